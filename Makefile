@@ -1,0 +1,65 @@
+# make             builds train_gpt, fold and infer: with nvcc where there is one, else for the CPU alone
+# make demo        installs what is missing, builds, trains, folds, runs (about 4 minutes)
+# make test        installs what is missing, builds and runs all tests
+# make bench       speed and memory, as ratios to peers and limits measured in the same run
+# make deps        installs what is missing from the system's packages
+# make format      clang-format over all sources
+#
+# Settings: CXX, CUDA_HOME, USE_CUDA=0 (ignore nvcc), SANITIZE=address,undefined, BUILD=<folder>
+CXX ?= g++
+BUILD ?= build
+OPT ?= -O3
+CPPFLAGS += -I.
+CXXFLAGS += -std=c++20 $(OPT) -fno-math-errno -fopenmp -Wall -Wextra -Werror
+LDFLAGS += -fopenmp
+ifdef SANITIZE
+CXXFLAGS += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=undefined
+LDFLAGS += -fsanitize=$(SANITIZE)
+endif
+
+PROGRAMS = train_gpt fold infer
+LIBRARY_SOURCES = $(wildcard io/*.cpp model/*.cpp) data/stories.cpp
+ARCH := $(shell uname -m)
+LEAF_ISAS = base $(if $(filter x86_64,$(ARCH)),avx2 avx512)
+LIBRARY = $(LIBRARY_SOURCES:%.cpp=$(BUILD)/%.o) $(LEAF_ISAS:%=$(BUILD)/ops/leaf_%.o)
+TEST_OBJECTS = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/*.cpp))
+
+.PHONY: all programs test demo bench deps format clean
+.DELETE_ON_ERROR:
+all: $(PROGRAMS)
+
+# GPT-2's tokenizer splits text with PCRE2; without it the programs know bytes only.
+HAVE_PCRE2 := $(shell printf '\#define PCRE2_CODE_UNIT_WIDTH 8\n\#include <pcre2.h>\n' | $(CXX) -x c++ -E - >/dev/null 2>&1 && echo 1)
+ifeq ($(HAVE_PCRE2),1)
+CPPFLAGS += -DHAVE_PCRE2=1
+LDLIBS += -lpcre2-8
+endif
+
+# ---- programs -------------------------------------------------------------------------------------------------------
+train_gpt: $(BUILD)/train_gpt.o $(LIBRARY)
+infer: $(BUILD)/infer.o $(LIBRARY)
+fold: $(BUILD)/fold.o $(LIBRARY)
+$(PROGRAMS):
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
+
+$(BUILD)/%.o: %.cu
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
+
+$(BUILD)/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
+
+# The CPU's inner loops, once per instruction set (see ops/leaf.h).
+LEAF_FLAGS = -fno-trapping-math
+$(BUILD)/ops/leaf_avx2.o: LEAF_FLAGS += -march=x86-64-v3
+$(BUILD)/ops/leaf_avx512.o: LEAF_FLAGS += -march=x86-64-v4 -mprefer-vector-width=512
+$(BUILD)/ops/leaf_%.o: ops/leaf.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) $(CXXFLAGS) $(LEAF_FLAGS) -DLEAF_ISA=$* -MMD -MP -c $< -o $@
+
+# ---- tests ----------------------------------------------------------------------------------------------------------
+$(BUILD)/run_tests: $(TEST_OBJECTS) $(LIBRARY)
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -1,0 +1,243 @@
+// Folds the norms of a finished model away: ./fold model.bin folded.bin
+//
+// With row vectors, a site's output y goes only into the next matrix, y W + b (attn_qkv, mlp_fc, or the head). At g = 0
+//
+//   RMSNorm kind    y = c gamma~ h                         W' = c diag(gamma~) W                  b' = b
+//   LayerNorm kind  y = c gamma~ (h - mean h) + beta~      W' = (I - 1 1^T / C) c diag(gamma~) W  b' = b + beta~ W
+//
+// so that y W + b = h W' + b': the centering subtracts from each column of c diag(gamma~) W its mean over the inputs.
+// A norm that stays (-g norm models) keeps its statistics, and only gamma and beta move: W' = diag(gamma) W,
+// b' = b + beta W. The head is E^T, E [V, C]; a final site that is folded unties it from the embedding.
+//
+// Everything is computed in double and rounded once. Before anything is written, both models run on the same tokens.
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "io/options.h"
+#include "model/decoder.cuh"
+#include "model/model_file.h"
+#include "runtime/random.h"
+
+using Weights = GptTensors<double>;
+
+// Tensors of one configuration, in double.
+struct Model64 {
+    Config config;
+    Weights tensors{};
+    Arena<Cpu> arena;
+
+    Model64(Cpu& dev, const Config& c) : config(c), arena(dev, "the parameters in double") {
+        visit_tensors(config, tensors, [&](const TensorSpec& t, double*& slot) { arena.add(slot, t.count()); });
+        arena.allocate(true);
+    }
+};
+
+static Fold fold_for(GateMode mode) {
+    return mode == GateMode::norm ? Fold::affine : mode == GateMode::taper ? Fold::internal : Fold::all;
+}
+
+// The affine map that a site leaves behind: y = scale (.) (h - [mean h]) + shift.
+struct AffineMap {
+    std::vector<double> scale, shift;  // [C]; shift empty: none
+    bool center;
+};
+
+static AffineMap affine_map(const Config& c, const SiteTensors<double>& site, float taper_scale) {
+    const bool tapered = c.mode != GateMode::norm;
+    const double* weight = tapered ? site.taper_weight : site.weight;
+    const double* bias = tapered ? site.taper_bias : site.bias;
+    AffineMap map{std::vector<double>(weight, weight + c.C), {}, tapered && c.norm == NormKind::layernorm};
+    if (tapered)
+        for (double& s : map.scale) s *= double(taper_scale);
+    if (bias) map.shift.assign(bias, bias + c.C);
+    return map;
+}
+
+// out [C, OC], out_bias [OC] from weight [C, OC], bias [OC]. Strides describe both orientations of the matrix.
+static void fold_linear(double* out, double* out_bias, const double* weight, const double* bias, const AffineMap& map,
+                        size_t C, size_t OC, size_t in_stride, size_t out_stride) {
+    for (size_t j = 0; j < OC; j++) {
+        double mean = 0, shift = 0;
+        for (size_t i = 0; i < C; i++) {
+            const double w = weight[i * in_stride + j * out_stride];
+            mean += map.scale[i] * w / double(C);
+            if (!map.shift.empty()) shift += map.shift[i] * w;
+        }
+        for (size_t i = 0; i < C; i++) {
+            const size_t at = i * in_stride + j * out_stride;
+            out[at] = map.scale[i] * weight[at] - (map.center ? mean : 0);
+        }
+        if (out_bias) out_bias[j] = (bias ? bias[j] : 0) + shift;
+    }
+}
+
+static void copy(double* to, const double* from, size_t n) { std::copy_n(from, n, to); }
+
+static void fold_model(Model64& folded, const Model64& from, const std::vector<float>& c) {
+    const Config& config = from.config;
+    const size_t C = config.C, V = config.V;
+    Weights& to = folded.tensors;
+    const Weights& w = from.tensors;
+    copy(to.wte, w.wte, V * C), copy(to.wpe, w.wpe, config.T * C);
+    auto c_at = [&](size_t i) { return c.empty() ? 1.0f : c[i]; };
+    for (size_t l = 0; l < config.L; l++) {
+        BlockTensors<double>& t = to.h[l];
+        const BlockTensors<double>& f = w.h[l];
+        fold_linear(t.attn_qkv, t.attn_qkv_bias, f.attn_qkv, f.attn_qkv_bias, affine_map(config, f.ln_1, c_at(2 * l)), C,
+                    3 * C, 3 * C, 1);
+        copy(t.attn_proj, f.attn_proj, C * C), copy(t.attn_proj_bias, f.attn_proj_bias, C);
+        fold_linear(t.mlp_fc, t.mlp_fc_bias, f.mlp_fc, f.mlp_fc_bias, affine_map(config, f.ln_2, c_at(2 * l + 1)), C, 4 * C,
+                    4 * C, 1);
+        copy(t.mlp_proj, f.mlp_proj, 4 * C * C), copy(t.mlp_proj_bias, f.mlp_proj_bias, C);
+    }
+    if (to.lm_head) {
+        const float c_final = config.final_tapers() ? c_at(2 * config.L) : 1.0f;
+        fold_linear(to.lm_head, to.lm_head_bias, w.wte, nullptr, affine_map(config, w.ln_f, c_final), C, V, 1, C);
+    }
+    if (to.ln_f.weight) copy(to.ln_f.weight, w.ln_f.weight, C);
+    if (to.ln_f.bias) copy(to.ln_f.bias, w.ln_f.bias, C);
+}
+
+// ---- the self-check -------------------------------------------------------------------------------------------------
+
+// Fixed pseudo-random sequences: the same for every model of a vocabulary and context.
+struct Probe {
+    static constexpr size_t kSequences = 4, kLength = 64;
+    size_t length;
+    std::vector<std::vector<int>> tokens;
+
+    explicit Probe(const Config& c) : length(std::min<size_t>(c.T, kLength)), tokens(kSequences) {
+        for (size_t i = 0; i < kSequences; i++)
+            for (size_t t = 0; t < length; t++) tokens[i].push_back(int(random_bits(7, i, t) % c.V));
+    }
+};
+
+template <class Real>
+static std::vector<double> run(Cpu& dev, const Probe& probe, const Config& c, const GptTensors<Real>& weights,
+                               const ModelInfo& info) {
+    std::vector<double> all;
+    std::vector<Real> logits(probe.length * c.V);
+    Decoder<Cpu, Real> decoder(dev, c, weights, info.taper_scale, info.gate);
+    for (const std::vector<int>& tokens : probe.tokens) {
+        decoder.rewind(0);
+        decoder.feed(tokens.data(), tokens.size(), Logits::all, logits.data());
+        all.insert(all.end(), logits.begin(), logits.end());
+    }
+    return all;
+}
+
+static double max_difference(const std::vector<double>& a, const std::vector<double>& b) {
+    double largest = 0;
+    for (size_t i = 0; i < a.size(); i++)
+        if (!(std::abs(a[i] - b[i]) <= largest)) largest = std::abs(a[i] - b[i]);  // NaN stays
+    return largest;
+}
+
+// Mean over the rows of KL(softmax(a) || softmax(b)), in nats.
+static double mean_kl(const std::vector<double>& a, const std::vector<double>& b, size_t V) {
+    double kl = 0;
+    const size_t rows = a.size() / V;
+    for (size_t r = 0; r < rows; r++) {
+        auto log_sum = [V](const double* z) {
+            double top = z[0], sum = 0;
+            for (size_t i = 0; i < V; i++) top = std::max(top, z[i]);
+            for (size_t i = 0; i < V; i++) sum += std::exp(z[i] - top);
+            return top + std::log(sum);
+        };
+        const double *x = &a[r * V], *y = &b[r * V], lx = log_sum(x), ly = log_sum(y);
+        for (size_t i = 0; i < V; i++) kl += std::exp(x[i] - lx) * ((x[i] - lx) - (y[i] - ly)) / double(rows);
+    }
+    return kl;
+}
+
+// Two things are checked. In double, the unrounded folded model must be the model: the difference is bounded by double
+// rounding, kIdentity of the largest logit. In fp32, the folded model may be as far from the exact logits as rounding
+// explains: kRounding times the distance of the unfolded model itself, which does the same number of fp32 operations
+// on numbers of the same size, and has no rounding of c diag(gamma~) W behind it; at least kRounding half-units of
+// the largest logit.
+static void check(Cpu& dev, const HostModel& model, const Model64& exact, const HostModel& folded,
+                  const Model64& folded_exact) {
+    constexpr double kIdentity = 1e-9, kRounding = 8;
+    const Probe probe(exact.config);
+    const std::vector<double> truth = run(dev, probe, exact.config, exact.tensors, model.info);
+    const std::vector<double> identity = run(dev, probe, folded_exact.config, folded_exact.tensors, folded.info);
+    const std::vector<double> before = run(dev, probe, model.info.config, model.tensors, model.info);
+    const std::vector<double> after = run(dev, probe, folded.info.config, folded.tensors, folded.info);
+    double largest = 0;
+    for (double z : truth) largest = std::max(largest, std::abs(z));
+    const double exactness = max_difference(truth, identity), own = max_difference(truth, before);
+    const double error = max_difference(truth, after), difference = max_difference(before, after);
+    const double bound = kRounding * std::max(own, largest * 0x1p-24);
+    std::printf("check     %zu x %zu tokens: max |dlogit| %.3g, relative %.3g, KL %.3g nats\n", probe.kSequences,
+                probe.length, difference, difference / largest, mean_kl(before, after, exact.config.V));
+    std::printf("          against the model in double: unfolded %.3g, folded %.3g, bound %.3g; folded in double %.3g\n",
+                own, error, bound, exactness);
+    if (!(exactness <= kIdentity * largest) || !(error <= bound))
+        fail("the folded model is not the model: logits differ by %.3g, rounding explains %.3g; nothing was written", error,
+             bound);
+}
+
+// ---- the program ----------------------------------------------------------------------------------------------------
+
+static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
+    if (info.config.fold != Fold::none)
+        fail("%s: already folded (%s); expected a model written by train_gpt", path.c_str(), fold_name(info.config.fold));
+    if (info.config.mode != GateMode::norm && info.gate != 0)
+        fail("%s: its gate is %.6g; expected 0, a model whose taper has ended: train on (./train_gpt -y -o %s) or use a "
+             "smaller --gate-end", path.c_str(), info.gate, path.c_str());
+}
+
+static int run_program(int argc, char** argv) {
+    std::string in, out;
+    size_t threads = 0;
+    Options options("fold", "Folds the norms of a finished model into the matrices that follow them.");
+    options.section("Files");
+    options.add({.long_name = "model", .to = &in, .metavar = "MODEL", .help = "a model whose gate is 0, or a -g norm model"});
+    options.add({.long_name = "folded", .to = &out, .metavar = "FOLDED", .help = "the folded model to write"});
+    options.section("Run");
+    options.add({.long_name = "--threads", .to = &threads, .default_text = "all cores", .help = "CPU threads of the check"});
+    if (!options.parse(argc, argv)) return 0;
+    std::error_code ignored;
+    if (in == out || std::filesystem::equivalent(in, out, ignored))
+        fail("%s: input and output are the same file; give the folded model another name", in.c_str());
+
+    Cpu dev{int(threads)};
+    const std::unique_ptr<HostModel> model = load_model(dev, in);
+    std::printf("read      %s: %s\n", in.c_str(), describe(model->info).c_str());
+    refuse_unfinished(in, model->info);
+    check_writable(out);
+
+    Model64 exact(dev, model->info.config);
+    ModelInfo info = model->info;
+    info.config.fold = fold_for(info.config.mode);
+    info.taper_scale.clear();
+    Model64 folded_exact(dev, info.config);
+    auto convert = []<class From, class To>(const std::vector<Tensor<From>>& from, const std::vector<Tensor<To>>& to) {
+        for (size_t i = 0; i < to.size(); i++)
+            for (size_t j = 0; j < to[i].spec.count(); j++) to[i].data[j] = To(from[i].data[j]);
+    };
+    convert(tensor_list(model->info.config, model->tensors), tensor_list(exact.config, exact.tensors));
+    fold_model(folded_exact, exact, model->info.taper_scale);
+    HostModel folded(dev, info);
+    convert(tensor_list(info.config, folded_exact.tensors), tensor_list(info.config, folded.tensors));
+    check(dev, *model, exact, folded, folded_exact);
+    save_model(out, info, folded.tensors);
+    std::printf("wrote     %s: %s\n", out.c_str(), describe(info).c_str());
+    return 0;
+}
+
+#ifndef TAPERNORM_NO_MAIN
+int main(int argc, char** argv) {
+    try {
+        return run_program(argc, argv);
+    } catch (const std::exception& error) {
+        std::fflush(stdout);
+        std::fprintf(stderr, "fold: error: %s\n", error.what());
+        return 1;
+    }
+}
+#endif

@@ -1,0 +1,205 @@
+#include "io/atomic_file.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "runtime/error.h"
+
+namespace fs = std::filesystem;
+
+namespace {
+
+const char* remedy(int error) {
+    switch (error) {
+        case ENOSPC:
+        case EDQUOT:
+            return "free some space or choose another place";
+        case EFBIG:
+            return "the file system or the shell's limit (ulimit -f) allows no file of this size";
+        case EACCES:
+        case EPERM:
+        case EROFS:
+            return "choose a place you may write to";
+        case ENOENT:
+            return "create its directory first (mkdir -p)";
+        case ENOTDIR:
+            return "a part of the path is a file, not a directory";
+        case ENAMETOOLONG:
+            return "choose a shorter name";
+        default:
+            return "check the disk, or choose another place";
+    }
+}
+
+std::string resolve_links(const std::string& path) {
+    std::error_code ec;
+    if (!fs::is_symlink(path, ec)) return path;
+    const fs::path target = fs::canonical(path, ec);
+    if (ec)
+        fail("cannot write %s: it is a symbolic link to a file that does not exist; remove the link",
+             in_quotes(path).c_str());
+    return target.string();
+}
+
+std::string directory_of(const std::string& path) {
+    const std::string parent = fs::path(path).parent_path().string();
+    return parent.empty() ? "." : parent;
+}
+
+// Opens PATH.tmp for one writer. A temporary left by a crash is taken over; one that is being written is not.
+// Returns -1 with errno set on failure, EWOULDBLOCK where another process holds it.
+int open_temporary(const std::string& temporary) {
+    for (;;) {
+        const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+        if (fd < 0) return -1;
+        // Some network file systems have no locks; there the rename still keeps readers safe.
+        const bool busy = flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+        struct stat opened, named;
+        const bool same = fstat(fd, &opened) == 0 && stat(temporary.c_str(), &named) == 0 &&
+                          opened.st_ino == named.st_ino && opened.st_dev == named.st_dev;
+        if (!busy && same && ftruncate(fd, 0) == 0) return fd;
+        const int error = busy ? EWOULDBLOCK : errno;
+        close(fd);
+        if (busy || same) {
+            errno = error;
+            return -1;
+        }
+        // The previous owner renamed or removed the file between our open and our lock: try again.
+    }
+}
+
+}  // namespace
+
+std::string in_quotes(std::string_view text) {
+    constexpr size_t longest = 160;
+    std::string out = "'";
+    for (size_t i = 0; i < text.size(); i++) {
+        if (text.size() > longest && i == longest / 2) {
+            out += "...";
+            i = text.size() - longest / 2;
+        }
+        const unsigned char c = (unsigned char)(text[i]);
+        if (c < 0x20 || c == 0x7f || c == '\'' || c == '\\') {
+            char escape[8];
+            std::snprintf(escape, sizeof escape, "\\x%02x", c);
+            out += escape;
+        } else {
+            out += char(c);
+        }
+    }
+    return out + "'";
+}
+
+AtomicFile::AtomicFile(const std::string& path) : path_(path) {
+    if (path.empty()) fail("cannot write a file without a name");
+    target_ = resolve_links(path);
+    temporary_ = target_ + ".tmp";
+    struct stat info;
+    const bool exists = stat(target_.c_str(), &info) == 0;
+    if (exists && S_ISDIR(info.st_mode))
+        fail("cannot write %s: it is a directory; name a file in it", in_quotes(path).c_str());
+    if (exists && !S_ISREG(info.st_mode))
+        fail("cannot write %s: it is not a regular file; name another", in_quotes(path).c_str());
+    if (exists && access(target_.c_str(), W_OK) != 0)
+        fail("cannot write %s: the file is write-protected (%s); name another, or chmod u+w it",
+             in_quotes(path).c_str(), std::strerror(errno));
+    if (!exists && target_.back() == '/')
+        fail("cannot write %s: it names a directory; name a file in it", in_quotes(path).c_str());
+
+    fd_ = open_temporary(temporary_);
+    if (fd_ < 0 && errno == EWOULDBLOCK)
+        fail("cannot write %s: another process is writing it; give this run another name",
+             in_quotes(path).c_str());
+    if (fd_ < 0 && errno == ENOENT)
+        fail("cannot write %s: the directory %s does not exist; create it first (mkdir -p)",
+             in_quotes(path).c_str(), in_quotes(directory_of(target_)).c_str());
+    if (fd_ < 0) fail_with(errno, "create a file in its directory");
+    if (exists) (void)!fchmod(fd_, info.st_mode & 07777);  // keeps the old file's permissions where it may
+}
+
+AtomicFile::~AtomicFile() {
+    if (fd_ < 0) return;
+    unlink(temporary_.c_str());
+    close(fd_);
+}
+
+void AtomicFile::fail_with(int error, const char* action) {
+    fail("cannot write %s: could not %s: %s; %s", in_quotes(path_).c_str(), action, std::strerror(error),
+         remedy(error));
+}
+
+void AtomicFile::write(const void* data, size_t bytes) {
+    const char* next = static_cast<const char*>(data);
+    while (bytes > 0) {
+        const ssize_t done = ::write(fd_, next, std::min(bytes, size_t(1) << 30));
+        if (done < 0 && errno == EINTR) continue;
+        if (done < 0) fail_with(errno, "write the data (what was there before is untouched)");
+        next += done;
+        bytes -= size_t(done);
+    }
+}
+
+void AtomicFile::commit() {
+    if (fsync(fd_) != 0) fail_with(errno, "flush to the disk (what was there before is untouched)");
+    if (rename(temporary_.c_str(), target_.c_str()) != 0) fail_with(errno, "rename the finished file");
+    // Network file systems may report a failed write only here, but fsync has already reported all of them.
+    close(std::exchange(fd_, -1));
+
+    // The new name is safe from a power cut once its directory is on the disk; some file systems cannot flush
+    // one.
+    const int directory = open(directory_of(target_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0) return;
+    const bool flushed = fsync(directory) == 0 || errno == EINVAL;
+    const int error = errno;
+    close(directory);
+    if (!flushed) fail_with(error, "flush its directory to the disk (the new file is in place)");
+}
+
+void check_writable(const std::string& path) { AtomicFile probe(path); }
+
+MappedFile::MappedFile(const std::string& path) {
+    const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        fail("cannot read %s: %s%s", in_quotes(path).c_str(), std::strerror(errno),
+             errno == ENOENT ? "; check the path" : "");
+    struct stat info;
+    const int error = fstat(fd, &info) == 0 ? 0 : errno;
+    if (error || !S_ISREG(info.st_mode)) {
+        close(fd);
+        if (error) fail("cannot read %s: %s", in_quotes(path).c_str(), std::strerror(error));
+        fail("cannot read %s: it is %s; name a file", in_quotes(path).c_str(),
+             S_ISDIR(info.st_mode) ? "a directory" : "not a regular file");
+    }
+    size_ = size_t(info.st_size);
+    void* p = size_ ? mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0) : nullptr;
+    const int map_error = errno;
+    close(fd);
+    if (p == MAP_FAILED)
+        fail("cannot map %s (%zu bytes) into memory: %s", in_quotes(path).c_str(), size_,
+             std::strerror(map_error));
+    data_ = static_cast<unsigned char*>(p);
+}
+
+MappedFile::~MappedFile() {
+    if (data_) munmap(data_, size_);
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+}

@@ -1,0 +1,51 @@
+// Files that are either the old ones or the new ones, never half of each: written under a temporary name in
+// the same directory (PATH.tmp), flushed to the disk, renamed.
+#pragma once
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+class AtomicFile {
+  public:
+    // Fails at once where the directory is missing or not writable, or where `path` is a directory, a device
+    // or a write-protected file. A symbolic link is followed: its target is replaced, the link stays.
+    explicit AtomicFile(const std::string& path);
+    ~AtomicFile();  // without commit(): removes the temporary, the old file stays as it was
+    AtomicFile(const AtomicFile&) = delete;
+    AtomicFile& operator=(const AtomicFile&) = delete;
+
+    void write(const void* data, size_t bytes);
+    void commit();
+
+  private:
+    [[noreturn]] void fail_with(int error, const char* action);
+
+    std::string path_;    // as given, for messages
+    std::string target_;  // symbolic links resolved
+    std::string temporary_;
+    int fd_ = -1;
+};
+
+// Fails as writing `path` would, before hours of work depend on it. Leaves no trace.
+void check_writable(const std::string& path);
+
+// Quoted for a one-line message: control characters and quotes as \xNN, long texts cut in the middle.
+std::string in_quotes(std::string_view text);
+
+// A whole file mapped into memory, read only. The pages are those of the file as it was opened: replacing the
+// file by renaming does not disturb them; shortening it in place does, and the system then ends the program.
+class MappedFile {
+  public:
+    MappedFile() = default;
+    explicit MappedFile(const std::string& path);  // fails unless `path` is a readable regular file
+    ~MappedFile();
+    MappedFile(MappedFile&& other) noexcept;
+    MappedFile& operator=(MappedFile&& other) noexcept;
+
+    const unsigned char* data() const { return data_; }
+    size_t size() const { return size_; }
+
+  private:
+    unsigned char* data_ = nullptr;
+    size_t size_ = 0;
+};

@@ -1,0 +1,366 @@
+#include "io/safetensors.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <type_traits>
+
+#include "runtime/error.h"
+
+static_assert(std::endian::native == std::endian::little, "the file's numbers are used in place");
+
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t length_bytes = 8;
+constexpr size_t max_header_bytes = 100'000'000;  // the format's own limit
+constexpr size_t alignment = 64;                  // of the data section we write
+
+struct DtypeInfo {
+    Dtype dtype;
+    const char* name;
+    size_t bytes;
+};
+
+constexpr DtypeInfo dtypes[] = {
+    {Dtype::F64, "F64", 8},   {Dtype::F32, "F32", 4}, {Dtype::F16, "F16", 2}, {Dtype::BF16, "BF16", 2},
+    {Dtype::I64, "I64", 8},   {Dtype::I32, "I32", 4}, {Dtype::I16, "I16", 2}, {Dtype::I8, "I8", 1},
+    {Dtype::U64, "U64", 8},   {Dtype::U32, "U32", 4}, {Dtype::U16, "U16", 2}, {Dtype::U8, "U8", 1},
+    {Dtype::BOOL, "BOOL", 1},
+};
+
+const DtypeInfo& info(Dtype dtype) {
+    for (const DtypeInfo& d : dtypes)
+        if (d.dtype == dtype) return d;
+    fail("dtype number %d is unknown", int(dtype));
+}
+
+// Bytes of a tensor, or nothing where the product does not fit.
+bool tensor_bytes(Dtype dtype, const std::vector<size_t>& shape, size_t* bytes) {
+    *bytes = dtype_bytes(dtype);
+    for (const size_t n : shape)
+        if (__builtin_mul_overflow(*bytes, n, bytes)) return false;
+    return true;
+}
+
+// Reads the header event by event, so that nothing is stored but what the format defines, and a header that
+// nests deeper or holds anything else is rejected where that begins.
+class HeaderReader : public nlohmann::json_sax<json> {
+  public:
+    HeaderReader(const std::string& path, std::map<std::string, std::string>* metadata,
+                 std::vector<TensorEntry>* entries)
+        : path_(path), metadata_(metadata), entries_(entries) {}
+
+    bool start_object(size_t) override {
+        if (place_ == Place::outside) return go(Place::top);
+        if (place_ == Place::metadata_object) return go(Place::metadata);
+        if (place_ == Place::tensor_object) return go(Place::tensor);
+        unexpected("an object");
+    }
+    bool end_object() override {
+        if (place_ == Place::tensor) finish_tensor();
+        return go(place_ == Place::top ? Place::outside : Place::top);
+    }
+    bool key(string_t& key) override {
+        if (place_ == Place::top) return top_key(key);
+        if (place_ == Place::metadata) {
+            if (metadata_->count(key)) reject("metadata has %s twice", in_quotes(key).c_str());
+            name_ = key;
+            return go(Place::metadata_value);
+        }
+        const bool first = seen_.insert(key).second;
+        if (!first) reject_tensor("has %s twice", in_quotes(key).c_str());
+        if (key == "dtype") return go(Place::dtype);
+        if (key == "shape") return go(Place::shape);
+        if (key == "data_offsets") return go(Place::offsets);
+        reject_tensor("has the key %s; expected dtype, shape and data_offsets", in_quotes(key).c_str());
+    }
+    bool string(string_t& value) override {
+        if (place_ == Place::metadata_value) {
+            metadata_->emplace(name_, value);
+            return go(Place::metadata);
+        }
+        if (place_ != Place::dtype) unexpected("a string");
+        for (const DtypeInfo& d : dtypes)
+            if (value == d.name) {
+                tensor_.dtype = d.dtype;
+                return go(Place::tensor);
+            }
+        reject_tensor("has the unknown dtype %s", in_quotes(value).c_str());
+    }
+    bool start_array(size_t) override {
+        if (place_ == Place::shape) return go(Place::shape_list);
+        if (place_ == Place::offsets) return go(Place::offset_list);
+        unexpected("an array");
+    }
+    bool end_array() override { return go(Place::tensor); }
+    bool number_unsigned(number_unsigned_t value) override {
+        if (place_ == Place::shape_list) return tensor_.shape.push_back(value), true;
+        if (place_ == Place::offset_list) return offsets_.push_back(value), true;
+        unexpected("a number");
+    }
+    bool number_integer(number_integer_t) override { unexpected("a negative number"); }
+    bool number_float(number_float_t, const string_t& text) override {
+        unexpected(("the number " + in_quotes(text)).c_str());
+    }
+    bool null() override { unexpected("null"); }
+    bool boolean(bool) override { unexpected("a truth value"); }
+    bool binary(binary_t&) override { unexpected("binary data"); }
+    bool parse_error(size_t position, const std::string&, const nlohmann::detail::exception&) override {
+        reject("its header is not valid JSON at byte %zu", position);
+    }
+
+  private:
+    enum class Place {
+        outside,
+        top,
+        metadata_object,
+        metadata,
+        metadata_value,
+        tensor_object,
+        tensor,
+        dtype,
+        shape,
+        shape_list,
+        offsets,
+        offset_list
+    };
+
+    bool go(Place place) { return place_ = place, true; }
+
+    template <class... Args>
+    [[noreturn]] void reject(const char* format, Args... args) {
+        fail("%s is not a valid safetensors file: %s", in_quotes(path_).c_str(),
+             strprintf(format, args...).c_str());
+    }
+    template <class... Args>
+    [[noreturn]] void reject_tensor(const char* format, Args... args) {
+        fail("%s is not a valid safetensors file: tensor %s %s", in_quotes(path_).c_str(),
+             in_quotes(name_).c_str(), strprintf(format, args...).c_str());
+    }
+    [[noreturn]] void unexpected(const char* what) {
+        switch (place_) {
+            case Place::outside:
+            case Place::top:
+                reject("its header is %s; expected an object of tensors", what);
+            case Place::metadata_object:
+                reject("__metadata__ is %s; expected an object of strings", what);
+            case Place::metadata:
+            case Place::metadata_value:
+                reject("metadata %s is %s; expected a string", in_quotes(name_).c_str(), what);
+            case Place::tensor_object:
+                reject_tensor("is %s; expected an object", what);
+            case Place::tensor:
+            case Place::dtype:
+                reject_tensor("has %s as its dtype; expected a string", what);
+            case Place::shape:
+            case Place::shape_list:
+                reject_tensor("has %s in its shape; expected a list of sizes", what);
+            case Place::offsets:
+            case Place::offset_list:
+                reject_tensor("has %s in its data_offsets; expected [begin, end]", what);
+        }
+        reject("its header holds %s", what);
+    }
+
+    bool top_key(const std::string& key) {
+        name_ = key;
+        if (!names_.insert(key).second) reject_tensor("is listed twice");
+        if (key == "__metadata__") return go(Place::metadata_object);
+        seen_.clear();
+        tensor_ = TensorEntry{key, Dtype::U8, {}, 0, 0};
+        offsets_.clear();
+        return go(Place::tensor_object);
+    }
+
+    void finish_tensor() {
+        if (seen_.size() != 3) reject_tensor("lacks one of dtype, shape and data_offsets");
+        if (offsets_.size() != 2)
+            reject_tensor("has %zu data_offsets; expected [begin, end]", offsets_.size());
+        tensor_.begin = offsets_[0], tensor_.end = offsets_[1];
+        if (tensor_.begin > tensor_.end)
+            reject_tensor("ends at byte %zu, before its begin at %zu", tensor_.end, tensor_.begin);
+        size_t bytes;
+        if (!tensor_bytes(tensor_.dtype, tensor_.shape, &bytes))
+            reject_tensor("has a shape of more bytes than 64 bits can count");
+        if (bytes != tensor_.end - tensor_.begin)
+            reject_tensor("has %zu bytes of data; its shape and dtype %s need %zu",
+                          tensor_.end - tensor_.begin, dtype_name(tensor_.dtype), bytes);
+        entries_->push_back(std::move(tensor_));
+    }
+
+    const std::string& path_;
+    std::map<std::string, std::string>* metadata_;
+    std::vector<TensorEntry>* entries_;
+    Place place_ = Place::outside;
+    std::string name_;                    // of the tensor or metadata at hand
+    std::set<std::string> names_, seen_;  // of the header; of the tensor at hand
+    TensorEntry tensor_ = {};
+    std::vector<size_t> offsets_;
+};
+
+// The data section must be covered exactly: a gap could hide bytes from the checks of other readers.
+void check_layout(const std::string& path, const std::vector<TensorEntry>& entries, size_t data_bytes) {
+    size_t at = 0;
+    for (const TensorEntry& e : entries) {
+        if (e.end > data_bytes)
+            fail(
+                "%s is not a valid safetensors file: tensor %s ends at byte %zu of the data, which has %zu; "
+                "the "
+                "file is damaged or was not copied to its end",
+                in_quotes(path).c_str(), in_quotes(e.name).c_str(), e.end, data_bytes);
+        if (e.begin != at)
+            fail(
+                "%s is not a valid safetensors file: tensor %s begins at byte %zu of the data; expected %zu "
+                "(%s)",
+                in_quotes(path).c_str(), in_quotes(e.name).c_str(), e.begin, at,
+                e.begin < at ? "an overlap" : "a gap");
+        at = e.end;
+    }
+    if (at != data_bytes)
+        fail("%s is not a valid safetensors file: its data section has %zu bytes, its tensors fill %zu",
+             in_quotes(path).c_str(), data_bytes, at);
+}
+
+template <class Real, class Stored, class Convert>
+void convert(const unsigned char* src, size_t n, Real* dst, Convert&& f) {
+    for (size_t i = 0; i < n; i++) {
+        Stored x;
+        std::memcpy(&x, src + i * sizeof x, sizeof x);
+        dst[i] = Real(f(x));
+    }
+}
+
+std::string json_string(const std::string& text) {
+    // Bytes that are no UTF-8, such as in a path, must not make hours of training unsaveable.
+    return json(text).dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+std::string make_header(const std::string& path, const std::map<std::string, std::string>& metadata,
+                        const std::vector<TensorOut>& tensors, std::vector<size_t>* bytes) {
+    std::set<std::string> names;
+    std::string header = "{\"__metadata__\":{";
+    for (const auto& [key, value] : metadata) {
+        if (header.back() != '{') header += ',';
+        header += json_string(key) + ":" + json_string(value);
+    }
+    header += "}";
+    size_t begin = 0;
+    for (const TensorOut& t : tensors) {
+        const std::string name = json_string(t.name);
+        if (t.name == "__metadata__" || !names.insert(name).second)
+            fail("cannot write %s: tensor name %s is taken", in_quotes(path).c_str(),
+                 in_quotes(t.name).c_str());
+        size_t size, end;
+        if (!tensor_bytes(t.dtype, t.shape, &size) || __builtin_add_overflow(begin, size, &end))
+            fail("cannot write %s: tensor %s has a shape of more bytes than 64 bits can count",
+                 in_quotes(path).c_str(), in_quotes(t.name).c_str());
+        header += strprintf(",%s:{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}", name.c_str(),
+                            dtype_name(t.dtype), json(t.shape).dump().c_str(), begin, end);
+        bytes->push_back(size);
+        begin = end;
+    }
+    header += "}";
+    header.resize((length_bytes + header.size() + alignment - 1) / alignment * alignment - length_bytes, ' ');
+    if (header.size() > max_header_bytes)
+        fail("cannot write %s: its header needs %zu bytes, the format allows %zu", in_quotes(path).c_str(),
+             header.size(), max_header_bytes);
+    return header;
+}
+
+}  // namespace
+
+size_t dtype_bytes(Dtype dtype) { return info(dtype).bytes; }
+
+const char* dtype_name(Dtype dtype) { return info(dtype).name; }
+
+std::string shape_text(const std::vector<size_t>& shape) {
+    std::string text = "[";
+    for (const size_t n : shape) {
+        if (text.size() > 1) text += ", ";
+        text += std::to_string(n);
+    }
+    return text + "]";
+}
+
+SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(path) {
+    if (file_.size() < length_bytes)
+        fail("%s is not a safetensors file: it has %zu bytes, the shortest has %zu", in_quotes(path).c_str(),
+             file_.size(), length_bytes + 2);
+    uint64_t length;
+    std::memcpy(&length, file_.data(), sizeof length);
+    const size_t rest = file_.size() - length_bytes;
+    const unsigned char* header = file_.data() + length_bytes;
+    if (length > 0 && rest > 0 && header[0] != '{')
+        fail(
+            "%s is not a safetensors file: no JSON header at byte %zu; name a model.bin or .safetensors file",
+            in_quotes(path).c_str(), length_bytes);
+    if (length < 2 || length > max_header_bytes || length > rest)
+        fail(
+            "%s is not a valid safetensors file: its header claims %llu bytes, the file holds %zu after the "
+            "length "
+            "(at most %zu are allowed); it is damaged or was not copied to its end",
+            in_quotes(path).c_str(), (unsigned long long)length, rest, max_header_bytes);
+
+    HeaderReader reader(path_, &metadata_, &entries_);
+    json::sax_parse(header, header + length, &reader);
+    data_begin_ = length_bytes + size_t(length);
+    // Empty tensors share their offset with the next one and come first.
+    std::stable_sort(entries_.begin(), entries_.end(), [](const TensorEntry& a, const TensorEntry& b) {
+        return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
+    });
+    check_layout(path, entries_, file_.size() - data_begin_);
+    for (size_t i = 0; i < entries_.size(); i++) index_.emplace(entries_[i].name, i);
+}
+
+const TensorEntry* SafetensorsFile::find(std::string_view name) const {
+    const auto found = index_.find(name);
+    return found == index_.end() ? nullptr : &entries_[found->second];
+}
+
+template <class Real>
+void SafetensorsFile::read(const TensorEntry& entry, Real* dst) const {
+    const unsigned char* src = data(entry);
+    const size_t n = entry.count();
+    const auto same = [](auto x) { return x; };
+    switch (entry.dtype) {
+        case Dtype::F32:
+            if (std::is_same_v<Real, float> && n > 0) return void(std::memcpy(dst, src, n * sizeof(float)));
+            return convert<Real, float>(src, n, dst, same);
+        case Dtype::F64:
+            return convert<Real, double>(src, n, dst, same);
+        case Dtype::BF16:
+            return convert<Real, uint16_t>(src, n, dst, float_from_bf16);
+        case Dtype::F16:
+            return convert<Real, uint16_t>(src, n, dst, float_from_f16);
+        default:
+            fail("%s: tensor %s has dtype %s; expected F32, BF16, F16 or F64", in_quotes(path_).c_str(),
+                 in_quotes(entry.name).c_str(), dtype_name(entry.dtype));
+    }
+}
+
+template void SafetensorsFile::read<float>(const TensorEntry&, float*) const;
+template void SafetensorsFile::read<double>(const TensorEntry&, double*) const;
+
+void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata,
+                       const std::vector<TensorOut>& tensors) {
+    std::vector<size_t> bytes;
+    const std::string header = make_header(path, metadata, tensors, &bytes);
+    const uint64_t length = header.size();
+    AtomicFile file(path);
+    file.write(&length, sizeof length);
+    file.write(header.data(), header.size());
+    for (size_t i = 0; i < tensors.size(); i++) file.write(tensors[i].data, bytes[i]);
+    file.commit();
+}
+
+float float_from_f16(uint16_t x) {
+    const uint32_t sign = uint32_t(x & 0x8000u) << 16, exponent = x >> 10 & 31u, mantissa = x & 1023u;
+    if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | mantissa << 13);
+    if (exponent > 0) return std::bit_cast<float>(sign | (exponent + 112) << 23 | mantissa << 13);
+    const float subnormal = float(mantissa) * 0x1p-24f;
+    return sign ? -subnormal : subnormal;
+}

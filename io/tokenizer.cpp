@@ -1,0 +1,736 @@
+#include "io/tokenizer.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <queue>
+#include <unordered_map>
+
+#include "io/atomic_file.h"
+#include "io/parallel_each.h"
+#include "runtime/error.h"
+#include "runtime/random.h"
+
+#if HAVE_PCRE2
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+#endif
+
+namespace fs = std::filesystem;
+
+// ---------------------------------------------------------------------------------------------------------------
+// UTF-8
+
+namespace {
+
+// Length of the valid UTF-8 character at text[at], its code point in `code`; 0 where there is none. Surrogates,
+// overlong forms and code points above U+10FFFF are not valid.
+size_t utf8_char(std::string_view text, size_t at, uint32_t& code) {
+    const auto byte = [&](size_t i) -> uint32_t {
+        return at + i < text.size() ? static_cast<unsigned char>(text[at + i]) : 0;
+    };
+    const auto tail = [&](size_t i) { return (byte(i) & 0xC0) == 0x80; };
+    const uint32_t b = byte(0);
+    if (b < 0x80) {
+        code = b;
+        return 1;
+    }
+    if (b < 0xE0 && tail(1)) {
+        code = (b & 0x1F) << 6 | (byte(1) & 0x3F);
+        return b >= 0xC2 ? 2 : 0;
+    }
+    if (b >= 0xE0 && b < 0xF0 && tail(1) && tail(2)) {
+        code = (b & 0x0F) << 12 | (byte(1) & 0x3F) << 6 | (byte(2) & 0x3F);
+        return code >= 0x800 && (code < 0xD800 || code > 0xDFFF) ? 3 : 0;
+    }
+    if (b >= 0xF0 && b < 0xF5 && tail(1) && tail(2) && tail(3)) {
+        code = (b & 0x07) << 18 | (byte(1) & 0x3F) << 12 | (byte(2) & 0x3F) << 6 | (byte(3) & 0x3F);
+        return code >= 0x10000 && code <= 0x10FFFF ? 4 : 0;
+    }
+    return 0;
+}
+
+void append_utf8(std::string& text, uint32_t code) {  // below U+0800: all that printable_from_bytes needs
+    if (code < 0x80) {
+        text += char(code);
+    } else {
+        text += char(0xC0 | code >> 6);
+        text += char(0x80 | (code & 0x3F));
+    }
+}
+
+// Where the first invalid byte at or after `at` is; text.size() where all is valid.
+size_t find_invalid_utf8(std::string_view text, size_t at) {
+    while (at < text.size()) {
+        uint64_t eight;
+        if (at + 8 <= text.size() && (std::memcpy(&eight, &text[at], 8), !(eight & 0x8080808080808080u))) {
+            at += 8;
+            continue;
+        }
+        uint32_t code;
+        const size_t length = utf8_char(text, at, code);
+        if (!length) return at;
+        at += length;
+    }
+    return at;
+}
+
+// A copy in which each invalid byte is replaced by U+0001. To the expression below it is what Python's
+// replacement character U+FFFD is, neither letter nor number nor space, but it has one byte, so that places in the copy
+// are places in the text.
+std::string mask_invalid_utf8(std::string_view text, size_t invalid) {
+    std::string masked(text);
+    for (; invalid < text.size(); invalid = find_invalid_utf8(text, invalid + 1)) masked[invalid] = '\x01';
+    return masked;
+}
+
+// Unicode's White_Space property, which \s means in the expression.
+bool is_white_space(uint32_t code) {
+    return (code >= 0x09 && code <= 0x0D) || code == 0x20 || code == 0x85 || code == 0xA0 || code == 0x1680 ||
+           (code >= 0x2000 && code <= 0x200A) || code == 0x2028 || code == 0x2029 || code == 0x202F ||
+           code == 0x205F || code == 0x3000;
+}
+
+}  // namespace
+
+// A word never has white space after its first character unless it is all white space. So a text may be cut before
+// white space that follows anything else.
+size_t word_safe_cut(std::string_view text, size_t at) {
+    for (at = std::max<size_t>(at, 1); at < text.size(); ++at) {
+        const auto here = static_cast<unsigned char>(text[at]);
+        if (here >= 0x80 || !is_white_space(here)) continue;
+        size_t before = at - 1;
+        while (before > 0 && at - before < 4 && (text[before] & 0xC0) == 0x80) --before;
+        uint32_t code;
+        if (utf8_char(text, before, code) == at - before && !is_white_space(code)) return at;
+    }
+    return text.size();
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Words
+
+#if HAVE_PCRE2
+
+namespace {
+
+// GPT-2's expression, '(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+, with two changes that
+// match the same: `++` where giving back characters cannot help, and White_Space spelled out, because PCRE2's \s has
+// U+180E too.
+#define WHITE R"(\t-\r \x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})"
+constexpr const char* word_pattern =
+    R"('(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^)" WHITE R"(\p{L}\p{N}]++|[)" WHITE
+    R"(]+(?![^)" WHITE R"(])|[)" WHITE "]+";
+#undef WHITE
+
+const pcre2_code* word_expression() {
+    static const pcre2_code* const compiled = [] {
+        int error;
+        PCRE2_SIZE place;
+        pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(word_pattern), PCRE2_ZERO_TERMINATED,
+                                         PCRE2_UTF | PCRE2_UCP, &error, &place, nullptr);
+        if (!code)
+            fail("PCRE2 rejects GPT-2's expression (error %d at %zu): it needs a PCRE2 built with Unicode support",
+                 error, size_t(place));
+        // Where the system allows no generated code, matching works without it, several times slower.
+        pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
+        return code;
+    }();
+    return compiled;
+}
+
+}  // namespace
+
+Words::Words(std::string_view text) : text_(text), subject_(text) {
+    const size_t invalid = find_invalid_utf8(text, 0);
+    if (invalid < text.size()) {
+        masked_ = mask_invalid_utf8(text, invalid);
+        subject_ = masked_;
+    }
+    match_data_ = pcre2_match_data_create_from_pattern(word_expression(), nullptr);
+    if (!match_data_) fail("out of memory while cutting text into words");
+}
+
+Words::~Words() { pcre2_match_data_free(static_cast<pcre2_match_data*>(match_data_)); }
+
+bool Words::next(std::string_view& word) {
+    if (position_ == subject_.size()) return false;
+    auto* match = static_cast<pcre2_match_data*>(match_data_);
+    const int result = pcre2_match(word_expression(), reinterpret_cast<PCRE2_SPTR>(subject_.data()), subject_.size(),
+                                   position_, PCRE2_NO_UTF_CHECK, match, nullptr);
+    const PCRE2_SIZE* place = pcre2_get_ovector_pointer(match);
+    // Every character starts a word, so that a match is always found, and found right here.
+    if (result < 1 || place[0] != position_ || place[1] <= position_)
+        fail("PCRE2 cannot cut the text into words at byte %zu (result %d)", position_, result);
+    word = text_.substr(position_, place[1] - position_);
+    position_ = place[1];
+    return true;
+}
+
+#else
+
+Words::Words(std::string_view) {
+    fail("this build cannot encode text by BPE, because PCRE2 was not found: install it (Debian: libpcre2-dev; "
+         "macOS: brew install pcre2) and build again, or use bytes");
+}
+Words::~Words() = default;
+bool Words::next(std::string_view&) { return false; }
+
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------
+// GPT-2's files
+
+namespace {
+
+// Byte -> the character that stands for it in vocab.json and merges.txt: itself where it is printable and no
+// space, else the next free one from U+0100 on.
+constexpr std::array<uint16_t, 256> make_byte_to_char() {
+    std::array<uint16_t, 256> to_char{};
+    uint16_t free = 256;
+    for (size_t b = 0; b < 256; ++b) {
+        const bool printable = (b >= '!' && b <= '~') || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
+        to_char[b] = printable ? uint16_t(b) : free++;
+    }
+    return to_char;
+}
+constexpr std::array<uint16_t, 256> byte_to_char = make_byte_to_char();
+
+// A key of vocab.json as bytes. One with a character that stands for no byte can only be an added token; its
+// bytes are those of the key itself.
+std::string bytes_from_printable(std::string_view key) {
+    static const auto char_to_byte = [] {
+        std::array<int, 512> to_byte;
+        to_byte.fill(-1);
+        for (size_t b = 0; b < 256; ++b) to_byte[byte_to_char[b]] = int(b);
+        return to_byte;
+    }();
+    std::string bytes;
+    for (size_t at = 0; at < key.size();) {
+        uint32_t code;
+        const size_t length = utf8_char(key, at, code);
+        if (!length || code >= char_to_byte.size() || char_to_byte[code] < 0) return std::string(key);
+        bytes += char(char_to_byte[code]);
+        at += length;
+    }
+    return bytes;
+}
+
+constexpr size_t max_vocab_size = 65536;  // ids are 16 bits in memory and in token shards
+
+// The keys of vocab.json in the order of their ids.
+std::vector<std::string> parse_vocab(std::string_view text, const std::string& source) {
+    const auto json = nlohmann::json::parse(text, nullptr, false);
+    if (!json.is_object())
+        fail("%s: vocab.json must be a JSON object {\"token\": id, ...}", source.c_str());
+    if (json.size() > max_vocab_size)
+        fail("%s: the vocabulary has %zu tokens; ids are stored in 16 bits, so that %zu is the limit",
+             source.c_str(), json.size(), max_vocab_size);
+    std::vector<std::string> keys(json.size());
+    std::vector<bool> seen(json.size());
+    for (const auto& [key, id] : json.items()) {
+        if (!id.is_number_unsigned() || id.get<uint64_t>() >= keys.size() || seen[id.get<size_t>()])
+            fail("%s: token %s has id %s in vocab.json; ids must be 0 to %zu, each once", source.c_str(),
+                 in_quotes(key).c_str(), id.dump().c_str(), keys.size() - 1);
+        seen[id.get<size_t>()] = true;
+        keys[id.get<size_t>()] = key;
+    }
+    return keys;
+}
+
+struct Pair {
+    uint16_t left, right;
+};
+
+struct MergeLine {
+    Pair pair;
+    uint16_t merged;
+};
+
+std::vector<MergeLine> parse_merges(std::string_view text, const std::vector<std::string>& keys,
+                                    const std::string& source) {
+    std::unordered_map<std::string_view, uint16_t> ids;
+    for (size_t id = 0; id < keys.size(); ++id) ids.emplace(keys[id], uint16_t(id));
+    std::vector<MergeLine> merges;
+    for (size_t line_number = 1, at = 0; at < text.size(); ++line_number) {
+        const size_t end = std::min(text.find('\n', at), text.size());
+        std::string_view line = text.substr(at, end - at);
+        at = end + 1;
+        if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
+        if (line.empty() || line.starts_with("#version")) continue;
+        const size_t space = line.find(' ');
+        if (space == 0 || space >= line.size() - 1 || line.find(' ', space + 1) != line.npos)
+            fail("%s: line %zu of merges.txt is %s; expected two tokens and one space between them",
+                 source.c_str(), line_number, in_quotes(line).c_str());
+        const auto left = ids.find(line.substr(0, space)), right = ids.find(line.substr(space + 1));
+        const auto merged = ids.find(std::string(line.substr(0, space)).append(line.substr(space + 1)));
+        if (left == ids.end() || right == ids.end() || merged == ids.end())
+            fail("%s: line %zu of merges.txt, %s: the tokens or what they merge to are not in vocab.json; do the "
+                 "two files belong together?",
+                 source.c_str(), line_number, in_quotes(line).c_str());
+        merges.push_back({{left->second, right->second}, merged->second});
+    }
+    return merges;
+}
+
+std::string read_file(const std::string& path) {
+    const MappedFile file(path);
+    return {reinterpret_cast<const char*>(file.data()), file.size()};
+}
+
+}  // namespace
+
+std::string printable_from_bytes(std::string_view bytes) {
+    std::string printable;
+    for (const char b : bytes) append_utf8(printable, byte_to_char[static_cast<unsigned char>(b)]);
+    return printable;
+}
+
+std::string vocab_json_text(std::span<const std::string> tokens) {
+    std::string text = "{";
+    for (size_t id = 0; id < tokens.size(); ++id) {
+        if (id) text += ", ";
+        text += nlohmann::json(printable_from_bytes(tokens[id])).dump() + ": " + std::to_string(id);
+    }
+    return text + "}\n";
+}
+
+std::string merges_txt_text(std::span<const std::string> tokens,
+                            std::span<const std::pair<uint16_t, uint16_t>> merges) {
+    std::string text = "#version: 0.2\n";
+    for (const auto& [left, right] : merges)
+        text += printable_from_bytes(tokens[left]) + ' ' + printable_from_bytes(tokens[right]) + '\n';
+    return text;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Merging
+
+namespace {
+
+constexpr uint32_t no_rank = ~0u;
+
+// (left id, right id) -> rank, by open addressing; at most half full, so that a miss costs about one line of memory.
+class MergeRanks {
+  public:
+    explicit MergeRanks(size_t capacity) : slots_(std::bit_ceil(2 * capacity + 2)), mask_(slots_.size() - 1) {}
+
+    // Of a pair that is listed twice the later rank counts, as in Hugging Face's tokenizers.
+    void insert(Pair pair, uint32_t rank) {
+        const uint32_t k = key(pair);
+        size_t i = home(k);
+        while (slots_[i].rank != no_rank && slots_[i].key != k) i = (i + 1) & mask_;
+        slots_[i] = {k, rank};
+    }
+
+    uint32_t find(uint16_t left, uint16_t right) const {
+        const uint32_t k = key({left, right});
+        for (size_t i = home(k);; i = (i + 1) & mask_)
+            if (slots_[i].key == k || slots_[i].rank == no_rank) return slots_[i].rank;
+    }
+
+  private:
+    struct Slot {
+        uint32_t key = 0, rank = no_rank;
+    };
+    static uint32_t key(Pair pair) { return uint32_t(pair.left) << 16 | pair.right; }
+    size_t home(uint32_t k) const { return size_t(k * 0x9e3779b97f4a7c15u >> 32) & mask_; }
+
+    std::vector<Slot> slots_;
+    size_t mask_;
+};
+
+uint64_t load(const char* bytes, size_t count) {
+    uint64_t value = 0;
+    std::memcpy(&value, bytes, count);
+    return value;
+}
+
+// Words are short: up to 16 bytes are two loads, which overlap where there are fewer.
+uint64_t hash_bytes(std::string_view bytes) {
+    const size_t n = bytes.size();
+    const char* p = bytes.data();
+    uint64_t hash = n;
+    const auto mix = [&](uint64_t value) {
+        hash = (hash ^ value) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 32;
+    };
+    if (n >= 8) {
+        for (size_t at = 0; at + 8 < n; at += 8) mix(load(p + at, 8));
+        mix(load(p + n - 8, 8));
+    } else if (n >= 4) {
+        mix(load(p, 4) | load(p + n - 4, 4) << 32);
+    } else if (n >= 1) {
+        mix(load(p, 1) | load(p + n / 2, 1) << 8 | load(p + n - 1, 1) << 16);
+    }
+    return hash;
+}
+
+}  // namespace
+
+struct Tokenizer::Tables {
+    bool byte_level = false;
+    std::string name;
+    std::vector<std::string> tokens;  // the bytes of each id
+    std::array<uint16_t, 256> byte_id{};
+    std::vector<std::pair<uint16_t, uint16_t>> merges;  // by rank
+    std::vector<uint16_t> merged;                       // what they merge to
+    MergeRanks ranks{0};
+    std::optional<uint16_t> end_of_text;
+
+    // Words that are one token, found without merging: the bytes and the id, by open addressing.
+    struct Word {
+        uint32_t tag = 0;  // upper half of the hash
+        uint32_t id = no_rank;
+    };
+    std::vector<Word> words;
+
+    void add_merge(uint16_t left, uint16_t right, uint16_t result) {
+        ranks.insert({left, right}, uint32_t(merges.size()));
+        merges.emplace_back(left, right);
+        merged.push_back(result);
+    }
+
+    void set_tokens(std::vector<std::string> all, const std::string& source);
+    void add_words();
+    void finish();
+    bool find_word(std::string_view word, uint16_t& id) const;
+    void append_word(std::string_view word, std::vector<uint16_t>& ids) const;
+    void merge_short(std::string_view word, std::vector<uint16_t>& ids) const;
+    void merge_long(std::string_view word, std::vector<uint16_t>& ids) const;
+};
+
+namespace {
+constexpr size_t short_word = 64;  // bytes; merged by repeated scans up to here, by a priority queue above
+}
+
+// Takes the leftmost pair of lowest rank again and again. Quadratic, and fastest for words as they are.
+void Tokenizer::Tables::merge_short(std::string_view word, std::vector<uint16_t>& ids) const {
+    uint16_t id[short_word];
+    uint32_t rank[short_word];  // of the pair (i, i + 1)
+    size_t n = word.size();
+    for (size_t i = 0; i < n; ++i) id[i] = byte_id[static_cast<unsigned char>(word[i])];
+    for (size_t i = 0; i + 1 < n; ++i) rank[i] = ranks.find(id[i], id[i + 1]);
+    while (n > 1) {
+        size_t best = 0;
+        for (size_t i = 1; i + 1 < n; ++i)
+            if (rank[i] < rank[best]) best = i;
+        if (rank[best] == no_rank) break;
+        id[best] = merged[rank[best]];
+        --n;
+        for (size_t i = best + 1; i < n; ++i) id[i] = id[i + 1];
+        for (size_t i = best + 1; i + 1 < n; ++i) rank[i] = rank[i + 1];
+        if (best > 0) rank[best - 1] = ranks.find(id[best - 1], id[best]);
+        if (best + 1 < n) rank[best] = ranks.find(id[best], id[best + 1]);
+    }
+    ids.insert(ids.end(), id, id + n);
+}
+
+// The same by a priority queue of pairs over a linked list: n log n, so that a megabyte without a space is no trap.
+void Tokenizer::Tables::merge_long(std::string_view word, std::vector<uint16_t>& ids) const {
+    constexpr uint32_t none = ~0u;
+    if (word.size() >= none) fail("cannot encode a word of %zu bytes; insert white space", word.size());
+    const auto n = uint32_t(word.size());
+    std::vector<uint16_t> id(n);
+    std::vector<uint32_t> previous(n), next(n);
+    std::vector<bool> gone(n);  // merged into its left neighbour
+    for (uint32_t i = 0; i < n; ++i) {
+        id[i] = byte_id[static_cast<unsigned char>(word[i])];
+        previous[i] = i ? i - 1 : none;
+        next[i] = i + 1 < n ? i + 1 : none;
+    }
+    // Rank in the upper half, place in the lower: the smallest is the leftmost of lowest rank.
+    std::priority_queue<uint64_t, std::vector<uint64_t>, std::greater<>> queue;
+    const auto push = [&](uint32_t i) {
+        const uint32_t rank = ranks.find(id[i], id[next[i]]);
+        if (rank != no_rank) queue.push(uint64_t(rank) << 32 | i);
+    };
+    for (uint32_t i = 0; i + 1 < n; ++i) push(i);
+    while (!queue.empty()) {
+        const auto rank = uint32_t(queue.top() >> 32), i = uint32_t(queue.top());
+        queue.pop();
+        const uint32_t j = gone[i] ? none : next[i];
+        if (j == none || ranks.find(id[i], id[j]) != rank) continue;  // the pair has changed since
+        id[i] = merged[rank];
+        gone[j] = true;
+        next[i] = next[j];
+        if (next[i] != none) {
+            previous[next[i]] = i;
+            push(i);
+        }
+        if (previous[i] != none) push(previous[i]);
+    }
+    for (uint32_t i = 0; i != none; i = next[i]) ids.push_back(id[i]);
+}
+
+bool Tokenizer::Tables::find_word(std::string_view word, uint16_t& id) const {
+    const uint64_t hash = hash_bytes(word);
+    for (size_t i = hash & (words.size() - 1);; i = (i + 1) & (words.size() - 1)) {
+        if (words[i].id == no_rank) return false;
+        if (words[i].tag != uint32_t(hash >> 32) || tokens[words[i].id] != word) continue;
+        id = uint16_t(words[i].id);
+        return true;
+    }
+}
+
+void Tokenizer::Tables::append_word(std::string_view word, std::vector<uint16_t>& ids) const {
+    uint16_t id;
+    if (find_word(word, id)) {
+        ids.push_back(id);
+    } else if (word.size() <= short_word) {
+        merge_short(word, ids);
+    } else {
+        merge_long(word, ids);
+    }
+}
+
+void Tokenizer::append(std::string_view text, std::vector<uint16_t>& ids) const {
+    Words words(text);
+    for (std::string_view word; words.next(word);) tables_->append_word(word, ids);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Building the tables
+
+void Tokenizer::Tables::set_tokens(std::vector<std::string> all, const std::string& source) {
+    tokens = std::move(all);
+    std::array<bool, 256> have{};
+    for (size_t id = 0; id < tokens.size(); ++id) {
+        if (tokens[id] == end_of_text_marker) end_of_text = uint16_t(id);
+        if (tokens[id].size() != 1) continue;
+        const auto byte = static_cast<unsigned char>(tokens[id][0]);
+        byte_id[byte] = uint16_t(id);
+        have[byte] = true;
+    }
+    for (size_t b = 0; b < 256; ++b)
+        if (!have[b])
+            fail("%s: the vocabulary lacks byte 0x%02zx; a byte-level BPE needs a token for each of the 256",
+                 source.c_str(), b);
+}
+
+// A token that merging its own bytes does not lead to (an added one such as <|endoftext|>) must not be found.
+void Tokenizer::Tables::add_words() {
+    words.assign(std::bit_ceil(2 * tokens.size()), Word{});
+    std::vector<uint16_t> ids;
+    for (size_t id = 0; id < tokens.size(); ++id) {
+        if (tokens[id].empty()) continue;
+        ids.clear();
+        tokens[id].size() <= short_word ? merge_short(tokens[id], ids) : merge_long(tokens[id], ids);
+        if (ids.size() != 1 || ids[0] != id) continue;
+        const uint64_t hash = hash_bytes(tokens[id]);
+        size_t i = hash & (words.size() - 1);
+        while (words[i].id != no_rank) i = (i + 1) & (words.size() - 1);
+        words[i] = {uint32_t(hash >> 32), uint32_t(id)};
+    }
+}
+
+void Tokenizer::Tables::finish() {
+    byte_level = merges.empty() && tokens.size() == 256;
+    for (size_t b = 0; b < 256; ++b) byte_level = byte_level && byte_id[b] == b;
+    add_words();
+    uint64_t print = mix64(tokens.size());
+    for (const std::string& token : tokens) {
+        print = mix64(print ^ token.size());
+        for (const char c : token) print = mix64(print ^ static_cast<unsigned char>(c));
+    }
+    for (const auto& [left, right] : merges) print = mix64(print ^ (uint64_t(left) << 16 | right));
+    // Of the published files: sha256 196139668be6... (vocab.json, encoder.json), 1ce1664773c5... (merges.txt).
+    constexpr uint64_t gpt2_fingerprint = 0x3c2c6330150eae58u;
+    name = byte_level                  ? "bytes"
+           : print == gpt2_fingerprint ? "gpt2"
+                                       : strprintf("bpe%zu-%08x", tokens.size(), unsigned(print >> 32));
+}
+
+Tokenizer::Tokenizer() {
+    static const std::shared_ptr<const Tables> bytes = [] {
+        auto tables = std::make_shared<Tables>();
+        std::vector<std::string> tokens;
+        for (size_t b = 0; b < 256; ++b) tokens.emplace_back(1, char(b));
+        tables->set_tokens(std::move(tokens), "bytes");
+        tables->finish();
+        return tables;
+    }();
+    tables_ = bytes;
+}
+
+Tokenizer Tokenizer::from_text(std::string_view vocab_json, std::string_view merges_txt, const std::string& source) {
+    const std::vector<std::string> keys = parse_vocab(vocab_json, source);
+    const std::vector<MergeLine> merges = parse_merges(merges_txt, keys, source);
+    auto tables = std::make_shared<Tables>();
+    std::vector<std::string> tokens;
+    for (const std::string& key : keys) tokens.push_back(bytes_from_printable(key));
+    tables->set_tokens(std::move(tokens), source);
+    tables->ranks = MergeRanks(merges.size());
+    for (const MergeLine& merge : merges) tables->add_merge(merge.pair.left, merge.pair.right, merge.merged);
+    tables->finish();
+    return Tokenizer(std::move(tables));
+}
+
+// 256 int32: magic 20240328, version 1 or 2, V, and in version 2 the id of <|endoftext|>; then for each token a length
+// byte and its bytes. The merges are not in the file, but in such a vocabulary each token is made by one merge and ids
+// are in the order of the merges: merging a token's bytes by all earlier ones leaves the two parts of its own.
+Tokenizer Tokenizer::from_llmc(const std::string& path) {
+    const MappedFile file(path);
+    int32_t header[256] = {};
+    std::memcpy(header, file.data(), std::min(sizeof header, file.size()));
+    const std::string source = in_quotes(path);
+    if (file.size() < sizeof header || header[0] != 20240328 || header[1] < 1 || header[1] > 2)
+        fail("%s is not a tokenizer of llm.c: expected a header of 1024 bytes, magic 20240328, version 1 or 2",
+             source.c_str());
+    const size_t V = size_t(std::max(header[2], 0));
+    const size_t end_of_text = header[1] == 1 ? 50256 : size_t(std::max(header[3], 0));
+    if (V > max_vocab_size || end_of_text >= V)
+        fail("%s: V = %d and <|endoftext|> = %zu; expected V up to %zu and <|endoftext|> below it", source.c_str(),
+             header[2], end_of_text, max_vocab_size);
+    std::vector<std::string> tokens(V);
+    size_t at = sizeof header;
+    for (size_t id = 0; id < V; ++id) {
+        const size_t length = at < file.size() ? file.data()[at] : 0;
+        if (length == 0 || at + 1 + length > file.size())
+            fail("%s ends within token %zu of %zu; get it again", source.c_str(), id, V);
+        tokens[id].assign(reinterpret_cast<const char*>(file.data()) + at + 1, length);
+        at += 1 + length;
+    }
+    // llm.c's own file has an empty-looking text for it in some versions; the header says which one it is.
+    tokens[end_of_text] = end_of_text_marker;
+    auto tables = std::make_shared<Tables>();
+    tables->set_tokens(std::move(tokens), source);
+    tables->ranks = MergeRanks(V);
+    std::vector<uint16_t> parts;
+    for (size_t id = 0; id < V; ++id) {
+        const std::string& token = tables->tokens[id];
+        if (token.size() < 2 || id == end_of_text) continue;
+        parts.clear();
+        token.size() <= short_word ? tables->merge_short(token, parts) : tables->merge_long(token, parts);
+        if (parts.size() != 2)
+            fail("%s: token %zu, %s, is not made of two earlier tokens, so that the merges cannot be told; use "
+                 "vocab.json and merges.txt",
+                 source.c_str(), id, in_quotes(token).c_str());
+        tables->add_merge(parts[0], parts[1], uint16_t(id));
+    }
+    tables->finish();
+    return Tokenizer(std::move(tables));
+}
+
+Tokenizer Tokenizer::from_path(const std::string& path) {
+    if (path == "bytes") return Tokenizer();
+    if (path.ends_with(".bin")) return from_llmc(path);
+    std::error_code ignored;
+    const std::string vocab = fs::is_directory(path, ignored) ? (fs::path(path) / "vocab.json").string() : path;
+    constexpr std::string_view vocab_name = "vocab.json";
+    if (!vocab.ends_with(vocab_name))
+        fail("%s is no tokenizer: expected \"bytes\", a directory with vocab.json and merges.txt, one of these two's "
+             "vocab.json, or llm.c's gpt2_tokenizer.bin",
+             in_quotes(path).c_str());
+    const std::string merges = vocab.substr(0, vocab.size() - vocab_name.size()) + "merges.txt";
+    for (const std::string& file : {vocab, merges})
+        if (!fs::exists(file, ignored))
+            fail("the tokenizer %s needs %s, which does not exist; data/README.md says where GPT-2's files are",
+                 in_quotes(path).c_str(), in_quotes(file).c_str());
+    return from_text(read_file(vocab), read_file(merges), in_quotes(path));
+}
+
+Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& metadata,
+                                   const std::string& model_path) {
+    const auto name = metadata.find("tokenizer"), vocab = metadata.find("tokenizer.vocab"),
+               merges = metadata.find("tokenizer.merges");
+    if (name != metadata.end() && name->second == "bytes") return Tokenizer();
+    if (vocab != metadata.end() && merges != metadata.end()) {
+        Tokenizer tokenizer = from_text(vocab->second, merges->second, in_quotes(model_path));
+        if (name != metadata.end() && name->second != tokenizer.name())
+            fail("%s says its tokenizer is %s, but the vocabulary in it is %s; the file is damaged, or another program "
+                 "changed it",
+                 in_quotes(model_path).c_str(), in_quotes(name->second).c_str(), tokenizer.name().c_str());
+        return tokenizer;
+    }
+    const fs::path parent = fs::path(model_path).parent_path();
+    const fs::path directory = parent.empty() ? fs::path(".") : parent;
+    std::error_code ignored;
+    if (fs::exists(directory / "vocab.json", ignored) && fs::exists(directory / "merges.txt", ignored)) {
+        Tokenizer tokenizer = from_path(directory.string());
+        if (name == metadata.end() || name->second == tokenizer.name()) return tokenizer;
+        fail("%s was trained with the tokenizer %s, but beside it is %s; pass the right one by --tokenizer DIR",
+             in_quotes(model_path).c_str(), in_quotes(name->second).c_str(), tokenizer.name().c_str());
+    }
+    fail("%s holds no tokenizer and has no vocab.json and merges.txt beside it; pass one by --tokenizer DIR (or "
+         "--tokenizer bytes)",
+         in_quotes(model_path).c_str());
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Encoding and decoding
+
+const std::string& Tokenizer::name() const { return tables_->name; }
+size_t Tokenizer::vocab_size() const { return tables_->tokens.size(); }
+std::optional<uint16_t> Tokenizer::end_of_text() const { return tables_->end_of_text; }
+
+std::vector<uint16_t> Tokenizer::encode(std::string_view text, bool allow_special) const {
+    std::vector<uint16_t> ids;
+    if (tables_->byte_level) {
+        ids.assign(reinterpret_cast<const unsigned char*>(text.data()),
+                   reinterpret_cast<const unsigned char*>(text.data()) + text.size());
+        return ids;
+    }
+    ids.reserve(text.size() / 4 + 8);  // English has 4.3 bytes a token with GPT-2's vocabulary
+    const bool special = allow_special && tables_->end_of_text;
+    for (size_t at = 0;;) {
+        const size_t end = special ? std::min(text.find(end_of_text_marker, at), text.size()) : text.size();
+        append(text.substr(at, end - at), ids);
+        if (end == text.size()) return ids;
+        ids.push_back(*tables_->end_of_text);
+        at = end + end_of_text_marker.size();
+    }
+}
+
+std::vector<uint16_t> Tokenizer::encode_parallel(std::string_view text, bool allow_special, int threads) const {
+    constexpr size_t part_bytes = 1 << 18;  // small enough to balance the threads
+    if (tables_->byte_level || text.size() < 2 * part_bytes) return encode(text, allow_special);
+    std::vector<size_t> cuts = {0};  // the marker has no white space, so that no cut is inside one
+    while (cuts.back() < text.size()) cuts.push_back(word_safe_cut(text, cuts.back() + part_bytes));
+    const size_t parts = cuts.size() - 1;
+    std::vector<std::vector<uint16_t>> ids(parts);
+    parallel_each(threads, parts, [&](size_t i, int) {
+        ids[i] = encode(text.substr(cuts[i], cuts[i + 1] - cuts[i]), allow_special);
+    });
+    std::vector<uint16_t> all;
+    size_t total = 0;
+    for (const auto& part : ids) total += part.size();
+    all.reserve(total);
+    for (const auto& part : ids) all.insert(all.end(), part.begin(), part.end());
+    return all;
+}
+
+std::string_view Tokenizer::token(size_t id) const {
+    if (id >= vocab_size())
+        fail("token id %zu is outside the vocabulary of the tokenizer %s (%zu tokens); the model or the token file "
+             "belongs to another one",
+             id, name().c_str(), vocab_size());
+    return tables_->tokens[id];
+}
+
+std::string Tokenizer::decode(std::span<const uint16_t> ids) const {
+    std::string text;
+    for (const uint16_t id : ids) text += token(id);
+    return text;
+}
+
+std::map<std::string, std::string> Tokenizer::metadata() const {
+    if (tables_->byte_level) return {{"tokenizer", name()}};
+    return {{"tokenizer", name()},
+            {"tokenizer.vocab", vocab_json_text(tables_->tokens)},
+            {"tokenizer.merges", merges_txt_text(tables_->tokens, tables_->merges)}};
+}
+
+void Tokenizer::save(const std::string& directory) const {
+    const auto write = [&](const char* name, const std::string& text) {
+        AtomicFile file((fs::path(directory) / name).string());
+        file.write(text.data(), text.size());
+        file.commit();
+    };
+    write("vocab.json", vocab_json_text(tables_->tokens));
+    write("merges.txt", merges_txt_text(tables_->tokens, tables_->merges));
+}

@@ -1,0 +1,97 @@
+// Corpora as one long row of token ids, and the loader that cuts training batches from them.
+//
+// A token shard is llm.c's format: 256 little-endian int32 (magic 20240520, version 1, count, zeros), then
+// count uint16 ids. Shards and bytes of text are mapped, not read: a corpus larger than memory costs no
+// start-up time.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+using Tokenize = std::function<std::vector<uint16_t>(std::string_view)>;
+
+struct Corpus;  // the mapped files or the text itself
+
+// A range of a corpus. Copies are cheap and share the corpus.
+class TokenSource {
+  public:
+    TokenSource(std::shared_ptr<const Corpus> corpus, size_t begin, size_t end);
+
+    size_t size() const { return end_ - begin_; }
+    void read(size_t begin, size_t count,
+              int* dst) const;  // tokens [begin, begin + count), counted in this range
+
+    TokenSource slice(size_t begin, size_t end) const;
+
+    // {all but the tail, the tail of floor(fraction * size) tokens}: training and held-out validation.
+    std::pair<TokenSource, TokenSource> split_tail(double fraction) const;
+
+    // "FILE" or "FILE and 3 more", and "token 17 of FILE", for messages.
+    std::string name() const;
+    std::string where(size_t position) const;
+
+    // Whether the tokens come from shards, already made by some tokenizer, rather than from text.
+    bool from_shards() const;
+
+  private:
+    std::shared_ptr<const Corpus> corpus_;
+    size_t begin_, end_;
+};
+
+// Text held in memory; without `tokenize`, its bytes are the tokens.
+TokenSource tokens_from_text(std::string text, const std::string& name = "the built-in text",
+                             const Tokenize& tokenize = nullptr);
+
+// One file, or all files that match a pattern with * ? or [ ], in the order of their names, as one corpus. A
+// file's magic number says whether it is a shard; anything else must be text, which `tokenize` turns into
+// tokens (without it, its bytes are the tokens).
+TokenSource open_tokens(const std::string& path_or_pattern, const Tokenize& tokenize = nullptr);
+
+void write_token_shard(const std::string& path, std::span<const uint16_t> tokens);
+
+struct LoaderOptions {
+    bool shuffle = false;
+    uint64_t seed = 0;
+    size_t vocab_size = 65536;  // an id at or above it is an error that names its file and place
+    size_t rank = 0, world_size = 1;
+};
+
+// Batches of B sequences of T inputs and their T targets, the same tokens one place later.
+//
+// An epoch is a number of rows of T + 1 tokens; neighbours in the corpus share one token, so that every token
+// is a target at most once. In sequence, row i is tokens [i*T, (i+1)*T], and B rows are llm.c's window of B*T
+// + 1 tokens. Shuffled, (seed, epoch) alone give a permutation of the rows and an offset below T of all
+// borders. A batch that meets the end of an epoch continues with the next one, so that an epoch leaves out no
+// row.
+class Loader {
+  public:
+    Loader(TokenSource source, size_t B, size_t T, const LoaderOptions& options = {});
+
+    // inputs [B, T], targets [B, T] of this rank; all ranks advance together by world_size * B rows.
+    void next(int* inputs, int* targets);
+
+    // Rows consumed by all ranks since the start: enough to resume exactly, also with another B or world
+    // size.
+    uint64_t position() const { return position_; }
+    void seek(uint64_t position) { position_ = position; }
+
+    size_t rows_per_epoch() const { return rows_; }
+
+    // The first token, within the source, of the row at `position`.
+    size_t row_begin(uint64_t position) const;
+
+  private:
+    TokenSource source_;
+    size_t B_, T_;
+    LoaderOptions options_;
+    size_t rows_;
+    size_t offsets_;  // how many offsets leave room for `rows_` rows
+    uint64_t position_ = 0;
+    std::vector<int> row_;  // [T + 1]
+};

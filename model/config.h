@@ -1,0 +1,169 @@
+// What a model is: its sizes, the state of its norm sites, and the one table of its tensors.
+#pragma once
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "tapernorm.cuh"
+
+// Which norm sites have been folded away.
+enum class Fold {
+    none,
+    affine,    // gamma and beta of every norm folded into the next matrix; the statistics stay ("weightless" norms)
+    internal,  // the tapered sites inside the blocks are gone; the final norm stays
+    all,       // no norm anywhere
+};
+
+struct Config {
+    size_t V = 256;  // vocabulary
+    size_t T = 256;  // longest context (rows of wpe)
+    size_t L = 4, NH = 4, C = 128;
+    NormKind norm = NormKind::layernorm;
+    double eps = 1e-5;
+    GateMode mode = GateMode::taper;
+    Fold fold = Fold::none;
+
+    size_t head_size() const { return C / NH; }
+    bool internal_tapers() const { return mode != GateMode::norm && fold == Fold::none; }
+    bool final_tapers() const { return mode == GateMode::taper_all && fold == Fold::none; }
+    bool untied_head() const { return fold == Fold::affine || fold == Fold::all; }
+    size_t tapering_sites() const { return (internal_tapers() ? 2 * L : 0) + (final_tapers() ? 1 : 0); }
+};
+
+inline double default_eps(NormKind kind) { return kind == NormKind::layernorm ? 1e-5 : 1e-6; }
+
+// The vectors of a norm site, [C] each; null where the site has none: `bias` and `taper_bias` in the RMSNorm kind, the
+// taper vectors where the site does not taper, all where it is folded.
+template <class Real>
+struct SiteTensors {
+    Real *weight, *bias, *taper_weight, *taper_bias;
+};
+
+template <class Real>
+struct BlockTensors {
+    SiteTensors<Real> ln_1;
+    Real *attn_qkv, *attn_qkv_bias;    // [C, 3C], [3C]
+    Real *attn_proj, *attn_proj_bias;  // [C, C], [C]
+    SiteTensors<Real> ln_2;
+    Real *mlp_fc, *mlp_fc_bias;      // [C, 4C], [4C]
+    Real *mlp_proj, *mlp_proj_bias;  // [4C, C], [C]
+};
+
+// Parameters, or anything of the same shape: gradients, moments.
+template <class Real>
+struct GptTensors {
+    Real* wte;  // [V, C]
+    Real* wpe;  // [T, C]
+    std::vector<BlockTensors<Real>> h;
+    SiteTensors<Real> ln_f;
+    Real *lm_head, *lm_head_bias;  // [V, C], [V]; null while the head is tied to wte (the bias also where folding makes none)
+
+    const Real* head() const { return lm_head ? lm_head : wte; }
+};
+
+// How a tensor starts: normal(0, std), or a constant.
+struct Init {
+    double std = 0, constant = 0;
+};
+
+// One row of the table.
+struct TensorSpec {
+    std::string name;           // Hugging Face's GPT-2 name
+    std::vector<size_t> shape;  // weights are [in, out]
+    Init init;
+    bool decay;  // weight decay applies (matrices and embeddings)
+
+    size_t count() const {
+        size_t n = 1;
+        for (size_t d : shape) n *= d;
+        return n;
+    }
+};
+
+// The table: calls visit(TensorSpec, Real*& slot) for every tensor that a model of this configuration has, in file
+// order. Allocation, files, initial values, optimizer groups and test labels are all made from it.
+template <class Real, class Visit>
+void visit_tensors(const Config& c, GptTensors<Real>& t, Visit&& visit) {
+    const double std = 0.02, residual_std = 0.02 / std::sqrt(2.0 * double(c.L));  // GPT-2's initial values
+    const bool has_bias = c.norm == NormKind::layernorm;
+    auto matrix = [&](const std::string& name, Real*& w, size_t in, size_t out, double s) {
+        visit(TensorSpec{name, {in, out}, {s, 0}, true}, w);
+    };
+    auto vector = [&](const std::string& name, Real*& v, size_t n, double value) {
+        visit(TensorSpec{name, {n}, {0, value}, false}, v);
+    };
+    auto linear = [&](const std::string& name, Real*& w, Real*& b, size_t in, size_t out, double s) {
+        matrix(name + ".weight", w, in, out, s);
+        vector(name + ".bias", b, out, 0);
+    };
+    auto site = [&](const std::string& name, SiteTensors<Real>& s, bool weighted, bool tapers) {
+        if (weighted) vector(name + ".weight", s.weight, c.C, 1);
+        if (weighted && has_bias) vector(name + ".bias", s.bias, c.C, 0);
+        if (tapers) vector(name + ".taper_weight", s.taper_weight, c.C, 1);
+        if (tapers && has_bias) vector(name + ".taper_bias", s.taper_bias, c.C, 0);
+    };
+    matrix("transformer.wte.weight", t.wte, c.V, c.C, std);
+    matrix("transformer.wpe.weight", t.wpe, c.T, c.C, std);
+    t.h.resize(c.L);
+    for (size_t l = 0; l < c.L; l++) {
+        BlockTensors<Real>& b = t.h[l];
+        const std::string h = "transformer.h." + std::to_string(l) + ".";
+        site(h + "ln_1", b.ln_1, c.fold == Fold::none, c.internal_tapers());
+        linear(h + "attn.c_attn", b.attn_qkv, b.attn_qkv_bias, c.C, 3 * c.C, std);
+        linear(h + "attn.c_proj", b.attn_proj, b.attn_proj_bias, c.C, c.C, residual_std);
+        site(h + "ln_2", b.ln_2, c.fold == Fold::none, c.internal_tapers());
+        linear(h + "mlp.c_fc", b.mlp_fc, b.mlp_fc_bias, c.C, 4 * c.C, std);
+        linear(h + "mlp.c_proj", b.mlp_proj, b.mlp_proj_bias, 4 * c.C, c.C, residual_std);
+    }
+    site("transformer.ln_f", t.ln_f, c.fold == Fold::none || c.fold == Fold::internal, c.final_tapers());
+    if (c.untied_head()) {
+        matrix("lm_head.weight", t.lm_head, c.V, c.C, std);
+        if (has_bias) vector("lm_head.bias", t.lm_head_bias, c.V, 0);
+    }
+}
+
+template <class Real>
+struct Tensor {
+    TensorSpec spec;
+    Real* data;
+};
+
+// The table as a list. Lists of several sets of one configuration (parameters, gradients, moments) run side by side.
+template <class Real>
+std::vector<Tensor<Real>> tensor_list(const Config& c, GptTensors<Real>& tensors) {
+    std::vector<Tensor<Real>> list;
+    visit_tensors(c, tensors, [&](const TensorSpec& spec, Real*& slot) { list.push_back({spec, slot}); });
+    return list;
+}
+
+inline size_t parameter_count(const Config& c) {
+    size_t n = 0;
+    GptTensors<float> none{};
+    visit_tensors(c, none, [&](const TensorSpec& spec, float*&) { n += spec.count(); });
+    return n;
+}
+
+// Names of the tapering sites, in the order of Calibration::sites and of taper_scale values.
+inline std::vector<std::string> taper_site_names(const Config& c) {
+    std::vector<std::string> names;
+    for (size_t l = 0; l < c.L && c.internal_tapers(); l++)
+        for (const char* site : {"ln_1", "ln_2"}) names.push_back("transformer.h." + std::to_string(l) + "." + site);
+    if (c.final_tapers()) names.push_back("transformer.ln_f");
+    return names;
+}
+
+// The site before the attention (which = 0) or the MLP (which = 1) of block l, or the final site (l = L), as it is to be
+// evaluated at gate g. c: taper_scale of every tapering site.
+template <class Real>
+Site<Real> site_at(const Config& config, const GptTensors<Real>& t, const std::vector<float>& c, double g, size_t l,
+                   size_t which) {
+    const bool final = l == config.L;
+    const SiteTensors<Real>& v = final ? t.ln_f : which == 0 ? t.h[l].ln_1 : t.h[l].ln_2;
+    const bool tapers = final ? config.final_tapers() : config.internal_tapers();
+    Phase phase = tapers ? phase_of(g) : Phase::norm;
+    if (config.fold == Fold::affine) phase = Phase::unweighted;
+    if (config.fold == Fold::all || (config.fold == Fold::internal && !final)) phase = Phase::folded;
+    const Acc<Real> scale = tapers ? Acc<Real>(c[final ? 2 * config.L : 2 * l + which]) : Acc<Real>(1);
+    return {config.norm, phase, Acc<Real>(config.eps), Acc<Real>(phase == Phase::blend ? g : phase == Phase::norm), scale,
+            v.weight, v.bias, v.taper_weight, v.taper_bias};
+}

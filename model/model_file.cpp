@@ -1,0 +1,247 @@
+#include "model/model_file.h"
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+
+namespace {
+
+// Hugging Face files come with and without the "transformer." prefix.
+const TensorEntry* find_tensor(const SafetensorsFile& file, const std::string& name) {
+    if (const TensorEntry* entry = file.find(name)) return entry;
+    const std::string prefix = "transformer.";
+    return name.starts_with(prefix) ? file.find(std::string_view(name).substr(prefix.size())) : nullptr;
+}
+
+}  // namespace
+
+const TensorEntry& checked_tensor(const SafetensorsFile& file, const std::string& name,
+                                  const std::vector<size_t>& shape) {
+    const TensorEntry* entry = find_tensor(file, name);
+    if (!entry)
+        fail("%s: tensor %s is missing; expected shape %s", file.path().c_str(), name.c_str(),
+             shape_text(shape).c_str());
+    if (entry->shape != shape)
+        fail("%s: tensor %s: expected shape %s, found %s", file.path().c_str(), name.c_str(),
+             shape_text(shape).c_str(), shape_text(entry->shape).c_str());
+    if (entry->dtype != Dtype::F64 && entry->dtype != Dtype::F32 && entry->dtype != Dtype::F16 &&
+        entry->dtype != Dtype::BF16)
+        fail("%s: tensor %s: expected F64, F32, F16 or BF16 numbers, found %s", file.path().c_str(), name.c_str(),
+             dtype_name(entry->dtype));
+    return *entry;
+}
+
+namespace {
+
+const char* const kFormatVersion = "1";
+
+template <class Enum>
+struct Named {
+    const char* name;
+    Enum value;
+};
+constexpr Named<NormKind> kNorms[] = {{"layernorm", NormKind::layernorm}, {"rmsnorm", NormKind::rmsnorm}};
+constexpr Named<GateMode> kModes[] = {
+    {"norm", GateMode::norm}, {"taper", GateMode::taper}, {"taper-all", GateMode::taper_all}};
+constexpr Named<Fold> kFolds[] = {
+    {"none", Fold::none}, {"affine", Fold::affine}, {"internal", Fold::internal}, {"all", Fold::all}};
+
+template <class Enum, size_t n>
+const char* name_of(const Named<Enum> (&table)[n], Enum value) {
+    for (const auto& row : table)
+        if (row.value == value) return row.name;
+    return "?";
+}
+
+// Typed access to the metadata of one file.
+class Metadata {
+  public:
+    explicit Metadata(const SafetensorsFile& file) : file_(file) {}
+
+    const std::string& text(const char* key) const {
+        auto it = file_.metadata().find(key);
+        if (it == file_.metadata().end())
+            fail("%s: not a model file of this program: its metadata has no \"%s\"; expected a file written by "
+                 "train_gpt or fold",
+                 file_.path().c_str(), key);
+        return it->second;
+    }
+
+    size_t count(const char* key, size_t low, size_t high) const {
+        const std::string& s = text(key);
+        char* end = nullptr;
+        errno = 0;
+        const unsigned long long value = std::strtoull(s.c_str(), &end, 10);
+        if (s.empty() || s[0] < '0' || s[0] > '9' || *end || errno || value < low || value > high)
+            fail("%s: metadata \"%s\": expected a whole number from %zu to %zu, found %s; the file is damaged",
+                 file_.path().c_str(), key, low, high, in_quotes(s).c_str());
+        return size_t(value);
+    }
+
+    double real(const char* key, double low, double high) const {
+        const std::string& s = text(key);
+        char* end = nullptr;
+        const double value = std::strtod(s.c_str(), &end);
+        if (s.empty() || *end || !(value >= low && value <= high))
+            fail("%s: metadata \"%s\": expected a number from %g to %g, found %s; the file is damaged",
+                 file_.path().c_str(), key, low, high, in_quotes(s).c_str());
+        return value;
+    }
+
+    template <class Enum, size_t n>
+    Enum choice(const char* key, const Named<Enum> (&table)[n]) const {
+        const std::string& s = text(key);
+        std::string names;
+        for (const auto& row : table) {
+            if (s == row.name) return row.value;
+            names += (names.empty() ? "" : ", ") + std::string(row.name);
+        }
+        fail("%s: metadata \"%s\": expected one of %s, found %s; the file is damaged or of a newer version",
+             file_.path().c_str(), key, names.c_str(), in_quotes(s).c_str());
+    }
+
+  private:
+    const SafetensorsFile& file_;
+};
+
+void check_tensors(const SafetensorsFile& file, const Config& config) {
+    // Every block has tensors of its own, so a damaged layer count is found before it costs anything.
+    if (config.L > file.entries().size())
+        fail("%s: metadata \"n_layer\" says %zu layers, but the file has only %zu tensors; the file is damaged",
+             file.path().c_str(), config.L, file.entries().size());
+    GptTensors<float> none{};
+    visit_tensors(config, none,
+                  [&](const TensorSpec& spec, float*&) { checked_tensor(file, spec.name, spec.shape); });
+}
+
+std::vector<float> read_taper_scales(const SafetensorsFile& file, const Config& config) {
+    std::vector<float> scales;
+    for (const std::string& site : taper_site_names(config)) {
+        float c;
+        file.read(checked_tensor(file, site + ".taper_scale", {1}), &c);
+        if (!(c > 0 && c < 1e30f))
+            fail("%s: tensor %s.taper_scale: expected a positive number, found %g; the file is damaged",
+                 file.path().c_str(), site.c_str(), double(c));
+        scales.push_back(c);
+    }
+    return scales;
+}
+
+}  // namespace
+
+template <class Enum, size_t n>
+static Enum value_of(const Named<Enum> (&table)[n], const std::string& name) {
+    for (const auto& row : table)
+        if (name == row.name) return row.value;
+    fail("unknown name \"%s\"", name.c_str());
+}
+
+GateMode gate_mode_from(const std::string& name) { return value_of(kModes, name); }
+NormKind norm_from(const std::string& name) { return value_of(kNorms, name); }
+const char* gate_mode_name(GateMode mode) { return name_of(kModes, mode); }
+const char* norm_name(NormKind kind) { return name_of(kNorms, kind); }
+const char* fold_name(Fold fold) { return name_of(kFolds, fold); }
+
+HostModel::HostModel(Cpu& dev, ModelInfo info_) : info(std::move(info_)), arena_(dev, "the model's parameters") {
+    visit_tensors(info.config, tensors, [&](const TensorSpec& spec, float*& slot) { arena_.add(slot, spec.count()); });
+    arena_.allocate(true);
+}
+
+ModelInfo read_model_info(const SafetensorsFile& file) {
+    const Metadata meta(file);
+    const std::string& version = meta.text("format_version");
+    if (version != kFormatVersion)
+        fail("%s: format version: expected %s, found %s; use the version of this program that wrote the file",
+             file.path().c_str(), kFormatVersion, in_quotes(version).c_str());
+    ModelInfo info;
+    Config& c = info.config;
+    c.L = meta.count("n_layer", 1, 100000);
+    c.C = meta.count("n_embd", 1, 1 << 20);
+    c.NH = meta.count("n_head", 1, c.C);
+    c.T = meta.count("n_positions", 1, 1 << 24);
+    c.V = meta.count("vocab_size", 2, 1 << 24);
+    c.norm = meta.choice("norm", kNorms);
+    c.eps = meta.real("norm_eps", 0, 1e30);
+    c.mode = meta.choice("gate_mode", kModes);
+    c.fold = meta.choice("folded", kFolds);
+    info.gate = meta.real("gate", 0, 1);
+    info.step = meta.count("step", 0, SIZE_MAX / 2);
+    info.tokenizer = {{"tokenizer", meta.text("tokenizer")}};
+    for (const char* part : {"tokenizer.vocab", "tokenizer.merges"})
+        if (auto it = file.metadata().find(part); it != file.metadata().end()) info.tokenizer.insert(*it);
+    if (c.C % c.NH)
+        fail("%s: n_embd (%zu) is not a multiple of n_head (%zu); the file is damaged", file.path().c_str(), c.C,
+             c.NH);
+    if (info.tokenizer["tokenizer"] == "bytes" && c.V < 256)
+        fail("%s: a byte-level model needs vocab_size >= 256, found %zu; the file is damaged", file.path().c_str(),
+             c.V);
+    check_tensors(file, c);
+    info.taper_scale = read_taper_scales(file, c);
+    return info;
+}
+
+void read_model_tensors(const SafetensorsFile& file, const Config& config, GptTensors<float>& tensors) {
+    visit_tensors(config, tensors, [&](const TensorSpec& spec, float*& slot) {
+        file.read(checked_tensor(file, spec.name, spec.shape), slot);
+    });
+}
+
+std::unique_ptr<HostModel> load_model(Cpu& dev, const std::string& path) {
+    const SafetensorsFile file(path);
+    auto model = std::make_unique<HostModel>(dev, read_model_info(file));
+    read_model_tensors(file, model->info.config, model->tensors);
+    return model;
+}
+
+void save_model(const std::string& path, const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype) {
+    const Config& c = info.config;
+    std::map<std::string, std::string> metadata = {
+        {"format_version", kFormatVersion},
+        {"n_layer", std::to_string(c.L)},
+        {"n_head", std::to_string(c.NH)},
+        {"n_embd", std::to_string(c.C)},
+        {"n_positions", std::to_string(c.T)},
+        {"vocab_size", std::to_string(c.V)},
+        {"norm", norm_name(c.norm)},
+        {"norm_eps", strprintf("%.17g", c.eps)},
+        {"gate_mode", gate_mode_name(c.mode)},
+        {"gate", strprintf("%.17g", info.gate)},
+        {"step", std::to_string(info.step)},
+        {"folded", fold_name(c.fold)},
+    };
+    metadata.insert(info.tokenizer.begin(), info.tokenizer.end());
+    std::vector<TensorOut> out;
+    std::vector<std::vector<uint16_t>> rounded;  // keeps the bf16 copies alive
+    GptTensors<float> t = tensors;
+    visit_tensors(c, t, [&](const TensorSpec& spec, float*& slot) {
+        const void* data = slot;
+        if (dtype == Dtype::BF16) {
+            auto& copy = rounded.emplace_back(spec.count());
+            for (size_t i = 0; i < copy.size(); i++) copy[i] = bf16_from_float(slot[i]);
+            data = copy.data();
+        }
+        out.push_back({spec.name, dtype, spec.shape, data});
+    });
+    const std::vector<std::string> sites = taper_site_names(c);
+    for (size_t i = 0; i < sites.size(); i++)
+        out.push_back({sites[i] + ".taper_scale", Dtype::F32, {1}, &info.taper_scale[i]});
+    write_safetensors(path, metadata, out);
+}
+
+std::string describe(const ModelInfo& info) {
+    const Config& c = info.config;
+    std::string state;
+    if (c.fold == Fold::affine) state = "norms kept, their weights folded away";
+    if (c.fold == Fold::internal) state = "folded: no norm inside the blocks, the final norm kept";
+    if (c.fold == Fold::all) state = "folded: no norm anywhere";
+    if (c.fold == Fold::none)
+        state = c.mode == GateMode::norm ? "normalized"
+                : info.gate == 0         ? "tapered, not folded (explicit scaling)"
+                                         : strprintf("tapering, gate %.4g", info.gate);
+    return strprintf("GPT-2, %zu layers, %zu heads, %zu channels, context %zu, vocabulary %zu (%s), %.2fM parameters; "
+                     "%s, -g %s, step %zu; %s",
+                     c.L, c.NH, c.C, c.T, c.V, info.tokenizer.at("tokenizer").c_str(), double(parameter_count(c)) * 1e-6,
+                     c.norm == NormKind::layernorm ? "LayerNorm" : "RMSNorm", gate_mode_name(c.mode), info.step,
+                     state.c_str());
+}

@@ -1,0 +1,175 @@
+// Causal self-attention with NH heads of hs = C / NH channels. No tensor of T x T per head is ever held: scores live in
+// blocks of query rows, and the backward pass computes them again from q, k and the saved log-sum-exp.
+//
+//   q, k, v = qkv[b, t, {0, 1, 2} C + h hs ..]
+//   s_ij = q_i . k_j / sqrt(hs)  (j <= i),   p_i = softmax(s_i),   lse_i = log sum_j exp s_ij,   o_i = sum_j p_ij v_j
+//
+//   dv_j = sum_i p_ij do_i
+//   dp_ij = do_i . v_j,   delta_i = do_i . o_i = sum_j p_ij dp_ij,   ds_ij = p_ij (dp_ij - delta_i) / sqrt(hs)
+//   dq_i = sum_j ds_ij k_j,   dk_j = sum_i ds_ij q_i
+#pragma once
+#include <cstddef>
+
+#include "ops/leaf.h"
+
+#ifdef LEAF_BUILD  // ---- CPU leaf loops
+#include "ops/math.h"
+namespace {
+
+// p [rows, ld]: scores in, exp(score - lse) * sum out; row r is a query that sees the keys 0 .. first + r. Columns from
+// there to first + rows become 0. lse, inverse_sum [rows].
+template <class Real>
+void leaf_softmax_causal(Real* p, Real* lse, Real* inverse_sum, size_t ld, size_t rows, size_t first) {
+    for (size_t r = 0; r < rows; r++, p += ld) {
+        const size_t n = first + r + 1;
+        const Real top = row_max(p, n);
+        Real sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (size_t j = 0; j < n; j++) {
+            p[j] = exp_r(p[j] - top);
+            sum += p[j];
+        }
+        for (size_t j = n; j < first + rows; j++) p[j] = 0;
+        lse[r] = top + __builtin_log(sum);
+        inverse_sum[r] = 1 / sum;
+    }
+}
+
+// p [rows, ld]: scores in, probabilities out. ds [rows, ld]: dp in, the gradient of q . k out (times `scale`).
+template <class Real>
+void leaf_softmax_causal_backward(Real* p, Real* ds, const Real* lse, const Real* delta, size_t ld, size_t rows,
+                                  size_t first, Real scale) {
+    for (size_t r = 0; r < rows; r++, p += ld, ds += ld) {
+        const size_t n = first + r + 1;
+        const Real l = lse[r], d = delta[r];
+        for (size_t j = 0; j < n; j++) {
+            p[j] = exp_r(p[j] - l);
+            ds[j] = p[j] * (ds[j] - d) * scale;
+        }
+        for (size_t j = n; j < first + rows; j++) p[j] = ds[j] = 0;
+    }
+}
+
+}  // namespace
+#else  // ---- CPU
+#include <cmath>
+
+#include "ops/matmul.cuh"
+#include "runtime/types.h"
+
+// Query rows a block: enough for the matrix multiply to be efficient, few enough that the half of the diagonal block
+// which the causal mask throws away does not count.
+inline size_t attention_block(size_t T) { return T <= 128 ? 32 : 64; }
+
+// Memory of one head's work: blocks of scores [2, block, T], and per row three numbers.
+template <class Real>
+struct AttentionScratch {
+    Real *scores, *gradients, *rows;
+    void* pack;
+
+    AttentionScratch(Cpu& dev, int thread, size_t T) {
+        const size_t block = attention_block(T), plane = (block * T * sizeof(Real) + 63) / 64 * 64;
+        char* memory = static_cast<char*>(
+            dev.scratch(thread, gemm_pack_bytes<Real>() + 2 * plane + 2 * block * sizeof(Real)));
+        pack = memory;
+        scores = reinterpret_cast<Real*>(memory + gemm_pack_bytes<Real>());
+        gradients = reinterpret_cast<Real*>(memory + gemm_pack_bytes<Real>() + plane);
+        rows = reinterpret_cast<Real*>(memory + gemm_pack_bytes<Real>() + 2 * plane);
+    }
+};
+
+// out [B, T, C], lse [B, NH, T] (for the backward pass; may be null), qkv [B, T, 3C]
+template <class Real>
+void attention_forward(Cpu& dev, Real* out, Acc<Real>* lse, const Real* qkv, size_t B, size_t T, size_t C, size_t NH) {
+    const size_t hs = C / NH, block = attention_block(T);
+    const Real scale = Real(1 / std::sqrt(double(hs)));
+    parallel_tasks(dev, B * NH, [&](size_t task, int thread) {
+        const size_t b = task / NH, h = task % NH;
+        const Real *q = qkv + b * T * 3 * C + h * hs, *k = q + C, *v = q + 2 * C;
+        const AttentionScratch<Real> s(dev, thread, T);
+        for (size_t first = 0; first < T; first += block) {
+            const size_t rows = std::min(block, T - first), keys = first + rows;
+            Real *sum = s.rows, *rows_lse = lse ? lse + task * T + first : s.rows + block;
+            Real* o = out + (b * T + first) * C + h * hs;
+            gemm_single<Real>(dev, thread, {.M = rows, .N = keys, .K = hs, .A = q + first * 3 * C, .lda = 3 * C,
+                                            .trans_a = false, .B = k, .ldb = 3 * C, .trans_b = true, .C = s.scores,
+                                            .ldc = T, .alpha = scale, .pack = s.pack});
+            leaf<Real>(dev).softmax_causal(s.scores, rows_lse, sum, T, rows, first);
+            gemm_single<Real>(dev, thread, {.M = rows, .N = hs, .K = keys, .A = s.scores, .lda = T, .trans_a = false,
+                                            .B = v, .ldb = 3 * C, .trans_b = false, .C = o, .ldc = C, .pack = s.pack});
+            for (size_t r = 0; r < rows; r++)
+                for (size_t i = 0; i < hs; i++) o[r * C + i] *= sum[r];
+        }
+    });
+}
+
+// dqkv [B, T, 3C] =, from dout, out [B, T, C], lse [B, NH, T] and qkv [B, T, 3C] of the forward pass.
+template <class Real>
+void attention_backward(Cpu& dev, Real* dqkv, const Real* dout, const Real* out, const Acc<Real>* lse, const Real* qkv,
+                        size_t B, size_t T, size_t C, size_t NH) {
+    const size_t hs = C / NH, block = attention_block(T), ld = 3 * C;
+    const Real scale = Real(1 / std::sqrt(double(hs)));
+    parallel_tasks(dev, B * NH, [&](size_t task, int thread) {
+        const size_t b = task / NH, h = task % NH;
+        const Real *q = qkv + b * T * ld + h * hs, *k = q + C, *v = q + 2 * C;
+        Real *dq = dqkv + b * T * ld + h * hs, *dk = dq + C, *dv = dq + 2 * C;
+        const AttentionScratch<Real> s(dev, thread, T);
+        for (size_t t = 0; t < T; t++)
+            for (size_t i = 0; i < hs; i++) dk[t * ld + i] = dv[t * ld + i] = 0;
+        for (size_t first = 0; first < T; first += block) {
+            const size_t rows = std::min(block, T - first), keys = first + rows;
+            const Real *o = out + (b * T + first) * C + h * hs, *d_o = dout + (b * T + first) * C + h * hs;
+            const Real* q_rows = q + first * ld;
+            Real* delta = s.rows;
+            for (size_t r = 0; r < rows; r++) {
+                delta[r] = 0;
+                for (size_t i = 0; i < hs; i++) delta[r] += d_o[r * C + i] * o[r * C + i];
+            }
+            auto multiply = [&](const Gemm<Real>& g) { gemm_single<Real>(dev, thread, g); };
+            // s = q k^T / sqrt(hs) and dp = do v^T, both [rows, keys]
+            multiply({.M = rows, .N = keys, .K = hs, .A = q_rows, .lda = ld, .trans_a = false, .B = k, .ldb = ld,
+                      .trans_b = true, .C = s.scores, .ldc = T, .alpha = scale, .pack = s.pack});
+            multiply({.M = rows, .N = keys, .K = hs, .A = d_o, .lda = C, .trans_a = false, .B = v, .ldb = ld,
+                      .trans_b = true, .C = s.gradients, .ldc = T, .pack = s.pack});
+            leaf<Real>(dev).softmax_causal_backward(s.scores, s.gradients, lse + task * T + first, delta, T, rows,
+                                                    first, scale);
+            // dq = ds k,  dk += ds^T q,  dv += p^T do
+            multiply({.M = rows, .N = hs, .K = keys, .A = s.gradients, .lda = T, .trans_a = false, .B = k, .ldb = ld,
+                      .trans_b = false, .C = dq + first * ld, .ldc = ld, .pack = s.pack});
+            multiply({.M = keys, .N = hs, .K = rows, .A = s.gradients, .lda = T, .trans_a = true, .B = q_rows,
+                      .ldb = ld, .trans_b = false, .C = dk, .ldc = ld, .accumulate = true, .pack = s.pack});
+            multiply({.M = keys, .N = hs, .K = rows, .A = s.scores, .lda = T, .trans_a = true, .B = d_o, .ldb = C,
+                      .trans_b = false, .C = dv, .ldc = ld, .accumulate = true, .pack = s.pack});
+        }
+    });
+}
+
+// Inference: queries at positions first .. first + n - 1 of one sequence, against the cache, to which their keys and
+// values are added. out [n, C], qkv [n, 3C], k_cache and v_cache [>= first + n, C].
+template <class Real>
+void attention_cached(Cpu& dev, Real* out, Real* k_cache, Real* v_cache, const Real* qkv, size_t first, size_t n, size_t C,
+                      size_t NH) {
+    const size_t hs = C / NH, T = first + n, block = attention_block(T);
+    const Real scale = Real(1 / std::sqrt(double(hs)));
+    for (size_t t = 0; t < n; t++) {
+        std::copy_n(qkv + t * 3 * C + C, C, k_cache + (first + t) * C);
+        std::copy_n(qkv + t * 3 * C + 2 * C, C, v_cache + (first + t) * C);
+    }
+    const size_t blocks = (n + block - 1) / block;
+    parallel_tasks(dev, blocks * NH, [&](size_t task, int thread) {
+        const size_t h = task % NH, row = task / NH * block, rows = std::min(block, n - row);
+        const size_t keys = first + row + rows;
+        const AttentionScratch<Real> s(dev, thread, T);
+        Real* o = out + row * C + h * hs;
+        gemm_single<Real>(dev, thread, {.M = rows, .N = keys, .K = hs, .A = qkv + row * 3 * C + h * hs, .lda = 3 * C,
+                                        .trans_a = false, .B = k_cache + h * hs, .ldb = C, .trans_b = true,
+                                        .C = s.scores, .ldc = T, .alpha = scale, .pack = s.pack});
+        leaf<Real>(dev).softmax_causal(s.scores, s.rows + block, s.rows, T, rows, first + row);
+        gemm_single<Real>(dev, thread, {.M = rows, .N = hs, .K = keys, .A = s.scores, .lda = T, .trans_a = false,
+                                        .B = v_cache + h * hs, .ldb = C, .trans_b = false, .C = o, .ldc = C,
+                                        .pack = s.pack});
+        for (size_t r = 0; r < rows; r++)
+            for (size_t i = 0; i < hs; i++) o[r * C + i] *= s.rows[r];
+    });
+}
+#endif

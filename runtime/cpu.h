@@ -1,0 +1,117 @@
+// The CPU device: how many threads, which instruction set, and the parallel loop every CPU op is built on.
+#pragma once
+#include <algorithm>
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "runtime/error.h"
+
+// Instruction sets that ops/leaf.cpp is compiled for. `base` is what every machine of the architecture has.
+enum class Isa { base, avx2, avx512 };
+
+inline const char* isa_name(Isa isa) {
+    return isa == Isa::avx512 ? "AVX-512" : isa == Isa::avx2 ? "AVX2+FMA" : "baseline";
+}
+
+inline Isa best_isa() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("x86-64-v4")) return Isa::avx512;
+    if (__builtin_cpu_supports("x86-64-v3")) return Isa::avx2;
+#endif
+    return Isa::base;
+}
+
+// Device memory of the CPU: 64-byte aligned, freed on destruction, contents undefined.
+inline void* cpu_allocate(size_t bytes, const char* what) {
+    void* p = bytes ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr;
+    if (bytes && !p)
+        fail("out of memory: %s needs %.1f MiB; use a smaller -b (batch) or -t (sequence length)", what,
+             double(bytes) / 1048576);
+    return p;
+}
+
+struct Cpu {
+    int threads;
+    Isa isa;
+
+    explicit Cpu(int threads_ = 0, Isa isa_ = best_isa())
+        : threads(threads_ > 0 ? threads_ : int(std::thread::hardware_concurrency())), isa(isa_), scratch_(size_t(std::max(threads, 1)) + 1) {
+        if (threads < 1) threads = 1;
+    }
+
+    // Scratch of one thread, at least `bytes`, 64-byte aligned, valid until that thread's next call. It grows
+    // once to the largest need and stays, so that the training loop allocates nothing.
+    void* scratch(int thread, size_t bytes) { return grow(scratch_[size_t(thread)], bytes); }
+
+    // The same for memory that the threads of one op share (partial sums of a reduction).
+    void* shared_scratch(size_t bytes) { return grow(scratch_.back(), bytes); }
+
+  private:
+    struct alignas(64) Scratch {
+        void* data = nullptr;
+        size_t bytes = 0;
+        Scratch() = default;
+        Scratch(const Scratch&) = delete;
+        Scratch& operator=(const Scratch&) = delete;
+        Scratch(Scratch&& other) noexcept : data(other.data), bytes(other.bytes) { other.data = nullptr; }
+        ~Scratch() { std::free(data); }
+    };
+    static void* grow(Scratch& s, size_t bytes) {
+        if (s.bytes < bytes) {
+            std::free(s.data);
+            s.data = nullptr, s.bytes = 0;
+            s.data = cpu_allocate(bytes, "scratch memory");
+            s.bytes = bytes;
+        }
+        return s.data;
+    }
+    std::vector<Scratch> scratch_;
+};
+
+// Reductions over N rows (column sums, losses) run over fixed chunks of this many rows, each summed by one thread and
+// then added in order: the result depends on N, not on the number of threads.
+inline size_t reduction_chunk(size_t N) { return std::max<size_t>(16, (N + 63) / 64); }
+
+// Calls f(begin, end, thread) on at most `threads` disjoint ranges that cover [0, n); inner borders are multiples of
+// `grain`. Ops write disjoint outputs per range, and reduce over fixed chunks (reduction_chunk above), so that no
+// result depends on the number of threads. Small work (n <= grain) stays on the calling thread.
+template <class F>
+void parallel_ranges(const Cpu& dev, size_t n, size_t grain, F&& f) {
+    if (n == 0) return;
+    const size_t blocks = (n + grain - 1) / grain;
+    const size_t workers = blocks < size_t(dev.threads) ? blocks : size_t(dev.threads);
+    if (workers == 1) return f(size_t(0), n, 0);
+#pragma omp parallel for num_threads(int(workers)) schedule(static, 1)
+    for (size_t w = 0; w < workers; w++) {
+        const size_t begin = w * blocks / workers * grain, end = (w + 1) * blocks / workers * grain;
+        f(begin, end < n ? end : n, int(w));
+    }
+}
+
+// Calls f(task, thread) for every task in [0, n), handed out one by one: for tasks of unequal cost.
+template <class F>
+void parallel_tasks(const Cpu& dev, size_t n, F&& f) {
+    const size_t workers = n < size_t(dev.threads) ? n : size_t(dev.threads);
+    if (workers <= 1) {
+        for (size_t task = 0; task < n; task++) f(task, 0);
+        return;
+    }
+    size_t next = 0;
+#pragma omp parallel num_threads(int(workers))
+    {
+#pragma omp for schedule(static, 1)
+        for (size_t w = 0; w < workers; w++) {
+            for (;;) {
+                size_t task;
+#pragma omp atomic capture
+                task = next++;
+                if (task >= n) break;
+                f(task, int(w));
+            }
+        }
+    }
+}

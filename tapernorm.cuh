@@ -1,0 +1,380 @@
+// TaperNorm (arXiv 2602.10408): a normalization layer that turns, while training, into a fixed affine map.
+//
+// A site maps a row h in R^C of the residual stream to y in R^C. With g the global gate (one scalar for the whole
+// model, set by the update count, not learned), u the input of the linear branch and s the statistic,
+//
+//                   LayerNorm kind                          RMSNorm kind
+//   u               z = h - mean(h)                         h
+//   s               sigma = sqrt(mean(z^2) + eps)           r = sqrt(mean(h^2) + eps)
+//   n               u / s                                   u / s
+//
+//   y = g (gamma n + beta) + (1 - g) (c gamma~ u + beta~)         (RMSNorm kind: no beta, no beta~)
+//
+// gamma, beta ("weight", "bias") and gamma~, beta~ ("taper_weight", "taper_bias") are trained; c ("taper_scale") is one
+// scalar per site, calibrated while g = 1 and then frozen. A site takes one of three code paths, chosen per update:
+//   g = 1      Phase::norm    the plain norm, bit for bit: the second branch is not evaluated
+//   0 < g < 1  Phase::blend   both branches
+//   g = 0      Phase::scale   no statistic s anywhere. What is left of LayerNorm is the centering h - mean(h), a linear
+//                             map that is the same for every token and disappears in the fold (fold.cpp)
+//
+// Backward, d = dL/dy, k = (1 - g) c; a bar is the mean over the C channels of a row:
+//   d gamma  += g sum_rows d n        d beta  += g sum_rows d
+//   d gamma~ += k sum_rows d u        d beta~ += (1 - g) sum_rows d
+//   p = g gamma d:   dh += (p - [bar p] - n bar(p n)) / s          [..]: LayerNorm kind only
+//   q = k gamma~ d:  dh += q - [bar q]
+//
+// Sections: kinds and phases, schedule, calibration, CPU leaf loops, sites on the CPU, scale loss on the CPU,
+// sites on CUDA.
+#pragma once
+#include <cstddef>
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Kinds and phases
+
+enum class NormKind { layernorm, rmsnorm };
+
+enum class Phase {
+    norm,        // g = 1
+    blend,       // 0 < g < 1
+    scale,       // g = 0
+    unweighted,  // the statistics without gamma and beta: a norm whose affine part was folded away (inference)
+    folded,      // nothing is left: the site's output is its input (inference)
+};
+
+// One site in one pass. Vectors are [C]; those a phase does not use, and every bias of the RMSNorm kind, are null.
+template <class Real, class Scalar>
+struct SiteArgs {
+    NormKind kind;
+    Phase phase;
+    Scalar eps;
+    Scalar g;  // the gate of this update
+    Scalar c;  // taper_scale
+    const Real *weight, *bias;
+    const Real *taper_weight, *taper_bias;
+};
+
+// Sums over tokens that calibration needs, taken in the forward pass while g = 1.
+struct SiteSums {
+    double num = 0;    // sum |gamma u|^2 / s
+    double den = 0;    // sum |gamma u|^2
+    double scale = 0;  // sum s
+};
+
+// Of the residual stream that enters the final site, summed over tokens.
+struct StreamScale {
+    double sum = 0;      // sum s(h)
+    double squares = 0;  // sum (s(h) - target)^2
+};
+
+#ifndef LEAF_BUILD
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "ops/leaf.h"
+#include "runtime/types.h"
+
+enum class GateMode {
+    norm,       // every site stays normalized: the baseline
+    taper,      // the sites inside the blocks taper; the final norm stays, as the anchor of the output's scale
+    taper_all,  // the final site tapers too: no normalization anywhere (needs the scale loss)
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Schedule
+
+// The gate of update k, counted from 1: 1 up to warm, half a cosine down to 0 at end, 0 from there on.
+inline double gate_schedule(size_t k, size_t warm, size_t end) {
+    if (k <= warm) return 1;
+    if (k >= end) return 0;
+    return 0.5 * (1 + std::cos(M_PI * double(k - warm) / double(end - warm)));
+}
+
+inline Phase phase_of(double g) { return g == 1 ? Phase::norm : g == 0 ? Phase::scale : Phase::blend; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Calibration
+
+// Exponential moving averages of the calibration sums, kept while g = 1 and frozen at the end of update `warm`.
+struct Calibration {
+    struct Ema {
+        double num = 0, den = 0, scale = 0;
+    };
+    double decay = 0.99;
+    size_t updates = 0;       // that went into the averages
+    std::vector<Ema> sites;   // one per tapering site
+    double stream_scale = 0;  // EMA of mean s(h) of the stream that enters the final site; 0-started, see target_scale
+
+    // Means over all tokens of one update.
+    void observe(const std::vector<SiteSums>& sums, double mean_stream_scale, double tokens) {
+        auto average = [&](double& ema, double value) { ema = decay * ema + (1 - decay) * value; };
+        for (size_t i = 0; i < sites.size(); i++) {
+            average(sites[i].num, sums[i].num / tokens);
+            average(sites[i].den, sums[i].den / tokens);
+            average(sites[i].scale, sums[i].scale / tokens);
+        }
+        average(stream_scale, mean_stream_scale);
+        updates++;
+    }
+
+    // The averages start at 0, so each carries the factor 1 - decay^updates. It cancels in c.
+    double bias_correction() const { return 1 - std::pow(decay, double(updates)); }
+
+    // c = argmin_c E |gamma u / s - c gamma u|^2 = E[|gamma u|^2 / s] / E[|gamma u|^2]
+    double taper_scale(size_t site) const { return sites[site].den > 0 ? sites[site].num / sites[site].den : 1; }
+
+    // s_tgt of the scale loss.
+    double target_scale() const { return updates ? stream_scale / bias_correction() : 0; }
+};
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CPU leaf loops (compiled once per instruction set, see ops/leaf.h)
+#ifdef LEAF_BUILD
+namespace {
+
+template <class Real>
+[[gnu::always_inline]] inline Real row_mean(const Real* x, size_t C) {
+    Real sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = 0; i < C; i++) sum += x[i];
+    return sum / Real(C);
+}
+
+// s of a row: the root of the mean square of x - m.
+template <class Real>
+[[gnu::always_inline]] inline Real row_scale(const Real* x, Real m, Real eps, size_t C) {
+    Real sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = 0; i < C; i++) sum += (x[i] - m) * (x[i] - m);
+    return __builtin_sqrt(sum / Real(C) + eps);
+}
+
+template <NormKind kind, Phase phase, class Real>
+void site_forward_rows(Real* y, Real* mean, Real* rscale, const Real* x, const SiteArgs<Real, Real>& a, size_t rows,
+                       size_t C, SiteSums* sums) {
+    constexpr bool centered = kind == NormKind::layernorm, statistics = phase != Phase::scale;
+    const Real g = a.g, h = 1 - a.g, k = h * a.c;
+    for (size_t row = 0; row < rows; row++, x += C, y += C) {
+        const Real m = centered ? row_mean(x, C) : Real(0);
+        const Real s = statistics ? row_scale(x, m, a.eps, C) : Real(1);
+        const Real r = 1 / s;
+        if (centered && mean) mean[row] = m;
+        if (statistics && rscale) rscale[row] = r;
+        if constexpr (phase == Phase::unweighted) {
+            for (size_t i = 0; i < C; i++) y[i] = (x[i] - m) * r;
+        } else if constexpr (phase == Phase::norm && centered) {
+            for (size_t i = 0; i < C; i++) y[i] = (x[i] - m) * r * a.weight[i] + a.bias[i];
+        } else if constexpr (phase == Phase::norm) {
+            for (size_t i = 0; i < C; i++) y[i] = x[i] * r * a.weight[i];
+        } else if constexpr (phase == Phase::blend && centered) {
+            const Real gr = g * r;
+            for (size_t i = 0; i < C; i++)
+                y[i] = (x[i] - m) * (gr * a.weight[i] + k * a.taper_weight[i]) + (g * a.bias[i] + h * a.taper_bias[i]);
+        } else if constexpr (phase == Phase::blend) {
+            const Real gr = g * r;
+            for (size_t i = 0; i < C; i++) y[i] = x[i] * (gr * a.weight[i] + k * a.taper_weight[i]);
+        } else if constexpr (centered) {
+            for (size_t i = 0; i < C; i++) y[i] = (x[i] - m) * (a.c * a.taper_weight[i]) + a.taper_bias[i];
+        } else {
+            for (size_t i = 0; i < C; i++) y[i] = x[i] * (a.c * a.taper_weight[i]);
+        }
+        if (phase == Phase::norm && sums) {
+            Real square = 0;  // |gamma u|^2
+#pragma omp simd reduction(+ : square)
+            for (size_t i = 0; i < C; i++) square += (a.weight[i] * (x[i] - m)) * (a.weight[i] * (x[i] - m));
+            sums->num += double(square) * double(r);
+            sums->den += double(square);
+            sums->scale += double(s);
+        }
+    }
+}
+
+template <class Real>
+void leaf_site_forward(Real* y, Real* mean, Real* rscale, const Real* x, const SiteArgs<Real, Real>& a, size_t rows,
+                       size_t C, SiteSums* sums) {
+    auto run = [&]<Phase phase>() {
+        if (a.kind == NormKind::layernorm)
+            site_forward_rows<NormKind::layernorm, phase>(y, mean, rscale, x, a, rows, C, sums);
+        else
+            site_forward_rows<NormKind::rmsnorm, phase>(y, mean, rscale, x, a, rows, C, sums);
+    };
+    if (a.phase == Phase::norm) run.template operator()<Phase::norm>();
+    if (a.phase == Phase::blend) run.template operator()<Phase::blend>();
+    if (a.phase == Phase::scale) run.template operator()<Phase::scale>();
+    if (a.phase == Phase::unweighted) run.template operator()<Phase::unweighted>();
+}
+
+// columns [3, C] +=: sum_rows of d n, d u and d, for the vectors' gradients.
+template <NormKind kind, Phase phase, bool accumulate, class Real>
+void site_backward_rows(Real* dx, Real* columns, const Real* dy, const Real* x, const Real* mean, const Real* rscale,
+                        const SiteArgs<Real, Real>& a, size_t rows, size_t C) {
+    constexpr bool centered = kind == NormKind::layernorm;
+    constexpr bool normed = phase != Phase::scale, scaled = phase != Phase::norm;
+    const Real g = a.g, k = (1 - a.g) * a.c;
+    Real *dn_sum = columns, *du_sum = columns + C, *d_sum = columns + 2 * C;
+    for (size_t row = 0; row < rows; row++, x += C, dy += C, dx += C) {
+        const Real m = centered ? mean[row] : Real(0);
+        const Real r = normed ? rscale[row] : Real(0);
+        Real p_bar = 0, pn_bar = 0, q_bar = 0;
+#pragma omp simd reduction(+ : p_bar, pn_bar, q_bar)
+        for (size_t i = 0; i < C; i++) {
+            const Real u = x[i] - m;
+            if constexpr (normed) {
+                const Real p = g * a.weight[i] * dy[i];
+                p_bar += p;
+                pn_bar += p * (u * r);
+                dn_sum[i] += dy[i] * (u * r);
+            }
+            if constexpr (scaled) {
+                q_bar += k * a.taper_weight[i] * dy[i];
+                du_sum[i] += dy[i] * u;
+            }
+            if constexpr (centered) d_sum[i] += dy[i];
+        }
+        p_bar /= Real(C), pn_bar /= Real(C), q_bar /= Real(C);
+        for (size_t i = 0; i < C; i++) {
+            Real dh = accumulate ? dx[i] : Real(0);
+            if constexpr (normed)
+                dh += (g * a.weight[i] * dy[i] - (centered ? p_bar : Real(0)) - (x[i] - m) * r * pn_bar) * r;
+            if constexpr (scaled) dh += k * a.taper_weight[i] * dy[i] - (centered ? q_bar : Real(0));
+            dx[i] = dh;
+        }
+    }
+}
+
+template <class Real>
+void leaf_site_backward(Real* dx, Real* columns, const Real* dy, const Real* x, const Real* mean, const Real* rscale,
+                        const SiteArgs<Real, Real>& a, size_t rows, size_t C, bool accumulate) {
+    auto run = [&]<NormKind kind, Phase phase>() {
+        if (accumulate)
+            site_backward_rows<kind, phase, true>(dx, columns, dy, x, mean, rscale, a, rows, C);
+        else
+            site_backward_rows<kind, phase, false>(dx, columns, dy, x, mean, rscale, a, rows, C);
+    };
+    auto run_phase = [&]<NormKind kind>() {
+        if (a.phase == Phase::norm) run.template operator()<kind, Phase::norm>();
+        if (a.phase == Phase::blend) run.template operator()<kind, Phase::blend>();
+        if (a.phase == Phase::scale) run.template operator()<kind, Phase::scale>();
+    };
+    if (a.kind == NormKind::layernorm) run_phase.template operator()<NormKind::layernorm>();
+    if (a.kind == NormKind::rmsnorm) run_phase.template operator()<NormKind::rmsnorm>();
+}
+
+template <class Real>
+void leaf_stream_scale(StreamScale* out, const Real* x, NormKind kind, Real eps, Real target, size_t rows, size_t C) {
+    for (size_t row = 0; row < rows; row++, x += C) {
+        const Real m = kind == NormKind::layernorm ? row_mean(x, C) : Real(0);
+        const double s = double(row_scale(x, m, eps, C));
+        out->sum += s;
+        out->squares += (s - double(target)) * (s - double(target));
+    }
+}
+
+// dx += factor (s - target) / s u
+template <class Real>
+void leaf_scale_loss_backward(Real* dx, const Real* x, NormKind kind, Real eps, Real target, Real factor, size_t rows,
+                              size_t C) {
+    for (size_t row = 0; row < rows; row++, x += C, dx += C) {
+        const Real m = kind == NormKind::layernorm ? row_mean(x, C) : Real(0);
+        const Real s = row_scale(x, m, eps, C);
+        const Real f = factor * (s - target) / s;
+        for (size_t i = 0; i < C; i++) dx[i] += f * (x[i] - m);
+    }
+}
+
+}  // namespace
+#else
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sites on the CPU
+
+template <class Real>
+using Site = SiteArgs<Real, Acc<Real>>;
+
+// y [N, C] = the site applied to every row of x [N, C].
+// mean, rscale [N]: the row's mean (LayerNorm kind) and 1 / s, kept for the backward pass; may be null.
+// sums: calibration sums (+=), only in Phase::norm; may be null.
+template <class Real>
+void site_forward(Cpu& dev, Real* y, Acc<Real>* mean, Acc<Real>* rscale, SiteSums* sums, const Real* x,
+                  const Site<Real>& site, size_t N, size_t C) {
+    const size_t chunk = reduction_chunk(N), chunks = (N + chunk - 1) / chunk;
+    std::vector<SiteSums> partial(sums ? chunks : 0);
+    parallel_ranges(dev, chunks, 1, [&](size_t first, size_t last, int) {
+        for (size_t i = first; i < last; i++) {
+            const size_t row = i * chunk, rows = std::min(chunk, N - row);
+            leaf<Real>(dev).site_forward(y + row * C, mean ? mean + row : nullptr, rscale ? rscale + row : nullptr,
+                                         x + row * C, site, rows, C, sums ? &partial[i] : nullptr);
+        }
+    });
+    for (const SiteSums& p : partial) sums->num += p.num, sums->den += p.den, sums->scale += p.scale;
+}
+
+// Gradients of a site's vectors, [C] each, +=; null where the site has no such vector.
+template <class Real>
+struct SiteGrads {
+    Real *weight, *bias, *taper_weight, *taper_bias;
+};
+
+// dx [N, C] = (accumulate ? dx : 0) + the gradient with respect to x: the residual stream goes around the site, so its
+// gradient is already in dx, except at the final site. Gradients of the vectors: += (zero in the branch that the phase
+// does not evaluate).
+template <class Real>
+void site_backward(Cpu& dev, Real* dx, const SiteGrads<Real>& grads, const Real* dy, const Real* x,
+                   const Acc<Real>* mean, const Acc<Real>* rscale, const Site<Real>& site, size_t N, size_t C,
+                   bool accumulate) {
+    const size_t chunk = reduction_chunk(N), chunks = (N + chunk - 1) / chunk;
+    Real* columns = static_cast<Real*>(dev.shared_scratch(chunks * 3 * C * sizeof(Real)));
+    parallel_ranges(dev, chunks, 1, [&](size_t first, size_t last, int) {
+        for (size_t i = first; i < last; i++) {
+            const size_t row = i * chunk, rows = std::min(chunk, N - row);
+            Real* mine = columns + i * 3 * C;
+            std::fill(mine, mine + 3 * C, Real(0));
+            leaf<Real>(dev).site_backward(dx + row * C, mine, dy + row * C, x + row * C, mean ? mean + row : nullptr,
+                                          rscale ? rscale + row : nullptr, site, rows, C, accumulate);
+        }
+    });
+    const Real g = Real(site.g), h = 1 - g, k = h * Real(site.c);
+    const bool normed = site.phase != Phase::scale, scaled = site.phase != Phase::norm;
+    for (size_t i = 0; i < C; i++) {
+        Real dn = 0, du = 0, d = 0;
+        for (size_t j = 0; j < chunks; j++) {
+            const Real* part = columns + j * 3 * C;
+            dn += part[i], du += part[C + i], d += part[2 * C + i];
+        }
+        if (normed) grads.weight[i] += g * dn;
+        if (normed && grads.bias) grads.bias[i] += g * d;
+        if (scaled) grads.taper_weight[i] += k * du;
+        if (scaled && grads.taper_bias) grads.taper_bias[i] += h * d;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Scale loss on the CPU: lambda mean_tokens (s(h) - s_tgt)^2, h the residual stream that enters the final site.
+
+// out += the stream's scale, of x [N, C]; also what the log shows as s(h), with or without a scale loss.
+template <class Real>
+void stream_scale(Cpu& dev, StreamScale* out, const Real* x, NormKind kind, double eps, double target, size_t N,
+                  size_t C) {
+    const size_t chunk = reduction_chunk(N), chunks = (N + chunk - 1) / chunk;
+    std::vector<StreamScale> partial(chunks);
+    parallel_ranges(dev, chunks, 1, [&](size_t first, size_t last, int) {
+        for (size_t i = first; i < last; i++) {
+            const size_t row = i * chunk, rows = std::min(chunk, N - row);
+            leaf<Real>(dev).stream_scale(&partial[i], x + row * C, kind, Real(eps), Real(target), rows, C);
+        }
+    });
+    for (const StreamScale& p : partial) out->sum += p.sum, out->squares += p.squares;
+}
+
+// dx [N, C] += dL/dh, L = lambda / tokens * sum (s - target)^2;  ds/dh = u / (C s).
+template <class Real>
+void scale_loss_backward(Cpu& dev, Real* dx, const Real* x, NormKind kind, double eps, double target, double lambda,
+                         double tokens, size_t N, size_t C) {
+    const Real factor = Real(2 * lambda / (tokens * double(C)));
+    parallel_ranges(dev, N, 16, [&](size_t row, size_t end, int) {
+        leaf<Real>(dev).scale_loss_backward(dx + row * C, x + row * C, kind, Real(eps), Real(target), factor, end - row,
+                                            C);
+    });
+}
+#endif

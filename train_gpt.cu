@@ -1,0 +1,1022 @@
+// Trains a GPT-2 whose norms disappear: hand-derived forward and backward passes, TaperNorm sites, AdamW.
+//
+// Read top to bottom:
+//   1. Settings             every flag, in one table
+//   2. The model            activations, forward pass, classifier, backward pass
+//   3. Schedules            learning rate, gate
+//   4. Trainer              one update: micro-batches, calibration, clipping, AdamW
+//   5. Evaluation, samples
+//   6. Checkpoints          model file, state file, resuming
+//   7. The run              progress, loop, main
+//
+// The model is written once for every device: ops are free functions overloaded on the device (ops/*.cuh).
+#include <signal.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "data/stories.h"
+#include "io/options.h"
+#include "io/run_log.h"
+#include "io/tokenizer.h"
+#include "io/tokens.h"
+#include "model/config.h"
+#include "model/decoder.cuh"
+#include "model/model_file.h"
+#include "model/sampler.h"
+#include "ops/adamw.cuh"
+#include "ops/attention.cuh"
+#include "ops/cross_entropy.cuh"
+#include "ops/embedding.cuh"
+#include "ops/gelu.cuh"
+#include "ops/matmul.cuh"
+#include "runtime/arena.h"
+#include "runtime/random.h"
+#include "tapernorm.cuh"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 1. Settings
+
+struct Settings {
+    std::string train, val, out = "model.bin", init;
+    bool resume = false;
+    size_t checkpoint_every = 0, seed = 1, threads = 0;
+    std::string device = "auto", tokenizer = "bytes";
+
+    std::string depth;
+    size_t L = 4, NH = 4, C = 128, T = 128;
+    std::string norm = "layernorm";
+
+    size_t batch = 16, total_batch = 0, steps = 1000, recompute = 0;
+    bool shuffle = true;
+
+    double lr = 1e-3, lr_final_frac = 0.1, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.99, clip = 1;
+    Length warmup = fraction_of_run(0.02);
+    std::string lr_schedule = "cosine";
+    double skip_loss_z = 0;
+
+    std::string gate = "taper";
+    Length gate_warmup = fraction_of_run(0.05), gate_end = fraction_of_run(0.4);
+    double ema_decay = 0.99, scale_loss = 0;
+
+    size_t val_every = 100, val_batches = 20, sample_every = 0;
+};
+
+static Options make_options(Settings& s) {
+    Options o("train_gpt", "Trains a GPT-2 without normalization layers (TaperNorm), on a CPU or a GPU.");
+    o.section("Files");
+    o.add({.short_name = "-i", .long_name = "--train", .to = &s.train, .metavar = "FILE",
+           .default_text = "built-in stories",
+           .help = "text file, or token shards in llm.c's format (a pattern such as 'data/train_*.bin')"});
+    o.add({.short_name = "-j", .long_name = "--val", .to = &s.val, .metavar = "FILE",
+           .default_text = "last 10% of -i", .help = "validation text or shards"});
+    o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH",
+           .help = "bytes, or a folder with GPT-2's vocab.json and merges.txt; it is stored in the model"});
+    o.add({.short_name = "-o", .long_name = "--out", .to = &s.out, .metavar = "FILE",
+           .help = "the model; the state to resume from and the log are written beside it"});
+    o.add({.long_name = "--init", .to = &s.init, .metavar = "FILE", .default_text = "random",
+           .help = "start from the weights of this model file"});
+    o.add({.short_name = "-y", .long_name = "--resume", .to = &s.resume,
+           .help = "go on from the state beside -o, with its flags; flags given now replace them"});
+    o.add({.short_name = "-n", .long_name = "--checkpoint-every", .to = &s.checkpoint_every, .metavar = "N",
+           .default_text = "end only", .help = "updates between checkpoints"});
+    o.section("Model");
+    o.add({.short_name = "-e", .long_name = "--model", .to = &s.depth, .metavar = "dN", .default_text = "none",
+           .help = "a GPT-2 shape by depth: d12 is 124M parameters (12 heads, 768 channels), d24 350M, d36 774M, d48 1.6B"});
+    o.add({.long_name = "--n-layer", .to = &s.L, .metavar = "L", .range = {.low = 1, .high = 1000}, .help = "blocks"});
+    o.add({.long_name = "--n-head", .to = &s.NH, .metavar = "NH", .range = {.low = 1, .high = 1024},
+           .help = "attention heads"});
+    o.add({.long_name = "--n-embd", .to = &s.C, .metavar = "C", .range = {.low = 1, .high = 1 << 16},
+           .help = "channels, a multiple of --n-head"});
+    o.add({.short_name = "-t", .long_name = "--seq-len", .to = &s.T, .metavar = "T",
+           .range = {.low = 1, .high = 1 << 20}, .help = "context length in tokens"});
+    o.add({.long_name = "--norm", .to = &s.norm, .choices = {"layernorm", "rmsnorm"}, .help = "kind of norm"});
+    o.section("Batch");
+    o.add({.short_name = "-b", .long_name = "--batch", .to = &s.batch, .metavar = "B",
+           .range = {.low = 1, .high = 1 << 20}, .help = "sequences in a micro-batch"});
+    o.add({.short_name = "-d", .long_name = "--total-batch", .to = &s.total_batch, .metavar = "N",
+           .default_text = "B x T", .help = "tokens in an update, a multiple of B x T: gradients accumulate"});
+    o.add({.short_name = "-x", .long_name = "--steps", .to = &s.steps, .metavar = "N", .range = {.low = 1},
+           .help = "updates"});
+    o.add({.long_name = "--no-shuffle", .to = &s.shuffle, .help = "read the corpus in sequence"});
+    o.add({.short_name = "-r", .long_name = "--recompute", .to = &s.recompute, .metavar = "N",
+           .range = {.low = 0, .high = 2}, .help = "save memory: 1 computes GELU again in the backward pass, 2 the norms too"});
+    o.section("Optimizer");
+    o.add({.short_name = "-l", .long_name = "--lr", .to = &s.lr, .range = {.low = 0}, .help = "peak learning rate"});
+    o.add({.short_name = "-u", .long_name = "--warmup", .to = &s.warmup, .help = "learning-rate warm-up"});
+    o.add({.short_name = "-q", .long_name = "--lr-final-frac", .to = &s.lr_final_frac, .range = {.low = 0, .high = 1},
+           .help = "last learning rate, as a fraction of -l"});
+    o.add({.short_name = "-k", .long_name = "--lr-schedule", .to = &s.lr_schedule,
+           .choices = {"cosine", "linear", "constant", "wsd"},
+           .help = "wsd: constant, then linear over the last 20% of the run"});
+    o.add({.short_name = "-c", .long_name = "--weight-decay", .to = &s.weight_decay, .range = {.low = 0, .high = 10},
+           .help = "of matrices and embeddings"});
+    o.add({.long_name = "--beta1", .to = &s.beta1, .range = {.low = 0, .high = 1, .high_open = true},
+           .help = "AdamW's first decay rate"});
+    o.add({.long_name = "--beta2", .to = &s.beta2, .range = {.low = 0, .high = 1, .high_open = true},
+           .help = "AdamW's second decay rate"});
+    o.add({.long_name = "--clip", .to = &s.clip, .range = {.low = 0}, .help = "largest gradient norm; 0: no clipping"});
+    o.add({.short_name = "-sl", .long_name = "--skip-loss-z", .to = &s.skip_loss_z, .metavar = "Z",
+           .range = {.low = 0}, .help = "skip updates whose loss is Z deviations above the last 128; 0: never"});
+    o.section("TaperNorm");
+    o.add({.short_name = "-g", .long_name = "--gate", .to = &s.gate, .choices = {"norm", "taper", "taper-all"},
+           .help = "norm: the baseline; taper: every norm but the last goes; taper-all: all go"});
+    o.add({.long_name = "--gate-warmup", .to = &s.gate_warmup, .help = "updates with g = 1, which calibrate"});
+    o.add({.long_name = "--gate-end", .to = &s.gate_end, .help = "first update with g = 0"});
+    o.add({.long_name = "--ema-decay", .to = &s.ema_decay, .range = {.low = 0, .high = 1, .high_open = true},
+           .help = "of the calibration's averages"});
+    o.add({.long_name = "--scale-loss", .to = &s.scale_loss, .metavar = "LAMBDA", .range = {.low = 0},
+           .help = "weight of the loss that holds the stream at its calibrated scale; 0: none"});
+    o.section("Run");
+    o.add({.short_name = "-v", .long_name = "--val-every", .to = &s.val_every, .metavar = "N",
+           .help = "updates between validations; 0: only at the end"});
+    o.add({.short_name = "-m", .long_name = "--val-batches", .to = &s.val_batches, .metavar = "N",
+           .range = {.low = 1}, .help = "batches of B x T tokens in each of them"});
+    o.add({.short_name = "-s", .long_name = "--sample-every", .to = &s.sample_every, .metavar = "N",
+           .help = "updates between samples of generated text; 0: none"});
+    o.add({.long_name = "--seed", .to = &s.seed, .help = "of initial weights, data order and samples"});
+    o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"}, .help = "where to run"});
+    o.add({.long_name = "--threads", .to = &s.threads, .default_text = "all cores", .help = "CPU threads"});
+    return o;
+}
+
+// What flags imply for one another; errors name the flags.
+static void complete_settings(Settings& s) {
+    if (!s.depth.empty()) {
+        char* end = nullptr;
+        const long depth = s.depth[0] == 'd' ? std::strtol(s.depth.c_str() + 1, &end, 10) : 0;
+        if (depth < 1 || depth > 1000 || *end)
+            fail("--model: expected d and a number of layers, such as d12, found \"%s\"", s.depth.c_str());
+        s.L = size_t(depth);
+        // OpenAI's and llm.c's shapes, by depth.
+        struct Shape {
+            size_t L, C, NH;
+        };
+        static const Shape kShapes[] = {{6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
+        const Shape* shape = nullptr;
+        for (const Shape& known : kShapes)
+            if (known.L == s.L) shape = &known;
+        if (!shape)
+            fail("--model: no GPT-2 shape has %zu layers; expected d6, d12, d24, d36 or d48; other shapes: --n-layer, "
+                 "--n-head, --n-embd", s.L);
+        s.C = shape->C, s.NH = shape->NH;
+    }
+    if (s.C % s.NH) fail("--n-embd: expected a multiple of --n-head (%zu), found %zu", s.NH, s.C);
+    const size_t micro = s.batch * s.T;
+    if (s.total_batch == 0) s.total_batch = micro;
+    if (s.total_batch % micro)
+        fail("--total-batch: expected a multiple of -b x -t = %zu x %zu = %zu tokens, found %zu", s.batch, s.T, micro,
+             s.total_batch);
+    if (s.gate_end.resolve(s.steps) <= s.gate_warmup.resolve(s.steps) && s.gate != "norm")
+        fail("--gate-end: expected more updates than --gate-warmup (%zu), found %zu", s.gate_warmup.resolve(s.steps),
+             s.gate_end.resolve(s.steps));
+    if (s.gate != "norm" && s.gate_warmup.resolve(s.steps) == 0)
+        fail("--gate-warmup: expected at least 1 update to calibrate from, found 0 of %zu; use more -x or an absolute "
+             "number", s.steps);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 2. The model
+
+// What one update sums up on the device, over its micro-batches.
+struct Sums {
+    double loss;  // sum of the tokens' cross-entropies
+    StreamScale stream;
+    SiteSums site[1];  // of every tapering site: the struct is allocated with room for all
+};
+
+// What the forward pass keeps for the backward pass. N = B T rows.
+template <class Real>
+struct BlockActivations {
+    Real* ln_1;                            // [N, C]
+    Acc<Real>*ln_1_mean, *ln_1_rscale;     // [N]
+    Real* qkv;                             // [N, 3C]
+    Real* att;                             // [N, C]
+    Acc<Real>* lse;                        // [B, NH, T]
+    Real* mid;                             // [N, C], the residual stream after the attention
+    Real* ln_2;                            // [N, C]
+    Acc<Real>*ln_2_mean, *ln_2_rscale;     // [N]
+    Real *fc, *gelu;                       // [N, 4C]
+    Real* out;                             // [N, C], the residual stream after the MLP
+};
+
+template <class Real>
+struct Activations {
+    int *tokens, *targets;  // [N]
+    Real* embedded;         // [N, C]
+    std::vector<BlockActivations<Real>> h;
+    Real* ln_f;                         // [N, C]
+    Acc<Real>*ln_f_mean, *ln_f_rscale;  // [N]
+    Real* logits;                       // [chunk, V], a part of the rows at a time
+    Acc<Real>* losses;                  // [chunk]
+    Real *d_stream, *d_narrow;          // [N, C]
+    Real* d_wide;                       // [N, 4C]
+    double* sums;                       // a Sums
+};
+
+// The gate's part in one pass.
+struct Gate {
+    double g = 1;
+    bool calibrate = false;  // take the calibration sums (only at g = 1)
+};
+
+// The scale loss's part: lambda = 0 while it is not active.
+struct ScaleLoss {
+    double lambda = 0, target = 0;
+};
+
+template <class Device, class Real>
+struct Gpt {
+    Device& dev;
+    Config config;
+    size_t B, T;
+    int recompute;
+    std::vector<float> taper_scale;  // c of every tapering site
+
+    GptTensors<Real> params{}, grads{};
+    Activations<Real> act{};
+    size_t chunk;  // rows of logits held at a time
+    Arena<Device> param_memory, grad_memory, act_memory;
+
+    // train = false leaves out what only the backward pass needs.
+    Gpt(Device& dev_, const Config& config_, size_t B_, size_t T_, int recompute_, bool train)
+        : dev(dev_), config(config_), B(B_), T(T_), recompute(recompute_), taper_scale(config.tapering_sites(), 1.0f),
+          chunk(std::clamp<size_t>((size_t(1) << 26) / config.V, 64, B * T)), param_memory(dev, "parameters"),
+          grad_memory(dev, "gradients"), act_memory(dev, "activations") {
+        chunk = std::min(chunk, B * T);
+        visit_tensors(config, params, [&](const TensorSpec& t, Real*& slot) { param_memory.add(slot, t.count()); });
+        param_memory.allocate(true);
+        if (train) {
+            visit_tensors(config, grads, [&](const TensorSpec& t, Real*& slot) { grad_memory.add(slot, t.count()); });
+            grad_memory.allocate(true);
+        }
+        plan_activations(train);
+        act_memory.allocate(false);
+    }
+
+    void plan_activations(bool train) {
+        const size_t N = B * T, C = config.C;
+        Arena<Device>& m = act_memory;
+        m.add(act.tokens, N), m.add(act.targets, N), m.add(act.embedded, N * C);
+        act.h.resize(config.L);
+        for (auto& a : act.h) {
+            m.add(a.ln_1_mean, N), m.add(a.ln_1_rscale, N), m.add(a.ln_2_mean, N), m.add(a.ln_2_rscale, N);
+            m.add(a.qkv, N * 3 * C), m.add(a.att, N * C), m.add(a.lse, B * config.NH * T);
+            m.add(a.mid, N * C), m.add(a.fc, N * 4 * C), m.add(a.out, N * C);
+            // Recomputed activations share the first block's memory: they live within one block's pass.
+            const bool own_norms = recompute < 2 || &a == &act.h[0], own_gelu = recompute < 1 || &a == &act.h[0];
+            if (own_norms) m.add(a.ln_1, N * C), m.add(a.ln_2, N * C);
+            if (own_gelu) m.add(a.gelu, N * 4 * C);
+        }
+        m.add(act.ln_f, N * C), m.add(act.ln_f_mean, N), m.add(act.ln_f_rscale, N);
+        m.add(act.logits, chunk * config.V), m.add(act.losses, chunk);
+        if (train) m.add(act.d_stream, N * C), m.add(act.d_narrow, N * C), m.add(act.d_wide, N * 4 * C);
+        m.add(act.sums, sums_bytes() / sizeof(double));
+    }
+
+    size_t sums_bytes() const { return sizeof(Sums) + config.tapering_sites() * sizeof(SiteSums); }
+    Sums* sums() const { return reinterpret_cast<Sums*>(act.sums); }
+
+    Real* ln_1(size_t l) const { return recompute < 2 ? act.h[l].ln_1 : act.h[0].ln_1; }
+    Real* ln_2(size_t l) const { return recompute < 2 ? act.h[l].ln_2 : act.h[0].ln_2; }
+    Real* gelu(size_t l) const { return recompute < 1 ? act.h[l].gelu : act.h[0].gelu; }
+    const Real* stream_into(size_t l) const { return l ? act.h[l - 1].out : act.embedded; }
+
+    Site<Real> site(double g, size_t l, size_t which) const {
+        return site_at(config, params, taper_scale, g, l, which);
+    }
+    SiteSums* calibration(const Gate& gate, size_t l, size_t which) const {
+        const bool tapers = l == config.L ? config.final_tapers() : config.internal_tapers();
+        return gate.calibrate && tapers ? &sums()->site[2 * l + which] : nullptr;
+    }
+
+    void load_batch(const int* tokens, const int* targets) {  // [B, T], host memory
+        device_copy_in(dev, act.tokens, tokens, B * T * sizeof(int));
+        device_copy_in(dev, act.targets, targets, B * T * sizeof(int));
+    }
+
+    // Tokens to the final site's output, act.ln_f.
+    void forward(const Gate& gate, double scale_target) {
+        const size_t N = B * T, C = config.C, NH = config.NH, L = config.L;
+        embedding_forward(dev, act.embedded, act.tokens, params.wte, params.wpe, B, T, C);
+        for (size_t l = 0; l < L; l++) {
+            BlockActivations<Real>& a = act.h[l];
+            const BlockTensors<Real>& p = params.h[l];
+            const Real* x = stream_into(l);
+            site_forward(dev, ln_1(l), a.ln_1_mean, a.ln_1_rscale, calibration(gate, l, 0), x, site(gate.g, l, 0), N, C);
+            matmul_forward<Real>(dev, a.qkv, ln_1(l), p.attn_qkv, p.attn_qkv_bias, nullptr, N, C, 3 * C);
+            attention_forward(dev, a.att, a.lse, a.qkv, B, T, C, NH);
+            matmul_forward<Real>(dev, a.mid, a.att, p.attn_proj, p.attn_proj_bias, x, N, C, C);
+            site_forward(dev, ln_2(l), a.ln_2_mean, a.ln_2_rscale, calibration(gate, l, 1), a.mid, site(gate.g, l, 1), N,
+                         C);
+            matmul_gelu_forward<Real>(dev, gelu(l), a.fc, ln_2(l), p.mlp_fc, p.mlp_fc_bias, N, C, 4 * C);
+            matmul_forward<Real>(dev, a.out, gelu(l), p.mlp_proj, p.mlp_proj_bias, a.mid, N, 4 * C, C);
+        }
+        stream_scale(dev, &sums()->stream, stream_into(L), config.norm, config.eps, scale_target, N, C);
+        site_forward(dev, act.ln_f, act.ln_f_mean, act.ln_f_rscale, calibration(gate, L, 0), stream_into(L),
+                     site(gate.g, L, 0), N, C);
+    }
+
+    // Head, softmax and cross-entropy, `chunk` rows of logits at a time. The loss is added to sums()->loss. With
+    // `gradient`, also dL/d(act.ln_f) into act.d_narrow and the head's dwte (= or +=, as `accumulate` says), for
+    // L = weight * sum of the losses.
+    void classify(bool gradient, double weight, bool accumulate) {
+        const size_t C = config.C, V = config.V;
+        for (size_t row = 0; row < B * T; row += chunk) {
+            const size_t rows = std::min(chunk, B * T - row);
+            head_forward<Real>(dev, act.logits, act.ln_f + row * C, params.wte, nullptr, rows, C, V);
+            cross_entropy(dev, &sums()->loss, act.losses, act.logits, act.targets + row, weight, rows, V, gradient);
+            if (gradient)
+                head_backward(dev, act.d_narrow + row * C, grads.wte, act.logits, act.ln_f + row * C, params.wte, rows, C,
+                              V, accumulate || row > 0);
+        }
+    }
+
+    // The forward pass reversed, from act.d_narrow to the parameters' gradients. Matrices: = or +=, as `accumulate`
+    // says; vectors and wpe: += (begin_gradients zeroes them). tokens: of the whole update, for the scale loss's mean.
+    void backward(double g, const ScaleLoss& scale_loss, double tokens, bool accumulate) {
+        const size_t N = B * T, C = config.C, NH = config.NH, L = config.L;
+        Real *d_stream = act.d_stream, *d_narrow = act.d_narrow, *d_wide = act.d_wide;
+        site_backward(dev, d_stream, site_grads(grads.ln_f), d_narrow, stream_into(L), act.ln_f_mean, act.ln_f_rscale,
+                      site(g, L, 0), N, C, false);
+        if (scale_loss.lambda != 0)
+            scale_loss_backward(dev, d_stream, stream_into(L), config.norm, config.eps, scale_loss.target,
+                                scale_loss.lambda, tokens, N, C);
+        for (size_t l = L; l-- > 0;) {
+            BlockActivations<Real>& a = act.h[l];
+            const BlockTensors<Real>&p = params.h[l], &d = grads.h[l];
+            if (recompute >= 1) gelu_forward(dev, gelu(l), a.fc, N * 4 * C);
+            matmul_backward(dev, d_wide, d.mlp_proj, d.mlp_proj_bias, d_stream, gelu(l), p.mlp_proj, a.fc, N, 4 * C, C,
+                            accumulate);
+            if (recompute >= 2) recompute_site(ln_2(l), a.mid, site(g, l, 1));
+            matmul_backward<Real>(dev, d_narrow, d.mlp_fc, d.mlp_fc_bias, d_wide, ln_2(l), p.mlp_fc, nullptr, N, C, 4 * C,
+                                  accumulate);
+            site_backward(dev, d_stream, site_grads(d.ln_2), d_narrow, a.mid, a.ln_2_mean, a.ln_2_rscale, site(g, l, 1), N,
+                          C, true);
+            matmul_backward<Real>(dev, d_narrow, d.attn_proj, d.attn_proj_bias, d_stream, a.att, p.attn_proj, nullptr, N,
+                                  C, C, accumulate);
+            attention_backward(dev, d_wide, d_narrow, a.att, a.lse, a.qkv, B, T, C, NH);
+            if (recompute >= 2) recompute_site(ln_1(l), stream_into(l), site(g, l, 0));
+            matmul_backward<Real>(dev, d_narrow, d.attn_qkv, d.attn_qkv_bias, d_wide, ln_1(l), p.attn_qkv, nullptr, N, C,
+                                  3 * C, accumulate);
+            site_backward(dev, d_stream, site_grads(d.ln_1), d_narrow, stream_into(l), a.ln_1_mean, a.ln_1_rscale,
+                          site(g, l, 0), N, C, true);
+        }
+        embedding_backward(dev, grads.wte, grads.wpe, d_stream, act.tokens, B, T, C);
+    }
+
+    void recompute_site(Real* y, const Real* x, const Site<Real>& s) {
+        site_forward<Real>(dev, y, nullptr, nullptr, nullptr, x, s, B * T, config.C);
+    }
+    static SiteGrads<Real> site_grads(const SiteTensors<Real>& s) {
+        return {s.weight, s.bias, s.taper_weight, s.taper_bias};
+    }
+
+    // Before the first backward pass of an update.
+    void begin_gradients() {
+        visit_tensors(config, grads, [&](const TensorSpec& t, Real*& grad) {
+            if (t.shape.size() == 1) device_zero(dev, grad, t.count() * sizeof(Real));
+        });
+        device_zero(dev, grads.wpe, config.T * config.C * sizeof(Real));
+    }
+
+    void begin_sums() { device_zero(dev, act.sums, sums_bytes()); }
+    std::vector<double> read_sums() {  // a Sums
+        std::vector<double> host(sums_bytes() / sizeof(double));
+        device_copy_out(dev, host.data(), act.sums, sums_bytes());
+        return host;
+    }
+};
+
+// GPT-2's initial values. Each number depends on the seed, the tensor's name and its place alone: models that share a
+// tensor start with the same values in it.
+template <class Device, class Real>
+void initialize(Gpt<Device, Real>& model, uint64_t seed) {
+    visit_tensors(model.config, model.params, [&](const TensorSpec& t, Real*& slot) {
+        uint64_t stream = 0;
+        for (char c : t.name) stream = mix64(stream ^ uint64_t(static_cast<unsigned char>(c)));
+        std::vector<Real> values(t.count(), Real(t.init.constant));
+        if (t.init.std > 0) {
+            auto fill = [&](size_t i, size_t end, int) {
+                for (; i < end; i++) values[i] = Real(t.init.std * random_normal(seed, stream, i));
+            };
+            parallel_ranges(Cpu(), values.size(), 4096, fill);
+        }
+        device_copy_in(model.dev, slot, values.data(), values.size() * sizeof(Real));
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 3. Schedules
+
+// The learning rate of update k, counted from 1, of `steps`.
+static double lr_schedule(const Settings& s, size_t k) {
+    const size_t warmup = s.warmup.resolve(s.steps);
+    if (k <= warmup) return s.lr * double(k) / double(warmup);
+    const double last = s.lr * s.lr_final_frac;
+    const double done = s.steps > warmup ? double(k - warmup) / double(s.steps - warmup) : 1;  // in (0, 1]
+    if (s.lr_schedule == "constant") return s.lr;
+    if (s.lr_schedule == "linear") return s.lr + (last - s.lr) * done;
+    if (s.lr_schedule == "wsd") {
+        const double decay = double(s.steps) * 0.2, left = double(s.steps - k);
+        return left >= decay ? s.lr : last + (s.lr - last) * left / decay;
+    }
+    return last + (s.lr - last) * 0.5 * (1 + std::cos(M_PI * done));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 4. Trainer
+
+// The z-score of the newest loss among the last 128, to recognise spikes.
+struct LossWindow {
+    static constexpr size_t kSize = 128;
+    std::deque<double> losses;
+
+    // 0 until the window is full.
+    double z_score(double loss) const {
+        if (losses.size() < kSize) return 0;
+        double mean = 0, square = 0;
+        for (double x : losses) mean += x / kSize;
+        for (double x : losses) square += (x - mean) * (x - mean) / kSize;
+        return square > 0 ? (loss - mean) / std::sqrt(square) : 0;
+    }
+    void add(double loss) {
+        losses.push_back(loss);
+        if (losses.size() > kSize) losses.pop_front();
+    }
+};
+
+// What one update reports.
+struct StepReport {
+    size_t step = 0;
+    double loss = 0;        // cross-entropy, mean over the update's tokens
+    double scale_loss = 0;  // lambda mean (s - s_tgt)^2
+    double g = 1, lr = 0, grad_norm = 0;
+    double stream_scale = 0;  // mean s(h)
+    bool skipped = false;     // a loss spike: the parameters were left alone
+    double seconds = 0;
+};
+
+template <class Device, class Real>
+struct Trainer {
+    Settings settings;
+    Gpt<Device, Real> model;
+    Loader loader;
+    Arena<Device> moment_memory;
+    GptTensors<Acc<Real>> m{}, v{};  // AdamW's moments
+    Calibration calibration;
+    double scale_target = 0;  // s_tgt, once calibrated
+    LossWindow window;
+    size_t step = 0;  // updates done
+    size_t gate_warmup, gate_end;
+    std::vector<int> inputs, targets;  // [B, T]
+
+    Trainer(Device& dev, const Settings& s, const Config& config, const TokenSource& corpus)
+        : settings(s), model(dev, config, s.batch, s.T, int(s.recompute), true),
+          loader(corpus, s.batch, s.T, {.shuffle = s.shuffle, .seed = s.seed, .vocab_size = config.V}),
+          moment_memory(dev, "optimizer moments"), gate_warmup(s.gate_warmup.resolve(s.steps)),
+          gate_end(s.gate_end.resolve(s.steps)), inputs(s.batch * s.T), targets(s.batch * s.T) {
+        for (auto* moments : {&m, &v})
+            visit_tensors(config, *moments,
+                          [&](const TensorSpec& t, Acc<Real>*& slot) { moment_memory.add(slot, t.count()); });
+        moment_memory.allocate(true);
+        calibration.decay = s.ema_decay;
+        calibration.sites.resize(config.tapering_sites());
+    }
+
+    double gate(size_t k) const {
+        return model.config.mode == GateMode::norm ? 1 : gate_schedule(k, gate_warmup, gate_end);
+    }
+    ScaleLoss scale_loss(size_t k) const {
+        return {k > gate_warmup ? settings.scale_loss : 0, scale_target};
+    }
+
+    // One update. A loss or gradient that is not finite throws before any parameter has changed.
+    StepReport update() {
+        const auto start = std::chrono::steady_clock::now();
+        const size_t k = step + 1, micro_steps = settings.total_batch / (settings.batch * settings.T);
+        const double tokens = double(settings.total_batch);
+        const Gate g{gate(k), k <= gate_warmup};
+        const ScaleLoss anchor = scale_loss(k);
+        model.begin_sums();
+        model.begin_gradients();
+        for (size_t micro = 0; micro < micro_steps; micro++) {
+            loader.next(inputs.data(), targets.data());
+            model.load_batch(inputs.data(), targets.data());
+            model.forward(g, anchor.target);
+            model.classify(true, 1 / tokens, micro > 0);
+            model.backward(g.g, anchor, tokens, micro > 0);
+        }
+        const std::vector<double> memory = model.read_sums();
+        const Sums& sums = *reinterpret_cast<const Sums*>(memory.data());
+        StepReport r{.step = k, .loss = sums.loss / tokens, .scale_loss = anchor.lambda * sums.stream.squares / tokens,
+                     .g = g.g, .lr = lr_schedule(settings, k), .stream_scale = sums.stream.sum / tokens};
+        r.grad_norm = gradient_norm();
+        if (!std::isfinite(r.loss + r.scale_loss) || !std::isfinite(r.grad_norm)) report_divergence(r);
+        r.skipped = settings.skip_loss_z > 0 && window.z_score(r.loss) > settings.skip_loss_z;
+        window.add(r.loss);
+        if (!r.skipped) adamw(k, r.lr, r.grad_norm);
+        if (g.calibrate)
+            calibration.observe({sums.site, sums.site + model.config.tapering_sites()}, r.stream_scale, tokens);
+        if (k == gate_warmup) start_taper();
+        step = k;
+        r.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        return r;
+    }
+
+    [[noreturn]] void report_divergence(const StepReport& r) const {
+        fail("step %zu: %s is not finite (loss %g, gradient norm %g, s(h) %.4g, g %.3g): the run diverged; nothing was "
+             "written since the last checkpoint; try a smaller -l%s",
+             r.step, std::isfinite(r.loss + r.scale_loss) ? "the gradient" : "the loss", r.loss + r.scale_loss,
+             r.grad_norm, r.stream_scale, r.g,
+             model.config.mode == GateMode::norm ? "" : ", a longer --gate-warmup or --scale-loss 0.1");
+    }
+
+    double gradient_norm() {
+        return std::sqrt(sum_of_squares(model.dev, static_cast<const Real*>(model.grad_memory.data()),
+                                        model.grad_memory.bytes() / sizeof(Real)));
+    }
+
+    void adamw(size_t k, double lr, double grad_norm) {
+        using Scalar = Acc<Real>;
+        const double clip = settings.clip, b1 = settings.beta1, b2 = settings.beta2;
+        const double scale = clip > 0 ? std::min(1.0, clip / (grad_norm + 1e-6)) : 1;
+        AdamwArgs<Scalar> args{Scalar(lr), Scalar(b1), Scalar(b2), Scalar(1e-8), 0,
+                               Scalar(1 - std::pow(b1, double(k))), Scalar(1 - std::pow(b2, double(k))), Scalar(scale)};
+        const auto w = tensor_list(model.config, model.params);
+        const auto grad = tensor_list(model.config, model.grads);
+        const auto m_list = tensor_list(model.config, m), v_list = tensor_list(model.config, v);
+        for (size_t i = 0; i < w.size(); i++) {
+            args.decay = Scalar(w[i].spec.decay ? settings.weight_decay : 0);
+            adamw_update(model.dev, w[i].data, m_list[i].data, v_list[i].data, grad[i].data, args, w[i].spec.count());
+        }
+    }
+
+    // End of update gate_warmup: c and s_tgt freeze, and each scaling branch starts from its normalizing branch.
+    void start_taper() {
+        scale_target = calibration.target_scale();
+        for (size_t i = 0; i < model.taper_scale.size(); i++)
+            model.taper_scale[i] = float(calibration.taper_scale(i));
+        const size_t bytes = model.config.C * sizeof(Real);
+        auto start = [&](SiteTensors<Real>& s) {
+            if (s.taper_weight) device_copy(model.dev, s.taper_weight, s.weight, bytes);
+            if (s.taper_bias) device_copy(model.dev, s.taper_bias, s.bias, bytes);
+        };
+        for (auto& block : model.params.h) start(block.ln_1), start(block.ln_2);
+        start(model.params.ln_f);
+    }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 5. Evaluation, samples
+
+// Mean cross-entropy of up to `batches` batches from the start of the corpus, at the gate of the last update. Rows that
+// do not fill a batch are left out.
+template <class Device, class Real>
+double evaluate(Trainer<Device, Real>& t, const TokenSource& corpus, size_t batches) {
+    const Settings& s = t.settings;
+    Loader loader(corpus, s.batch, s.T, {.vocab_size = t.model.config.V});
+    batches = std::clamp<size_t>(loader.rows_per_epoch() / s.batch, 1, batches);
+    t.model.begin_sums();
+    for (size_t i = 0; i < batches; i++) {
+        loader.next(t.inputs.data(), t.targets.data());
+        t.model.load_batch(t.inputs.data(), t.targets.data());
+        t.model.forward({t.gate(std::max<size_t>(t.step, 1)), false}, 0);
+        t.model.classify(false, 0, false);
+    }
+    const std::vector<double> memory = t.model.read_sums();
+    return reinterpret_cast<const Sums*>(memory.data())->loss / double(batches * s.batch * s.T);
+}
+
+template <class Device, class Real>
+std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, const std::string& prompt, size_t tokens) {
+    Gpt<Device, Real>& model = t.model;
+    Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.taper_scale,
+                                  t.gate(std::max<size_t>(t.step, 1)));
+    const std::vector<uint16_t> start = tokenizer.encode(prompt);
+    std::vector<int> ids(start.begin(), start.end());
+    std::vector<Real> logits(model.config.V);
+    std::string text = prompt;
+    const Sampling sampling{.temperature = 0.7, .top_k = 40, .seed = t.settings.seed + t.step};
+    for (size_t i = 0; i < tokens && decoder.length() + ids.size() <= t.settings.T; i++) {
+        decoder.feed(ids.data(), ids.size(), Logits::last, logits.data());
+        const std::vector<float> as_float(logits.begin(), logits.end());
+        ids = {sample(as_float.data(), std::min(as_float.size(), tokenizer.vocab_size()), sampling, i)};
+        text += tokenizer.token(size_t(ids[0]));
+    }
+    return text;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 6. Checkpoints
+
+// Everything a run needs besides the trainer.
+struct Run {
+    std::vector<std::string> arguments;  // the flags, for the state file
+    TokenSource train, val;
+    std::unique_ptr<SafetensorsFile> state;  // to resume from
+    std::map<std::string, std::string> tokenizer;  // as the model file stores it
+    std::optional<Tokenizer> decode;               // where there is a vocabulary to decode samples with
+    std::string prompt;                            // of samples
+};
+
+// "model.bin" -> "model.state.bin"
+static std::string beside(const std::string& out, const std::string& ending) {
+    const size_t slash = out.find_last_of('/'), dot = out.find_last_of('.');
+    const bool extension = dot != std::string::npos && (slash == std::string::npos || dot > slash + 1) && dot > 0;
+    return (extension ? out.substr(0, dot) : out) + ending;
+}
+static std::string state_path(const Settings& s) { return beside(s.out, ".state.bin"); }
+static std::string log_path(const Settings& s) { return beside(s.out, ".log.jsonl"); }
+
+// Tensors on their way to or from a state file; on the CPU they are the trainer's own memory.
+template <class Device, class Real>
+struct HostTensors {
+    std::vector<std::vector<Real>> copies;
+    std::vector<TensorOut> out;
+
+    void add(Device& dev, const std::string& prefix, const std::vector<Tensor<Real>>& list) {
+        for (const Tensor<Real>& t : list) {
+            const Real* data = t.data;
+            if constexpr (!std::is_same_v<Device, Cpu>) {
+                auto& copy = copies.emplace_back(t.spec.count());
+                device_copy_out(dev, copy.data(), t.data, copy.size() * sizeof(Real));
+                data = copy.data();
+            }
+            out.push_back({prefix + t.spec.name, sizeof(Real) == 8 ? Dtype::F64 : Dtype::F32, t.spec.shape, data});
+        }
+    }
+};
+
+// The state file holds all that the next update depends on, the parameters included, so that one file is one whole
+// checkpoint whatever happens to the others.
+template <class Device, class Real>
+void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& arguments) {
+    HostTensors<Device, Real> tensors;
+    tensors.add(t.model.dev, "", tensor_list(t.model.config, t.model.params));
+    tensors.add(t.model.dev, "m.", tensor_list(t.model.config, t.m));
+    tensors.add(t.model.dev, "v.", tensor_list(t.model.config, t.v));
+    const Calibration& c = t.calibration;
+    std::vector<double> averages;
+    for (const Calibration::Ema& site : c.sites) averages.insert(averages.end(), {site.num, site.den, site.scale});
+    const std::vector<double> stream = {c.stream_scale, double(c.updates), t.scale_target};
+    const std::vector<double> window(t.window.losses.begin(), t.window.losses.end());
+    auto add = [&](const char* name, Dtype dtype, size_t count, const void* data) {
+        if (count) tensors.out.push_back({name, dtype, {count}, data});
+    };
+    add("state.calibration", Dtype::F64, averages.size(), averages.data());
+    add("state.stream", Dtype::F64, stream.size(), stream.data());
+    add("state.taper_scale", Dtype::F32, t.model.taper_scale.size(), t.model.taper_scale.data());
+    add("state.losses", Dtype::F64, window.size(), window.data());
+    std::string lines;
+    for (const std::string& a : arguments) lines += a + "\n";
+    write_safetensors(state_path(t.settings),
+                      {{"state_version", "1"},
+                       {"step", std::to_string(t.step)},
+                       {"position", std::to_string(t.loader.position())},
+                       {"arguments", lines}},
+                      tensors.out);
+}
+
+static const std::string& state_metadata(const SafetensorsFile& file, const char* key) {
+    auto it = file.metadata().find(key);
+    if (it == file.metadata().end() || it->second.size() > 1 << 20)
+        fail("%s: not a state file of this program: no \"%s\" in its metadata; start afresh without -y",
+             file.path().c_str(), key);
+    return it->second;
+}
+
+static uint64_t state_number(const SafetensorsFile& file, const char* key) {
+    const std::string& text = state_metadata(file, key);
+    char* end = nullptr;
+    const uint64_t value = std::strtoull(text.c_str(), &end, 10);
+    if (text.empty() || text[0] < '0' || text[0] > '9' || *end)
+        fail("%s: metadata \"%s\": expected a whole number, found %s; the file is damaged", file.path().c_str(), key,
+             in_quotes(text).c_str());
+    return value;
+}
+
+template <class Device, class Real>
+void read_tensors(Device& dev, const SafetensorsFile& file, const std::string& prefix,
+                  const std::vector<Tensor<Real>>& list) {
+    for (const Tensor<Real>& t : list) {
+        std::vector<Real> values(t.spec.count());
+        file.read(checked_tensor(file, prefix + t.spec.name, t.spec.shape), values.data());
+        device_copy_in(dev, t.data, values.data(), values.size() * sizeof(Real));
+    }
+}
+
+template <class Device, class Real>
+void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
+    Device& dev = t.model.dev;
+    auto numbers = [&]<class T>(const char* name, std::vector<T>& values) {
+        if (!values.empty()) file.read(checked_tensor(file, name, {values.size()}), values.data());
+    };
+    Calibration& c = t.calibration;
+    std::vector<double> averages(3 * c.sites.size()), stream(3);
+    numbers("state.calibration", averages), numbers("state.stream", stream);
+    numbers("state.taper_scale", t.model.taper_scale);
+    for (size_t i = 0; i < c.sites.size(); i++)
+        c.sites[i] = {averages[3 * i], averages[3 * i + 1], averages[3 * i + 2]};
+    c.stream_scale = stream[0], c.updates = size_t(stream[1]), t.scale_target = stream[2];
+    if (const TensorEntry* losses = file.find("state.losses")) {
+        std::vector<double> window(losses->count());
+        numbers("state.losses", window);
+        t.window.losses.assign(window.begin(), window.end());
+    }
+    read_tensors(dev, file, "", tensor_list(t.model.config, t.model.params));
+    read_tensors(dev, file, "m.", tensor_list(t.model.config, t.m));
+    read_tensors(dev, file, "v.", tensor_list(t.model.config, t.v));
+    t.step = state_number(file, "step");
+    t.loader.seek(state_number(file, "position"));
+}
+
+template <class Device, class Real>
+void save_model_file(Trainer<Device, Real>& t, const Run& run) {
+    Gpt<Device, Real>& model = t.model;
+    const ModelInfo info{model.config, t.gate(std::max<size_t>(t.step, 1)), t.step, run.tokenizer, model.taper_scale};
+    if constexpr (std::is_same_v<Device, Cpu> && std::is_same_v<Real, float>) {
+        save_model(t.settings.out, info, model.params);
+    } else {
+        Cpu cpu;
+        HostModel host(cpu, info);
+        auto to = tensor_list(model.config, host.tensors);
+        auto from = tensor_list(model.config, model.params);
+        for (size_t i = 0; i < to.size(); i++) {
+            std::vector<Real> values(to[i].spec.count());
+            device_copy_out(model.dev, values.data(), from[i].data, values.size() * sizeof(Real));
+            std::copy(values.begin(), values.end(), to[i].data);
+        }
+        save_model(t.settings.out, info, host.tensors);
+    }
+}
+
+// The state first: a crash between the two leaves a state from which the model is written again.
+template <class Device, class Real>
+void save_checkpoint(Trainer<Device, Real>& t, const Run& run) {
+    save_state(t, run.arguments);
+    save_model_file(t, run);
+}
+
+// --init: every tensor that the file has; sites that will taper get their scaling branch at the taper start.
+template <class Device, class Real>
+void initialize_from(Gpt<Device, Real>& model, const SafetensorsFile& file) {
+    visit_tensors(model.config, model.params, [&](const TensorSpec& t, Real*& slot) {
+        if (t.name.find(".taper_") != std::string::npos) return;
+        std::vector<Real> values(t.count());
+        file.read(checked_tensor(file, t.name, t.shape), values.data());
+        device_copy_in(model.dev, slot, values.data(), values.size() * sizeof(Real));
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 7. The run
+
+static volatile sig_atomic_t interrupted = 0;  // set by SIGINT and SIGTERM; a second one ends the program at once
+
+static void watch_signals() {
+    struct sigaction action{};
+    action.sa_handler = [](int signal) { interrupted = signal; };
+    action.sa_flags = int(SA_RESETHAND);
+    sigaction(SIGINT, &action, nullptr);
+    sigaction(SIGTERM, &action, nullptr);
+}
+
+static std::string duration(double seconds) {
+    const long s = std::lround(seconds);
+    if (s < 60) return strprintf("%lds", s);
+    if (s < 3600) return strprintf("%ldm%02lds", s / 60, s % 60);
+    return strprintf("%ldh%02ldm", s / 3600, s / 60 % 60);
+}
+
+// One line per update on a terminal, overwritten in place, with the time left; elsewhere about 40 lines a run.
+class Progress {
+  public:
+    Progress(const Settings& s, size_t first_step)
+        : steps_(s.steps), tokens_(s.total_batch), every_(std::max<size_t>(1, s.steps / 40)), first_(first_step),
+          terminal_(isatty(STDOUT_FILENO)) {}
+
+    void update(const StepReport& r) {
+        seconds_ = seconds_ == 0 ? r.seconds : 0.9 * seconds_ + 0.1 * r.seconds;
+        const bool keep = r.step % every_ == 0 || r.step == first_ + 1 || r.step == steps_ || r.skipped;
+        if (!keep && !terminal_) return;
+        std::string line = strprintf("step %*zu/%zu | loss %.4f | g %.3f | lr %.2e | norm %6.3f | s(h) %6.3f | %6.0f tok/s",
+                                     int(std::to_string(steps_).size()), r.step, steps_, r.loss + r.scale_loss, r.g, r.lr,
+                                     r.grad_norm, r.stream_scale, double(tokens_) / seconds_);
+        if (r.skipped) line += " | spike: skipped";
+        if (terminal_) line += strprintf(" | %s left", duration(double(steps_ - r.step) * seconds_).c_str());
+        std::printf("%s%s%s", terminal_ ? "\r\033[K" : "", line.c_str(), keep ? "\n" : "");
+        std::fflush(stdout);
+    }
+
+    // A line of its own, above the live one.
+    void note(const std::string& text) const {
+        std::printf("%s%s\n", terminal_ ? "\r\033[K" : "", text.c_str());
+        std::fflush(stdout);
+    }
+
+  private:
+    size_t steps_, tokens_, every_, first_;
+    bool terminal_;
+    double seconds_ = 0;
+};
+
+// A frozen scale that no longer fits: early calibration of a young stream, without an anchor.
+template <class Device, class Real>
+bool drifted(const Trainer<Device, Real>& t, const StepReport& r) {
+    const double limit = 4;
+    return r.step > t.gate_warmup && t.scale_target > 0 && t.model.config.mode != GateMode::norm &&
+           !(r.stream_scale < limit * t.scale_target && r.stream_scale > t.scale_target / limit);
+}
+
+template <class Device, class Real>
+void print_start(const Trainer<Device, Real>& t, const Run& run) {
+    const Settings& s = t.settings;
+    const ModelInfo info{t.model.config, 1, t.step, run.tokenizer, {}};
+    std::printf("model     %s\n", describe(info).c_str());
+    std::printf("data      %s: %zu tokens to train on (%.2f epochs), %zu to validate\n", run.train.name().c_str(),
+                run.train.size(), double(s.steps) * double(s.total_batch) / double(run.train.size()), run.val.size());
+    if (t.model.config.mode != GateMode::norm)
+        std::printf("gate      1 up to update %zu (calibration), 0 from update %zu on\n", t.gate_warmup, t.gate_end);
+    const Arena<Device>* arenas[] = {&t.model.param_memory, &t.model.grad_memory, &t.moment_memory, &t.model.act_memory};
+    std::printf("memory   ");
+    size_t total = 0;
+    for (const auto* arena : arenas) {
+        std::printf(" %s %.1f MiB,", arena->what().c_str(), double(arena->bytes()) / 1048576);
+        total += arena->bytes();
+    }
+    std::printf(" together %.1f MiB\n\n", double(total) / 1048576);
+}
+
+template <class Device, class Real>
+void print_end(const Trainer<Device, Real>& t, double val_loss) {
+    const Settings& s = t.settings;
+    struct rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    const size_t held = t.model.param_memory.bytes() + t.model.grad_memory.bytes() + t.moment_memory.bytes() +
+                        t.model.act_memory.bytes();
+    std::printf("\nvalidation loss %.4f (%.4f bits per byte) after %zu updates\n", val_loss, val_loss / std::log(2.0),
+                t.step);
+    std::printf("peak memory %.1f MiB, of which tensors %.1f MiB\n", double(usage.ru_maxrss) / 1024,
+                double(held) / 1048576);
+    std::printf("model %s, state %s, log %s\n", s.out.c_str(), state_path(s).c_str(), log_path(s).c_str());
+    std::printf("next: ./fold %s folded.bin && ./infer folded.bin --last-token\n", s.out.c_str());
+}
+
+template <class Device, class Real>
+void log_update(RunLog& log, const Trainer<Device, Real>& t, const StepReport& r, std::optional<double> val_loss) {
+    RunLog::Fields fields = {{"tokens", uint64_t(r.step * t.settings.total_batch)}, {"loss", r.loss},
+                             {"scale_loss", r.scale_loss}, {"g", r.g}, {"lr", r.lr}, {"grad_norm", r.grad_norm},
+                             {"stream_scale", r.stream_scale},
+                             {"tokens_per_second", double(t.settings.total_batch) / r.seconds}};
+    if (r.skipped) fields.push_back({"skipped", uint64_t(1)});
+    if (val_loss) fields.push_back({"val_loss", *val_loss});
+    if (r.step == t.gate_warmup) {
+        fields.push_back({"scale_target", t.scale_target});
+        const auto names = taper_site_names(t.model.config);
+        for (size_t i = 0; i < names.size(); i++)
+            fields.push_back({names[i] + ".taper_scale", double(t.model.taper_scale[i])});
+    }
+    log.write(r.step, fields);
+}
+
+// The loop. Returns the signal that ended it early, or 0.
+template <class Device, class Real>
+int train(Trainer<Device, Real>& t, const Run& run) {
+    const Settings& s = t.settings;
+    RunLog log(log_path(s), run.state ? std::optional<size_t>(t.step) : std::nullopt);
+    Progress progress(s, t.step);
+    bool warned = false;
+    while (t.step < s.steps && !interrupted) {
+        const StepReport r = t.update();
+        std::optional<double> val_loss;
+        progress.update(r);
+        if (s.val_every && r.step % s.val_every == 0) {
+            val_loss = evaluate(t, run.val, s.val_batches);
+            progress.note(strprintf("step %zu | validation loss %.4f", r.step, *val_loss));
+        }
+        log_update(log, t, r, val_loss);
+        if (!warned && drifted(t, r)) {
+            warned = true;
+            progress.note(strprintf("warning: s(h) is %.3g now and was %.3g when the sites were calibrated (update %zu): the "
+                                    "stream was still growing; use a longer --gate-warmup or --scale-loss 0.1",
+                                    r.stream_scale, t.scale_target, t.gate_warmup));
+        }
+        if (s.sample_every && r.step % s.sample_every == 0 && run.decode)
+            progress.note(sample_text(t, *run.decode, run.prompt, 200));
+        if (s.checkpoint_every && r.step % s.checkpoint_every == 0 && r.step < s.steps) save_checkpoint(t, run);
+    }
+    return interrupted;
+}
+
+template <class Device, class Real>
+int run_training(Device& dev, const Settings& s, const Config& config, const Run& run) {
+    Trainer<Device, Real> t(dev, s, config, run.train);
+    initialize(t.model, s.seed);
+    if (!s.init.empty()) initialize_from(t.model, SafetensorsFile(s.init));
+    if (run.state) load_state(t, *run.state);
+    print_start(t, run);
+    watch_signals();
+    const int signal = train(t, run);
+    save_checkpoint(t, run);
+    if (signal) {
+        std::printf("\ninterrupted after update %zu; go on with: ./train_gpt -y -o %s\n", t.step, s.out.c_str());
+        return 128 + signal;
+    }
+    print_end(t, evaluate(t, run.val, SIZE_MAX));
+    return 0;
+}
+
+constexpr size_t kGpt2Vocabulary = 50257;
+
+// The model that the flags, the corpus and --init ask for.
+static Config make_config(const Settings& s, const Run& run) {
+    Config c;
+    c.V = run.decode ? run.decode->vocab_size() : kGpt2Vocabulary;
+    c.T = s.T, c.L = s.L, c.NH = s.NH, c.C = s.C;
+    c.norm = norm_from(s.norm);
+    c.eps = default_eps(c.norm);
+    if (!s.init.empty()) {
+        const ModelInfo info = read_model_info(SafetensorsFile(s.init));
+        if (info.config.fold != Fold::none || info.gate != 1)
+            fail("--init: %s: expected a model with all its norms, found one that is %s; start from a -g norm model",
+                 s.init.c_str(), info.config.fold != Fold::none ? "folded" : "tapered");
+        if (info.config.V < c.V)
+            fail("--init: %s: its vocabulary has %zu tokens, the corpus needs %zu", s.init.c_str(), info.config.V, c.V);
+        c = info.config;
+        if (s.T > c.T)
+            fail("--seq-len: expected at most the %zu positions of %s, found %zu", c.T, s.init.c_str(), s.T);
+    }
+    c.mode = gate_mode_from(s.gate);
+    return c;
+}
+
+// Corpora and their tokenizer. Shards were tokenized elsewhere: without --tokenizer they are taken for GPT-2's.
+static Run open_run(const Settings& s) {
+    const Tokenizer tokenizer = Tokenizer::from_path(s.tokenizer);
+    const Tokenize encode = [&](std::string_view text) { return tokenizer.encode_parallel(text, true, int(s.threads)); };
+    auto open = [&](const std::string& path) {
+        return s.tokenizer == "bytes" ? open_tokens(path) : open_tokens(path, encode);
+    };
+    const TokenSource corpus = !s.train.empty()           ? open(s.train)
+                               : s.tokenizer == "bytes" ? tokens_from_text(story_corpus(), "the built-in stories")
+                                                        : tokens_from_text(story_corpus(), "the built-in stories", encode);
+    auto [train, val] = corpus.split_tail(s.val.empty() ? 0.1 : 0);
+    if (!s.val.empty()) val = open(s.val);
+    Run run{{}, train, val, nullptr, tokenizer.metadata(), tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
+    if (corpus.from_shards() && s.tokenizer == "bytes") run.tokenizer = {{"tokenizer", "gpt2"}}, run.decode.reset();
+    return run;
+}
+
+static int run_program(int argc, char** argv) {
+    auto settings = std::make_unique<Settings>();
+    if (!make_options(*settings).parse(argc, argv)) return 0;
+    std::vector<std::string> arguments(argv + 1, argv + argc);
+    std::unique_ptr<SafetensorsFile> state;
+    if (settings->resume) {
+        // The flags of the run that wrote the state, then those given now: the last one counts.
+        state = std::make_unique<SafetensorsFile>(state_path(*settings));
+        std::vector<std::string> all;
+        std::string lines = state_metadata(*state, "arguments");
+        for (size_t end; (end = lines.find('\n')) != std::string::npos; lines.erase(0, end + 1))
+            all.push_back(lines.substr(0, end));
+        all.insert(all.end(), arguments.begin(), arguments.end());
+        arguments = all;
+        settings = std::make_unique<Settings>();
+        std::vector<const char*> pointers = {argv[0]};
+        for (const std::string& a : arguments) pointers.push_back(a.c_str());
+        make_options(*settings).parse(int(pointers.size()), pointers.data());
+    }
+    complete_settings(*settings);
+    const Settings& s = *settings;
+    check_writable(s.out), check_writable(state_path(s)), check_writable(log_path(s));
+    if (s.device == "cuda") fail("--device cuda: this program was built without CUDA; install the CUDA Toolkit and run make again, or use --device cpu");
+    Cpu cpu{int(s.threads)};
+    std::printf("device    cpu: %d threads, %s; built without CUDA\n", cpu.threads, isa_name(cpu.isa));
+    Settings shown = s;
+    std::printf("%s\n", make_options(shown).table().c_str());
+    Run run = open_run(s);
+    run.arguments = arguments, run.state = std::move(state);
+    return run_training<Cpu, float>(cpu, s, make_config(s, run), run);
+}
+
+#ifndef TAPERNORM_NO_MAIN
+int main(int argc, char** argv) {
+    try {
+        return run_program(argc, argv);
+    } catch (const std::exception& error) {
+        std::fflush(stdout);
+        std::fprintf(stderr, "train_gpt: error: %s\n", error.what());
+        return 1;
+    }
+}
+#endif
