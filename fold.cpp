@@ -191,7 +191,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
              "smaller --gate-end", path.c_str(), info.gate, path.c_str());
 }
 
-static int run_program(int argc, char** argv) {
+[[maybe_unused]] static int run_program(int argc, char** argv) {
     std::string in, out;
     size_t threads = 0;
     Options options("fold", "Folds the norms of a finished model into the matrices that follow them.");

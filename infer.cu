@@ -195,7 +195,7 @@ void generate(const Settings& s, Decoder<Device, float>& decoder, const Prompt& 
                 prefill_seconds * 1e3, s.n, seconds, seconds * 1e3 / double(std::max<size_t>(s.n, 1)));
 }
 
-static int run_program(int argc, char** argv) {
+[[maybe_unused]] static int run_program(int argc, char** argv) {
     Settings s;
     Options options = make_options(s);
     if (!options.parse(argc, argv)) return 0;

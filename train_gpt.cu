@@ -977,7 +977,7 @@ static Run open_run(const Settings& s) {
     return run;
 }
 
-static int run_program(int argc, char** argv) {
+[[maybe_unused]] static int run_program(int argc, char** argv) {
     auto settings = std::make_unique<Settings>();
     if (!make_options(*settings).parse(argc, argv)) return 0;
     std::vector<std::string> arguments(argv + 1, argv + argc);

@@ -16,7 +16,7 @@ Real leaf_cross_entropy(Real* dz, const Real* z, size_t target, Real weight, siz
     if (!dz) {
 #pragma omp simd reduction(+ : sum)
         for (size_t i = 0; i < V; i++) sum += exp_r(z[i] - top);
-        return __builtin_log(sum) + top - z_y;
+        return __builtin_log(sum) + (top - z_y);
     }
 #pragma omp simd reduction(+ : sum)
     for (size_t i = 0; i < V; i++) {
@@ -27,7 +27,7 @@ Real leaf_cross_entropy(Real* dz, const Real* z, size_t target, Real weight, siz
     const Real scale = weight / sum;
     for (size_t i = 0; i < V; i++) dz[i] *= scale;
     dz[target] -= weight;
-    return __builtin_log(sum) + top - z_y;
+    return __builtin_log(sum) + (top - z_y);
 }
 
 }  // namespace

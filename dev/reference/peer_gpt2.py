@@ -1,0 +1,139 @@
+"""GPT-2 in PyTorch as a benchmark peer: what a careful PyTorch user would run on a CPU. Nothing here is about TaperNorm.
+
+Import this before torch: import_torch() restarts the interpreter once with an environment that glibc and OpenMP
+only read at process start.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+TUNED = {
+    # Keep freed activations in the heap: by default glibc returns every large block to the kernel, and each step
+    # then pays for its pages again.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+    "THP_MEM_ALLOC_ENABLE": "1",  # PyTorch: ask for huge pages behind large tensors
+    "OMP_PROC_BIND": "true",  # one thread a core, none migrates
+}
+
+
+def import_torch(args):
+    """Imports torch under the tuned environment (or as it is, with --stock-env) with args.threads threads."""
+    if not args.stock_env and any(os.environ.get(k) != v for k, v in TUNED.items()):
+        env = {**TUNED, **{k: v for k, v in os.environ.items() if k not in TUNED}}
+        os.execve(sys.executable, [sys.executable, *sys.argv], env)
+    import torch
+    torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    return torch
+
+
+def add_arguments(parser):
+    for flag, value, text in (("--n-layer", 6, "L"), ("--n-head", 6, "NH"), ("--n-embd", 384, "C"),
+                              ("--seq-len", 256, "T"), ("--batch", 16, "B"), ("--vocab", 256, "V")):
+        parser.add_argument(flag, type=int, default=value, help=f"{text} (default {value})")
+    parser.add_argument("--threads", type=int, default=0, help="default: all cores of this process")
+    parser.add_argument("--norm", choices=("layernorm", "rmsnorm", "none"), default="layernorm",
+                        help="none: as if every norm were folded away")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, needs a C++ compiler")
+    parser.add_argument("--stock-env", action="store_true", help="leave the environment as it is")
+
+
+def build(torch, args):
+    """The model: weights [out, in] as torch.nn.Linear keeps them, tied head, tanh GELU, fused causal attention."""
+    nn, F = torch.nn, torch.nn.functional
+    C, NH = args.n_embd, args.n_head
+
+    def norm():
+        return {"layernorm": lambda: nn.LayerNorm(C), "rmsnorm": lambda: nn.RMSNorm(C, eps=1e-6),
+                "none": nn.Identity}[args.norm]()
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ln_1, self.ln_2 = norm(), norm()
+            self.c_attn, self.attn_proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
+            self.c_fc, self.mlp_proj = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
+
+        def forward(self, x, cache=None, at=0):
+            B, T, _ = x.shape
+            q, k, v = (t.view(B, T, NH, C // NH).transpose(1, 2)
+                       for t in self.c_attn(self.ln_1(x)).split(C, dim=-1))
+            if cache is not None:  # [2, B, NH, T_max, hs]
+                cache[0, :, :, at:at + T], cache[1, :, :, at:at + T] = k, v
+                k, v = cache[0, :, :, :at + T], cache[1, :, :, :at + T]
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+            x = x + self.attn_proj(y.transpose(1, 2).reshape(B, T, C))
+            return x + self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
+
+    class Gpt2(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wte, self.wpe = nn.Embedding(args.vocab, C), nn.Embedding(args.seq_len, C)
+            self.h = nn.ModuleList(Block() for _ in range(args.n_layer))
+            self.ln_f = norm()
+            for w in self.parameters():
+                if w.dim() == 2:
+                    nn.init.normal_(w, std=0.02)
+
+        def forward(self, tokens, targets=None):
+            """The loss, or without targets the logits of the last position."""
+            x = self.wte(tokens) + self.wpe.weight[:tokens.shape[1]]
+            for block in self.h:
+                x = block(x)
+            if targets is None:
+                return F.linear(self.ln_f(x[:, -1]), self.wte.weight)
+            logits = F.linear(self.ln_f(x), self.wte.weight)
+            return F.cross_entropy(logits.view(-1, args.vocab), targets.view(-1))
+
+        def decode(self, tokens, caches, at):
+            """Logits after tokens [B, 1 or more] that stand at positions at.. ; caches[l] is [2, B, NH, T_max, hs]."""
+            x = self.wte(tokens) + self.wpe.weight[at:at + tokens.shape[1]]
+            for block, cache in zip(self.h, caches):
+                x = block(x, cache, at)
+            return F.linear(self.ln_f(x[:, -1]), self.wte.weight)
+
+    return Gpt2()
+
+
+def timed(step, warmup, count):
+    """Seconds of each of `count` calls after `warmup` calls that are not counted."""
+    times = []
+    for i in range(warmup + count):
+        start = time.perf_counter()
+        step()
+        if i >= warmup:
+            times.append(time.perf_counter() - start)
+    return times
+
+
+def cpu_name():
+    try:
+        with open("/proc/cpuinfo") as f:
+            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def blas(torch):
+    """The BLAS and oneDNN lines of torch.__config__.show()."""
+    keep = [line.strip(" -") for line in torch.__config__.show().splitlines()
+            if any(word in line for word in ("Math Kernel", "MKL-DNN", "OpenBLAS", "CPU capability"))]
+    return "; ".join(keep)
+
+
+def report(torch, args, name, times, **values):
+    """One JSON object on one line."""
+    print(json.dumps({
+        "peer": f"PyTorch {torch.__version__}", "what": name, **values,
+        "median_ms": round(1e3 * statistics.median(times), 3), "min_ms": round(1e3 * min(times), 3), "n": len(times),
+        "L": args.n_layer, "NH": args.n_head, "C": args.n_embd, "T": args.seq_len, "B": args.batch, "V": args.vocab,
+        "norm": args.norm, "compile": args.compile, "tuned_env": not args.stock_env,
+        "threads": torch.get_num_threads(), "cpu": cpu_name(), "blas": blas(torch)}), flush=True)

@@ -1,0 +1,301 @@
+"""TaperNorm GPT-2 in PyTorch: the reference that the C++ program is measured against.
+
+Written from the formulas alone and differentiated by autograd, so that a mistake in a hand-written derivative cannot
+be shared. It favours one obvious line per formula over speed.
+
+    h        residual stream entering a norm site                    [B, T, C]
+    LayerNorm kind   mu = mean(h)   u = h - mu   s = sqrt(mean(u^2) + eps)   eps 1e-5
+    RMSNorm kind                    u = h        s = sqrt(mean(h^2) + eps)   eps 1e-6, no biases
+    site(h)  = g (gamma u/s + beta) + (1 - g) (c gamma~ u + beta~)
+    loss     = cross_entropy + lambda mean((s(h_final) - s_tgt)^2)           second term from update k_warm + 1 on
+
+Parameters carry Hugging Face's names (with the `transformer.` prefix) and orientation: y = x W + b, W is [in, out].
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+EPS = {"layernorm": 1e-5, "rmsnorm": 1e-6}
+FINAL = "transformer.ln_f"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    V: int
+    T: int
+    L: int
+    NH: int
+    C: int
+    norm: str = "layernorm"  # layernorm | rmsnorm
+    mode: str = "norm"  # norm | taper | taper-all
+
+    def sites(self):
+        blocks = [f"transformer.h.{l}.{ln}" for l in range(self.L) for ln in ("ln_1", "ln_2")]
+        return blocks + [FINAL]
+
+    def tapered_sites(self):
+        return {"norm": [], "taper": self.sites()[:-1], "taper-all": self.sites()}[self.mode]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    updates: int
+    micro_batches: int  # per update
+    B: int  # sequences per micro-batch
+    k_warm: int
+    k_end: int
+    scale_loss: float  # lambda
+    ema_decay: float
+    lr: float
+    lr_warmup: int
+    lr_final_frac: float
+    beta1: float
+    beta2: float
+    adam_eps: float
+    weight_decay: float
+    clip: float
+
+
+def gate(k, mode, k_warm, k_end):
+    """The gate of update k, counted from 1."""
+    if mode == "norm" or k <= k_warm:
+        return 1.0
+    if k >= k_end:
+        return 0.0
+    return (1 + math.cos(math.pi * (k - k_warm) / (k_end - k_warm))) / 2
+
+
+def learning_rate(k, t):
+    """Linear warm-up to lr at update lr_warmup, then a cosine that reaches lr * lr_final_frac at the last update."""
+    if k <= t.lr_warmup:
+        return t.lr * k / t.lr_warmup
+    low = t.lr * t.lr_final_frac
+    return low + (t.lr - low) * (1 + math.cos(math.pi * (k - t.lr_warmup) / (t.updates - t.lr_warmup))) / 2
+
+
+def is_decayed(name):
+    """Weight decay: the two embeddings and the four matrices of a block; not biases, not any vector of a norm site."""
+    return name.endswith(("wte.weight", "wpe.weight", "c_attn.weight", "c_proj.weight", "c_fc.weight"))
+
+
+def parameter_shapes(m):
+    """Name -> shape of everything a `norm` model stores, in file order."""
+    shapes = {"transformer.wte.weight": (m.V, m.C), "transformer.wpe.weight": (m.T, m.C)}
+
+    def norm_site(site):
+        shapes[f"{site}.weight"] = (m.C,)
+        if m.norm == "layernorm":
+            shapes[f"{site}.bias"] = (m.C,)
+
+    def linear(name, fan_in, fan_out):
+        shapes[f"{name}.weight"] = (fan_in, fan_out)
+        shapes[f"{name}.bias"] = (fan_out,)
+
+    for l in range(m.L):
+        block = f"transformer.h.{l}"
+        norm_site(f"{block}.ln_1")
+        linear(f"{block}.attn.c_attn", m.C, 3 * m.C)
+        linear(f"{block}.attn.c_proj", m.C, m.C)
+        norm_site(f"{block}.ln_2")
+        linear(f"{block}.mlp.c_fc", m.C, 4 * m.C)
+        linear(f"{block}.mlp.c_proj", 4 * m.C, m.C)
+    norm_site(FINAL)
+    return shapes
+
+
+class Gpt:
+    """Parameters by name, one calibrated scalar c per tapered site, and the forward pass."""
+
+    def __init__(self, config, weights, dtype):
+        self.config = config
+        self.p = {name: w.to(dtype).clone() for name, w in weights.items()}
+        self.c = {site: math.nan for site in config.tapered_sites()}
+        for site in config.tapered_sites():  # unused until calibration overwrites them
+            for plain, taper in (("weight", "taper_weight"), ("bias", "taper_bias")):
+                if f"{site}.{plain}" in self.p:
+                    self.p[f"{site}.{taper}"] = torch.zeros_like(self.p[f"{site}.{plain}"])
+        for w in self.p.values():
+            w.requires_grad_()
+
+    def u_and_s(self, h):
+        """The numerator u [B, T, C] and the statistic s [B, T] of a site."""
+        u = h - h.mean(-1, keepdim=True) if self.config.norm == "layernorm" else h
+        return u, (u.square().mean(-1) + EPS[self.config.norm]).sqrt()
+
+    def affine(self, x, weight, bias):
+        y = x * self.p[weight]
+        return y + self.p[bias] if bias in self.p else y
+
+    def norm_site(self, h, site, g, stats):
+        """stats, where given, receives the calibration means of this site: num and den."""
+        u, s = self.u_and_s(h)
+        if site == FINAL and stats is not None:
+            stats["s"] = s.detach().mean()
+        if site not in self.c:
+            g = 1.0
+        elif g == 1.0 and stats is not None:
+            q = (self.p[f"{site}.weight"] * u).detach().square().sum(-1)
+            stats[site] = torch.stack([(q / s.detach()).mean(), q.mean()])
+        if g == 0.0:
+            return self.affine(self.c[site] * u, f"{site}.taper_weight", f"{site}.taper_bias")
+        normed = self.affine(u / s[..., None], f"{site}.weight", f"{site}.bias")
+        if g == 1.0:
+            return normed
+        scaled = self.affine(self.c[site] * u, f"{site}.taper_weight", f"{site}.taper_bias")
+        return g * normed + (1 - g) * scaled
+
+    def linear(self, x, name):
+        return x @ self.p[f"{name}.weight"] + self.p[f"{name}.bias"]
+
+    def attention(self, x, block):
+        m = self.config
+        B, T, C = x.shape
+        q, k, v = self.linear(x, f"{block}.attn.c_attn").split(C, dim=-1)
+        q, k, v = (t.view(B, T, m.NH, C // m.NH).transpose(1, 2) for t in (q, k, v))  # [B, NH, T, hs]
+        scores = q @ k.transpose(-1, -2) / math.sqrt(C // m.NH)  # [B, NH, T, T]
+        future = torch.ones(T, T, dtype=torch.bool).triu(1)
+        y = scores.masked_fill(future, -math.inf).softmax(-1) @ v
+        return self.linear(y.transpose(1, 2).reshape(B, T, C), f"{block}.attn.c_proj")
+
+    def mlp(self, x, block):
+        x = self.linear(x, f"{block}.mlp.c_fc")
+        x = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        return self.linear(x, f"{block}.mlp.c_proj")
+
+    def final_residual(self, tokens, g, stats=None):
+        """The residual stream h [B, T, C] that enters the final site."""
+        h = self.p["transformer.wte.weight"][tokens] + self.p["transformer.wpe.weight"][: tokens.shape[1]]
+        for l in range(self.config.L):
+            block = f"transformer.h.{l}"
+            h = h + self.attention(self.norm_site(h, f"{block}.ln_1", g, stats), block)
+            h = h + self.mlp(self.norm_site(h, f"{block}.ln_2", g, stats), block)
+        return h
+
+    def logits(self, h, g, stats=None):
+        return self.norm_site(h, FINAL, g, stats) @ self.p["transformer.wte.weight"].T
+
+    def losses(self, tokens, targets, g, s_tgt=None, stats=None):
+        """Cross-entropy and the mean of (s - s_tgt)^2 (None without a target) over the tokens given."""
+        h = self.final_residual(tokens, g, stats)
+        ce = F.cross_entropy(self.logits(h, g, stats).flatten(0, 1), targets.flatten())
+        drift = None if s_tgt is None else (self.u_and_s(h)[1] - s_tgt).square().mean()
+        return ce, drift
+
+    def folded(self):
+        """Weights of the model without its tapered sites, at gate 0. The head is then stored on its own."""
+        p, m = self.p, self.config
+        reader = {"ln_1": "attn.c_attn", "ln_2": "mlp.c_fc"}
+        out = {name: w.detach().clone() for name, w in p.items()}
+        for site in m.tapered_sites():
+            if site == FINAL:
+                W, b = p["transformer.wte.weight"].T, torch.zeros(m.V, dtype=p["transformer.wte.weight"].dtype)
+            else:
+                name = site.rsplit(".", 1)[0] + "." + reader[site.rsplit(".", 1)[1]]
+                W, b = p[f"{name}.weight"], p[f"{name}.bias"]
+            A = self.c[site] * p[f"{site}.taper_weight"][:, None] * W
+            if m.norm == "layernorm":  # z = h (I - 11^T/C): subtract every column's mean over the inputs
+                A = A - A.mean(0, keepdim=True)
+                b = b + p[f"{site}.taper_bias"] @ W
+            if site == FINAL:
+                out["lm_head.weight"], out["lm_head.bias"] = A.T.detach(), b.detach()
+            else:
+                out[f"{name}.weight"], out[f"{name}.bias"] = A.detach(), b.detach()
+        return out
+
+
+class FoldedGpt(Gpt):
+    """Runs Gpt.folded(): tapered sites are the identity, the head may be untied."""
+
+    def __init__(self, model):
+        self.config, self.p, self.c = model.config, model.folded(), model.c
+
+    def norm_site(self, h, site, g, stats):
+        return h if site in self.c else super().norm_site(h, site, 1.0, None)
+
+    def logits(self, h, g=0.0, stats=None):
+        y = self.norm_site(h, FINAL, g, stats)
+        if "lm_head.weight" in self.p:
+            return y @ self.p["lm_head.weight"].T + self.p["lm_head.bias"]
+        return y @ self.p["transformer.wte.weight"].T
+
+
+class Trainer:
+    """One call of update() is one optimizer step over all its micro-batches.
+
+    What is easy to get differently:
+    * Calibration uses the gamma of before the update, all tokens of the update, and runs at updates 1..k_warm.
+      The scale target is the same kind of average of mean s(h), in every mode.
+    * At the END of update k_warm, after its optimizer step: c = EMA(num)/EMA(den), gamma~ = gamma, beta~ = beta,
+      s_tgt = bias-corrected EMA of mean s(h). All frozen from there, except that gamma~ and beta~ train on.
+    * A parameter that the current gate leaves without gradient has gradient zero, and AdamW still steps it: its
+      moments decay and keep moving it for a while (no weight decay: norm vectors have none). So gamma~ and beta~
+      enter the taper with zero moments, and Adam's bias correction counts updates from the start of the run.
+    * Clipping looks at all parameters together: coefficient min(1, clip / (norm + 1e-6)).
+    """
+
+    def __init__(self, model, config):
+        assert config.k_warm >= 1, "the calibration needs at least one update at gate 1"
+        self.model, self.config, self.k = model, config, 0
+        self.ema = {}
+        self.s_tgt = None
+        decayed = [w for name, w in model.p.items() if is_decayed(name)]
+        rest = [w for name, w in model.p.items() if not is_decayed(name)]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+            lr=config.lr, betas=(config.beta1, config.beta2), eps=config.adam_eps, foreach=False)
+
+    def gate(self):
+        return gate(self.k, self.model.config.mode, self.config.k_warm, self.config.k_end)
+
+    def update(self, batches):
+        """batches: (tokens, targets) of each micro-batch, [B, T] each. Returns what a log line would hold."""
+        t, p = self.config, self.model.p
+        self.k += 1
+        g, lr = self.gate(), learning_rate(self.k, t)
+        log = {"g": g, "lr": lr, "ce": 0.0, "loss": 0.0}
+        sums = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for tokens, targets in batches:
+            stats = {}
+            target = self.s_tgt if self.k > t.k_warm and t.scale_loss > 0 else None
+            ce, drift = self.model.losses(tokens, targets, g, target, stats)
+            loss = ce if drift is None else ce + t.scale_loss * drift
+            (loss / len(batches)).backward()
+            log["ce"] += ce.item() / len(batches)
+            log["loss"] += loss.item() / len(batches)
+            for key, value in stats.items():
+                sums[key] = sums.get(key, 0) + value / len(batches)
+        for w in p.values():
+            if w.grad is None:
+                w.grad = torch.zeros_like(w)
+        log["grads"] = {name: w.grad.norm().item() for name, w in p.items()}
+        log["grad_norm"] = torch.nn.utils.clip_grad_norm_(p.values(), t.clip, foreach=False).item()
+        log["s"] = sums["s"].item()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        if self.k <= t.k_warm:
+            for key, value in sums.items():
+                self.ema[key] = t.ema_decay * self.ema.get(key, 0) + (1 - t.ema_decay) * value
+        if self.k == t.k_warm:
+            self.start_taper()
+        return log
+
+    @torch.no_grad()
+    def start_taper(self):
+        p = self.model.p
+        self.s_tgt = (self.ema["s"] / (1 - self.config.ema_decay**self.k)).item()
+        for site in self.model.c:
+            num, den = self.ema[site]
+            self.model.c[site] = (num / den).item()  # the bias corrections cancel
+            p[f"{site}.taper_weight"].copy_(p[f"{site}.weight"])
+            if f"{site}.bias" in p:
+                p[f"{site}.taper_bias"].copy_(p[f"{site}.bias"])
+
+    @torch.no_grad()
+    def validation_loss(self, batches):
+        """Mean cross-entropy at the gate of the current update."""
+        return sum(self.model.losses(x, y, self.gate())[0].item() for x, y in batches) / len(batches)

@@ -1,0 +1,365 @@
+// The trainer itself (train_gpt.cu without its main): whole-model gradients, golden runs of the PyTorch reference, exact
+// resuming, and the properties that the gate promises.
+#define TAPERNORM_NO_MAIN
+#include "train_gpt.cu"
+
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "tests/gradient_check.h"
+#include "tests/temporary_folder.h"
+
+namespace {
+
+Config tiny(NormKind norm, GateMode mode) {
+    Config c;
+    c.V = 11, c.T = 6, c.L = 2, c.NH = 2, c.C = 8;
+    c.norm = norm, c.eps = default_eps(norm), c.mode = mode;
+    return c;
+}
+
+// Every parameter away from its special initial value, the stream at a scale of about 1.
+template <class Real>
+void randomize(Gpt<Cpu, Real>& model) {
+    uint64_t stream = 100;
+    for (const Tensor<Real>& t : tensor_list(model.config, model.params)) {
+        const auto x = normals(t.spec.count(), stream++, t.spec.shape.size() == 1 ? 0.5 : 0.3);
+        for (size_t i = 0; i < x.size(); i++) t.data[i] = Real(x[i] + t.spec.init.constant);
+    }
+    for (size_t i = 0; i < model.taper_scale.size(); i++) model.taper_scale[i] = 0.6f + 0.2f * float(i);
+}
+
+void fill_batch(Gpt<Cpu, double>& model, uint64_t seed) {
+    const size_t N = model.B * model.T;
+    std::vector<int> tokens(N), targets(N);
+    for (size_t i = 0; i < N; i++) {
+        tokens[i] = int(random_bits(seed, 1, i) % model.config.V);
+        targets[i] = int(random_bits(seed, 2, i) % model.config.V);
+    }
+    model.load_batch(tokens.data(), targets.data());
+}
+
+// Cross-entropy plus scale loss at this gate.
+double total_loss(Gpt<Cpu, double>& model, double g, const ScaleLoss& anchor) {
+    const double tokens = double(model.B * model.T);
+    model.begin_sums();
+    model.forward({g, false}, anchor.target);
+    model.classify(false, 0, false);
+    return (model.sums()->loss + anchor.lambda * model.sums()->stream.squares) / tokens;
+}
+
+const NormKind kKinds[] = {NormKind::layernorm, NormKind::rmsnorm};
+const GateMode kModes[] = {GateMode::norm, GateMode::taper, GateMode::taper_all};
+
+}  // namespace
+
+TEST_CASE("model: gradients of every tensor in every phase, mode and kind") {
+    Cpu dev(1);
+    for (NormKind kind : kKinds)
+        for (GateMode mode : kModes)
+            for (double g : {1.0, 0.37, 0.0})
+                for (double lambda : {0.0, 0.3}) {
+                    if (mode == GateMode::norm && g != 1) continue;
+                    INFO(norm_name(kind), " ", gate_mode_name(mode), ", g ", g, ", lambda ", lambda);
+                    const Config config = tiny(kind, mode);
+                    Gpt<Cpu, double> model(dev, config, 2, 5, 0, true);  // T below the longest context
+                    model.chunk = 4;                                     // several chunks, the last one short
+                    randomize(model);
+                    fill_batch(model, 3);
+                    const ScaleLoss anchor{lambda, 0.8};
+                    model.begin_sums();
+                    model.begin_gradients();
+                    model.forward({g, false}, anchor.target);
+                    model.classify(true, 0.1, false);
+                    model.backward(g, anchor, 10, false);
+                    auto loss = [&] { return total_loss(model, g, anchor); };
+                    const auto grads = tensor_list(config, model.grads);
+                    auto params = tensor_list(config, model.params);
+                    for (size_t i = 0; i < params.size(); i++)
+                        check_gradient(params[i].spec.name, params[i].data, grads[i].data, params[i].spec.count(), loss, 6);
+                }
+}
+
+TEST_CASE("model: gradients accumulate over micro-batches, and recomputation changes no bit") {
+    Cpu dev(2);
+    const Config config = tiny(NormKind::layernorm, GateMode::taper);
+    auto gradients = [&](int recompute) {
+        Gpt<Cpu, double> model(dev, config, 2, 6, recompute, true);
+        randomize(model);
+        model.begin_sums();
+        model.begin_gradients();
+        for (int micro = 0; micro < 2; micro++) {
+            fill_batch(model, uint64_t(micro));
+            model.forward({0.4, false}, 0.7);
+            model.classify(true, 1.0 / 24, micro > 0);
+            model.backward(0.4, {0.1, 0.7}, 24, micro > 0);
+        }
+        std::vector<double> all;
+        for (const auto& t : tensor_list(config, model.grads)) all.insert(all.end(), t.data, t.data + t.spec.count());
+        return all;
+    };
+    const auto plain = gradients(0);
+    CHECK(gradients(1) == plain);
+    CHECK(gradients(2) == plain);
+    // Against the two micro-batches one at a time.
+    std::vector<double> sum(plain.size(), 0.0);
+    for (int micro = 0; micro < 2; micro++) {
+        Gpt<Cpu, double> model(dev, config, 2, 6, 0, true);
+        randomize(model);
+        model.begin_sums();
+        model.begin_gradients();
+        fill_batch(model, uint64_t(micro));
+        model.forward({0.4, false}, 0.7);
+        model.classify(true, 1.0 / 24, false);
+        model.backward(0.4, {0.1, 0.7}, 24, false);
+        size_t at = 0;
+        for (const auto& t : tensor_list(config, model.grads))
+            for (size_t i = 0; i < t.spec.count(); i++) sum[at++] += t.data[i];
+    }
+    for (size_t i = 0; i < plain.size(); i++) CHECK(std::abs(plain[i] - sum[i]) <= 1e-14);
+}
+
+TEST_CASE("model: at g = 1 a tapering model is the plain model, bit for bit") {
+    Cpu dev(2);
+    for (NormKind kind : kKinds) {
+        std::vector<std::vector<double>> outputs;
+        for (GateMode mode : kModes) {
+            Gpt<Cpu, double> model(dev, tiny(kind, mode), 2, 6, 0, true);
+            initialize(model, 5);
+            fill_batch(model, 1);
+            if (mode != GateMode::norm)  // the second branch must not be evaluated
+                for (auto& t : tensor_list(model.config, model.params))
+                    if (t.spec.name.find(".taper_") != std::string::npos)
+                        std::fill(t.data, t.data + t.spec.count(), std::nan(""));
+            model.begin_sums();
+            model.forward({1, true}, 0);
+            outputs.emplace_back(model.act.ln_f, model.act.ln_f + 12 * model.config.C);
+        }
+        CHECK(outputs[1] == outputs[0]);
+        CHECK(outputs[2] == outputs[0]);
+    }
+}
+
+TEST_CASE("model: at g = 0 nothing depends on the normalizing branch") {
+    Cpu dev(1);
+    for (NormKind kind : kKinds) {
+        Gpt<Cpu, double> model(dev, tiny(kind, GateMode::taper_all), 2, 6, 0, true);
+        randomize(model);
+        fill_batch(model, 1);
+        const double before = total_loss(model, 0, {});
+        for (auto& t : tensor_list(model.config, model.params))
+            if (t.spec.name.ends_with("ln_1.weight") || t.spec.name.ends_with("ln_2.bias") ||
+                t.spec.name.ends_with("ln_f.weight"))
+                std::fill(t.data, t.data + t.spec.count(), std::nan(""));
+        CHECK(total_loss(model, 0, {}) == before);
+    }
+}
+
+namespace {
+
+nlohmann::json read_json(const std::string& path) {
+    std::ifstream file(path);
+    REQUIRE(file.good());
+    return nlohmann::json::parse(file);
+}
+
+TokenSource golden_tokens(const nlohmann::json& ids) {
+    return tokens_from_text("x", "golden tokens", [&](std::string_view) { return ids.get<std::vector<uint16_t>>(); });
+}
+
+Settings golden_settings(const nlohmann::json& golden) {
+    const auto &m = golden["model"], &t = golden["train"];
+    Settings s;
+    s.T = m["T"], s.batch = t["B"], s.total_batch = s.batch * s.T * size_t(t["micro_batches"]);
+    s.steps = t["updates"], s.shuffle = false;
+    s.lr = t["lr"], s.warmup = updates(t["lr_warmup"]), s.lr_final_frac = t["lr_final_frac"];
+    s.beta1 = t["beta1"], s.beta2 = t["beta2"], s.weight_decay = t["weight_decay"], s.clip = t["clip"];
+    s.gate_warmup = updates(t["k_warm"]), s.gate_end = updates(t["k_end"]);
+    s.ema_decay = t["ema_decay"], s.scale_loss = t["scale_loss"];
+    s.gate = m["mode"], s.norm = m["norm"];
+    return s;
+}
+
+Config golden_config(const nlohmann::json& golden) {
+    const auto& m = golden["model"];
+    Config c;
+    c.V = m["V"], c.T = m["T"], c.L = m["L"], c.NH = m["NH"], c.C = m["C"], c.eps = m["norm_eps"];
+    c.norm = norm_from(m["norm"]), c.mode = gate_mode_from(m["mode"]);
+    return c;
+}
+
+// |a - b| <= tolerance |b|, for a named series.
+void check_series(const std::string& what, double value, double expected, double tolerance) {
+    INFO(what, ": ", value, " against ", expected);
+    CHECK(std::abs(value - expected) <= tolerance * std::max(std::abs(expected), 1e-3));
+}
+
+// A golden run: the reference's float64 numbers, printed with 10 digits. Every tolerance is relative.
+template <class Real>
+void check_golden(const std::string& path, double tolerance) {
+    CAPTURE(path);
+    const nlohmann::json golden = read_json(path), tokens = read_json("tests/golden/" + std::string(golden["tokens"]));
+    Cpu dev(2);
+    const Config config = golden_config(golden);
+    const TokenSource train = golden_tokens(tokens["train"]), val = golden_tokens(tokens["val"]);
+    Trainer<Cpu, Real> t(dev, golden_settings(golden), config, train);
+    const SafetensorsFile weights("tests/golden/" + std::string(golden["weights"]));
+    initialize(t.model, 1);
+    initialize_from(t.model, weights);
+    for (size_t k = 1; k <= t.settings.steps; k++) {
+        CAPTURE(k);
+        const StepReport r = t.update();
+        check_series("gate", r.g, golden["g"][k - 1], 1e-9);
+        check_series("learning rate", r.lr, golden["lr"][k - 1], 1e-9);
+        check_series("cross-entropy", r.loss, golden["ce"][k - 1], tolerance);
+        check_series("loss", r.loss + r.scale_loss, golden["loss"][k - 1], tolerance);
+        check_series("gradient norm", r.grad_norm, golden["grad_norm"][k - 1], 10 * tolerance);
+        check_series("s(h)", r.stream_scale, golden["s"][k - 1], tolerance);
+        check_series("validation loss", evaluate(t, val, SIZE_MAX), golden["val_loss"][k - 1], tolerance);
+    }
+    if (!golden["s_tgt"].is_null()) check_series("target", t.scale_target, golden["s_tgt"], tolerance);
+    const auto names = taper_site_names(config);
+    CHECK(golden["c"].size() == names.size());
+    for (size_t i = 0; i < names.size(); i++)
+        check_series(names[i] + " c", double(t.model.taper_scale[i]), golden["c"][names[i]], std::max(tolerance, 1e-7));
+    for (const Tensor<Real>& tensor : tensor_list(config, t.model.params)) {
+        if (tensor.spec.name.ends_with("c_attn.bias")) continue;  // the key part's gradient is rounding noise only
+        double sum = 0, square = 0;
+        for (size_t i = 0; i < tensor.spec.count(); i++) {
+            sum += double(tensor.data[i]);
+            square += double(tensor.data[i]) * double(tensor.data[i]);
+        }
+        const auto& expected = golden["tensors"][tensor.spec.name];
+        INFO(tensor.spec.name);
+        check_series("sum of squares", square, expected[1], 10 * tolerance);
+        CHECK(std::abs(sum - double(expected[0])) <= 10 * tolerance * std::sqrt(square * double(tensor.spec.count())));
+    }
+}
+
+}  // namespace
+
+TEST_CASE("model: golden runs of the independent reference, 20 updates through all phases") {
+    size_t runs = 0;
+    for (const auto& entry : std::filesystem::directory_iterator("tests/golden")) {
+        const std::string path = entry.path().string();
+        if (!path.ends_with(".json") || path.ends_with("_tokens.json")) continue;
+        check_golden<double>(path, 1e-7);
+        check_golden<float>(path, 1e-5);
+        runs++;
+    }
+    CHECK(runs == 16);
+}
+
+namespace {
+
+struct TinyRun {
+    Settings settings;
+    Config config;
+    TokenSource corpus = tokens_from_text(story_corpus(20000, 3), "test stories");
+
+    TinyRun(const std::string& folder, GateMode mode) {
+        settings.out = folder + "/model.bin";
+        settings.steps = 12, settings.batch = 2, settings.T = 8, settings.total_batch = 32;
+        settings.gate_warmup = updates(4), settings.gate_end = updates(8), settings.scale_loss = 0.1;
+        settings.skip_loss_z = 3;
+        config.V = 256, config.T = 8, config.L = 2, config.NH = 2, config.C = 16, config.mode = mode;
+    }
+};
+
+std::vector<float> parameters(Trainer<Cpu, float>& t) {
+    std::vector<float> all = t.model.taper_scale;
+    for (const auto& tensor : tensor_list(t.model.config, t.model.params))
+        all.insert(all.end(), tensor.data, tensor.data + tensor.spec.count());
+    return all;
+}
+
+}  // namespace
+
+TEST_CASE("trainer: resuming at any update gives the same bits, and so does another number of threads") {
+    const TemporaryFolder folder;
+    for (GateMode mode : {GateMode::taper, GateMode::taper_all}) {
+        const TinyRun run(folder.path, mode);
+        Cpu dev(1);
+        Trainer<Cpu, float> whole(dev, run.settings, run.config, run.corpus);
+        initialize(whole.model, 1);
+        while (whole.step < run.settings.steps) whole.update();
+        const std::vector<float> expected = parameters(whole);
+        for (size_t stop = 1; stop < run.settings.steps; stop++) {
+            CAPTURE(stop);
+            {
+                Trainer<Cpu, float> first(dev, run.settings, run.config, run.corpus);
+                initialize(first.model, 1);
+                while (first.step < stop) first.update();
+                save_state(first, {});
+            }
+            Cpu other(int(1 + stop % 3));
+            Trainer<Cpu, float> second(other, run.settings, run.config, run.corpus);
+            load_state(second, SafetensorsFile(state_path(run.settings)));
+            CHECK(second.step == stop);
+            while (second.step < run.settings.steps) second.update();
+            CHECK(parameters(second) == expected);
+        }
+    }
+}
+
+TEST_CASE("trainer: a loss that is not finite stops the run before anything changes") {
+    const TemporaryFolder folder;
+    const TinyRun run(folder.path, GateMode::taper);
+    Cpu dev(1);
+    Trainer<Cpu, float> t(dev, run.settings, run.config, run.corpus);
+    initialize(t.model, 1);
+    t.update();
+    t.model.params.h[1].mlp_fc_bias[3] = std::numeric_limits<float>::infinity();
+    const auto before = parameters(t);
+    CHECK_THROWS_WITH_AS(t.update(), doctest::Contains("step 2"), Error);
+    CHECK(parameters(t) == before);
+    CHECK(t.step == 1);
+}
+
+TEST_CASE("trainer: a loss spike is skipped where asked") {
+    LossWindow window;
+    for (int i = 0; i < 127; i++) window.add(i % 2 ? 1.0 : 3.0);
+    CHECK(window.z_score(100) == 0);  // not full yet
+    window.add(3.0);
+    CHECK(window.z_score(5) == doctest::Approx((5 - (64 * 3.0 + 63 * 1.0 + 1 * 1.0) / 128)).epsilon(0.02));
+}
+
+TEST_CASE("schedules: learning rate") {
+    Settings s;
+    s.lr = 2, s.lr_final_frac = 0.1, s.steps = 100, s.warmup = updates(10);
+    CHECK(lr_schedule(s, 1) == doctest::Approx(0.2));
+    CHECK(lr_schedule(s, 10) == doctest::Approx(2));
+    CHECK(lr_schedule(s, 55) == doctest::Approx(1.1));
+    CHECK(lr_schedule(s, 100) == doctest::Approx(0.2));
+    s.lr_schedule = "linear";
+    CHECK(lr_schedule(s, 55) == doctest::Approx(1.1));
+    CHECK(lr_schedule(s, 100) == doctest::Approx(0.2));
+    s.lr_schedule = "constant";
+    CHECK(lr_schedule(s, 100) == 2);
+    s.lr_schedule = "wsd";
+    CHECK(lr_schedule(s, 80) == doctest::Approx(2));
+    CHECK(lr_schedule(s, 90) == doctest::Approx(1.1));
+    CHECK(lr_schedule(s, 100) == doctest::Approx(0.2));
+}
+
+TEST_CASE("trainer: without the scale loss a norm-free model's stream grows, with it the target holds") {
+    const TemporaryFolder folder;
+    TinyRun run(folder.path, GateMode::taper_all);
+    run.settings.steps = 150, run.settings.gate_warmup = updates(20), run.settings.gate_end = updates(40);
+    run.settings.lr = 5e-3, run.settings.skip_loss_z = 0;
+    double drift[2];
+    for (int anchored = 0; anchored < 2; anchored++) {
+        run.settings.scale_loss = anchored ? 10.0 : 0.0;
+        Cpu dev(1);
+        Trainer<Cpu, float> t(dev, run.settings, run.config, run.corpus);
+        initialize(t.model, 1);
+        StepReport r;
+        while (t.step < run.settings.steps) r = t.update();
+        drift[anchored] = r.stream_scale / t.scale_target;
+    }
+    CHECK(drift[0] > 1.5);
+    CHECK(std::abs(drift[1] - 1) < 0.2);
+}

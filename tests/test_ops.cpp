@@ -1,0 +1,221 @@
+// Every CPU op: hand-computed cases, gradients against central differences in double, fp32 against double, and the same
+// bits for any number of threads.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "ops/adamw.cuh"
+#include "ops/attention.cuh"
+#include "ops/cross_entropy.cuh"
+#include "ops/embedding.cuh"
+#include "ops/gelu.cuh"
+#include "ops/matmul.cuh"
+#include "tests/gradient_check.h"
+
+namespace {
+
+template <class Real>
+std::vector<Real> poisoned(size_t n) {
+    return std::vector<Real>(n, std::numeric_limits<Real>::quiet_NaN());
+}
+
+template <class Real>
+std::vector<float> to_float(const std::vector<Real>& x) {
+    return {x.begin(), x.end()};
+}
+
+double dot(const std::vector<double>& a, const std::vector<double>& b) {
+    return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
+}
+
+// |a - b| <= tolerance, element by element; NaN fails.
+template <class A, class B>
+void check_close(const std::vector<A>& a, const std::vector<B>& b, double tolerance) {
+    REQUIRE(a.size() == b.size());
+    size_t worst = 0;
+    for (size_t i = 0; i < a.size(); i++)
+        if (!(std::abs(double(a[i]) - double(b[i])) <= std::abs(double(a[worst]) - double(b[worst])))) worst = i;
+    INFO("element ", worst, ": ", double(a[worst]), " against ", double(b[worst]), ", tolerance ", tolerance);
+    CHECK(std::abs(double(a[worst]) - double(b[worst])) <= tolerance);
+}
+
+constexpr double kEps = 0x1p-24;  // half a unit in the last place of fp32
+
+}  // namespace
+
+TEST_CASE("gelu: known values and gradient") {
+    Cpu dev(1);
+    // x Phi(x) by its tanh form: gelu(0) = 0; gelu(1) = 0.5 (1 + tanh(0.79788456 * 1.044715)) = 0.8411919906
+    const std::vector<double> x = {0, 1, -1, 30, -30};
+    auto y = poisoned<double>(5);
+    gelu_forward(dev, y.data(), x.data(), 5);
+    check_close(y, std::vector<double>{0, 0.8411919906082768, 0.8411919906082768 - 1, 30, 0}, 1e-12);
+    std::vector<double> in = normals(33, 1, 2), out(33), weight = normals(33, 2), din = poisoned<double>(33);
+    gelu_backward(dev, din.data(), weight.data(), in.data(), 33);
+    auto loss = [&] { return gelu_forward(dev, out.data(), in.data(), 33), dot(out, weight); };
+    check_gradient("gelu", in.data(), din.data(), 33, loss, 33);
+}
+
+TEST_CASE("gelu: fp32 over its whole range, on every instruction set") {
+    // y = x s: exp_r is within 3e-7 relative, and |d s / d u| <= 1/4 of the exponent's error; |x| <= 12.
+    std::vector<double> x, expected;
+    for (double v = -12; v <= 12; v += 0.001) {
+        x.push_back(double(float(v)));
+        expected.push_back(x.back() / (1 + std::exp(-2 * std::sqrt(2 / M_PI) * (x.back() + 0.044715 * std::pow(x.back(), 3)))));
+    }
+    const auto in = to_float(x);
+    for (Isa isa : {Isa::base, Isa::avx2, Isa::avx512}) {
+        if (isa > best_isa()) continue;
+        Cpu dev(2, isa);
+        auto y = poisoned<float>(in.size());
+        gelu_forward(dev, y.data(), in.data(), in.size());
+        check_close(y, expected, 12 * 8 * kEps);
+    }
+}
+
+TEST_CASE("cross-entropy: known values, gradient, extreme logits") {
+    Cpu dev(1);
+    // p = (1, 2, 1) / 4: the loss of class 1 is log 2
+    std::vector<double> z = {0, std::log(2.0), 0}, losses(1);
+    double sum = 1;
+    const int target = 1;
+    cross_entropy(dev, &sum, losses.data(), z.data(), &target, 2.0, 1, 3, true);
+    CHECK(sum == doctest::Approx(1 + std::log(2.0)).epsilon(1e-12));
+    check_close(z, std::vector<double>{0.5, -1, 0.5}, 1e-12);
+
+    const size_t N = 3, V = 37;
+    const int targets[] = {0, 36, 17};
+    std::vector<double> logits = normals(N * V, 3, 3), copy = logits, rows(N);
+    double ignored = 0;
+    cross_entropy(dev, &ignored, rows.data(), copy.data(), targets, 0.25, N, V, true);
+    auto loss = [&] {
+        double total = 0;
+        auto scratch = logits;
+        cross_entropy(dev, &total, rows.data(), scratch.data(), targets, 0, N, V, false);
+        return total * 0.25;
+    };
+    check_gradient("logits", logits.data(), copy.data(), N * V, loss, 40);
+
+    std::vector<float> extreme = {3e38f, -3e38f, 0, 3e38f}, row(1);
+    const int zero = 0;
+    double total = 0;
+    cross_entropy(dev, &total, row.data(), extreme.data(), &zero, 1.0, 1, 4, true);
+    CHECK(total == doctest::Approx(std::log(2.0)).epsilon(1e-6));
+    check_close(extreme, std::vector<double>{-0.5, 0, 0, 0.5}, 1e-6);
+}
+
+TEST_CASE("attention: one-hot keys give exact weights") {
+    // T = 3, one head of 2 channels. Scores q.k / sqrt 2 = log of chosen odds, so that the weights are rational.
+    Cpu dev(1);
+    const double r = std::sqrt(2.0), ln3 = std::log(3.0);
+    // q = (r ln3, 0) everywhere; k_0 = (0, .), k_1 = (1, .), k_2 = (0, .): odds 1 : 3 : 1
+    std::vector<double> qkv = {r * ln3, 0, 0, 5, 4, 1,   //
+                               r * ln3, 0, 1, 7, 8, 2,   //
+                               r * ln3, 0, 0, -3, 0, 3};
+    auto out = poisoned<double>(6), lse = poisoned<double>(3);
+    attention_forward(dev, out.data(), lse.data(), qkv.data(), 1, 3, 2, 1);
+    // row 0: v_0; row 1: (v_0 + 3 v_1) / 4; row 2: (v_0 + 3 v_1 + v_2) / 5
+    check_close(out, std::vector<double>{4, 1, 7, 1.75, 5.6, 2}, 1e-12);
+    check_close(lse, std::vector<double>{0, std::log(4.0), std::log(5.0)}, 1e-12);
+}
+
+TEST_CASE("attention: gradient at odd sizes, over block borders") {
+    Cpu dev(2);
+    struct Shape {
+        size_t B, T, C, NH;
+    };
+    for (const Shape& s : {Shape{2, 7, 6, 3}, Shape{1, 37, 10, 2}, Shape{1, 70, 8, 1}}) {
+        const size_t n = s.B * s.T * s.C;
+        std::vector<double> qkv = normals(3 * n, 4), weight = normals(n, 5), out = poisoned<double>(n);
+        auto lse = poisoned<double>(s.B * s.NH * s.T), dqkv = poisoned<double>(3 * n);
+        auto loss = [&] {
+            attention_forward(dev, out.data(), lse.data(), qkv.data(), s.B, s.T, s.C, s.NH);
+            return dot(out, weight);
+        };
+        loss();
+        attention_backward(dev, dqkv.data(), weight.data(), out.data(), lse.data(), qkv.data(), s.B, s.T, s.C, s.NH);
+        check_gradient("qkv", qkv.data(), dqkv.data(), 3 * n, loss, 60);
+    }
+}
+
+TEST_CASE("attention: with a cache, in pieces, equals the whole") {
+    Cpu dev(1);
+    const size_t T = 41, C = 12, NH = 3;
+    const std::vector<double> qkv = normals(T * 3 * C, 6);
+    auto whole = poisoned<double>(T * C), pieces = poisoned<double>(T * C);
+    auto k = poisoned<double>(T * C), v = poisoned<double>(T * C);
+    attention_forward<double>(dev, whole.data(), nullptr, qkv.data(), 1, T, C, NH);
+    for (size_t first = 0, n = 1; first < T; first += n, n = std::min<size_t>(n + 3, T - first))
+        attention_cached(dev, pieces.data() + first * C, k.data(), v.data(), qkv.data() + first * 3 * C, first, n, C, NH);
+    check_close(pieces, whole, 1e-13);
+}
+
+TEST_CASE("attention: fp32 against double, and large scores") {
+    // Scores up to about 100: |score error| <= 2 eps |score| hs-chain -> relative error of a weight about 100 * 16 eps.
+    Cpu dev(2);
+    const size_t B = 1, T = 96, C = 32, NH = 2, n = B * T * C;
+    const std::vector<double> qkv = [&] {
+        auto x = normals(3 * n, 7, 4);
+        for (double& v : x) v = double(float(v));
+        return x;
+    }();
+    auto exact = poisoned<double>(n), lse = poisoned<double>(NH * T);
+    attention_forward(dev, exact.data(), lse.data(), qkv.data(), B, T, C, NH);
+    const auto in = to_float(qkv);
+    auto out = poisoned<float>(n), lse32 = poisoned<float>(NH * T);
+    attention_forward(dev, out.data(), lse32.data(), in.data(), B, T, C, NH);
+    check_close(out, exact, 16 * 100 * 16 * kEps);
+}
+
+TEST_CASE("embedding: forward and gradient") {
+    Cpu dev(3);
+    const size_t B = 2, T = 3, C = 33, V = 5;
+    const int tokens[] = {4, 0, 4, 4, 1, 0};
+    std::vector<double> wte = normals(V * C, 8), wpe = normals(T * C, 9), x = poisoned<double>(B * T * C);
+    embedding_forward(dev, x.data(), tokens, wte.data(), wpe.data(), B, T, C);
+    CHECK(x[(1 * T + 2) * C + 7] == wte[0 * C + 7] + wpe[2 * C + 7]);
+    const std::vector<double> dx = normals(B * T * C, 10);
+    std::vector<double> dwte(V * C, 1.0), dwpe(T * C, 2.0);  // +=
+    embedding_backward(dev, dwte.data(), dwpe.data(), dx.data(), tokens, B, T, C);
+    auto d = [&](size_t row, size_t i) { return dx[row * C + i]; };
+    CHECK(dwte[4 * C + 5] == doctest::Approx(1 + d(0, 5) + d(2, 5) + d(3, 5)));
+    CHECK(dwte[2 * C + 5] == 1.0);
+    CHECK(dwpe[1 * C + 5] == doctest::Approx(2 + d(1, 5) + d(4, 5)));
+}
+
+TEST_CASE("adamw: two updates by hand, and the global norm") {
+    Cpu dev(1);
+    // lr 0.1, b1 0.5, b2 0.75, eps 0, decay 0.2, gradients 2 then -1, clipped by 0.5 the second time:
+    // k=1: m 1, v 1: m^ 2, v^ 4: w = 1 * 0.98 - 0.1 * 2 / 2 = 0.88
+    // k=2: g -0.5: m 0.25, v 0.8125: m^ = 1/3, v^ = 0.8125 / 0.4375 = 13/7: w = 0.88 * 0.98 - 0.1 / 3 / sqrt(13/7)
+    double w = 1, m = 0, v = 0, g = 2;
+    AdamwArgs<double> a{0.1, 0.5, 0.75, 0, 0.2, 0.5, 0.25, 1};
+    adamw_update(dev, &w, &m, &v, &g, a, 1);
+    CHECK(w == doctest::Approx(0.88).epsilon(1e-14));
+    a.correction1 = 0.75, a.correction2 = 0.4375, a.grad_scale = 0.5, g = -1;
+    adamw_update(dev, &w, &m, &v, &g, a, 1);
+    CHECK(w == doctest::Approx(0.88 * 0.98 - 0.1 / 3 / std::sqrt(13.0 / 7)).epsilon(1e-14));
+    const std::vector<float> x(200001, 0.5f);
+    CHECK(sum_of_squares(dev, x.data(), x.size()) == 0.25 * 200001);
+}
+
+TEST_CASE("the same bits for any number of threads") {
+    const size_t B = 3, T = 45, C = 48, NH = 3, n = B * T * C;
+    const auto qkv = to_float(normals(3 * n, 11)), dout = to_float(normals(n, 12)), grad = to_float(normals(200000, 13));
+    std::vector<int> tokens(B * T);
+    for (size_t i = 0; i < tokens.size(); i++) tokens[i] = int(random_bits(1, 2, i) % 7);
+    auto run = [&](int threads) {
+        Cpu dev(threads);
+        std::vector<float> all(n), lse(B * NH * T), dqkv(3 * n), dwte(7 * C, 0.0f), dwpe(T * C, 0.0f);
+        attention_forward(dev, all.data(), lse.data(), qkv.data(), B, T, C, NH);
+        attention_backward(dev, dqkv.data(), dout.data(), all.data(), lse.data(), qkv.data(), B, T, C, NH);
+        embedding_backward(dev, dwte.data(), dwpe.data(), dout.data(), tokens.data(), B, T, C);
+        for (const auto& part : {lse, dqkv, dwte, dwpe}) all.insert(all.end(), part.begin(), part.end());
+        all.push_back(float(sum_of_squares(dev, grad.data(), grad.size())));
+        return all;
+    };
+    const auto one = run(1);
+    for (int threads : {2, 3, 5}) CHECK(run(threads) == one);
+}

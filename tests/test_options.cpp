@@ -1,0 +1,223 @@
+// The command line: one table in, settings and messages out.
+#include <doctest/doctest.h>
+
+#include <string>
+#include <vector>
+
+#include "io/options.h"
+#include "runtime/error.h"
+
+namespace {
+
+struct Settings {
+    std::string train = "data/corpus.txt", out = "model.bin", init;
+    std::string gate = "taper";
+    size_t batch = 12, seed = 42;
+    int64_t sample = -1;
+    double lr = 3e-4, beta1 = 0.9;
+    bool resume = false, shuffle = true;
+    Length warmup = fraction_of_run(0.02), val_every = updates(250);
+};
+
+Options table_of(Settings* s) {
+    Options options("train_gpt", "Trains a GPT-2 model.");
+    options.section("Data");
+    options.add(
+        {.short_name = "-i", .long_name = "--train", .to = &s->train, .metavar = "FILE", .help = "corpus"});
+    options.add(
+        {.short_name = "-o", .long_name = "--out", .to = &s->out, .metavar = "FILE", .help = "model"});
+    options.add({.long_name = "--init", .to = &s->init, .metavar = "FILE", .help = "weights to start from"});
+    options.add({.long_name = "--no-shuffle", .to = &s->shuffle, .help = "read the corpus in sequence"});
+    options.section("Optimizer");
+    options.add(
+        {.short_name = "-b", .long_name = "--batch", .to = &s->batch, .range = {.low = 1}, .help = "rows"});
+    options.add({.short_name = "-l", .long_name = "--lr", .to = &s->lr, .range = {.low = 0}, .help = "rate"});
+    options.add({.long_name = "--beta1",
+                 .to = &s->beta1,
+                 .range = {.low = 0, .high = 1, .high_open = true},
+                 .help = "decay of the first moment"});
+    options.add(
+        {.short_name = "-u", .long_name = "--warmup", .to = &s->warmup, .help = "updates of warm-up"});
+    options.add({.long_name = "--seed", .to = &s->seed, .help = "of all random numbers"});
+    options.section("TaperNorm");
+    options.add({.short_name = "-g",
+                 .long_name = "--gate",
+                 .to = &s->gate,
+                 .choices = {"norm", "taper", "taper-all"},
+                 .help = "which sites taper"});
+    options.section("Run");
+    options.add({.short_name = "-y", .long_name = "--resume", .to = &s->resume, .help = "continue"});
+    options.add({.short_name = "-v",
+                 .long_name = "--val-every",
+                 .to = &s->val_every,
+                 .range = {.low = 1},
+                 .help = "updates between evaluations"});
+    options.add({.short_name = "-sl", .long_name = "--sample-length", .to = &s->sample, .help = "tokens"});
+    return options;
+}
+
+bool parse(Options& options, std::vector<const char*> args) {
+    args.insert(args.begin(), "./train_gpt");
+    return options.parse(int(args.size()), args.data());
+}
+
+// The settings that a command line gives.
+Settings parsed(const std::vector<const char*>& args) {
+    Settings s;
+    Options options = table_of(&s);
+    REQUIRE(parse(options, args));
+    return s;
+}
+
+std::string error_of(const std::vector<const char*>& args) {
+    Settings s;
+    Options options = table_of(&s);
+    try {
+        parse(options, args);
+    } catch (const Error& e) {
+        const std::string message = e.what();
+        CHECK(message.find('\n') == std::string::npos);
+        return message;
+    }
+    return "";
+}
+
+}  // namespace
+
+TEST_CASE("options: defaults stay, given values arrive") {
+    CHECK(parsed({}).batch == 12);
+    CHECK(parsed({"-b", "16"}).batch == 16);
+    CHECK(parsed({"-b16"}).batch == 16);
+    CHECK(parsed({"--batch", "16"}).batch == 16);
+    CHECK(parsed({"--batch=16"}).batch == 16);
+    CHECK(parsed({"-b", "16", "--batch", "17"}).batch == 17);
+    CHECK(parsed({"--seed", "18446744073709551615"}).seed == 18446744073709551615u);
+    CHECK(parsed({"-l", "1e-3"}).lr == 1e-3);
+    CHECK(parsed({"--lr=.5"}).lr == 0.5);
+    CHECK(parsed({"-g", "taper-all"}).gate == "taper-all");
+    CHECK(parsed({"-sl", "64"}).sample == 64);
+    CHECK(parsed({"--sample-length", "-1"}).sample == -1);
+    CHECK(parsed({"-sl", "-20"}).sample == -20);
+    CHECK(parsed({"-y"}).resume == true);
+    CHECK(parsed({"-y", "--resume"}).resume == true);
+    CHECK(parsed({}).shuffle == true);
+    CHECK(parsed({"--no-shuffle"}).shuffle == false);
+    CHECK(parsed({"-yb3"}).batch == 3);
+    for (const char* path : {"a b", "[x,y].bin", "\"q\"", "{}", "%{x}", "a=b", "-", "-x.bin", "++"})
+        CHECK(parsed({"-i", path}).train == path);
+    CHECK(parsed({"--train=--x"}).train == "--x");
+
+    Settings s;
+    Options options = table_of(&s);
+    REQUIRE(parse(options, {"-b", "12"}));
+    CHECK(options.given("--batch"));
+    CHECK(!options.given("--lr"));
+}
+
+TEST_CASE("options: schedule lengths are counts or parts of the run") {
+    CHECK(parsed({}).warmup.resolve(1000) == 20);
+    CHECK(parsed({"-u", "5%"}).warmup.resolve(1000) == 50);
+    CHECK(parsed({"-u", "5%"}).warmup.resolve(2000) == 100);
+    CHECK(parsed({"-u", "0.5%"}).warmup.resolve(300) == 2);  // 1.5, to the nearest
+    CHECK(parsed({"-u", "100%"}).warmup.resolve(7) == 7);
+    CHECK(parsed({"-u", "0%"}).warmup.resolve(7) == 0);
+    CHECK(parsed({"-u", "100"}).warmup.resolve(7) == 100);
+    CHECK(parsed({"-u", "5%"}).warmup.text() == "5%");
+    CHECK(parsed({"-u", "1234567"}).warmup.text() == "1234567");
+    for (const char* bad : {"0.05", "5 %", "-1", "101%", "%", "x", "nan%", "1e3"})
+        CHECK(error_of({"-u", bad}) ==
+              "--warmup (-u): expected a number of updates (100) or a part of the run (5%), found '" +
+                  std::string(bad) + "'");
+    CHECK(error_of({"-v", "0"}) != "");
+}
+
+TEST_CASE("options: messages name the flag, what was expected and what was found") {
+    CHECK(error_of({"--gatee", "taper"}) == "unknown flag --gatee; did you mean --gate? (--help lists all)");
+    CHECK(error_of({"--gatee=taper"}) == "unknown flag --gatee; did you mean --gate? (--help lists all)");
+    CHECK(error_of({"--val"}) == "unknown flag --val; did you mean --val-every? (--help lists all)");
+    CHECK(error_of({"--something-else"}) == "unknown flag --something-else (--help lists all)");
+    CHECK(error_of({"-batch", "3"}) == "unknown flag -batch; did you mean --batch?");
+    CHECK(error_of({"-W"}) == "unknown flag -W (--help lists all)");
+    CHECK(error_of({"-b", "0"}) == "--batch (-b): expected a whole number of at least 1, found '0'");
+    for (const char* bad : {"-3", "2.5", "1e3", "twelve", "18446744073709551616", " 1", "0x10"})
+        CHECK(error_of({"-b", bad}) ==
+              "--batch (-b): expected a whole number of at least 1, found '" + std::string(bad) + "'");
+    for (const char* bad : {"1", "-0.1", "nan", "inf", "0.9x"})
+        CHECK(error_of({"--beta1", bad}) ==
+              "--beta1: expected a number of at least 0 and below 1, found '" + std::string(bad) + "'");
+    CHECK(error_of({"-g", "tapper"}) ==
+          "--gate (-g): expected norm, taper or taper-all, found 'tapper'; did you mean taper?");
+    CHECK(error_of({"-g", ""}).find("--gate (-g): expected") == 0);
+    CHECK(error_of({"-i", ""}) == "--train (-i): expected FILE, found ''");
+    CHECK(error_of({"--train="}) == "--train (-i): expected FILE, found ''");
+    CHECK(error_of({"-y", "-b"}) == "-b needs a value; see --help");
+    CHECK(error_of({"-sl"}) == "--sample-length needs a value; see --help");
+    CHECK(error_of({"--out", "--batch", "3"}) == "--out (-o) needs a value, found the flag --batch");
+    CHECK(error_of({"-y", "1"}) == "unexpected argument '1'; see --help");
+    CHECK(error_of({"--resume=no"}) == "--resume (-y) takes no value, found '--resume=no'");
+    CHECK(error_of({"file"}) == "unexpected argument 'file'; see --help");
+    CHECK(error_of({"--", "-b"}) == "unexpected argument '-b'; see --help");
+    CHECK(error_of({"-i", "a\nb", "--x"}) != "");
+    CHECK(error_of({"a\nb"}) == "unexpected argument 'a\\x0ab'; see --help");
+}
+
+TEST_CASE("options: positional arguments are required, in order") {
+    std::string in, out;
+    bool quick = false;
+    const auto fold = [&] {
+        Options options("fold", "Folds a model.");
+        options.add({.long_name = "model", .to = &in, .metavar = "MODEL", .help = "the model to fold"});
+        options.add({.long_name = "output", .to = &out, .metavar = "OUTPUT", .help = "the folded model"});
+        options.add({.long_name = "--quick", .to = &quick, .help = "no check"});
+        return options;
+    };
+    Options options = fold();
+    CHECK(parse(options, {"a.bin", "--quick", "b.bin"}));
+    CHECK((in == "a.bin" && out == "b.bin" && quick));
+    CHECK(options.given("model"));
+    CHECK(options.help().find("usage: fold MODEL OUTPUT [options]\n") == 0);
+    const auto error = [&](const std::vector<const char*>& args) -> std::string {
+        Options again = fold();
+        try {
+            parse(again, args);
+        } catch (const Error& e) { return e.what(); }
+        return "";
+    };
+    CHECK(error({"a.bin"}) == "the argument OUTPUT is missing: the folded model (see --help)");
+    CHECK(error({"a", "b", "c"}) == "unexpected argument 'c'; see --help");
+    CHECK(error({"--quik", "a", "b"}) == "unknown flag --quik; did you mean --quick? (--help lists all)");
+    CHECK(error({"--", "--quick", "-b"}) == "");  // after -- nothing is a flag
+    CHECK((in == "--quick" && out == "-b"));
+}
+
+TEST_CASE("options: help and table come from the same rows") {
+    Settings s;
+    Options options = table_of(&s);
+    const std::string help = options.help();
+    CHECK(help.find("usage: train_gpt [options]\nTrains a GPT-2 model.\n\nData\n") == 0);
+    CHECK(help.find("  -i,  --train FILE ") != std::string::npos);
+    CHECK(help.find("       --no-shuffle ") != std::string::npos);
+    CHECK(help.find("read the corpus in sequence\n") != std::string::npos);
+    CHECK(help.find("  -g,  --gate norm|taper|taper-all") != std::string::npos);
+    CHECK(help.find("which sites taper (default taper)\n") != std::string::npos);
+    CHECK(help.find("rate (default 0.0003)\n") != std::string::npos);
+    CHECK(help.find("updates of warm-up (default 2%)\n") != std::string::npos);
+    CHECK(help.find("weights to start from\n") != std::string::npos);
+    CHECK(help.find("\n\nTaperNorm\n") != std::string::npos);
+    CHECK(help.find("  -h,  --help ") != std::string::npos);
+    REQUIRE(
+        parse(options, {"-b", "7", "--no-shuffle", "-o", "a long name that nobody would choose/model.bin"}));
+    CHECK(options.help() == help);  // shows defaults, not what was given
+
+    const std::string table = options.table();
+    for (const char* row : {"batch    7", "shuffle  no", "init     -", "lr      0.0003", "gate    taper"})
+        CHECK_MESSAGE(table.find(row) != std::string::npos, table);
+    for (const std::string* text : {&help, &table}) {
+        size_t begin = 0;
+        for (size_t end; (end = text->find('\n', begin)) != std::string::npos; begin = end + 1) {
+            CHECK(end - begin <= 100);
+            if (end > begin) CHECK((*text)[end - 1] != ' ');
+        }
+        CHECK(begin == text->size());
+    }
+}
