@@ -62,4 +62,23 @@ $(BUILD)/ops/leaf_%.o: ops/leaf.cpp
 $(BUILD)/run_tests: $(TEST_OBJECTS) $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
+# Recursive, so that what deps installs is seen by the build.
+test: deps
+	$(MAKE) $(PROGRAMS) $(BUILD)/run_tests
+	$(BUILD)/run_tests
+
+# ---- for people -----------------------------------------------------------------------------------------------------
+demo: deps
+	$(MAKE) $(PROGRAMS)
+	dev/demo.sh
+
+deps:
+	@CXX="$(CXX)" dev/install_deps.sh
+
+format:
+	clang-format -i $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+
+clean:
+	rm -rf $(BUILD) $(PROGRAMS)
+
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -66,7 +66,7 @@ struct Settings {
 
     std::string gate = "taper";
     Length gate_warmup = fraction_of_run(0.05), gate_end = fraction_of_run(0.4);
-    double ema_decay = 0.99, scale_loss = 0;
+    double ema_decay = 0.99, scale_loss = 0.1;
 
     size_t val_every = 100, val_batches = 20, sample_every = 0;
 };
@@ -140,7 +140,7 @@ static Options make_options(Settings& s) {
     o.add({.short_name = "-v", .long_name = "--val-every", .to = &s.val_every, .metavar = "N",
            .help = "updates between validations; 0: only at the end"});
     o.add({.short_name = "-m", .long_name = "--val-batches", .to = &s.val_batches, .metavar = "N",
-           .range = {.low = 1}, .help = "batches of B x T tokens in each of them"});
+           .range = {.low = 1}, .help = "batches of B x T tokens in each of them; ten times as many at the end"});
     o.add({.short_name = "-s", .long_name = "--sample-every", .to = &s.sample_every, .metavar = "N",
            .help = "updates between samples of generated text; 0: none"});
     o.add({.long_name = "--seed", .to = &s.seed, .help = "of initial weights, data order and samples"});
@@ -932,7 +932,7 @@ int run_training(Device& dev, const Settings& s, const Config& config, const Run
         std::printf("\ninterrupted after update %zu; go on with: ./train_gpt -y -o %s\n", t.step, s.out.c_str());
         return 128 + signal;
     }
-    print_end(t, evaluate(t, run.val, SIZE_MAX));
+    print_end(t, evaluate(t, run.val, 10 * s.val_batches));
     return 0;
 }
 

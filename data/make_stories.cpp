@@ -14,11 +14,8 @@ static void write_text(const std::string& path, const std::string& text) {
     if (!file) fail("cannot create %s: %s", path.c_str(), std::strerror(errno));
     const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
     const bool closed = std::fclose(file) == 0;
-    if (!written || !closed) {
-        const int reason = errno;
-        std::remove(path.c_str());
-        fail("cannot write %zu bytes to %s: %s", text.size(), path.c_str(), std::strerror(reason));
-    }
+    if (!written || !closed)
+        fail("cannot write %zu bytes to %s: %s", text.size(), path.c_str(), std::strerror(errno));
 }
 
 int main(int argc, char** argv) {
@@ -28,7 +25,8 @@ int main(int argc, char** argv) {
     CLI::App app("Writes the built-in corpus of tiny stories to a text file.", "make_stories");
     app.add_option("out", path, "text file to write")->required();
     app.add_option("--bytes", bytes, "stop after the story that reaches this many bytes")
-        ->capture_default_str();
+        ->capture_default_str()
+        ->check(CLI::Range(1.0, 1e10));
     app.add_option("--seed", seed, "another seed, other stories")->capture_default_str();
     try {
         app.parse(argc, argv);
