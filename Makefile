@@ -24,7 +24,7 @@ LEAF_ISAS = base $(if $(filter x86_64,$(ARCH)),avx2 avx512)
 LIBRARY = $(LIBRARY_SOURCES:%.cpp=$(BUILD)/%.o) $(LEAF_ISAS:%=$(BUILD)/ops/leaf_%.o)
 TEST_OBJECTS = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/*.cpp))
 
-.PHONY: all programs test demo bench deps format clean
+.PHONY: all test demo bench dev-env deps format clean
 .DELETE_ON_ERROR:
 all: $(PROGRAMS)
 
@@ -66,6 +66,21 @@ $(BUILD)/run_tests: $(TEST_OBJECTS) $(LIBRARY)
 test: deps
 	$(MAKE) $(PROGRAMS) $(BUILD)/run_tests
 	$(BUILD)/run_tests
+
+# ---- benchmarks -----------------------------------------------------------------------------------------------------
+HAVE_DNNL := $(shell printf '\#include <dnnl.h>\n' | $(CXX) -x c++ -E - >/dev/null 2>&1 && echo 1)
+DNNL = $(if $(HAVE_DNNL),-DHAVE_DNNL -ldnnl)
+$(BUILD)/bench_%: dev/bench_%.cpp train_gpt.cu $(LIBRARY)
+	$(CXX) $(CPPFLAGS) $(CXXFLAGS) $< $(LIBRARY) $(LDLIBS) $(DNNL) -o $@
+
+bench: deps
+	$(MAKE) $(PROGRAMS) $(BUILD)/bench_train $(BUILD)/bench_matmul
+	dev/bench.py
+
+# Python with the references and peers that dev/ compares with; nothing else needs it.
+dev-env:
+	python3 -m venv dev/.venv
+	dev/.venv/bin/pip install -r dev/requirements.txt
 
 # ---- for people -----------------------------------------------------------------------------------------------------
 demo: deps

@@ -10,6 +10,8 @@
 // b' = b + beta W. The head is E^T, E [V, C]; a final site that is folded unties it from the embedding.
 //
 // Everything is computed in double and rounded once. Before anything is written, both models run on the same tokens.
+#include <signal.h>
+
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -132,8 +134,11 @@ static std::vector<double> run(Cpu& dev, const Probe& probe, const Config& c, co
 
 static double max_difference(const std::vector<double>& a, const std::vector<double>& b) {
     double largest = 0;
-    for (size_t i = 0; i < a.size(); i++)
-        if (!(std::abs(a[i] - b[i]) <= largest)) largest = std::abs(a[i] - b[i]);  // NaN stays
+    for (size_t i = 0; i < a.size(); i++) {
+        const double difference = std::abs(a[i] - b[i]);
+        if (std::isnan(difference)) return difference;
+        largest = std::max(largest, difference);
+    }
     return largest;
 }
 
@@ -192,6 +197,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
 }
 
 [[maybe_unused]] static int run_program(int argc, char** argv) {
+    signal(SIGXFSZ, SIG_IGN);  // a limit of file sizes (ulimit -f) is then an error of the write
     std::string in, out;
     size_t threads = 0;
     Options options("fold", "Folds the norms of a finished model into the matrices that follow them.");
@@ -199,7 +205,8 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     options.add({.long_name = "model", .to = &in, .metavar = "MODEL", .help = "a model whose gate is 0, or a -g norm model"});
     options.add({.long_name = "folded", .to = &out, .metavar = "FOLDED", .help = "the folded model to write"});
     options.section("Run");
-    options.add({.long_name = "--threads", .to = &threads, .default_text = "all cores", .help = "CPU threads of the check"});
+    options.add({.long_name = "--threads", .to = &threads, .range = {.high = 1024}, .default_text = "all cores",
+                 .help = "CPU threads of the check"});
     if (!options.parse(argc, argv)) return 0;
     std::error_code ignored;
     if (in == out || std::filesystem::equivalent(in, out, ignored))

@@ -3,6 +3,7 @@
 //
 //   ./infer folded.bin --last-token              the paper's mode: only the last position's logits are computed
 //   ./infer folded.bin --prompt "Once" -n 300    generation with a KV cache
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -55,7 +57,8 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--seed", .to = &s.seed, .help = "of the samples"});
     o.section("Run");
     o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"}, .help = "where to run"});
-    o.add({.long_name = "--threads", .to = &s.threads, .default_text = "all cores", .help = "CPU threads"});
+    o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = 1024}, .default_text = "all cores",
+           .help = "CPU threads"});
     return o;
 }
 
@@ -114,6 +117,10 @@ static Prompt read_prompt(const Settings& s, const Options& options, const Model
         p.text = options.given("--prompt") ? s.prompt : story_prompts()[0];
         const std::vector<uint16_t> ids = tokenizer->encode(p.text, true);
         p.tokens.assign(ids.begin(), ids.end());
+        if (!options.given("--prompt") && ids.size() > info.config.T) {  // the opening that we chose, cut to fit
+            p.tokens.resize(info.config.T);
+            p.text = tokenizer->decode({ids.data(), info.config.T});
+        }
         if (ids.empty()) fail("--prompt: expected at least one token, found an empty text");
     }
     const Config& c = info.config;
@@ -124,6 +131,12 @@ static Prompt read_prompt(const Settings& s, const Options& options, const Model
     if (p.tokens.size() > c.T)
         fail("the prompt has %zu tokens; %s has a context of %zu: shorten it", p.tokens.size(), s.model.c_str(), c.T);
     return p;
+}
+
+// Weights are finite (load_model), but numbers in between may still overflow.
+static void require_finite(const std::string& model, const std::vector<float>& logits) {
+    if (!std::all_of(logits.begin(), logits.end(), [](float z) { return std::isfinite(z); }))
+        fail("%s: its logits are not finite numbers; the file is damaged or its training diverged", model.c_str());
 }
 
 static void dump_logits(const std::string& path, const std::vector<float>& logits, size_t V) {
@@ -145,6 +158,7 @@ void last_token(const Settings& s, Decoder<Device, float>& decoder, const Prompt
     std::vector<double> times;
     const auto start = std::chrono::steady_clock::now();
     pass();
+    require_finite(s.model, logits);
     do times.push_back(pass());
     while (times.size() < 50 && seconds_since(start) < 1);
     std::nth_element(times.begin(), times.begin() + ptrdiff_t(times.size() / 2), times.end());
@@ -172,6 +186,7 @@ void generate(const Settings& s, Decoder<Device, float>& decoder, const Prompt& 
     const auto prefill = std::chrono::steady_clock::now();
     decoder.feed(tokens.data(), tokens.size(), s.dump.empty() ? Logits::last : Logits::all, logits.data());
     const double prefill_seconds = seconds_since(prefill);
+    require_finite(s.model, logits);
     if (!s.dump.empty()) {
         dump_logits(s.dump, logits, c.V);
         logits.erase(logits.begin(), logits.end() - ptrdiff_t(c.V));
@@ -189,6 +204,7 @@ void generate(const Settings& s, Decoder<Device, float>& decoder, const Prompt& 
         size_t fresh = 1;
         if (decoder.length() == c.T) decoder.rewind(0), fresh = std::max<size_t>(1, c.T / 2);
         decoder.feed(tokens.data() + tokens.size() - fresh, fresh, Logits::last, logits.data());
+        require_finite(s.model, logits);
     }
     const double seconds = seconds_since(decode);
     std::printf("\n\nprompt %zu tokens in %.1f ms; %zu generated in %.2f s (%.2f ms per token)\n", prompt.tokens.size(),
@@ -196,12 +212,16 @@ void generate(const Settings& s, Decoder<Device, float>& decoder, const Prompt& 
 }
 
 [[maybe_unused]] static int run_program(int argc, char** argv) {
+    signal(SIGXFSZ, SIG_IGN);  // a limit of file sizes (ulimit -f) is then an error of the write
     Settings s;
     Options options = make_options(s);
     if (!options.parse(argc, argv)) return 0;
     if (s.device == "cuda")
         fail("--device cuda: this program was built without CUDA; install the CUDA Toolkit and run make again, or use "
              "--device cpu");
+    std::error_code ignored;
+    if (std::filesystem::equivalent(s.dump, s.model, ignored))
+        fail("--dump: %s is the model; expected another name", s.dump.c_str());
     if (!s.dump.empty()) check_writable(s.dump);
     Cpu cpu{int(s.threads)};
     const std::unique_ptr<HostModel> model = load_model(cpu, s.model);

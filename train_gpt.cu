@@ -19,6 +19,7 @@
 #include <cstdio>
 #include <cstring>
 #include <deque>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -145,12 +146,13 @@ static Options make_options(Settings& s) {
            .help = "updates between samples of generated text; 0: none"});
     o.add({.long_name = "--seed", .to = &s.seed, .help = "of initial weights, data order and samples"});
     o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"}, .help = "where to run"});
-    o.add({.long_name = "--threads", .to = &s.threads, .default_text = "all cores", .help = "CPU threads"});
+    o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = 1024}, .default_text = "all cores",
+           .help = "CPU threads"});
     return o;
 }
 
-// What flags imply for one another; errors name the flags.
-static void complete_settings(Settings& s) {
+// --model's sizes.
+static void apply_depth(Settings& s) {
     if (!s.depth.empty()) {
         char* end = nullptr;
         const long depth = s.depth[0] == 'd' ? std::strtol(s.depth.c_str() + 1, &end, 10) : 0;
@@ -170,7 +172,35 @@ static void complete_settings(Settings& s) {
                  "--n-head, --n-embd", s.L);
         s.C = shape->C, s.NH = shape->NH;
     }
+}
+
+// What a run that starts from a file (--init, --resume) takes over from it. Flags given now may not say otherwise.
+static void adopt_shape(Settings& s, const Options& now, const std::string& path, const Config& c) {
+    auto adopt = [&](const char* flag, size_t& setting, size_t in_file) {
+        if ((now.given(flag) || now.given("--model")) && setting != in_file)
+            fail("%s: expected %zu, which %s has, found %zu; leave the flag out", flag, in_file, path.c_str(), setting);
+        setting = in_file;
+    };
+    adopt("--n-layer", s.L, c.L), adopt("--n-head", s.NH, c.NH), adopt("--n-embd", s.C, c.C);
+    if (now.given("--norm") && s.norm != norm_name(c.norm))
+        fail("--norm: expected %s, which %s has, found %s; leave the flag out", norm_name(c.norm), path.c_str(),
+             s.norm.c_str());
+    if (s.resume && now.given("--gate") && s.gate != gate_mode_name(c.mode))
+        fail("--gate: expected %s, as the run in %s has it, found %s; leave the flag out", gate_mode_name(c.mode),
+             path.c_str(), s.gate.c_str());
+    if (now.given("--seq-len") && s.T > c.T)
+        fail("--seq-len: expected at most the %zu positions of %s, found %zu", c.T, path.c_str(), s.T);
+    s.norm = norm_name(c.norm);
+    s.T = std::min(s.T, c.T);
+}
+
+// What flags imply for one another; errors name the flags.
+static void complete_settings(Settings& s) {
     if (s.C % s.NH) fail("--n-embd: expected a multiple of --n-head (%zu), found %zu", s.NH, s.C);
+    // Below this, every size in bytes fits 64 bits; no machine comes near.
+    if (double(s.batch) * double(s.T) * double(std::max(s.L, s.NH)) * double(s.C) > 0x1p50)
+        fail("--batch: %zu sequences of %zu tokens with %zu layers of %zu channels are more than any memory holds; expected "
+             "smaller -b, -t, --n-layer or --n-embd", s.batch, s.T, s.L, s.C);
     const size_t micro = s.batch * s.T;
     if (s.total_batch == 0) s.total_batch = micro;
     if (s.total_batch % micro)
@@ -179,7 +209,7 @@ static void complete_settings(Settings& s) {
     if (s.gate_end.resolve(s.steps) <= s.gate_warmup.resolve(s.steps) && s.gate != "norm")
         fail("--gate-end: expected more updates than --gate-warmup (%zu), found %zu", s.gate_warmup.resolve(s.steps),
              s.gate_end.resolve(s.steps));
-    if (s.gate != "norm" && s.gate_warmup.resolve(s.steps) == 0)
+    if ((s.gate != "norm" || s.scale_loss > 0) && s.gate_warmup.resolve(s.steps) == 0)
         fail("--gate-warmup: expected at least 1 update to calibrate from, found 0 of %zu; use more -x or an absolute "
              "number", s.steps);
 }
@@ -603,9 +633,9 @@ std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, co
     Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.taper_scale,
                                   t.gate(std::max<size_t>(t.step, 1)));
     const std::vector<uint16_t> start = tokenizer.encode(prompt);
-    std::vector<int> ids(start.begin(), start.end());
+    std::vector<int> ids(start.begin(), start.begin() + ptrdiff_t(std::min(start.size(), (t.settings.T + 1) / 2)));
     std::vector<Real> logits(model.config.V);
-    std::string text = prompt;
+    std::string text = tokenizer.decode({start.data(), ids.size()});
     const Sampling sampling{.temperature = 0.7, .top_k = 40, .seed = t.settings.seed + t.step};
     for (size_t i = 0; i < tokens && decoder.length() + ids.size() <= t.settings.T; i++) {
         decoder.feed(ids.data(), ids.size(), Logits::last, logits.data());
@@ -679,12 +709,14 @@ void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& argume
     add("state.losses", Dtype::F64, window.size(), window.data());
     std::string lines;
     for (const std::string& a : arguments) lines += a + "\n";
-    write_safetensors(state_path(t.settings),
-                      {{"state_version", "1"},
-                       {"step", std::to_string(t.step)},
-                       {"position", std::to_string(t.loader.position())},
-                       {"arguments", lines}},
-                      tensors.out);
+    std::map<std::string, std::string> metadata = config_metadata(t.model.config);
+    metadata.insert({{"state_version", "1"},
+                     {"step", std::to_string(t.step)},
+                     {"position", std::to_string(t.loader.position())},
+                     {"gate_warmup", std::to_string(t.gate_warmup)},
+                     {"gate_end", std::to_string(t.gate_end)},
+                     {"arguments", lines}});
+    write_safetensors(state_path(t.settings), metadata, tensors.out);
 }
 
 static const std::string& state_metadata(const SafetensorsFile& file, const char* key) {
@@ -710,16 +742,32 @@ void read_tensors(Device& dev, const SafetensorsFile& file, const std::string& p
                   const std::vector<Tensor<Real>>& list) {
     for (const Tensor<Real>& t : list) {
         std::vector<Real> values(t.spec.count());
-        file.read(checked_tensor(file, prefix + t.spec.name, t.spec.shape), values.data());
+        read_tensor(file, prefix + t.spec.name, t.spec.shape, values.data());
         device_copy_in(dev, t.data, values.data(), values.size() * sizeof(Real));
     }
+}
+
+// A gate schedule that is not the state's may still change what is to come, not what has been.
+template <class Device, class Real>
+void check_gate_schedule(const Trainer<Device, Real>& t, const SafetensorsFile& file) {
+    const size_t warmup = state_number(file, "gate_warmup"), end = state_number(file, "gate_end");
+    if (t.gate_warmup != warmup && t.step >= std::min(warmup, t.gate_warmup))
+        fail("--gate-warmup: the run in %s is at update %zu, its calibration ends with update %zu; found %zu; leave it at %zu",
+             file.path().c_str(), t.step, warmup, t.gate_warmup, warmup);
+    const double before = gate_schedule(std::max<size_t>(t.step, 1), warmup, end);
+    if (t.model.config.mode != GateMode::norm && t.gate(t.step + 1) > before)
+        fail("--gate-end: the gate of %s is %.4g after update %zu and would rise to %.4g with %zu; expected at most %zu",
+             file.path().c_str(), before, t.step, t.gate(t.step + 1), t.gate_end, end);
 }
 
 template <class Device, class Real>
 void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
     Device& dev = t.model.dev;
+    t.step = state_number(file, "step");
+    check_gate_schedule(t, file);
+    t.loader.seek(state_number(file, "position"));
     auto numbers = [&]<class T>(const char* name, std::vector<T>& values) {
-        if (!values.empty()) file.read(checked_tensor(file, name, {values.size()}), values.data());
+        if (!values.empty()) read_tensor(file, name, {values.size()}, values.data());
     };
     Calibration& c = t.calibration;
     std::vector<double> averages(3 * c.sites.size()), stream(3);
@@ -727,17 +775,16 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
     numbers("state.taper_scale", t.model.taper_scale);
     for (size_t i = 0; i < c.sites.size(); i++)
         c.sites[i] = {averages[3 * i], averages[3 * i + 1], averages[3 * i + 2]};
+    if (!(stream[1] >= 0 && stream[1] <= 0x1p53)) fail("%s: tensor state.stream: the file is damaged", file.path().c_str());
     c.stream_scale = stream[0], c.updates = size_t(stream[1]), t.scale_target = stream[2];
     if (const TensorEntry* losses = file.find("state.losses")) {
-        std::vector<double> window(losses->count());
+        std::vector<double> window(std::min(losses->count(), LossWindow::kSize));
         numbers("state.losses", window);
         t.window.losses.assign(window.begin(), window.end());
     }
     read_tensors(dev, file, "", tensor_list(t.model.config, t.model.params));
     read_tensors(dev, file, "m.", tensor_list(t.model.config, t.m));
     read_tensors(dev, file, "v.", tensor_list(t.model.config, t.v));
-    t.step = state_number(file, "step");
-    t.loader.seek(state_number(file, "position"));
 }
 
 template <class Device, class Real>
@@ -773,7 +820,7 @@ void initialize_from(Gpt<Device, Real>& model, const SafetensorsFile& file) {
     visit_tensors(model.config, model.params, [&](const TensorSpec& t, Real*& slot) {
         if (t.name.find(".taper_") != std::string::npos) return;
         std::vector<Real> values(t.count());
-        file.read(checked_tensor(file, t.name, t.shape), values.data());
+        read_tensor(file, t.name, t.shape, values.data());
         device_copy_in(model.dev, slot, values.data(), values.size() * sizeof(Real));
     });
 }
@@ -798,6 +845,15 @@ static std::string duration(double seconds) {
     return strprintf("%ldh%02ldm", s / 3600, s / 60 % 60);
 }
 
+// A path as one word of a command to paste into a shell.
+static std::string shell_word(const std::string& path) {
+    auto plain = [](unsigned char c) { return std::isalnum(c) || std::strchr("/._-+,=@%:", c); };
+    if (std::all_of(path.begin(), path.end(), plain)) return path;
+    std::string word = "'";
+    for (char c : path) word += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    return word + "'";
+}
+
 // One line per update on a terminal, overwritten in place, with the time left; elsewhere about 40 lines a run.
 class Progress {
   public:
@@ -816,17 +872,23 @@ class Progress {
         if (terminal_) line += strprintf(" | %s left", duration(double(steps_ - r.step) * seconds_).c_str());
         std::printf("%s%s%s", terminal_ ? "\r\033[K" : "", line.c_str(), keep ? "\n" : "");
         std::fflush(stdout);
+        open_line_ = !keep;
     }
 
     // A line of its own, above the live one.
-    void note(const std::string& text) const {
+    void note(const std::string& text) {
         std::printf("%s%s\n", terminal_ ? "\r\033[K" : "", text.c_str());
         std::fflush(stdout);
+        open_line_ = false;
+    }
+
+    ~Progress() {
+        if (open_line_) std::printf("\n");
     }
 
   private:
     size_t steps_, tokens_, every_, first_;
-    bool terminal_;
+    bool terminal_, open_line_ = false;
     double seconds_ = 0;
 };
 
@@ -846,7 +908,8 @@ void print_start(const Trainer<Device, Real>& t, const Run& run) {
     std::printf("data      %s: %zu tokens to train on (%.2f epochs), %zu to validate\n", run.train.name().c_str(),
                 run.train.size(), double(s.steps) * double(s.total_batch) / double(run.train.size()), run.val.size());
     if (t.model.config.mode != GateMode::norm)
-        std::printf("gate      1 up to update %zu (calibration), 0 from update %zu on\n", t.gate_warmup, t.gate_end);
+        std::printf("gate      1 up to update %zu (calibration), 0 from update %zu on%s\n", t.gate_warmup, t.gate_end,
+                    t.gate_end > s.steps ? ": after the end of this run, whose model cannot be folded yet" : "");
     const Arena<Device>* arenas[] = {&t.model.param_memory, &t.model.grad_memory, &t.moment_memory, &t.model.act_memory};
     std::printf("memory   ");
     size_t total = 0;
@@ -869,7 +932,11 @@ void print_end(const Trainer<Device, Real>& t, double val_loss) {
     std::printf("peak memory %.1f MiB, of which tensors %.1f MiB\n", double(usage.ru_maxrss) / 1024,
                 double(held) / 1048576);
     std::printf("model %s, state %s, log %s\n", s.out.c_str(), state_path(s).c_str(), log_path(s).c_str());
-    std::printf("next: ./fold %s folded.bin && ./infer folded.bin --last-token\n", s.out.c_str());
+    const std::string out = shell_word(s.out);
+    if (const double g = t.gate(std::max<size_t>(t.step, 1)); t.model.config.mode != GateMode::norm && g != 0)
+        std::printf("next: the gate is still %.4g; train on: ./train_gpt -y -o %s -x %zu\n", g, out.c_str(), t.gate_end);
+    else
+        std::printf("next: ./fold %s folded.bin && ./infer folded.bin --last-token\n", out.c_str());
 }
 
 template <class Device, class Real>
@@ -893,7 +960,8 @@ void log_update(RunLog& log, const Trainer<Device, Real>& t, const StepReport& r
 template <class Device, class Real>
 int train(Trainer<Device, Real>& t, const Run& run) {
     const Settings& s = t.settings;
-    RunLog log(log_path(s), run.state ? std::optional<size_t>(t.step) : std::nullopt);
+    const std::optional<size_t> resumed_at = run.state ? std::optional<size_t>(t.step) : std::nullopt;
+    std::optional<RunLog> log;  // begun by the first update, so that one that fails leaves an older log alone
     Progress progress(s, t.step);
     bool warned = false;
     while (t.step < s.steps && !interrupted) {
@@ -904,7 +972,8 @@ int train(Trainer<Device, Real>& t, const Run& run) {
             val_loss = evaluate(t, run.val, s.val_batches);
             progress.note(strprintf("step %zu | validation loss %.4f", r.step, *val_loss));
         }
-        log_update(log, t, r, val_loss);
+        if (!log) log.emplace(log_path(s), resumed_at);
+        log_update(*log, t, r, val_loss);
         if (!warned && drifted(t, r)) {
             warned = true;
             progress.note(strprintf("warning: s(h) is %.3g now and was %.3g when the sites were calibrated (update %zu): the "
@@ -922,14 +991,19 @@ template <class Device, class Real>
 int run_training(Device& dev, const Settings& s, const Config& config, const Run& run) {
     Trainer<Device, Real> t(dev, s, config, run.train);
     initialize(t.model, s.seed);
-    if (!s.init.empty()) initialize_from(t.model, SafetensorsFile(s.init));
-    if (run.state) load_state(t, *run.state);
+    if (run.state)
+        load_state(t, *run.state);
+    else if (!s.init.empty())
+        initialize_from(t.model, SafetensorsFile(s.init));
     print_start(t, run);
+    if (run.state && t.step >= s.steps)
+        std::printf("complete  %zu of %zu updates are done; more: -x with a larger number\n", t.step, s.steps);
     watch_signals();
     const int signal = train(t, run);
     save_checkpoint(t, run);
     if (signal) {
-        std::printf("\ninterrupted after update %zu; go on with: ./train_gpt -y -o %s\n", t.step, s.out.c_str());
+        std::printf("\ninterrupted after update %zu; go on with: ./train_gpt -y -o %s\n", t.step,
+                    shell_word(s.out).c_str());
         return 128 + signal;
     }
     print_end(t, evaluate(t, run.val, 10 * s.val_batches));
@@ -938,23 +1012,37 @@ int run_training(Device& dev, const Settings& s, const Config& config, const Run
 
 constexpr size_t kGpt2Vocabulary = 50257;
 
-// The model that the flags, the corpus and --init ask for.
-static Config make_config(const Settings& s, const Run& run) {
+// The file that a run starts from: --init's model, or the state to resume from.
+struct Start {
+    std::string path;
+    Config config;
+    std::string tokenizer;  // its name, where known
+};
+
+static Start read_init(const std::string& path) {
+    const ModelInfo info = read_model_info(SafetensorsFile(path));
+    if (info.config.fold != Fold::none || info.gate != 1)
+        fail("--init: %s: expected a model with all its norms, found one that is %s; start from a -g norm model",
+             path.c_str(), info.config.fold != Fold::none ? "folded" : "tapered");
+    return {path, info.config, info.tokenizer.at("tokenizer")};
+}
+
+// The model that the flags, the corpus and the file to start from ask for.
+static Config make_config(const Settings& s, const Run& run, const std::optional<Start>& start) {
     Config c;
     c.V = run.decode ? run.decode->vocab_size() : kGpt2Vocabulary;
     c.T = s.T, c.L = s.L, c.NH = s.NH, c.C = s.C;
     c.norm = norm_from(s.norm);
     c.eps = default_eps(c.norm);
-    if (!s.init.empty()) {
-        const ModelInfo info = read_model_info(SafetensorsFile(s.init));
-        if (info.config.fold != Fold::none || info.gate != 1)
-            fail("--init: %s: expected a model with all its norms, found one that is %s; start from a -g norm model",
-                 s.init.c_str(), info.config.fold != Fold::none ? "folded" : "tapered");
-        if (info.config.V < c.V)
-            fail("--init: %s: its vocabulary has %zu tokens, the corpus needs %zu", s.init.c_str(), info.config.V, c.V);
-        c = info.config;
-        if (s.T > c.T)
-            fail("--seq-len: expected at most the %zu positions of %s, found %zu", c.T, s.init.c_str(), s.T);
+    if (start) {
+        const std::string& tokenizer = run.tokenizer.at("tokenizer");
+        if (start->config.V < c.V)
+            fail("--train: the corpus has a vocabulary of %zu tokens (%s); expected the %zu of %s", c.V, tokenizer.c_str(),
+                 start->config.V, start->path.c_str());
+        if (!start->tokenizer.empty() && start->tokenizer != tokenizer)
+            fail("--tokenizer: expected %s, which %s was trained with, found %s", start->tokenizer.c_str(),
+                 start->path.c_str(), tokenizer.c_str());
+        c = start->config;
     }
     c.mode = gate_mode_from(s.gate);
     return c;
@@ -970,35 +1058,84 @@ static Run open_run(const Settings& s) {
     const TokenSource corpus = !s.train.empty()           ? open(s.train)
                                : s.tokenizer == "bytes" ? tokens_from_text(story_corpus(), "the built-in stories")
                                                         : tokens_from_text(story_corpus(), "the built-in stories", encode);
-    auto [train, val] = corpus.split_tail(s.val.empty() ? 0.1 : 0);
-    if (!s.val.empty()) val = open(s.val);
+    const auto [train, val] = s.val.empty() ? corpus.split_tail(0.1) : std::pair(corpus, open(s.val));
+    if (s.tokenizer == "bytes" && val.from_shards() != train.from_shards())
+        fail("--val: %s and %s: one is token shards, the other text; give --tokenizer", val.name().c_str(),
+             train.name().c_str());
+    if (val.size() <= s.T && train.size() > s.T)
+        fail("--val: the part of %s to validate on has %zu tokens, one sequence needs %zu (-t %zu and its last target); use "
+             "a longer text, a smaller -t or a text of its own", val.name().c_str(), val.size(), s.T + 1, s.T);
     Run run{{}, train, val, nullptr, tokenizer.metadata(), tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
     if (corpus.from_shards() && s.tokenizer == "bytes") run.tokenizer = {{"tokenizer", "gpt2"}}, run.decode.reset();
     return run;
 }
 
+static std::unique_ptr<SafetensorsFile> open_state(const Settings& s) {
+    const std::string path = state_path(s);
+    if (!std::filesystem::exists(path))
+        fail("--resume: no state %s; expected the one that a run with -o %s writes; start it without -y", path.c_str(),
+             s.out.c_str());
+    auto state = std::make_unique<SafetensorsFile>(path);
+    if (const std::string& version = state_metadata(*state, "state_version"); version != "1")
+        fail("%s: state version: expected 1, found %s; use the version of this program that wrote the file", path.c_str(),
+             in_quotes(version).c_str());
+    return state;
+}
+
+// The flags of the run that wrote the state, then those given now (`arguments`, which becomes all of them): the last one
+// counts. The gate's updates stay, also where they were fractions of a run that -x makes longer now.
+static void resume_settings(Settings& s, std::vector<std::string>& arguments, const SafetensorsFile& state) {
+    const std::string out = s.out;
+    std::vector<std::string> all;
+    std::string lines = state_metadata(state, "arguments");
+    for (size_t end; (end = lines.find('\n')) != std::string::npos; lines.erase(0, end + 1))
+        all.push_back(lines.substr(0, end));
+    all.insert(all.end(), {"--gate-warmup", state_metadata(state, "gate_warmup"), "--gate-end",
+                           state_metadata(state, "gate_end")});
+    all.insert(all.end(), arguments.begin(), arguments.end());
+    std::vector<const char*> pointers = {"train_gpt"};
+    for (const std::string& a : all) pointers.push_back(a.c_str());
+    s = Settings();
+    try {
+        make_options(s).parse(int(pointers.size()), pointers.data());
+    } catch (const Error& error) {
+        fail("%s: the flags in it are damaged: %s", state.path().c_str(), error.what());
+    }
+    s.out = out, s.resume = true;
+    arguments = all;
+}
+
+// Before hours of work: what the run writes can be written, and none of it is a corpus.
+static void check_outputs(const Settings& s) {
+    for (const std::string& out : {s.out, state_path(s), log_path(s)}) {
+        std::error_code ignored;
+        for (const std::string& corpus : {s.train, s.val})
+            if (std::filesystem::equivalent(out, corpus, ignored))
+                fail("--out: %s is a corpus of this run; expected another name", out.c_str());
+        check_writable(out);
+    }
+}
+
 [[maybe_unused]] static int run_program(int argc, char** argv) {
-    auto settings = std::make_unique<Settings>();
-    if (!make_options(*settings).parse(argc, argv)) return 0;
+    signal(SIGXFSZ, SIG_IGN);  // a limit of file sizes (ulimit -f) is then an error of the write
+    Settings s;
+    Options options = make_options(s);
+    if (!options.parse(argc, argv)) return 0;
     std::vector<std::string> arguments(argv + 1, argv + argc);
     std::unique_ptr<SafetensorsFile> state;
-    if (settings->resume) {
-        // The flags of the run that wrote the state, then those given now: the last one counts.
-        state = std::make_unique<SafetensorsFile>(state_path(*settings));
-        std::vector<std::string> all;
-        std::string lines = state_metadata(*state, "arguments");
-        for (size_t end; (end = lines.find('\n')) != std::string::npos; lines.erase(0, end + 1))
-            all.push_back(lines.substr(0, end));
-        all.insert(all.end(), arguments.begin(), arguments.end());
-        arguments = all;
-        settings = std::make_unique<Settings>();
-        std::vector<const char*> pointers = {argv[0]};
-        for (const std::string& a : arguments) pointers.push_back(a.c_str());
-        make_options(*settings).parse(int(pointers.size()), pointers.data());
+    std::optional<Start> start;
+    if (s.resume) {
+        if (options.given("--init")) fail("--init and --resume: expected one of them, found both");
+        state = open_state(s);
+        resume_settings(s, arguments, *state);
+        start = Start{state->path(), read_config(*state), ""};
+    } else if (!s.init.empty()) {
+        start = read_init(s.init);
     }
-    complete_settings(*settings);
-    const Settings& s = *settings;
-    check_writable(s.out), check_writable(state_path(s)), check_writable(log_path(s));
+    apply_depth(s);
+    if (start) adopt_shape(s, options, start->path, start->config);
+    complete_settings(s);
+    check_outputs(s);
     if (s.device == "cuda") fail("--device cuda: this program was built without CUDA; install the CUDA Toolkit and run make again, or use --device cpu");
     Cpu cpu{int(s.threads)};
     std::printf("device    cpu: %d threads, %s; built without CUDA\n", cpu.threads, isa_name(cpu.isa));
@@ -1006,7 +1143,7 @@ static Run open_run(const Settings& s) {
     std::printf("%s\n", make_options(shown).table().c_str());
     Run run = open_run(s);
     run.arguments = arguments, run.state = std::move(state);
-    return run_training<Cpu, float>(cpu, s, make_config(s, run), run);
+    return run_training<Cpu, float>(cpu, s, make_config(s, run, start), run);
 }
 
 #ifndef TAPERNORM_NO_MAIN

@@ -1,4 +1,5 @@
-// A parallel loop whose tasks may fail: the first error is thrown to the caller once all threads have stopped.
+// A parallel loop whose tasks may fail: the first error is thrown to the caller once all threads have
+// stopped.
 #pragma once
 #include <atomic>
 #include <cstddef>

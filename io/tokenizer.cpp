@@ -27,8 +27,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// Length of the valid UTF-8 character at text[at], its code point in `code`; 0 where there is none. Surrogates,
-// overlong forms and code points above U+10FFFF are not valid.
+// Length of the valid UTF-8 character at text[at], its code point in `code`; 0 where there is none.
+// Surrogates, overlong forms and code points above U+10FFFF are not valid.
 size_t utf8_char(std::string_view text, size_t at, uint32_t& code) {
     const auto byte = [&](size_t i) -> uint32_t {
         return at + i < text.size() ? static_cast<unsigned char>(text[at + i]) : 0;
@@ -63,31 +63,6 @@ void append_utf8(std::string& text, uint32_t code) {  // below U+0800: all that 
     }
 }
 
-// Where the first invalid byte at or after `at` is; text.size() where all is valid.
-size_t find_invalid_utf8(std::string_view text, size_t at) {
-    while (at < text.size()) {
-        uint64_t eight;
-        if (at + 8 <= text.size() && (std::memcpy(&eight, &text[at], 8), !(eight & 0x8080808080808080u))) {
-            at += 8;
-            continue;
-        }
-        uint32_t code;
-        const size_t length = utf8_char(text, at, code);
-        if (!length) return at;
-        at += length;
-    }
-    return at;
-}
-
-// A copy in which each invalid byte is replaced by U+0001. To the expression below it is what Python's
-// replacement character U+FFFD is, neither letter nor number nor space, but it has one byte, so that places in the copy
-// are places in the text.
-std::string mask_invalid_utf8(std::string_view text, size_t invalid) {
-    std::string masked(text);
-    for (; invalid < text.size(); invalid = find_invalid_utf8(text, invalid + 1)) masked[invalid] = '\x01';
-    return masked;
-}
-
 // Unicode's White_Space property, which \s means in the expression.
 bool is_white_space(uint32_t code) {
     return (code >= 0x09 && code <= 0x0D) || code == 0x20 || code == 0x85 || code == 0xA0 || code == 0x1680 ||
@@ -97,8 +72,8 @@ bool is_white_space(uint32_t code) {
 
 }  // namespace
 
-// A word never has white space after its first character unless it is all white space. So a text may be cut before
-// white space that follows anything else.
+// A word never has white space after its first character unless it is all white space. So a text may be cut
+// before white space that follows anything else.
 size_t word_safe_cut(std::string_view text, size_t at) {
     for (at = std::max<size_t>(at, 1); at < text.size(); ++at) {
         const auto here = static_cast<unsigned char>(text[at]);
@@ -118,13 +93,37 @@ size_t word_safe_cut(std::string_view text, size_t at) {
 
 namespace {
 
-// GPT-2's expression, '(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+, with two changes that
-// match the same: `++` where giving back characters cannot help, and White_Space spelled out, because PCRE2's \s has
-// U+180E too.
+// Where the first invalid byte at or after `at` is; text.size() where all is valid.
+size_t find_invalid_utf8(std::string_view text, size_t at) {
+    while (at < text.size()) {
+        uint64_t eight;
+        if (at + 8 <= text.size() && (std::memcpy(&eight, &text[at], 8), !(eight & 0x8080808080808080u))) {
+            at += 8;
+            continue;
+        }
+        uint32_t code;
+        const size_t length = utf8_char(text, at, code);
+        if (!length) return at;
+        at += length;
+    }
+    return at;
+}
+
+// A copy in which each invalid byte is replaced by U+0001. To the expression below it is what Python's
+// replacement character U+FFFD is, neither letter nor number nor space, but it has one byte, so that places
+// in the copy are places in the text.
+std::string mask_invalid_utf8(std::string_view text, size_t invalid) {
+    std::string masked(text);
+    for (; invalid < text.size(); invalid = find_invalid_utf8(text, invalid + 1)) masked[invalid] = '\x01';
+    return masked;
+}
+
+// GPT-2's expression, '(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+, with two
+// changes that match the same: `++` where giving back characters cannot help, and White_Space spelled out,
+// because PCRE2's \s has U+180E too.
 #define WHITE R"(\t-\r \x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})"
-constexpr const char* word_pattern =
-    R"('(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^)" WHITE R"(\p{L}\p{N}]++|[)" WHITE
-    R"(]+(?![^)" WHITE R"(])|[)" WHITE "]+";
+constexpr const char* word_pattern = R"('(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^)" WHITE
+                                     R"(\p{L}\p{N}]++|[)" WHITE R"(]+(?![^)" WHITE R"(])|[)" WHITE "]+";
 #undef WHITE
 
 const pcre2_code* word_expression() {
@@ -134,8 +133,10 @@ const pcre2_code* word_expression() {
         pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(word_pattern), PCRE2_ZERO_TERMINATED,
                                          PCRE2_UTF | PCRE2_UCP, &error, &place, nullptr);
         if (!code)
-            fail("PCRE2 rejects GPT-2's expression (error %d at %zu): it needs a PCRE2 built with Unicode support",
-                 error, size_t(place));
+            fail(
+                "PCRE2 rejects GPT-2's expression (error %d at %zu): it needs a PCRE2 built with Unicode "
+                "support",
+                error, size_t(place));
         // Where the system allows no generated code, matching works without it, several times slower.
         pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
         return code;
@@ -160,8 +161,8 @@ Words::~Words() { pcre2_match_data_free(static_cast<pcre2_match_data*>(match_dat
 bool Words::next(std::string_view& word) {
     if (position_ == subject_.size()) return false;
     auto* match = static_cast<pcre2_match_data*>(match_data_);
-    const int result = pcre2_match(word_expression(), reinterpret_cast<PCRE2_SPTR>(subject_.data()), subject_.size(),
-                                   position_, PCRE2_NO_UTF_CHECK, match, nullptr);
+    const int result = pcre2_match(word_expression(), reinterpret_cast<PCRE2_SPTR>(subject_.data()),
+                                   subject_.size(), position_, PCRE2_NO_UTF_CHECK, match, nullptr);
     const PCRE2_SIZE* place = pcre2_get_ovector_pointer(match);
     // Every character starts a word, so that a match is always found, and found right here.
     if (result < 1 || place[0] != position_ || place[1] <= position_)
@@ -174,8 +175,10 @@ bool Words::next(std::string_view& word) {
 #else
 
 Words::Words(std::string_view) {
-    fail("this build cannot encode text by BPE, because PCRE2 was not found: install it (Debian: libpcre2-dev; "
-         "macOS: brew install pcre2) and build again, or use bytes");
+    fail(
+        "this build cannot encode text by BPE, because PCRE2 was not found: install it (Debian: "
+        "libpcre2-dev; "
+        "macOS: brew install pcre2) and build again, or use bytes");
 }
 Words::~Words() = default;
 bool Words::next(std::string_view&) { return false; }
@@ -225,8 +228,7 @@ constexpr size_t max_vocab_size = 65536;  // ids are 16 bits in memory and in to
 // The keys of vocab.json in the order of their ids.
 std::vector<std::string> parse_vocab(std::string_view text, const std::string& source) {
     const auto json = nlohmann::json::parse(text, nullptr, false);
-    if (!json.is_object())
-        fail("%s: vocab.json must be a JSON object {\"token\": id, ...}", source.c_str());
+    if (!json.is_object()) fail("%s: vocab.json must be a JSON object {\"token\": id, ...}", source.c_str());
     if (json.size() > max_vocab_size)
         fail("%s: the vocabulary has %zu tokens; ids are stored in 16 bits, so that %zu is the limit",
              source.c_str(), json.size(), max_vocab_size);
@@ -269,9 +271,11 @@ std::vector<MergeLine> parse_merges(std::string_view text, const std::vector<std
         const auto left = ids.find(line.substr(0, space)), right = ids.find(line.substr(space + 1));
         const auto merged = ids.find(std::string(line.substr(0, space)).append(line.substr(space + 1)));
         if (left == ids.end() || right == ids.end() || merged == ids.end())
-            fail("%s: line %zu of merges.txt, %s: the tokens or what they merge to are not in vocab.json; do the "
-                 "two files belong together?",
-                 source.c_str(), line_number, in_quotes(line).c_str());
+            fail(
+                "%s: line %zu of merges.txt, %s: the tokens or what they merge to are not in vocab.json; do "
+                "the "
+                "two files belong together?",
+                source.c_str(), line_number, in_quotes(line).c_str());
         merges.push_back({{left->second, right->second}, merged->second});
     }
     return merges;
@@ -314,10 +318,12 @@ namespace {
 
 constexpr uint32_t no_rank = ~0u;
 
-// (left id, right id) -> rank, by open addressing; at most half full, so that a miss costs about one line of memory.
+// (left id, right id) -> rank, by open addressing; at most half full, so that a miss costs about one line of
+// memory.
 class MergeRanks {
   public:
-    explicit MergeRanks(size_t capacity) : slots_(std::bit_ceil(2 * capacity + 2)), mask_(slots_.size() - 1) {}
+    explicit MergeRanks(size_t capacity)
+        : slots_(std::bit_ceil(2 * capacity + 2)), mask_(slots_.size() - 1) {}
 
     // Of a pair that is listed twice the later rank counts, as in Hugging Face's tokenizers.
     void insert(Pair pair, uint32_t rank) {
@@ -430,7 +436,8 @@ void Tokenizer::Tables::merge_short(std::string_view word, std::vector<uint16_t>
     ids.insert(ids.end(), id, id + n);
 }
 
-// The same by a priority queue of pairs over a linked list: n log n, so that a megabyte without a space is no trap.
+// The same by a priority queue of pairs over a linked list: n log n, so that a megabyte without a space is no
+// trap.
 void Tokenizer::Tables::merge_long(std::string_view word, std::vector<uint16_t>& ids) const {
     constexpr uint32_t none = ~0u;
     if (word.size() >= none) fail("cannot encode a word of %zu bytes; insert white space", word.size());
@@ -538,7 +545,8 @@ void Tokenizer::Tables::finish() {
         for (const char c : token) print = mix64(print ^ static_cast<unsigned char>(c));
     }
     for (const auto& [left, right] : merges) print = mix64(print ^ (uint64_t(left) << 16 | right));
-    // Of the published files: sha256 196139668be6... (vocab.json, encoder.json), 1ce1664773c5... (merges.txt).
+    // Of the published files: sha256 196139668be6... (vocab.json, encoder.json), 1ce1664773c5...
+    // (merges.txt).
     constexpr uint64_t gpt2_fingerprint = 0x3c2c6330150eae58u;
     name = byte_level                  ? "bytes"
            : print == gpt2_fingerprint ? "gpt2"
@@ -557,7 +565,8 @@ Tokenizer::Tokenizer() {
     tables_ = bytes;
 }
 
-Tokenizer Tokenizer::from_text(std::string_view vocab_json, std::string_view merges_txt, const std::string& source) {
+Tokenizer Tokenizer::from_text(std::string_view vocab_json, std::string_view merges_txt,
+                               const std::string& source) {
     const std::vector<std::string> keys = parse_vocab(vocab_json, source);
     const std::vector<MergeLine> merges = parse_merges(merges_txt, keys, source);
     auto tables = std::make_shared<Tables>();
@@ -570,22 +579,24 @@ Tokenizer Tokenizer::from_text(std::string_view vocab_json, std::string_view mer
     return Tokenizer(std::move(tables));
 }
 
-// 256 int32: magic 20240328, version 1 or 2, V, and in version 2 the id of <|endoftext|>; then for each token a length
-// byte and its bytes. The merges are not in the file, but in such a vocabulary each token is made by one merge and ids
-// are in the order of the merges: merging a token's bytes by all earlier ones leaves the two parts of its own.
+// 256 int32: magic 20240328, version 1 or 2, V, and in version 2 the id of <|endoftext|>; then for each token
+// a length byte and its bytes. The merges are not in the file, but in such a vocabulary each token is made by
+// one merge and ids are in the order of the merges: merging a token's bytes by all earlier ones leaves the
+// two parts of its own.
 Tokenizer Tokenizer::from_llmc(const std::string& path) {
     const MappedFile file(path);
     int32_t header[256] = {};
     std::memcpy(header, file.data(), std::min(sizeof header, file.size()));
     const std::string source = in_quotes(path);
     if (file.size() < sizeof header || header[0] != 20240328 || header[1] < 1 || header[1] > 2)
-        fail("%s is not a tokenizer of llm.c: expected a header of 1024 bytes, magic 20240328, version 1 or 2",
-             source.c_str());
+        fail(
+            "%s is not a tokenizer of llm.c: expected a header of 1024 bytes, magic 20240328, version 1 or 2",
+            source.c_str());
     const size_t V = size_t(std::max(header[2], 0));
     const size_t end_of_text = header[1] == 1 ? 50256 : size_t(std::max(header[3], 0));
     if (V > max_vocab_size || end_of_text >= V)
-        fail("%s: V = %d and <|endoftext|> = %zu; expected V up to %zu and <|endoftext|> below it", source.c_str(),
-             header[2], end_of_text, max_vocab_size);
+        fail("%s: V = %d and <|endoftext|> = %zu; expected V up to %zu and <|endoftext|> below it",
+             source.c_str(), header[2], end_of_text, max_vocab_size);
     std::vector<std::string> tokens(V);
     size_t at = sizeof header;
     for (size_t id = 0; id < V; ++id) {
@@ -607,9 +618,11 @@ Tokenizer Tokenizer::from_llmc(const std::string& path) {
         parts.clear();
         token.size() <= short_word ? tables->merge_short(token, parts) : tables->merge_long(token, parts);
         if (parts.size() != 2)
-            fail("%s: token %zu, %s, is not made of two earlier tokens, so that the merges cannot be told; use "
-                 "vocab.json and merges.txt",
-                 source.c_str(), id, in_quotes(token).c_str());
+            fail(
+                "%s: token %zu, %s, is not made of two earlier tokens, so that the merges cannot be told; "
+                "use "
+                "vocab.json and merges.txt",
+                source.c_str(), id, in_quotes(token).c_str());
         tables->add_merge(parts[0], parts[1], uint16_t(id));
     }
     tables->finish();
@@ -620,17 +633,23 @@ Tokenizer Tokenizer::from_path(const std::string& path) {
     if (path == "bytes") return Tokenizer();
     if (path.ends_with(".bin")) return from_llmc(path);
     std::error_code ignored;
-    const std::string vocab = fs::is_directory(path, ignored) ? (fs::path(path) / "vocab.json").string() : path;
+    const std::string vocab =
+        fs::is_directory(path, ignored) ? (fs::path(path) / "vocab.json").string() : path;
     constexpr std::string_view vocab_name = "vocab.json";
     if (!vocab.ends_with(vocab_name))
-        fail("%s is no tokenizer: expected \"bytes\", a directory with vocab.json and merges.txt, one of these two's "
-             "vocab.json, or llm.c's gpt2_tokenizer.bin",
-             in_quotes(path).c_str());
+        fail(
+            "%s is no tokenizer: expected \"bytes\", a directory with vocab.json and merges.txt, one of "
+            "these "
+            "two's vocab.json, or llm.c's gpt2_tokenizer.bin (./prepare puts GPT-2's into "
+            "data/downloads/gpt2)",
+            in_quotes(path).c_str());
     const std::string merges = vocab.substr(0, vocab.size() - vocab_name.size()) + "merges.txt";
     for (const std::string& file : {vocab, merges})
         if (!fs::exists(file, ignored))
-            fail("the tokenizer %s needs %s, which does not exist; data/README.md says where GPT-2's files are",
-                 in_quotes(path).c_str(), in_quotes(file).c_str());
+            fail(
+                "the tokenizer %s needs %s, which does not exist; data/README.md says where GPT-2's files "
+                "are",
+                in_quotes(path).c_str(), in_quotes(file).c_str());
     return from_text(read_file(vocab), read_file(merges), in_quotes(path));
 }
 
@@ -642,9 +661,11 @@ Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& met
     if (vocab != metadata.end() && merges != metadata.end()) {
         Tokenizer tokenizer = from_text(vocab->second, merges->second, in_quotes(model_path));
         if (name != metadata.end() && name->second != tokenizer.name())
-            fail("%s says its tokenizer is %s, but the vocabulary in it is %s; the file is damaged, or another program "
-                 "changed it",
-                 in_quotes(model_path).c_str(), in_quotes(name->second).c_str(), tokenizer.name().c_str());
+            fail(
+                "%s says its tokenizer is %s, but the vocabulary in it is %s; the file is damaged, or "
+                "another program "
+                "changed it",
+                in_quotes(model_path).c_str(), in_quotes(name->second).c_str(), tokenizer.name().c_str());
         return tokenizer;
     }
     const fs::path parent = fs::path(model_path).parent_path();
@@ -653,12 +674,16 @@ Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& met
     if (fs::exists(directory / "vocab.json", ignored) && fs::exists(directory / "merges.txt", ignored)) {
         Tokenizer tokenizer = from_path(directory.string());
         if (name == metadata.end() || name->second == tokenizer.name()) return tokenizer;
-        fail("%s was trained with the tokenizer %s, but beside it is %s; pass the right one by --tokenizer DIR",
-             in_quotes(model_path).c_str(), in_quotes(name->second).c_str(), tokenizer.name().c_str());
+        fail(
+            "%s was trained with the tokenizer %s, but beside it is %s; pass the right one by --tokenizer "
+            "DIR",
+            in_quotes(model_path).c_str(), in_quotes(name->second).c_str(), tokenizer.name().c_str());
     }
-    fail("%s holds no tokenizer and has no vocab.json and merges.txt beside it; pass one by --tokenizer DIR (or "
-         "--tokenizer bytes)",
-         in_quotes(model_path).c_str());
+    fail(
+        "%s holds no tokenizer and has no vocab.json and merges.txt beside it; pass one by --tokenizer DIR "
+        "(or "
+        "--tokenizer bytes)",
+        in_quotes(model_path).c_str());
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -686,7 +711,8 @@ std::vector<uint16_t> Tokenizer::encode(std::string_view text, bool allow_specia
     }
 }
 
-std::vector<uint16_t> Tokenizer::encode_parallel(std::string_view text, bool allow_special, int threads) const {
+std::vector<uint16_t> Tokenizer::encode_parallel(std::string_view text, bool allow_special,
+                                                 int threads) const {
     constexpr size_t part_bytes = 1 << 18;  // small enough to balance the threads
     if (tables_->byte_level || text.size() < 2 * part_bytes) return encode(text, allow_special);
     std::vector<size_t> cuts = {0};  // the marker has no white space, so that no cut is inside one
@@ -706,9 +732,11 @@ std::vector<uint16_t> Tokenizer::encode_parallel(std::string_view text, bool all
 
 std::string_view Tokenizer::token(size_t id) const {
     if (id >= vocab_size())
-        fail("token id %zu is outside the vocabulary of the tokenizer %s (%zu tokens); the model or the token file "
-             "belongs to another one",
-             id, name().c_str(), vocab_size());
+        fail(
+            "token id %zu is outside the vocabulary of the tokenizer %s (%zu tokens); the model or the token "
+            "file "
+            "belongs to another one",
+            id, name().c_str(), vocab_size());
     return tables_->tokens[id];
 }
 

@@ -1,15 +1,15 @@
 // Text <-> token ids: bytes, or byte-level BPE as GPT-2 does it.
 //
-// Byte level: id = byte, V = 256. BPE: text is cut into words by GPT-2's regular expression; within a word the
-// adjacent pair of lowest rank is merged until none is left. A vocabulary is GPT-2's pair of files (vocab.json
-// and merges.txt) or llm.c's gpt2_tokenizer.bin.
+// Byte level: id = byte, V = 256. BPE: text is cut into words by GPT-2's regular expression; within a word
+// the adjacent pair of lowest rank is merged until none is left. A vocabulary is GPT-2's pair of files
+// (vocab.json and merges.txt) or llm.c's gpt2_tokenizer.bin.
 //
 // Any bytes can be encoded, and decode(encode(x)) == x. Where x is not UTF-8, the words are those of Python's
 // x.decode("utf-8", errors="replace"), but the bytes in them are the original ones.
 //
-// A model file carries its tokenizer as strings in the metadata (see metadata()), so that one file is enough to run a
-// model. They are not tensors, because a reader that loads every tensor of the file into a model strictly by
-// name would stumble over them.
+// A model file carries its tokenizer as strings in the metadata (see metadata()), so that one file is enough
+// to run a model. They are not tensors, because a reader that loads every tensor of the file into a model
+// strictly by name would stumble over them.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -27,8 +27,8 @@ class Tokenizer {
   public:
     Tokenizer();  // byte level
 
-    // "bytes", a directory with vocab.json and merges.txt, a file NAMEvocab.json with NAMEmerges.txt beside it, or
-    // a .bin of llm.c.
+    // "bytes", a directory with vocab.json and merges.txt, a file NAMEvocab.json with NAMEmerges.txt beside
+    // it, or a .bin of llm.c.
     static Tokenizer from_path(const std::string& path);
 
     // The contents of vocab.json and merges.txt; `source` names them in messages.
@@ -43,7 +43,7 @@ class Tokenizer {
     // "bytes", "gpt2" (GPT-2's own vocabulary, whatever file it came from) or "bpe10000-5f2c90aa": V and a
     // fingerprint of tokens and merges. Equal names mean equal ids.
     const std::string& name() const;
-    size_t vocab_size() const;                      // V, at most 65536
+    size_t vocab_size() const;                    // V, at most 65536
     std::optional<uint16_t> end_of_text() const;  // <|endoftext|>, where the vocabulary has it
 
     // <|endoftext|> in the text becomes that token only where `allow_special`; otherwise it is plain text.
@@ -90,14 +90,15 @@ class Words {
     void* match_data_ = nullptr;
 };
 
-// The first place at or after `at` where a text can be cut so that both parts together have the words of the whole;
-// text.size() where there is none.
+// The first place at or after `at` where a text can be cut so that both parts together have the words of the
+// whole; text.size() where there is none.
 size_t word_safe_cut(std::string_view text, size_t at);
 
 // GPT-2 writes each byte of a token as one printable character: "Ġthe" is " the".
 std::string printable_from_bytes(std::string_view bytes);
 
-// The contents of the two files for `tokens` in the order of their ids and `merges` in the order of their ranks.
+// The contents of the two files for `tokens` in the order of their ids and `merges` in the order of their
+// ranks.
 std::string vocab_json_text(std::span<const std::string> tokens);
 std::string merges_txt_text(std::span<const std::string> tokens,
                             std::span<const std::pair<uint16_t, uint16_t>> merges);

@@ -1,6 +1,7 @@
 #include "model/model_file.h"
 
 #include <cerrno>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -32,6 +33,19 @@ const TensorEntry& checked_tensor(const SafetensorsFile& file, const std::string
     return *entry;
 }
 
+template <class Real>
+void read_tensor(const SafetensorsFile& file, const std::string& name, const std::vector<size_t>& shape, Real* dst) {
+    const TensorEntry& entry = checked_tensor(file, name, shape);
+    file.read(entry, dst);
+    for (size_t i = 0; i < entry.count(); i++)
+        if (!std::isfinite(dst[i]))
+            fail("%s: tensor %s: expected finite numbers, found %g at place %zu; the file is damaged or its training "
+                 "diverged",
+                 file.path().c_str(), name.c_str(), double(dst[i]), i);
+}
+template void read_tensor<float>(const SafetensorsFile&, const std::string&, const std::vector<size_t>&, float*);
+template void read_tensor<double>(const SafetensorsFile&, const std::string&, const std::vector<size_t>&, double*);
+
 namespace {
 
 const char* const kFormatVersion = "1";
@@ -62,8 +76,7 @@ class Metadata {
     const std::string& text(const char* key) const {
         auto it = file_.metadata().find(key);
         if (it == file_.metadata().end())
-            fail("%s: not a model file of this program: its metadata has no \"%s\"; expected a file written by "
-                 "train_gpt or fold",
+            fail("%s: not a file of this program: its metadata has no \"%s\"; expected one written by train_gpt or fold",
                  file_.path().c_str(), key);
         return it->second;
     }
@@ -148,14 +161,23 @@ HostModel::HostModel(Cpu& dev, ModelInfo info_) : info(std::move(info_)), arena_
     arena_.allocate(true);
 }
 
-ModelInfo read_model_info(const SafetensorsFile& file) {
+std::map<std::string, std::string> config_metadata(const Config& c) {
+    return {
+        {"n_layer", std::to_string(c.L)},
+        {"n_head", std::to_string(c.NH)},
+        {"n_embd", std::to_string(c.C)},
+        {"n_positions", std::to_string(c.T)},
+        {"vocab_size", std::to_string(c.V)},
+        {"norm", norm_name(c.norm)},
+        {"norm_eps", strprintf("%.17g", c.eps)},
+        {"gate_mode", gate_mode_name(c.mode)},
+        {"folded", fold_name(c.fold)},
+    };
+}
+
+Config read_config(const SafetensorsFile& file) {
     const Metadata meta(file);
-    const std::string& version = meta.text("format_version");
-    if (version != kFormatVersion)
-        fail("%s: format version: expected %s, found %s; use the version of this program that wrote the file",
-             file.path().c_str(), kFormatVersion, in_quotes(version).c_str());
-    ModelInfo info;
-    Config& c = info.config;
+    Config c;
     c.L = meta.count("n_layer", 1, 100000);
     c.C = meta.count("n_embd", 1, 1 << 20);
     c.NH = meta.count("n_head", 1, c.C);
@@ -165,14 +187,26 @@ ModelInfo read_model_info(const SafetensorsFile& file) {
     c.eps = meta.real("norm_eps", 0, 1e30);
     c.mode = meta.choice("gate_mode", kModes);
     c.fold = meta.choice("folded", kFolds);
+    if (c.C % c.NH)
+        fail("%s: n_embd (%zu) is not a multiple of n_head (%zu); the file is damaged", file.path().c_str(), c.C,
+             c.NH);
+    return c;
+}
+
+ModelInfo read_model_info(const SafetensorsFile& file) {
+    const Metadata meta(file);
+    const std::string& version = meta.text("format_version");
+    if (version != kFormatVersion)
+        fail("%s: format version: expected %s, found %s; use the version of this program that wrote the file",
+             file.path().c_str(), kFormatVersion, in_quotes(version).c_str());
+    ModelInfo info;
+    info.config = read_config(file);
+    const Config& c = info.config;
     info.gate = meta.real("gate", 0, 1);
     info.step = meta.count("step", 0, SIZE_MAX / 2);
     info.tokenizer = {{"tokenizer", meta.text("tokenizer")}};
     for (const char* part : {"tokenizer.vocab", "tokenizer.merges"})
         if (auto it = file.metadata().find(part); it != file.metadata().end()) info.tokenizer.insert(*it);
-    if (c.C % c.NH)
-        fail("%s: n_embd (%zu) is not a multiple of n_head (%zu); the file is damaged", file.path().c_str(), c.C,
-             c.NH);
     if (info.tokenizer["tokenizer"] == "bytes" && c.V < 256)
         fail("%s: a byte-level model needs vocab_size >= 256, found %zu; the file is damaged", file.path().c_str(),
              c.V);
@@ -183,7 +217,7 @@ ModelInfo read_model_info(const SafetensorsFile& file) {
 
 void read_model_tensors(const SafetensorsFile& file, const Config& config, GptTensors<float>& tensors) {
     visit_tensors(config, tensors, [&](const TensorSpec& spec, float*& slot) {
-        file.read(checked_tensor(file, spec.name, spec.shape), slot);
+        read_tensor(file, spec.name, spec.shape, slot);
     });
 }
 
@@ -196,20 +230,10 @@ std::unique_ptr<HostModel> load_model(Cpu& dev, const std::string& path) {
 
 void save_model(const std::string& path, const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype) {
     const Config& c = info.config;
-    std::map<std::string, std::string> metadata = {
-        {"format_version", kFormatVersion},
-        {"n_layer", std::to_string(c.L)},
-        {"n_head", std::to_string(c.NH)},
-        {"n_embd", std::to_string(c.C)},
-        {"n_positions", std::to_string(c.T)},
-        {"vocab_size", std::to_string(c.V)},
-        {"norm", norm_name(c.norm)},
-        {"norm_eps", strprintf("%.17g", c.eps)},
-        {"gate_mode", gate_mode_name(c.mode)},
-        {"gate", strprintf("%.17g", info.gate)},
-        {"step", std::to_string(info.step)},
-        {"folded", fold_name(c.fold)},
-    };
+    std::map<std::string, std::string> metadata = config_metadata(c);
+    metadata["format_version"] = kFormatVersion;
+    metadata["gate"] = strprintf("%.17g", info.gate);
+    metadata["step"] = std::to_string(info.step);
     metadata.insert(info.tokenizer.begin(), info.tokenizer.end());
     std::vector<TensorOut> out;
     std::vector<std::vector<uint16_t>> rounded;  // keeps the bf16 copies alive

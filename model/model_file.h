@@ -30,11 +30,15 @@ struct HostModel {
     Arena<Cpu> arena_;
 };
 
+// A configuration as metadata, and back. State files carry it too.
+std::map<std::string, std::string> config_metadata(const Config& config);
+Config read_config(const SafetensorsFile& file);
+
 // What the metadata and the shapes say, all checked against each other; every tensor of the configuration's table is
 // there and has its shape and a floating-point type. Errors name the file, the tensor or key, expected and found.
 ModelInfo read_model_info(const SafetensorsFile& file);
 
-// Fills the tensors of info.config, converted to float.
+// Fills the tensors of info.config, converted to float. A number that is not finite is an error.
 void read_model_tensors(const SafetensorsFile& file, const Config& config, GptTensors<float>& tensors);
 
 std::unique_ptr<HostModel> load_model(Cpu& dev, const std::string& path);
@@ -45,6 +49,10 @@ void save_model(const std::string& path, const ModelInfo& info, const GptTensors
 
 // The entry of that name ("transformer." may be missing), of that shape and a floating-point type; or an error.
 const TensorEntry& checked_tensor(const SafetensorsFile& file, const std::string& name, const std::vector<size_t>& shape);
+
+// Reads that tensor; a number that is not finite is an error. Real: float, double.
+template <class Real>
+void read_tensor(const SafetensorsFile& file, const std::string& name, const std::vector<size_t>& shape, Real* dst);
 
 const char* gate_mode_name(GateMode mode);
 GateMode gate_mode_from(const std::string& name);  // one of the names above

@@ -1,21 +1,22 @@
 // Matrix multiplication: C = epilogue(alpha op(A) op(B)), row-major, and the linear layers made of it.
 //
-//   linear    out = in W + b            in [M, C], W [C, OC] (Hugging Face's Conv1D orientation), M = B T tokens
+//   linear    out = in W + b            in [M, C], W [C, OC] (as Hugging Face's Conv1D), M = B T tokens
 //             din = dout W^T            dW (+)= in^T dout        db (+)= column sums of dout
 //   head      logits = in E^T           in [M, C], E [V, C] (the token embedding, tied)
 //             din = dlogits E           dE (+)= dlogits^T in
 //
 // Weight gradients are = or += as `accumulate` says, everything else is overwritten.
 //
-// The CPU path follows the usual three loops around a register tile (Goto and van de Geijn, 2008), with one twist: a
-// tile of 6 rows reads A where it lies, so that only B (and A when transposed) is ever copied. Every element of C is
-// one chain of multiply-adds over k, cut into blocks of k that depend on K alone; so no bit of a result depends on the
-// number of threads, on the tile that an element falls into, or on the other rows.
+// The CPU path follows the usual three loops around a register tile (Goto and van de Geijn, 2008), with one
+// twist: a tile of 6 rows reads A where it lies, so that only B (and A when transposed) is ever copied. Every
+// element of C is one chain of multiply-adds over k, cut into blocks of k that depend on K alone; so no bit
+// of a result depends on the number of threads or on the tile that an element falls into. Up to kFewRows rows
+// take another path with another order of summation: there the same row of A can give other last bits.
 #pragma once
 #include "ops/leaf.h"
 
-// One product. op(A) is [M, K], op(B) is [K, N]; a transposed operand is stored [K, M] or [N, K]. residual, pre_gelu
-// and gelu_grad_at are [M, N] with C's leading dimension; C must not overlap A or B.
+// One product. op(A) is [M, K], op(B) is [K, N]; a transposed operand is stored [K, M] or [N, K]. residual,
+// pre_gelu and gelu_grad_at are [M, N] with C's leading dimension; C must not overlap A or B.
 //
 //   value = alpha op(A) op(B) + (accumulate ? C : residual or 0) + (bias or 0)
 //   C     = gelu ? gelu(value), and pre_gelu = value  :  gelu_grad_at ? value gelu'(gelu_grad_at)  :  value
@@ -32,13 +33,13 @@ struct Gemm {
     size_t ldc;
     Real alpha = 1;
     bool accumulate = false;
-    const Real* bias = nullptr;          // [N]
-    const Real* residual = nullptr;      // [M, N], not together with accumulate
-    bool gelu = false;                   //
+    const Real* bias = nullptr;      // [N]
+    const Real* residual = nullptr;  // [M, N], not together with accumulate
+    bool gelu = false;
     Real* pre_gelu = nullptr;            // [M, N], an output
     const Real* gelu_grad_at = nullptr;  // [M, N], an input
-    Real* b_sums = nullptr;              // [N] = or += (as `accumulate` says) sums over k of op(B); needs !trans_b
-    void* pack = nullptr;                // gemm_single only: gemm_pack_bytes<Real>() bytes, 64-byte aligned
+    Real* b_sums = nullptr;  // [N] = or += (as `accumulate` says) sums over k of op(B); needs !trans_b
+    void* pack = nullptr;    // gemm_single only: gemm_pack_bytes<Real>() bytes, 64-byte aligned
 };
 
 // Part of C that one thread computes: rows [i0, i1), columns [j0, j1). j0 is a multiple of kColumnGrain.
@@ -46,8 +47,9 @@ struct Band {
     size_t i0, i1, j0, j1;
 };
 
-// Rows of a register tile, and the cache blocks: the packed block of B (kBlockK x kBlockN) stays in the second-level
-// cache, six rows of A (kBlockK long) in the first. Columns are counted in floats; doubles take half as many.
+// Rows of a register tile, and the cache blocks: the packed block of B (kBlockK x kBlockN) stays in the
+// second-level cache, six rows of A (kBlockK long) in the first. Columns are counted in floats; doubles take
+// half as many.
 constexpr size_t kTileRows = 6, kColumnGrain = 64;
 constexpr size_t kBlockK = 384, kBlockM = 192;
 template <class Real>
@@ -82,12 +84,18 @@ struct Simd {
 };
 
 template <class V, class Real>
-[[gnu::always_inline]] inline void load(V& v, const Real* p) { __builtin_memcpy(&v, p, sizeof v); }
+[[gnu::always_inline]] inline void load(V& v, const Real* p) {
+    __builtin_memcpy(&v, p, sizeof v);
+}
 template <class V, class Real>
-[[gnu::always_inline]] inline void store(Real* p, const V& v) { __builtin_memcpy(p, &v, sizeof v); }
+[[gnu::always_inline]] inline void store(Real* p, const V& v) {
+    __builtin_memcpy(p, &v, sizeof v);
+}
 
 template <class Real>
-void copy(Real* to, const Real* from, size_t n) { __builtin_memcpy(to, from, n * sizeof(Real)); }
+void copy(Real* to, const Real* from, size_t n) {
+    __builtin_memcpy(to, from, n * sizeof(Real));
+}
 
 // One register tile over one block of k: c = alpha a b + (init or 0) + (bias or 0).
 template <class Real>
@@ -139,12 +147,18 @@ void tile(const Tile<Real>& t) {
 template <class Real, size_t kVectors, bool kPackedA>
 void tile_of_height(size_t rows, const Tile<Real>& t) {
     switch (rows) {
-        case 1: return tile<Real, 1, kVectors, kPackedA>(t);
-        case 2: return tile<Real, 2, kVectors, kPackedA>(t);
-        case 3: return tile<Real, 3, kVectors, kPackedA>(t);
-        case 4: return tile<Real, 4, kVectors, kPackedA>(t);
-        case 5: return tile<Real, 5, kVectors, kPackedA>(t);
-        default: return tile<Real, 6, kVectors, kPackedA>(t);
+        case 1:
+            return tile<Real, 1, kVectors, kPackedA>(t);
+        case 2:
+            return tile<Real, 2, kVectors, kPackedA>(t);
+        case 3:
+            return tile<Real, 3, kVectors, kPackedA>(t);
+        case 4:
+            return tile<Real, 4, kVectors, kPackedA>(t);
+        case 5:
+            return tile<Real, 5, kVectors, kPackedA>(t);
+        default:
+            return tile<Real, 6, kVectors, kPackedA>(t);
     }
 }
 
@@ -164,7 +178,8 @@ void tile_of_size(size_t rows, size_t width, const Tile<Real>& t) {
     tile_of_height<Real, kTileVectors, kPackedA>(rows, t);
 }
 
-// A tile of which only n columns exist: the full tile on a padded copy, so that edges get the same arithmetic.
+// A tile of which only n columns exist: the full tile on a padded copy, so that edges get the same
+// arithmetic.
 template <class Real, bool kPackedA>
 [[gnu::noinline]] void partial_tile(size_t rows, size_t width, size_t n, Tile<Real> t) {
     constexpr size_t kColumns = Simd<Real>::kTileColumns;
@@ -189,8 +204,10 @@ void pack_transposed(Real* out, const Real* in, size_t ld, size_t kc, size_t n, 
         for (size_t k = 0; k < k4; k += 4) {
             V4 a, b, c, d;
             load(a, rows + k), load(b, rows + ld + k), load(c, rows + 2 * ld + k), load(d, rows + 3 * ld + k);
-            const V4 ab01 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab23 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-            const V4 cd01 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd23 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+            const V4 ab01 = __builtin_shufflevector(a, b, 0, 4, 1, 5),
+                     ab23 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+            const V4 cd01 = __builtin_shufflevector(c, d, 0, 4, 1, 5),
+                     cd23 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
             Real* to = out + k * width + j;
             store(to, V4(__builtin_shufflevector(ab01, cd01, 0, 1, 4, 5)));
             store(to + width, V4(__builtin_shufflevector(ab01, cd01, 2, 3, 6, 7)));
@@ -204,8 +221,8 @@ void pack_transposed(Real* out, const Real* in, size_t ld, size_t kc, size_t n, 
         for (size_t j = n4; j < n; j++) out[k * width + j] = in[j * ld + k];
 }
 
-// Packs kc rows of op(B), columns [j0, j1), into panels as wide as the tiles that will read them (panel j starts at
-// out + (j - j0) kc), zeros on the right of the last one.
+// Packs kc rows of op(B), columns [j0, j1), into panels as wide as the tiles that will read them (panel j
+// starts at out + (j - j0) kc), zeros on the right of the last one.
 template <class Real>
 void pack_panels(Real* out, const Gemm<Real>& g, size_t k0, size_t kc, size_t j0, size_t j1) {
     constexpr size_t kColumns = Simd<Real>::kTileColumns, kAhead = 8;
@@ -243,8 +260,8 @@ void sum_rows(const Gemm<Real>& g, size_t k0, size_t kc, size_t j0, size_t j1) {
     }
 }
 
-// Packs mc columns of the transposed A into slivers of kTileRows: sliver s holds out[(s kc + k) kTileRows + r]. Eight
-// rows at a time, so that reads and writes both come in whole cache lines.
+// Packs mc columns of the transposed A into slivers of kTileRows: sliver s holds out[(s kc + k) kTileRows +
+// r]. Eight rows at a time, so that reads and writes both come in whole cache lines.
 template <class Real>
 void pack_slivers(Real* out, const Real* in, size_t ld, size_t kc, size_t mc) {
     constexpr size_t kStep = 8;
@@ -262,8 +279,8 @@ void pack_slivers(Real* out, const Real* in, size_t ld, size_t kc, size_t mc) {
     }
 }
 
-// The part of the epilogue after the sums are complete, on row i, columns [j0, j1): GELU or its derivative. Always on
-// full chunks, so that every element gets the same instructions wherever the row is cut.
+// The part of the epilogue after the sums are complete, on row i, columns [j0, j1): GELU or its derivative.
+// Always on full chunks, so that every element gets the same instructions wherever the row is cut.
 template <class Real>
 void finish_row(const Gemm<Real>& g, size_t i, size_t j0, size_t j1) {
     constexpr size_t kChunk = 64;
@@ -292,9 +309,11 @@ void prefetch_rows(const Real* a, size_t lda, size_t k0, size_t k1) {
         for (size_t r = 0; r < kTileRows; r++) __builtin_prefetch(a + r * lda + k, 0, 2);
 }
 
-// All tiles of rows [i0, i1), columns [j0, j1) over one block of k. `a` is op(A) at (i0, k0), in place or packed.
+// All tiles of rows [i0, i1), columns [j0, j1) over one block of k. `a` is op(A) at (i0, k0), in place or
+// packed.
 template <class Real, bool kPackedA>
-void multiply_block(const Gemm<Real>& g, const Real* a, const Real* packed_b, size_t k0, size_t kc, Band band) {
+void multiply_block(const Gemm<Real>& g, const Real* a, const Real* packed_b, size_t k0, size_t kc,
+                    Band band) {
     constexpr size_t kColumns = Simd<Real>::kTileColumns;
     const bool first = k0 == 0, last = k0 + kc == g.K;
     const Real* init = !first || g.accumulate ? g.C : g.residual;
@@ -304,10 +323,17 @@ void multiply_block(const Gemm<Real>& g, const Real* a, const Real* packed_b, si
         for (size_t j = band.j0; j < band.j1; j += kColumns) {
             const size_t n = band.j1 - j < kColumns ? band.j1 - j : kColumns, width = tile_width<Real>(n);
             const size_t at = i * g.ldc + j, done = j - band.j0, all = band.j1 - band.j0;
-            if (!kPackedA) prefetch_rows(sliver + kTileRows * g.lda, g.lda, kc * done / all, kc * (done + n) / all);
-            const Tile<Real> t = {kc, sliver, g.lda, packed_b + done * kc, g.alpha,
-                                  init ? init + at : nullptr, first && g.bias ? g.bias + j : nullptr,
-                                  g.C + at, g.ldc};
+            if (!kPackedA)
+                prefetch_rows(sliver + kTileRows * g.lda, g.lda, kc * done / all, kc * (done + n) / all);
+            const Tile<Real> t = {kc,
+                                  sliver,
+                                  g.lda,
+                                  packed_b + done * kc,
+                                  g.alpha,
+                                  init ? init + at : nullptr,
+                                  first && g.bias ? g.bias + j : nullptr,
+                                  g.C + at,
+                                  g.ldc};
             if (n == width)
                 tile_of_size<Real, kPackedA>(rows, width, t);
             else
@@ -444,18 +470,23 @@ void leaf_gemm(const Gemm<Real>& g, Band band, void* pack) {
     if (band.i0 == band.i1 || band.j0 == band.j1) return;
     if (g.trans_a || g.b_sums || g.M > kFewRows) return multiply_packed(g, band, pack);
     switch (g.M) {
-        case 1: return multiply_few_rows<Real, 1>(g, band.j0, band.j1);
-        case 2: return multiply_few_rows<Real, 2>(g, band.j0, band.j1);
-        case 3: return multiply_few_rows<Real, 3>(g, band.j0, band.j1);
-        default: return multiply_few_rows<Real, 4>(g, band.j0, band.j1);
+        case 1:
+            return multiply_few_rows<Real, 1>(g, band.j0, band.j1);
+        case 2:
+            return multiply_few_rows<Real, 2>(g, band.j0, band.j1);
+        case 3:
+            return multiply_few_rows<Real, 3>(g, band.j0, band.j1);
+        default:
+            return multiply_few_rows<Real, 4>(g, band.j0, band.j1);
     }
 }
 
 }  // namespace
 #else  // ---- CPU
 
-// Cuts C into bands of rows, of columns, or both, one a thread: the cheapest cut, where copying an element of an
-// operand counts as much as kCopy multiply-adds. Threads do not wait for one another; they copy what they need.
+// Cuts C into bands of rows, of columns, or both, one a thread: the cheapest cut, where copying an element of
+// an operand counts as much as kCopy multiply-adds. Threads do not wait for one another; they copy what they
+// need.
 template <class Real>
 void gemm(Cpu& dev, const Gemm<Real>& g) {
     constexpr size_t kCopy = 8, kSmallest = 1 << 17;  // multiply-adds worth a thread
@@ -485,8 +516,8 @@ void gemm(Cpu& dev, const Gemm<Real>& g) {
     });
 }
 
-// The same on the calling thread, for loops that are parallel already. Without g.pack it uses (and so invalidates)
-// the thread's scratch.
+// The same on the calling thread, for loops that are parallel already. Without g.pack it uses (and so
+// invalidates) the thread's scratch.
 template <class Real>
 void gemm_single(Cpu& dev, int thread, const Gemm<Real>& g) {
     leaf<Real>(dev).gemm(g, {0, g.M, 0, g.N}, g.pack ? g.pack : dev.scratch(thread, gemm_pack_bytes<Real>()));
@@ -500,8 +531,19 @@ void matmul_forward(Cpu& dev,
                     const Real* bias,      // [OC] or null
                     const Real* residual,  // [M, OC] or null, added
                     size_t M, size_t C, size_t OC) {
-    gemm<Real>(dev, {.M = M, .N = OC, .K = C, .A = in, .lda = C, .trans_a = false, .B = weight, .ldb = OC,
-                     .trans_b = false, .C = out, .ldc = OC, .bias = bias, .residual = residual});
+    gemm<Real>(dev, {.M = M,
+                     .N = OC,
+                     .K = C,
+                     .A = in,
+                     .lda = C,
+                     .trans_a = false,
+                     .B = weight,
+                     .ldb = OC,
+                     .trans_b = false,
+                     .C = out,
+                     .ldc = OC,
+                     .bias = bias,
+                     .residual = residual});
 }
 
 template <class Real>
@@ -512,35 +554,79 @@ void matmul_gelu_forward(Cpu& dev,
                          const Real* weight,  // [C, OC]
                          const Real* bias,    // [OC] or null
                          size_t M, size_t C, size_t OC) {
-    gemm<Real>(dev, {.M = M, .N = OC, .K = C, .A = in, .lda = C, .trans_a = false, .B = weight, .ldb = OC,
-                     .trans_b = false, .C = out, .ldc = OC, .bias = bias, .gelu = true, .pre_gelu = pre});
+    gemm<Real>(dev, {.M = M,
+                     .N = OC,
+                     .K = C,
+                     .A = in,
+                     .lda = C,
+                     .trans_a = false,
+                     .B = weight,
+                     .ldb = OC,
+                     .trans_b = false,
+                     .C = out,
+                     .ldc = OC,
+                     .bias = bias,
+                     .gelu = true,
+                     .pre_gelu = pre});
 }
 
 template <class Real>
-void matmul_backward(Cpu& dev,
-                     Real* din,             // [M, C] =
-                     Real* dweight,         // [C, OC] = or +=
-                     Real* dbias,           // [OC] = or +=, or null
-                     const Real* dout,      // [M, OC]
-                     const Real* in,        // [M, C]
-                     const Real* weight,    // [C, OC]
-                     const Real* gelu_pre,  // [M, C] or null: in = gelu(gelu_pre), and din is the gradient of gelu_pre
-                     size_t M, size_t C, size_t OC, bool accumulate) {
-    gemm<Real>(dev, {.M = M, .N = C, .K = OC, .A = dout, .lda = OC, .trans_a = false, .B = weight, .ldb = OC,
-                     .trans_b = true, .C = din, .ldc = C, .gelu_grad_at = gelu_pre});
-    gemm<Real>(dev, {.M = C, .N = OC, .K = M, .A = in, .lda = C, .trans_a = true, .B = dout, .ldb = OC,
-                     .trans_b = false, .C = dweight, .ldc = OC, .accumulate = accumulate, .b_sums = dbias});
+void matmul_backward(
+    Cpu& dev,
+    Real* din,             // [M, C] =
+    Real* dweight,         // [C, OC] = or +=
+    Real* dbias,           // [OC] = or +=, or null
+    const Real* dout,      // [M, OC]
+    const Real* in,        // [M, C]
+    const Real* weight,    // [C, OC]
+    const Real* gelu_pre,  // [M, C] or null: in = gelu(gelu_pre), and din is the gradient of gelu_pre
+    size_t M, size_t C, size_t OC, bool accumulate) {
+    gemm<Real>(dev, {.M = M,
+                     .N = C,
+                     .K = OC,
+                     .A = dout,
+                     .lda = OC,
+                     .trans_a = false,
+                     .B = weight,
+                     .ldb = OC,
+                     .trans_b = true,
+                     .C = din,
+                     .ldc = C,
+                     .gelu_grad_at = gelu_pre});
+    gemm<Real>(dev, {.M = C,
+                     .N = OC,
+                     .K = M,
+                     .A = in,
+                     .lda = C,
+                     .trans_a = true,
+                     .B = dout,
+                     .ldb = OC,
+                     .trans_b = false,
+                     .C = dweight,
+                     .ldc = OC,
+                     .accumulate = accumulate,
+                     .b_sums = dbias});
 }
 
 template <class Real>
 void head_forward(Cpu& dev,
-                  Real* logits,     // [M, V], rows ld_logits apart (0: V)
-                  const Real* in,   // [M, C]
-                  const Real* wte,  // [V, C]
+                  Real* logits,      // [M, V], rows ld_logits apart (0: V)
+                  const Real* in,    // [M, C]
+                  const Real* wte,   // [V, C]
                   const Real* bias,  // [V] or null
                   size_t M, size_t C, size_t V, size_t ld_logits = 0) {
-    gemm<Real>(dev, {.M = M, .N = V, .K = C, .A = in, .lda = C, .trans_a = false, .B = wte, .ldb = C,
-                     .trans_b = true, .C = logits, .ldc = ld_logits ? ld_logits : V, .bias = bias});
+    gemm<Real>(dev, {.M = M,
+                     .N = V,
+                     .K = C,
+                     .A = in,
+                     .lda = C,
+                     .trans_a = false,
+                     .B = wte,
+                     .ldb = C,
+                     .trans_b = true,
+                     .C = logits,
+                     .ldc = ld_logits ? ld_logits : V,
+                     .bias = bias});
 }
 
 template <class Real>
@@ -552,10 +638,29 @@ void head_backward(Cpu& dev,
                    const Real* wte,      // [V, C]
                    size_t M, size_t C, size_t V, bool accumulate, size_t ld_logits = 0) {
     const size_t ld = ld_logits ? ld_logits : V;
-    gemm<Real>(dev, {.M = M, .N = C, .K = V, .A = dlogits, .lda = ld, .trans_a = false, .B = wte, .ldb = C,
-                     .trans_b = false, .C = din, .ldc = C});
-    gemm<Real>(dev, {.M = V, .N = C, .K = M, .A = dlogits, .lda = ld, .trans_a = true, .B = in, .ldb = C,
-                     .trans_b = false, .C = dwte, .ldc = C, .accumulate = accumulate});
+    gemm<Real>(dev, {.M = M,
+                     .N = C,
+                     .K = V,
+                     .A = dlogits,
+                     .lda = ld,
+                     .trans_a = false,
+                     .B = wte,
+                     .ldb = C,
+                     .trans_b = false,
+                     .C = din,
+                     .ldc = C});
+    gemm<Real>(dev, {.M = V,
+                     .N = C,
+                     .K = M,
+                     .A = dlogits,
+                     .lda = ld,
+                     .trans_a = true,
+                     .B = in,
+                     .ldb = C,
+                     .trans_b = false,
+                     .C = dwte,
+                     .ldc = C,
+                     .accumulate = accumulate});
 }
 
 #endif

@@ -35,9 +35,9 @@ def main():
         optimizer.step()
         return loss.item()
 
-    times = peer_gpt2.timed(step, args.warmup, args.steps)
-    rate = args.batch * args.seq_len / statistics.median(times)
-    peer_gpt2.report(torch, args, "train", times, tokens_per_s=round(rate, 1))
+    timing = peer_gpt2.timed(step, args.warmup, args.steps)
+    rate = args.batch * args.seq_len / statistics.median(timing[0])
+    peer_gpt2.report(torch, args, "train", timing, tokens_per_s=round(rate, 1))
 
 
 if __name__ == "__main__":

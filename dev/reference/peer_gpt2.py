@@ -7,9 +7,11 @@ only read at process start.
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 TUNED = {
@@ -23,13 +25,32 @@ TUNED = {
 }
 
 
+def mkl_shim():
+    """PyPI's PyTorch brings MKL, whose fastest fp32 kernels ask whether the CPU is Intel's. On AMD this builds a library
+    that answers yes, to be preloaded: a peer should not be slow for that reason. None elsewhere or without a compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or "AuthenticAMD" not in cpuinfo("vendor_id"):
+        return None
+    handle, path = tempfile.mkstemp(suffix=".so")
+    os.close(handle)
+    source = "int mkl_serv_intel_cpu_true(void) { return 1; }"
+    subprocess.run([compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", path], input=source, text=True, check=True)
+    return path
+
+
 def import_torch(args):
     """Imports torch under the tuned environment (or as it is, with --stock-env) with args.threads threads."""
     if not args.stock_env and any(os.environ.get(k) != v for k, v in TUNED.items()):
-        env = {**TUNED, **{k: v for k, v in os.environ.items() if k not in TUNED}}
+        env = {**os.environ, **TUNED}
+        if shim := mkl_shim():
+            env |= {"LD_PRELOAD": shim, "PEER_MKL_SHIM": shim}
         os.execve(sys.executable, [sys.executable, *sys.argv], env)
+    if shim := os.environ.get("PEER_MKL_SHIM"):  # loaded by now, and not meant for compilers that we start
+        os.unlink(shim)
+        os.environ.pop("LD_PRELOAD")
+    threads = args.threads or len(os.sched_getaffinity(0))  # before OpenMP pins this thread to one core
     import torch
-    torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     return torch
@@ -46,8 +67,16 @@ def add_arguments(parser):
     parser.add_argument("--stock-env", action="store_true", help="leave the environment as it is")
 
 
+def cpuinfo(key):
+    try:
+        with open("/proc/cpuinfo") as f:
+            return next((line.split(":", 1)[1].strip() for line in f if line.startswith(key)), "")
+    except OSError:
+        return ""
+
+
 def build(torch, args):
-    """The model: weights [out, in] as torch.nn.Linear keeps them, tied head, tanh GELU, fused causal attention."""
+    """The model with fresh weights: weights [out, in] as torch.nn.Linear keeps them, tied head, tanh GELU, fused causal attention."""
     nn, F = torch.nn, torch.nn.functional
     C, NH = args.n_embd, args.n_head
 
@@ -103,23 +132,28 @@ def build(torch, args):
     return Gpt2()
 
 
+def busy_seconds():
+    """CPU seconds of the whole machine, stolen ones included, and of this process. Linux."""
+    with open("/proc/stat") as f:
+        user, nice, system, _, _, irq, softirq, steal = map(int, f.readline().split()[1:9])
+    own = os.times()
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), own.user + own.system
+
+
 def timed(step, warmup, count):
-    """Seconds of each of `count` calls after `warmup` calls that are not counted."""
+    """Seconds of each of `count` calls after `warmup` calls that are not counted, the CPU seconds of all of them, and
+    the share of the cores that others had meanwhile. One busy neighbour can halve an OpenMP program: a figure with a
+    share above 0.05 says little, except for the CPU time of one thread."""
+    for _ in range(warmup):
+        step()
     times = []
-    for i in range(warmup + count):
+    machine, own = busy_seconds()
+    for _ in range(count):
         start = time.perf_counter()
         step()
-        if i >= warmup:
-            times.append(time.perf_counter() - start)
-    return times
-
-
-def cpu_name():
-    try:
-        with open("/proc/cpuinfo") as f:
-            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        times.append(time.perf_counter() - start)
+    machine, own = (after - before for after, before in zip(busy_seconds(), (machine, own)))
+    return times, own, max(0.0, machine - own) / (sum(times) * os.cpu_count())
 
 
 def blas(torch):
@@ -129,11 +163,13 @@ def blas(torch):
     return "; ".join(keep)
 
 
-def report(torch, args, name, times, **values):
-    """One JSON object on one line."""
+def report(torch, args, name, timing, **values):
+    """One JSON object on one line. timing: the result of timed()."""
+    times, cpu, others = timing
     print(json.dumps({
         "peer": f"PyTorch {torch.__version__}", "what": name, **values,
         "median_ms": round(1e3 * statistics.median(times), 3), "min_ms": round(1e3 * min(times), 3), "n": len(times),
+        "cpu_ms": round(1e3 * cpu / len(times), 3), "cpu_share_of_others": round(others, 3),
         "L": args.n_layer, "NH": args.n_head, "C": args.n_embd, "T": args.seq_len, "B": args.batch, "V": args.vocab,
         "norm": args.norm, "compile": args.compile, "tuned_env": not args.stock_env,
-        "threads": torch.get_num_threads(), "cpu": cpu_name(), "blas": blas(torch)}), flush=True)
+        "threads": torch.get_num_threads(), "mkl_shim": "PEER_MKL_SHIM" in os.environ, "cpu": cpuinfo("model name") or platform.machine(), "blas": blas(torch)}), flush=True)

@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""make bench: speed and memory of the CPU path, as ratios to peers and limits measured in the same run.
+
+    dev/bench.py [--rounds N] [--quick] [--llmc PATH] [--torch PYTHON]
+
+Peers that are not there are left out and named: oneDNN (libdnnl-dev), PyTorch (make dev-env), llm.c (--llmc, a local
+clone). Ours and the peers run in turn; every figure is a median.
+"""
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHAPES = {"small: L6 H6 C384 T256 B16 V256": (6, 6, 384, 256, 16, 256), "124M: T256 B4": (12, 12, 768, 256, 4, 50257)}
+
+
+def output(command, **kwargs):
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, **kwargs)
+    if done.returncode:
+        print(f"bench: {' '.join(map(str, command))} failed: {done.stderr.strip()[-300:]}", file=sys.stderr)
+        return None
+    return done.stdout
+
+
+def last_json(text):
+    return json.loads(text.strip().splitlines()[-1]) if text else None
+
+
+def cpu_name():
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+        return next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def torch_rate(python, shape, steps):
+    L, NH, C, T, B, V = map(str, shape)
+    best = None
+    for variant in ([], ["--compile"]):
+        row = last_json(output([python, "dev/reference/bench_train_torch.py", "--n-layer", L, "--n-head", NH, "--n-embd", C,
+                                "--seq-len", T, "--batch", B, "--vocab", V, "--steps", str(steps), *variant]))
+        if row and (best is None or row["tokens_per_s"] > best["tokens_per_s"]):
+            best = row | {"variant": " ".join(variant) or "eager"}
+    return best
+
+
+def llmc_rate(path, shape):
+    L, NH, C, T, B, V = map(str, shape)
+    return last_json(output(["dev/bench_llmc.sh", path, "-L", L, "-H", NH, "-C", C, "-T", T, "-B", B, "-V", V, "-n", "2"]))
+
+
+def training(args):
+    print("\n## Training, one update (forward, backward, clipping, AdamW), fp32\n")
+    print("| shape | tokens/s | of the matmul floor | over PyTorch | over llm.c | blend / norm | g = 0 / norm | own matmuls "
+          "/ oneDNN's | memory: held, peak |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name, shape in SHAPES.items():
+        rounds = args.rounds if shape[0] < 12 else max(2, args.rounds // 3)
+        ours = last_json(output(["build/bench_train", *map(str, shape), str(rounds)]))
+        if not ours:
+            continue
+        rate = ours["tokens"] / ours["norm"]
+        torch = torch_rate(args.torch, shape, max(2, rounds // 2)) if os.path.exists(args.torch) else None
+        llmc = llmc_rate(args.llmc, shape) if args.llmc else None
+        floor = f"{100 * ours['floor_over_norm']:.0f}%" if "floor_over_norm" in ours else "no oneDNN"
+        library = f"{ours['library_matmuls'] / ours['our_matmuls']:.2f}" if "library_matmuls" in ours else "no oneDNN"
+        cells = [name, f"{rate:,.0f}", floor,
+                 f"{rate / torch['tokens_per_s']:.2f} ({torch['variant']}, {torch['tokens_per_s']:,.0f})" if torch else "none",
+                 f"{rate / llmc['tokens_per_s']:.1f} ({llmc['tokens_per_s']:,.0f})" if llmc else "none",
+                 f"{ours['taper_blend_over_norm']:.3f}", f"{ours['taper_g0_over_norm']:.3f}", library,
+                 f"{ours['held_bytes_one_model'] / 2**20:,.0f}, {ours['peak_kib_two_models'] / 2**10:,.0f} MiB (two models)"]
+        print("| " + " | ".join(cells) + " |", flush=True)
+    print("\nThe floor is all FLOPs of the update (matrix products and causal attention) at the rate that oneDNN reaches on the "
+          "update's own matrix products in the same rounds. blend, g = 0: time over `norm`, neighbours in time.")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="no matmul table, few rounds")
+    parser.add_argument("--llmc", default=os.environ.get("LLMC", ""), help="a local clone of karpathy/llm.c")
+    parser.add_argument("--torch", default=str(ROOT / "dev/.venv/bin/python"), help="a python that has torch")
+    args = parser.parse_args()
+    if args.quick:
+        args.rounds = 3
+    commit = (output(["git", "describe", "--always", "--dirty"]) or "unknown").strip()
+    print(f"# CPU benchmark\n\n{cpu_name()}, {len(os.sched_getaffinity(0))} cores, {datetime.date.today()}, commit {commit}; "
+          f"command: `{' '.join(['dev/bench.py', *sys.argv[1:]])}`")
+    training(args)
+    if not args.quick:
+        print("\n## Matrix products\n")
+        print(output(["build/bench_matmul", str(args.rounds)]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
