@@ -2,6 +2,8 @@
 # make demo        installs what is missing, builds, trains, folds, runs (about 4 minutes)
 # make test        installs what is missing, builds and runs all tests
 # make bench       speed and memory, as ratios to peers and limits measured in the same run
+# make data-tools  prepare, bpe_train, make_stories: corpora and vocabularies (data/README.md)
+# make dev-env     Python with the references and peers that dev/ compares with
 # make deps        installs what is missing from the system's packages
 # make format      clang-format over all sources
 #
@@ -18,15 +20,17 @@ LDFLAGS += -fsanitize=$(SANITIZE)
 endif
 
 PROGRAMS = train_gpt fold infer
+DATA_TOOLS = prepare bpe_train make_stories
 LIBRARY_SOURCES = $(wildcard io/*.cpp model/*.cpp) data/stories.cpp
 ARCH := $(shell uname -m)
 LEAF_ISAS = base $(if $(filter x86_64,$(ARCH)),avx2 avx512)
 LIBRARY = $(LIBRARY_SOURCES:%.cpp=$(BUILD)/%.o) $(LEAF_ISAS:%=$(BUILD)/ops/leaf_%.o)
 TEST_OBJECTS = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/*.cpp))
 
-.PHONY: all test demo bench dev-env deps format clean
+.PHONY: all data-tools test demo bench dev-env deps format clean
 .DELETE_ON_ERROR:
 all: $(PROGRAMS)
+data-tools: $(DATA_TOOLS)
 
 # GPT-2's tokenizer splits text with PCRE2; without it the programs know bytes only.
 HAVE_PCRE2 := $(shell printf '\#define PCRE2_CODE_UNIT_WIDTH 8\n\#include <pcre2.h>\n' | $(CXX) -x c++ -E - >/dev/null 2>&1 && echo 1)
@@ -57,6 +61,13 @@ $(BUILD)/ops/leaf_avx512.o: LEAF_FLAGS += -march=x86-64-v4 -mprefer-vector-width
 $(BUILD)/ops/leaf_%.o: ops/leaf.cpp
 	@mkdir -p $(@D)
 	$(CXX) $(CPPFLAGS) $(CXXFLAGS) $(LEAF_FLAGS) -DLEAF_ISA=$* -MMD -MP -c $< -o $@
+
+# Tools for corpora and vocabularies (data/README.md).
+prepare: $(BUILD)/data/prepare.o $(LIBRARY)
+bpe_train: $(BUILD)/data/bpe_train.o $(LIBRARY)
+make_stories: $(BUILD)/data/make_stories.o $(LIBRARY)
+$(DATA_TOOLS):
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
 # ---- tests ----------------------------------------------------------------------------------------------------------
 $(BUILD)/run_tests: $(TEST_OBJECTS) $(LIBRARY)

@@ -242,6 +242,7 @@ void generate(const Settings& s, Decoder<Device, float>& decoder, const Prompt& 
         std::printf("\n");
         generate(s, decoder, prompt, info.config, tokenizer);
     }
+    if (std::fflush(stdout) != 0 || std::ferror(stdout)) fail("cannot write to the standard output: is its disk full?");
     return 0;
 }
 

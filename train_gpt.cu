@@ -136,7 +136,7 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--ema-decay", .to = &s.ema_decay, .range = {.low = 0, .high = 1, .high_open = true},
            .help = "of the calibration's averages"});
     o.add({.long_name = "--scale-loss", .to = &s.scale_loss, .metavar = "LAMBDA", .range = {.low = 0},
-           .help = "weight of the loss that holds the stream at its calibrated scale; 0: none"});
+           .default_text = "0.1; 0 with -g norm", .help = "weight of the loss that holds the stream at its calibrated scale"});
     o.section("Run");
     o.add({.short_name = "-v", .long_name = "--val-every", .to = &s.val_every, .metavar = "N",
            .help = "updates between validations; 0: only at the end"});
@@ -1132,6 +1132,12 @@ static void check_outputs(const Settings& s) {
     } else if (!s.init.empty()) {
         start = read_init(s.init);
     }
+    // The baseline has no anchor but the one that is asked for.
+    auto is_scale_loss = [](const std::string& a) { return a.starts_with("--scale-loss"); };
+    if (s.gate == "norm" && std::none_of(arguments.begin(), arguments.end(), is_scale_loss)) s.scale_loss = 0;
+    for (const char* flag : {"--n-layer", "--n-head", "--n-embd"})
+        if (options.given("--model") && options.given(flag)) fail("--model and %s: expected one of them, found both", flag);
+    if (start && !options.given("--model")) s.depth.clear();
     apply_depth(s);
     if (start) adopt_shape(s, options, start->path, start->config);
     complete_settings(s);

@@ -3,10 +3,10 @@
 #
 #   dev/bench_llmc.sh PATH_TO_LLM_C [-L 6] [-H 6] [-C 384] [-T 256] [-B 16] [-V 256] [-n STEPS] [-w WARMUP]
 #
-# The clone is read, never written: its unmodified train_gpt2.c is built in a temporary directory with the flags of
-# its own Makefile, and a driver takes the place of its main: random weights and tokens written in its file formats
-# and read by its own readers, then its own training step, without validation and sampling. Prints one JSON object.
-# Threads: OMP_NUM_THREADS, as llm.c says. Compiler: CC (llm.c prefers clang, which is taken where there is one).
+# The clone is read, never written: its unmodified train_gpt2.c is built in a temporary directory with its
+# Makefile's flags. A driver takes the place of its main: random weights and tokens, written in its formats
+# and read by its own readers, then its own training step, without validation and sampling. Prints one JSON
+# object. Threads: OMP_NUM_THREADS. Compiler: CC (default clang as in llm.c, else gcc).
 set -euo pipefail
 
 die() {
@@ -14,7 +14,7 @@ die() {
     exit 1
 }
 
-[[ $# -ge 1 && ${1:-} != -* ]] || die "expected the path of a local clone of karpathy/llm.c as the first argument"
+[[ $# -ge 1 && ${1:-} != -* ]] || die "expected the path of a clone of karpathy/llm.c as the first argument"
 llmc=$(cd "$1" 2>/dev/null && pwd) || die "$1: no such directory"
 shift
 [[ -f $llmc/train_gpt2.c ]] || die "$llmc/train_gpt2.c: not found; expected a clone of karpathy/llm.c"
@@ -127,11 +127,14 @@ int main(int argc, char** argv) {
     threads = omp_get_max_threads();
 #endif
     double ms = median(total, steps);  // sorts: total[0] is the fastest
-    fprintf(stderr, "RESULT {\"peer\": \"llm.c\", \"what\": \"train\", \"tokens_per_s\": %.1f, \"median_ms\": %.1f, "
-            "\"min_ms\": %.1f, \"forward_ms\": %.1f, \"backward_ms\": %.1f, \"update_ms\": %.1f, \"n\": %d, \"L\": %d, "
-            "\"NH\": %d, \"C\": %d, \"T\": %d, \"B\": %d, \"V\": %d, \"threads\": %d}\n",
-            1e3 * B * T / ms, ms, total[0], median(forward, steps), median(backward, steps), median(update, steps),
-            steps, L, NH, C, T, B, V, threads);
+    fprintf(stderr, "RESULT {\"peer\": \"llm.c\", \"what\": \"train\", ");
+    fprintf(stderr, "\"tokens_per_s\": %.1f, ", 1e3 * B * T / ms);
+    fprintf(stderr, "\"median_ms\": %.1f, \"min_ms\": %.1f, ", ms, total[0]);
+    fprintf(stderr, "\"forward_ms\": %.1f, ", median(forward, steps));
+    fprintf(stderr, "\"backward_ms\": %.1f, ", median(backward, steps));
+    fprintf(stderr, "\"update_ms\": %.1f, ", median(update, steps));
+    fprintf(stderr, "\"n\": %d, \"L\": %d, \"NH\": %d, \"C\": %d, \"T\": %d, ", steps, L, NH, C, T);
+    fprintf(stderr, "\"B\": %d, \"V\": %d, \"threads\": %d}\n", B, V, threads);
     dataloader_free(&loader);
     gpt2_free(&model);
     return 0;

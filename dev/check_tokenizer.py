@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Compares our tokenizer and BPE trainer with Hugging Face's `tokenizers` and with `tiktoken`, token for token.
+"""Compares our tokenizer and BPE trainer with the packages tokenizers and tiktoken, token for token.
 
     make prepare bpe_train
-    dev/check_tokenizer.py --vocab data/downloads/gpt2 --text books.txt [--programs DIR] [--train-text books.txt]
+    dev/check_tokenizer.py --vocab data/downloads/gpt2 --text books.txt --train-text books.txt
 
 Needs the Python packages tokenizers and tiktoken; downloads nothing. Exit status 1 where anything differs.
 """
@@ -25,18 +25,20 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 MARKER = "<|endoftext|>"
 # As tiktoken's registry has it for gpt2.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-WHITE = [chr(c) for c in [*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029,
-                          0x202F, 0x205F, 0x3000]]
+WHITE = [chr(c) for c in [*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028,
+                          0x2029, 0x202F, 0x205F, 0x3000]]
 # Not white space, though some libraries' \s takes them for it.
 NOT_WHITE = ["\u180e", "\u200b", "\u200d", "\u2060", "\ufeff", "\x1c", "\x1d", "\x1e", "\x1f", "\0"]
 
 
 def mixed_text(rng, characters):
     """Everything that can sit next to everything else."""
-    words = ("the and don't I'll we've they're it's I'd I'm DON'T 's 'S ''s x'll'd 1234 3.14 0x1F 1st ½ ² ٣٤٥ १२३ Ⅻ "
+    words = ("the and don't I'll we've they're it's I'd I'm DON'T 's 'S ''s x'll'd "
+             "1234 3.14 0x1F 1st ½ ² ٣٤٥ १२३ Ⅻ "
              "naïve Ünïcödé ﬁ Straße привет мир γειά שלום مرحبا بالعالم 你好世界 こんにちは カタカナ 한국어 ไทย हिन्दी "
              "🙂 👩‍👩‍👧‍👦 🇺🇳 👍🏽 e\u0301 \u0301 -- ... !!! ?! == != <= -> :: // /* */ #include <a> {} [] () "
-             "return x_y; def f(self): print(\"a\\n\") $100 €50 % & @ _ __ <|endoftext <|endoftext|").split(" ")
+             "return x_y; def f(self): print(\"a\\n\") "
+             "$100 €50 % & @ _ __ <|endoftext <|endoftext|").split(" ")
     planes = [(0x20, 0x7F), (0x80, 0x250), (0x300, 0x370), (0x370, 0x600), (0x600, 0x700), (0x900, 0xE00),
               (0x1100, 0x1200), (0x2000, 0x2C00), (0x3000, 0x3100), (0x4E00, 0x9FFF), (0xAC00, 0xD7A4),
               (0xE000, 0xE100), (0xFB00, 0x10000), (0x10000, 0x10400), (0x1D400, 0x1D800), (0x1F300, 0x1F700)]
@@ -85,7 +87,8 @@ class Check:
 
     def run(self, program, *arguments):
         start = time.time()
-        subprocess.run([self.programs / program, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL, stderr=self.log)
+        subprocess.run([self.programs / program, *map(str, arguments)], check=True,
+                       stdout=subprocess.DEVNULL, stderr=self.log)
         return time.time() - start
 
     def ours(self, data, vocabulary, threads):
@@ -95,7 +98,8 @@ class Check:
             json_lines = MARKER.encode() in data
             source = pathlib.Path(out) / ("x.jsonl" if json_lines else "x.txt")
             source.write_bytes(json.dumps({"text": data.decode()}).encode() if json_lines else data)
-            self.run("prepare", source, "-o", out, "--tokenizer", vocabulary, "--val-tokens", 0, "--threads", threads)
+            self.run("prepare", source, "-o", out, "--tokenizer", vocabulary, "--val-tokens", 0,
+                     "--threads", threads)
             shards = sorted(pathlib.Path(out).glob("x_train_*.bin"))
             return np.concatenate([np.fromfile(s, "<u2", offset=1024) for s in shards])[1:]
 
@@ -117,7 +121,8 @@ def check_encoding(check, vocabulary, texts):
     hugging.decoder = decoders.ByteLevel()
     alphabet = {character: byte for byte, character in enumerate(byte_characters())}
     ranks = {bytes(alphabet[c] for c in token): i for token, i in vocab.items() if token != MARKER}
-    tik = tiktoken.Encoding("ours", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={MARKER: vocab[MARKER]})
+    tik = tiktoken.Encoding("ours", pat_str=PATTERN, mergeable_ranks=ranks,
+                            special_tokens={MARKER: vocab[MARKER]})
     for name, data in texts.items():
         text = data.decode("utf-8", errors="replace")
         if text.encode() != data:
@@ -159,12 +164,14 @@ def check_training(check, path, vocab_size):
     times = f"{seconds:.1f} s, tokenizers {reference_seconds:.1f} s"
     check.say(f"merges of {path.name}, V = {vocab_size}", ours == theirs,
               f"{len(ours)} and {len(theirs)}, the first {same} equal; {times}")
-    check.say(f"vocabulary of {path.name}, V = {vocab_size}", vocab == their_vocab | {MARKER: len(their_vocab)})
+    check.say(f"vocabulary of {path.name}, V = {vocab_size}",
+              vocab == their_vocab | {MARKER: len(their_vocab)})
     return out
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=pathlib.Path, help="directory with GPT-2's vocab.json and merges.txt")
     parser.add_argument("--text", type=pathlib.Path, nargs="*", default=[], help="texts to encode (UTF-8)")
     parser.add_argument("--train-text", type=pathlib.Path, help="text to train vocabularies on")

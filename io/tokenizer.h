@@ -72,28 +72,6 @@ class Tokenizer {
 
 constexpr std::string_view end_of_text_marker = "<|endoftext|>";
 
-// The words of a text one by one, by GPT-2's regular expression; put together they are the text.
-class Words {
-  public:
-    explicit Words(std::string_view text);  // fails in a build without PCRE2
-    ~Words();
-    Words(const Words&) = delete;
-    Words& operator=(const Words&) = delete;
-
-    bool next(std::string_view& word);
-
-  private:
-    std::string_view text_;
-    std::string masked_;        // a copy of a text that is not UTF-8, with stand-ins for its invalid bytes
-    std::string_view subject_;  // what the expression sees: text_ or masked_
-    size_t position_ = 0;
-    void* match_data_ = nullptr;
-};
-
-// The first place at or after `at` where a text can be cut so that both parts together have the words of the
-// whole; text.size() where there is none.
-size_t word_safe_cut(std::string_view text, size_t at);
-
 // GPT-2 writes each byte of a token as one printable character: "Ġthe" is " the".
 std::string printable_from_bytes(std::string_view bytes);
 

@@ -3,8 +3,10 @@
     prefill  a whole context of T tokens in, the logits of the last token out, B contexts at once
     decode   greedy, one token at a time over a preallocated KV cache, after a prompt; ms per token
 
-    dev/.venv/bin/python dev/reference/bench_infer_torch.py --n-layer 8 --n-head 8 --n-embd 512 --vocab 10000 --seq-len 256 --batch 1
-    dev/.venv/bin/python dev/reference/bench_infer_torch.py --n-layer 12 --n-head 12 --n-embd 768 --vocab 50257 --decode 32
+With dev/.venv/bin/python, a 30M model's contexts and 124M's decoding:
+
+    dev/reference/bench_infer_torch.py --n-layer 8 --n-head 8 --n-embd 512 --vocab 10000
+    dev/reference/bench_infer_torch.py --n-layer 12 --n-head 12 --n-embd 768 --vocab 50257 --decode 32
 """
 
 import argparse
@@ -39,16 +41,16 @@ def decode(torch, args, model):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    peer_gpt2.add_arguments(parser)
+    peer_gpt2.add_arguments(parser, batch=1)
     parser.add_argument("--steps", type=int, default=20, help="passes that count (default 20)")
     parser.add_argument("--warmup", type=int, default=3, help="passes or tokens before them (default 3)")
-    parser.add_argument("--decode", type=int, default=0, metavar="N", help="decode N tokens instead of prefill")
-    parser.add_argument("--prompt", type=int, default=16, help="tokens in the cache before the first (default 16)")
+    parser.add_argument("--decode", type=int, default=0, metavar="N", help="decode N tokens, not prefill")
+    parser.add_argument("--prompt", type=int, default=16, help="tokens in the cache before (default 16)")
     parser.add_argument("--freeze", action="store_true", help="with --compile: constant, prepacked weights")
     args = parser.parse_args()
     needed = args.prompt + args.warmup + args.decode
     if args.decode and needed > args.seq_len:
-        parser.error(f"--seq-len {args.seq_len} cannot hold prompt, warm-up and {args.decode} tokens: {needed}")
+        parser.error(f"--seq-len {args.seq_len} is shorter than prompt + warmup + decode = {needed}")
     torch = peer_gpt2.import_torch(args)
     if args.freeze:
         import torch._inductor.config as inductor

@@ -1,7 +1,9 @@
 """Tokens per second of GPT-2 training in PyTorch on the CPU, fp32: forward, backward, clip, fused AdamW.
 
-    dev/.venv/bin/python dev/reference/bench_train_torch.py --n-layer 6 --n-head 6 --n-embd 384 --seq-len 256 --batch 16
-    dev/.venv/bin/python dev/reference/bench_train_torch.py --n-layer 12 --n-head 12 --n-embd 768 --vocab 50257 --batch 4
+With dev/.venv/bin/python, the small model and 124M:
+
+    dev/reference/bench_train_torch.py --compile
+    dev/reference/bench_train_torch.py --compile --n-layer 12 --n-head 12 --n-embd 768 --vocab 50257 --batch 4
 """
 
 import argparse
@@ -20,10 +22,9 @@ def main():
 
     model = peer_gpt2.build(torch, args)
     run = torch.compile(model) if args.compile else model
-    matrices = [w for w in model.parameters() if w.dim() == 2]
-    vectors = [w for w in model.parameters() if w.dim() < 2]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-                                  lr=3e-4, betas=(0.9, 0.95), fused=True)
+    groups = [{"params": [w for w in model.parameters() if w.dim() == 2], "weight_decay": 0.1},
+              {"params": [w for w in model.parameters() if w.dim() < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), fused=True)
     tokens = torch.randint(args.vocab, (args.batch, args.seq_len + 1))
     x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 

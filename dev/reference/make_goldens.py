@@ -1,10 +1,10 @@
-"""Writes the golden values of tests/golden/ from the PyTorch reference, or compares them with a fresh run (--check).
+"""Writes the golden values of tests/golden/ from the PyTorch reference, or compares them with a fresh run.
 
-    dev/.venv/bin/python dev/reference/make_goldens.py            writes
-    dev/.venv/bin/python dev/reference/make_goldens.py --check    verifies the reference, compares, writes nothing
+    dev/.venv/bin/python dev/reference/make_goldens.py            verifies the reference, writes
+    dev/.venv/bin/python dev/reference/make_goldens.py --check    verifies it, compares, writes nothing
 
 The values come from float64. The same run in float32 gives `fp32_gap`, the largest relative distance of each
-quantity from float64: how far an honest single-precision implementation ends up, and so the unit of a tolerance.
+quantity from float64: how far an honest single-precision implementation ends up, so the unit of a tolerance.
 """
 
 import argparse
@@ -22,8 +22,9 @@ from safetensors.torch import save
 from tapernorm_torch import EPS, FINAL, FoldedGpt, Gpt, ModelConfig, TrainConfig, Trainer, parameter_shapes
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"
-TRAIN = TrainConfig(updates=20, micro_batches=2, B=2, k_warm=5, k_end=12, scale_loss=0.0, ema_decay=0.99, lr=1e-2,
-                    lr_warmup=3, lr_final_frac=0.1, beta1=0.9, beta2=0.95, adam_eps=1e-8, weight_decay=0.1, clip=1.0)
+TRAIN = TrainConfig(updates=20, micro_batches=2, B=2, k_warm=5, k_end=12, scale_loss=0.0, ema_decay=0.99,
+                    lr=1e-2, lr_warmup=3, lr_final_frac=0.1, beta1=0.9, beta2=0.95, adam_eps=1e-8,
+                    weight_decay=0.1, clip=1.0)
 SHAPES = {"even": dict(V=37, T=16, L=2, NH=2, C=16), "odd": dict(V=37, T=7, L=2, NH=3, C=12)}
 RUNS = {"norm": ("norm", 0.0), "taper": ("taper", 0.0), "taper_scale": ("taper", 0.1),
         "taper_all_scale": ("taper-all", 0.1)}
@@ -50,7 +51,7 @@ class SplitMix64:
 
 
 def initial_weights(m):
-    """Every kind of parameter away from its usual start (gamma 1, beta 0, bias 0), so that each one matters."""
+    """All away from their usual start (gamma 1, beta 0, bias 0), so that each one matters."""
     rng = SplitMix64(1000 * m.C + m.T)
     weights = {}
     for name, shape in parameter_shapes(m).items():
@@ -67,8 +68,8 @@ def metadata(m):
 
 
 def make_tokens(m, t):
-    """Streams of tokens, learnable: the next token mostly follows from the last one. Rows of T + 1 tokens share their
-    border with the next row, as in a corpus read in sequence."""
+    """Streams of tokens, learnable: the next token mostly follows from the last one. Rows of T + 1 tokens
+    share their border with the next row, as in a corpus read in sequence."""
     rng = SplitMix64(7 * m.T)
 
     def stream(rows):
@@ -120,7 +121,7 @@ def run_case(m, t, weights, tokens, dtype):
 
 
 def distance(a, b):
-    """Largest |a - b|, relative to the largest magnitude of the group: a list, or one number. Fails on NaN."""
+    """Largest |a - b| of two lists or numbers, relative to the largest |b|. Infinite where there is a NaN."""
     a, b = (x if isinstance(x, list) else [x] for x in (a, b))
     if len(a) != len(b):
         return math.inf
@@ -178,7 +179,7 @@ def dump(case):
     return text(short(case), 0) + "\n"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Facts that the reference itself must satisfy
 
 
@@ -202,7 +203,7 @@ def tapered_model(norm, mode):
 
 
 def check_derivatives(norm):
-    """Central differences of the whole loss, scale term included, at one element of every tensor and three gates."""
+    """Central differences of the loss, scale term included, at an element of every tensor and three gates."""
     m, model, (x, y) = tapered_model(norm, "taper-all")
     worst, step = 0.0, 1e-5
 
@@ -293,8 +294,8 @@ def check_hugging_face():
         return True
     m = ModelConfig(**SHAPES["even"])
     weights = initial_weights(m)
-    config = GPT2Config(vocab_size=m.V, n_positions=m.T, n_embd=m.C, n_layer=m.L, n_head=m.NH, resid_pdrop=0.0,
-                        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(vocab_size=m.V, n_positions=m.T, n_embd=m.C, n_layer=m.L, n_head=m.NH,
+                        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)
     theirs = GPT2LMHeadModel(config).double().eval()
     missing = theirs.load_state_dict({k: v.double() for k, v in weights.items()}, strict=False)
     assert missing.missing_keys == ["lm_head.weight"] and not missing.unexpected_keys, missing
@@ -313,7 +314,7 @@ def check_facts():
     return all(checks)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def all_files():
@@ -335,12 +336,12 @@ def all_files():
 
 
 def same_tensors(a, b):
-    """Bytes of a safetensors file compared by header and data; the header's key order is the writer's choice."""
+    """Two safetensors files compared by content; the order in the header is the writer's choice."""
     def parts(x):
         n = struct.unpack("<Q", x[:8])[0]
-        header = json.loads(x[8:8 + n])
+        header, data = json.loads(x[8:8 + n]), x[8 + n:]
         meta = header.pop("__metadata__")
-        return meta, {k: (v["dtype"], v["shape"], x[8 + n:][slice(*v["data_offsets"])]) for k, v in header.items()}
+        return meta, {k: (v["dtype"], v["shape"], data[slice(*v["data_offsets"])]) for k, v in header.items()}
     return parts(a) == parts(b)
 
 
@@ -377,7 +378,7 @@ def compare_values(old, new, tolerance):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="compare with the committed files, write nothing")
+    parser.add_argument("--check", action="store_true", help="compare with the files, write nothing")
     parser.add_argument("--tolerance", type=float, default=1e-8, help="relative, for --check (default 1e-8)")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""GPT-2 in PyTorch as a benchmark peer: what a careful PyTorch user would run on a CPU. Nothing here is about TaperNorm.
+"""GPT-2 in PyTorch as a benchmark peer: what a careful PyTorch user would run on a CPU. No TaperNorm in here.
 
-Import this before torch: import_torch() restarts the interpreter once with an environment that glibc and OpenMP
-only read at process start.
+Do not import torch first: import_torch() restarts the interpreter once with an environment that glibc and
+OpenMP only read at process start.
 """
 
 import json
@@ -15,8 +15,8 @@ import tempfile
 import time
 
 TUNED = {
-    # Keep freed activations in the heap: by default glibc returns every large block to the kernel, and each step
-    # then pays for its pages again.
+    # Keep freed activations in the heap: by default glibc returns every large block to the kernel, and each
+    # step then pays for its pages again.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MALLOC_TOP_PAD_": str(1 << 26),
@@ -26,15 +26,17 @@ TUNED = {
 
 
 def mkl_shim():
-    """PyPI's PyTorch brings MKL, whose fastest fp32 kernels ask whether the CPU is Intel's. On AMD this builds a library
-    that answers yes, to be preloaded: a peer should not be slow for that reason. None elsewhere or without a compiler."""
+    """PyPI's PyTorch brings MKL, whose fastest fp32 kernels ask whether the CPU is Intel's. On AMD this
+    builds a library that answers yes, to be preloaded: a peer should not be slow for that reason. None
+    elsewhere, or without a compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or "AuthenticAMD" not in cpuinfo("vendor_id"):
         return None
     handle, path = tempfile.mkstemp(suffix=".so")
     os.close(handle)
     source = "int mkl_serv_intel_cpu_true(void) { return 1; }"
-    subprocess.run([compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", path], input=source, text=True, check=True)
+    build = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", path]
+    subprocess.run(build, input=source, text=True, check=True)
     return path
 
 
@@ -56,9 +58,9 @@ def import_torch(args):
     return torch
 
 
-def add_arguments(parser):
+def add_arguments(parser, batch=16):
     for flag, value, text in (("--n-layer", 6, "L"), ("--n-head", 6, "NH"), ("--n-embd", 384, "C"),
-                              ("--seq-len", 256, "T"), ("--batch", 16, "B"), ("--vocab", 256, "V")):
+                              ("--seq-len", 256, "T"), ("--batch", batch, "B"), ("--vocab", 256, "V")):
         parser.add_argument(flag, type=int, default=value, help=f"{text} (default {value})")
     parser.add_argument("--threads", type=int, default=0, help="default: all cores of this process")
     parser.add_argument("--norm", choices=("layernorm", "rmsnorm", "none"), default="layernorm",
@@ -76,7 +78,7 @@ def cpuinfo(key):
 
 
 def build(torch, args):
-    """The model with fresh weights: weights [out, in] as torch.nn.Linear keeps them, tied head, tanh GELU, fused causal attention."""
+    """The model with fresh weights, [out, in] as torch.nn.Linear keeps them; tied head, fused attention."""
     nn, F = torch.nn, torch.nn.functional
     C, NH = args.n_embd, args.n_head
 
@@ -123,7 +125,8 @@ def build(torch, args):
             return F.cross_entropy(logits.view(-1, args.vocab), targets.view(-1))
 
         def decode(self, tokens, caches, at):
-            """Logits after tokens [B, 1 or more] that stand at positions at.. ; caches[l] is [2, B, NH, T_max, hs]."""
+            """Logits after tokens [B, 1 or more] at positions at, at + 1, ..; a cache [2, B, NH, T_max, hs]
+            per layer."""
             x = self.wte(tokens) + self.wpe.weight[at:at + tokens.shape[1]]
             for block, cache in zip(self.h, caches):
                 x = block(x, cache, at)
@@ -141,9 +144,9 @@ def busy_seconds():
 
 
 def timed(step, warmup, count):
-    """Seconds of each of `count` calls after `warmup` calls that are not counted, the CPU seconds of all of them, and
-    the share of the cores that others had meanwhile. One busy neighbour can halve an OpenMP program: a figure with a
-    share above 0.05 says little, except for the CPU time of one thread."""
+    """Seconds of each of `count` calls after `warmup` calls that are not counted, the CPU seconds of all of
+    them, and the share of the cores that others had meanwhile. One busy neighbour can halve an OpenMP
+    program: a figure with a share above 0.05 says little, except for the CPU time of one thread."""
     for _ in range(warmup):
         step()
     times = []
@@ -168,8 +171,9 @@ def report(torch, args, name, timing, **values):
     times, cpu, others = timing
     print(json.dumps({
         "peer": f"PyTorch {torch.__version__}", "what": name, **values,
-        "median_ms": round(1e3 * statistics.median(times), 3), "min_ms": round(1e3 * min(times), 3), "n": len(times),
-        "cpu_ms": round(1e3 * cpu / len(times), 3), "cpu_share_of_others": round(others, 3),
-        "L": args.n_layer, "NH": args.n_head, "C": args.n_embd, "T": args.seq_len, "B": args.batch, "V": args.vocab,
-        "norm": args.norm, "compile": args.compile, "tuned_env": not args.stock_env,
-        "threads": torch.get_num_threads(), "mkl_shim": "PEER_MKL_SHIM" in os.environ, "cpu": cpuinfo("model name") or platform.machine(), "blas": blas(torch)}), flush=True)
+        "median_ms": round(1e3 * statistics.median(times), 3), "min_ms": round(1e3 * min(times), 3),
+        "cpu_ms": round(1e3 * cpu / len(times), 3), "n": len(times), "cpu_share_of_others": round(others, 3),
+        "L": args.n_layer, "NH": args.n_head, "C": args.n_embd, "T": args.seq_len, "B": args.batch,
+        "V": args.vocab, "norm": args.norm, "compile": args.compile, "tuned_env": not args.stock_env,
+        "mkl_shim": "PEER_MKL_SHIM" in os.environ, "threads": torch.get_num_threads(),
+        "cpu": cpuinfo("model name") or platform.machine(), "blas": blas(torch)}), flush=True)

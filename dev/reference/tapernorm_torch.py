@@ -1,15 +1,15 @@
 """TaperNorm GPT-2 in PyTorch: the reference that the C++ program is measured against.
 
-Written from the formulas alone and differentiated by autograd, so that a mistake in a hand-written derivative cannot
-be shared. It favours one obvious line per formula over speed.
+Written from the formulas alone and differentiated by autograd, so that a mistake in a hand-written derivative
+cannot be shared. It favours one obvious line per formula over speed.
 
     h        residual stream entering a norm site                    [B, T, C]
     LayerNorm kind   mu = mean(h)   u = h - mu   s = sqrt(mean(u^2) + eps)   eps 1e-5
     RMSNorm kind                    u = h        s = sqrt(mean(h^2) + eps)   eps 1e-6, no biases
     site(h)  = g (gamma u/s + beta) + (1 - g) (c gamma~ u + beta~)
-    loss     = cross_entropy + lambda mean((s(h_final) - s_tgt)^2)           second term from update k_warm + 1 on
+    loss     = cross_entropy + lambda mean((s(h_final) - s_tgt)^2)      second term from update k_warm + 1 on
 
-Parameters carry Hugging Face's names (with the `transformer.` prefix) and orientation: y = x W + b, W is [in, out].
+Parameters carry Hugging Face's names (with the `transformer.` prefix) and orientation: y = x W + b.
 """
 
 import math
@@ -69,7 +69,7 @@ def gate(k, mode, k_warm, k_end):
 
 
 def learning_rate(k, t):
-    """Linear warm-up to lr at update lr_warmup, then a cosine that reaches lr * lr_final_frac at the last update."""
+    """Linear warm-up to lr at update lr_warmup, then a cosine to lr * lr_final_frac at the last update."""
     if k <= t.lr_warmup:
         return t.lr * k / t.lr_warmup
     low = t.lr * t.lr_final_frac
@@ -77,7 +77,7 @@ def learning_rate(k, t):
 
 
 def is_decayed(name):
-    """Weight decay: the two embeddings and the four matrices of a block; not biases, not any vector of a norm site."""
+    """Weight decay: both embeddings and the four matrices of a block; no bias, no vector of a norm site."""
     return name.endswith(("wte.weight", "wpe.weight", "c_attn.weight", "c_proj.weight", "c_fc.weight"))
 
 
@@ -191,7 +191,8 @@ class Gpt:
         out = {name: w.detach().clone() for name, w in p.items()}
         for site in m.tapered_sites():
             if site == FINAL:
-                W, b = p["transformer.wte.weight"].T, torch.zeros(m.V, dtype=p["transformer.wte.weight"].dtype)
+                W = p["transformer.wte.weight"].T
+                b = torch.zeros(m.V, dtype=W.dtype)
             else:
                 name = site.rsplit(".", 1)[0] + "." + reader[site.rsplit(".", 1)[1]]
                 W, b = p[f"{name}.weight"], p[f"{name}.bias"]
@@ -226,13 +227,13 @@ class Trainer:
     """One call of update() is one optimizer step over all its micro-batches.
 
     What is easy to get differently:
-    * Calibration uses the gamma of before the update, all tokens of the update, and runs at updates 1..k_warm.
+    * Calibration runs at updates 1..k_warm, with the gamma of before the update and all its tokens.
       The scale target is the same kind of average of mean s(h), in every mode.
-    * At the END of update k_warm, after its optimizer step: c = EMA(num)/EMA(den), gamma~ = gamma, beta~ = beta,
-      s_tgt = bias-corrected EMA of mean s(h). All frozen from there, except that gamma~ and beta~ train on.
-    * A parameter that the current gate leaves without gradient has gradient zero, and AdamW still steps it: its
-      moments decay and keep moving it for a while (no weight decay: norm vectors have none). So gamma~ and beta~
-      enter the taper with zero moments, and Adam's bias correction counts updates from the start of the run.
+    * At the END of update k_warm, after its optimizer step: c = EMA(num)/EMA(den), gamma~ = gamma,
+      beta~ = beta, s_tgt = bias-corrected EMA of mean s(h). c and s_tgt are frozen from there.
+    * A parameter that the current gate leaves without gradient has gradient zero, and AdamW still steps it:
+      its moments decay and keep moving it for a while (without weight decay: norm vectors have none). So
+      gamma~ and beta~ enter the taper with zero moments, and Adam's bias correction counts from update 1.
     * Clipping looks at all parameters together: coefficient min(1, clip / (norm + 1e-6)).
     """
 

@@ -1,0 +1,189 @@
+// Files from the web by curl, and the bytes of files, packed or not.
+#pragma once
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "io/atomic_file.h"
+#include "runtime/error.h"
+
+extern char** environ;
+namespace fs = std::filesystem;
+
+// A file, decompressed by gzip, xz or zstd according to its ending, or what a program writes.
+class ByteSource {
+  public:
+    explicit ByteSource(const std::string& path) : name_(in_quotes(path)) {
+        if (path.ends_with(".gz")) {
+            start({"gzip", "-dc", "--", path});
+        } else if (path.ends_with(".xz")) {
+            start({"xz", "-dc", "--", path});
+        } else if (path.ends_with(".zst")) {
+            start({"zstd", "-dcq", "--", path});
+        } else if (fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC); fd_ < 0) {
+            fail("cannot read %s: %s", name_.c_str(), std::strerror(errno));
+        }
+    }
+    ByteSource(const std::vector<std::string>& command, const std::string& name) : name_(name) {
+        start(command);
+    }
+    ~ByteSource() {
+        if (fd_ >= 0) close(fd_);  // a program that still writes ends by the broken pipe
+        if (child_ > 0) waitpid(child_, nullptr, 0);
+    }
+    ByteSource(const ByteSource&) = delete;
+    ByteSource& operator=(const ByteSource&) = delete;
+
+    const std::string& name() const { return name_; }
+
+    // Up to `bytes`; fewer only at the end.
+    size_t read(char* dst, size_t bytes) {
+        size_t have = 0;
+        while (have < bytes) {
+            const ssize_t got = ::read(fd_, dst + have, bytes - have);
+            if (got < 0 && errno == EINTR) continue;
+            if (got < 0) fail("cannot read %s: %s", name_.c_str(), std::strerror(errno));
+            if (got == 0) break;
+            have += size_t(got);
+        }
+        if (have < bytes && child_ > 0) finish();
+        return have;
+    }
+
+    std::string read_all() {
+        std::string all, block(1 << 16, '\0');
+        while (const size_t got = read(block.data(), block.size())) all.append(block, 0, got);
+        return all;
+    }
+
+  private:
+    void start(const std::vector<std::string>& command) {
+        command_ = command[0];
+        int ends[2];
+        if (pipe(ends) != 0) fail("cannot run %s: %s", command_.c_str(), std::strerror(errno));
+        fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+        fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+        std::vector<char*> argv;
+        for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
+        argv.push_back(nullptr);
+        posix_spawn_file_actions_t actions;
+        posix_spawn_file_actions_init(&actions);
+        posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+        const int error = posix_spawnp(&child_, argv[0], &actions, nullptr, argv.data(), environ);
+        posix_spawn_file_actions_destroy(&actions);
+        close(ends[1]);
+        fd_ = ends[0];
+        if (error) {
+            close(fd_);
+            fail("%s needs the program %s: %s; install it", name_.c_str(), command_.c_str(),
+                 std::strerror(error));
+        }
+    }
+
+    void finish() {
+        int status = 0;
+        waitpid(child_, &status, 0);
+        child_ = 0;
+        if (status != 0)
+            fail(
+                "%s: %s failed (status %d, its own message is above); the file may be damaged: remove it and "
+                "get it again",
+                name_.c_str(), command_.c_str(), WIFEXITED(status) ? WEXITSTATUS(status) : -1);
+    }
+
+    std::string name_, command_;
+    int fd_ = -1;
+    pid_t child_ = 0;
+};
+
+// ----------------------------------------------------------------------------------------------------------
+// Downloads
+
+inline std::string sha256_of(const std::string& path) {
+    // The first is on Linux, the second on macOS.
+    const std::string program =
+        "if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi < \"$1\"";
+    return ByteSource({"sh", "-c", program, "sh", path}, in_quotes(path)).read_all().substr(0, 64);
+}
+
+// The last value of a header among those that curl saved, lower case; "" where there is none. Redirections
+// have several sets of headers.
+inline std::string header_value(const std::string& path, const std::string& header) {
+    std::ifstream file(path);
+    std::string value;
+    for (std::string line; std::getline(file, line);) {
+        std::transform(line.begin(), line.end(), line.begin(),
+                       [](unsigned char c) { return char(std::tolower(c)); });
+        if (!line.starts_with(header + ":")) continue;
+        value = line.substr(header.size() + 1);
+        std::erase_if(value, [](char c) { return std::isspace(static_cast<unsigned char>(c)) || c == '"'; });
+    }
+    return value;
+}
+
+inline int run_curl(const std::string& url, const std::string& part, const std::string& headers) {
+    std::fprintf(stderr, "downloading %s\n", url.c_str());
+    const std::string meter = isatty(STDERR_FILENO) ? "--progress-bar" : "--silent";
+    std::vector<std::string> command = {
+        "curl",          "--fail", "--location",    "--show-error", meter,      "--retry", "5",
+        "--continue-at", "-",      "--dump-header", headers,        "--output", part,      url};
+    std::vector<char*> argv;
+    for (std::string& word : command) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    pid_t child;
+    const int error = posix_spawnp(&child, "curl", nullptr, nullptr, argv.data(), environ);
+    if (error) fail("downloads need the program curl: %s; install it", std::strerror(error));
+    int status = 0;
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+// Downloads to `path` unless it is there. An interrupted download continues from `path`.part. The checksum is
+// ours, or else the one that Hugging Face sends along with large files; without either only the length is
+// sure.
+inline void download(std::string url, const std::string& path, std::string sha256,
+                     const std::string& mirror) {
+    if (fs::exists(path)) return;
+    if (!mirror.empty()) url = mirror + url.substr(url.find('/', url.find("//") + 2));
+    if (fs::path(path).has_parent_path()) fs::create_directories(fs::path(path).parent_path());
+    const std::string part = path + ".part", headers = path + ".headers";
+    int status = run_curl(url, part, headers);
+    constexpr int bad_range = 33, bad_resume = 36, http_error = 22;
+    if ((status == bad_range || status == bad_resume || status == http_error) && fs::exists(part) &&
+        fs::file_size(part) > 0) {
+        std::fprintf(stderr, "the download cannot be continued; starting again\n");
+        fs::remove(part);
+        status = run_curl(url, part, headers);
+    }
+    if (status != 0 || !fs::exists(part))
+        fail(
+            "cannot download %s (curl's status %d); try again: it will continue where it stopped. Or put the "
+            "file at %s yourself, or name another host by --mirror",
+            url.c_str(), status, path.c_str());
+    if (sha256.empty()) {
+        const std::string etag = header_value(headers, "x-linked-etag");
+        if (etag.size() == 64) sha256 = etag;
+    }
+    fs::remove(headers);
+    if (sha256.empty()) {
+        std::fprintf(stderr, "%s: no checksum is known, only the length is checked\n", path.c_str());
+    } else if (const std::string actual = sha256_of(part); actual != sha256) {
+        fs::remove(part);
+        fail(
+            "%s has the SHA-256 %s, expected %s: the download was damaged or the host's file has changed; it "
+            "was removed, try again",
+            url.c_str(), actual.c_str(), sha256.c_str());
+    }
+    fs::rename(part, path);
+}

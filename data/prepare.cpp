@@ -1,0 +1,393 @@
+// Makes token shards for train_gpt from a corpus: downloads it where it has a name, cuts it into documents,
+// tokenizes by all cores, writes llm.c's shards.
+//   prepare tinyshakespeare | tinystories | openwebtext | fineweb-edu | FILE | "PATTERN"
+//
+// Each document begins with <|endoftext|> (as bytes, which have no such token, with a blank line between
+// documents). Output: DIR/NAME_val_000000.bin, DIR/NAME_train_000001.bin and so on, and the tokenizer beside
+// them.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <future>
+#include <memory>
+
+#include "data/documents.h"
+#include "data/download.h"
+#include "data/files.h"
+#include "data/progress.h"
+#include "io/options.h"
+#include "io/parallel_each.h"
+#include "io/tokenizer.h"
+#include "io/tokens.h"
+
+namespace {
+
+struct PrepareConfig {
+    std::string corpus, out, tokenizer = "gpt2", format = "auto", field = "text", mirror,
+                             downloads = "data/downloads";
+    size_t shard_tokens = 100'000'000, val_tokens = 0, max_tokens = 0, threads = 0;
+    bool has_val_tokens = false;
+};
+
+// ----------------------------------------------------------------------------------------------------------
+// Tokens
+
+// Fills shards in order: first the validation split, then training.
+class ShardWriter {
+  public:
+    ShardWriter(std::string prefix, size_t shard_tokens, size_t val_tokens, size_t max_tokens)
+        : prefix_(std::move(prefix)),
+          shard_tokens_(shard_tokens),
+          max_tokens_(max_tokens),
+          val_left_(val_tokens) {
+        for (const char* split : {"val", "train"})
+            for (const auto& entry : fs::directory_iterator(fs::path(prefix_).parent_path()))
+                if (entry.path().string().starts_with(prefix_ + "_" + split + "_"))
+                    fail(
+                        "%s is there already; remove the old shards or choose another directory by --out, so "
+                        "that two corpora do not mix",
+                        in_quotes(entry.path().string()).c_str());
+    }
+
+    // For corpora that come with a validation file: all that follows belongs to this split.
+    void all_to(const char* split) {
+        flush();
+        val_left_ = std::strcmp(split, "val") == 0 ? ~size_t(0) : 0;
+    }
+
+    void add(std::span<const uint16_t> tokens) {
+        if (max_tokens_) tokens = tokens.first(std::min(tokens.size(), max_tokens_ - total_));
+        total_ += tokens.size();
+        while (!tokens.empty()) {
+            const bool val = val_left_ > 0;
+            const size_t room = std::min(shard_tokens_ - shard_.size(), val ? val_left_ : ~size_t(0));
+            const size_t count = std::min(room, tokens.size());
+            shard_.insert(shard_.end(), tokens.begin(), tokens.begin() + ptrdiff_t(count));
+            tokens = tokens.subspan(count);
+            if (val) val_left_ -= count;
+            written_[val] += count;
+            in_val_ = val;
+            if (shard_.size() == shard_tokens_ || (val && val_left_ == 0)) flush();
+        }
+    }
+
+    void flush() {
+        if (shard_.empty()) return;
+        const size_t number = in_val_ ? val_shards_++ : ++train_shards_;
+        write_token_shard(strprintf("%s_%s_%06zu.bin", prefix_.c_str(), in_val_ ? "val" : "train", number),
+                          shard_);
+        shard_.clear();
+    }
+
+    bool full() const { return max_tokens_ && total_ >= max_tokens_; }
+    size_t tokens() const { return total_; }
+    size_t train_tokens() const { return written_[0]; }
+    size_t val_tokens() const { return written_[1]; }
+
+  private:
+    std::string prefix_;
+    size_t shard_tokens_, max_tokens_, val_left_;
+    std::vector<uint16_t> shard_;
+    bool in_val_ = false;  // where the tokens of shard_ belong
+    size_t val_shards_ = 0, train_shards_ = 0, total_ = 0, written_[2] = {};
+};
+
+// Reads, tokenizes and writes at the same time: while the threads work on one batch of pieces the next is
+// read.
+class Tokenization {
+  public:
+    Tokenization(const Tokenizer& tokenizer, ShardWriter& writer, const PrepareConfig& config)
+        : tokenizer_(tokenizer), writer_(writer), config_(config) {}
+
+    void run(PieceReader& reader) {
+        constexpr size_t batch_bytes = 16 * piece_bytes;
+        const auto read_batch = [&reader] {
+            std::vector<Piece> batch;
+            Piece piece;
+            for (size_t bytes = 0; bytes < batch_bytes && reader.next(piece);
+                 batch.push_back(std::move(piece)))
+                bytes += piece.text.size();
+            return batch;
+        };
+        auto next = std::async(std::launch::async, read_batch);
+        for (;;) {
+            const std::vector<Piece> batch = next.get();
+            if (batch.empty() || writer_.full()) return;
+            next = std::async(std::launch::async, read_batch);
+            tokenize(batch);
+        }
+    }
+
+    void finish() {
+        writer_.flush();
+        progress_.finish(line() + strprintf(", %zu documents, %.1f s", documents_, progress_.seconds()));
+    }
+
+  private:
+    void tokenize(const std::vector<Piece>& batch) {
+        std::vector<std::vector<uint16_t>> ids(batch.size());
+        parallel_each(int(config_.threads), batch.size(),
+                      [&](size_t i, int) { ids[i] = tokenizer_.encode(text_of(batch[i], config_.field)); });
+        for (size_t i = 0; i < batch.size(); ++i) {
+            if (batch[i].new_document) begin_document();
+            writer_.add(ids[i]);
+            bytes_ += batch[i].text.size();
+        }
+        progress_.update([&] { return line(); });
+    }
+
+    void begin_document() {
+        const std::vector<uint16_t> border = tokenizer_.end_of_text() ? std::vector{*tokenizer_.end_of_text()}
+                                             : documents_             ? tokenizer_.encode("\n\n")
+                                                                      : std::vector<uint16_t>();
+        writer_.add(border);
+        ++documents_;
+    }
+
+    std::string line() const {
+        return strprintf("%.1f MB, %zu tokens, %.1f MB/s", double(bytes_) / 1e6, writer_.tokens(),
+                         double(bytes_) / 1e6 / std::max(progress_.seconds(), 1e-9));
+    }
+
+    const Tokenizer& tokenizer_;
+    ShardWriter& writer_;
+    const PrepareConfig& config_;
+    Progress progress_;
+    size_t bytes_ = 0, documents_ = 0;
+};
+
+// ----------------------------------------------------------------------------------------------------------
+// Corpora
+
+struct RemoteFile {
+    std::string url, sha256 = {};
+    const char* split = nullptr;  // "val" or "train" where the corpus has its own split
+};
+
+struct NamedCorpus {
+    std::string name;
+    std::string format;  // of its files; "shards" are ready-made
+    std::vector<RemoteFile> files;
+    size_t val_tokens;  // where the files have no split of their own
+};
+
+std::vector<RemoteFile> numbered(const char* url_format, size_t first, size_t count) {
+    std::vector<RemoteFile> files;
+    for (size_t i = first; i < first + count; ++i) {
+        std::string url = url_format;
+        const size_t place = url.find('#'), digits = url.find_last_of('#') - place + 1;
+        files.push_back({url.replace(place, digits, strprintf("%0*zu", int(digits), i))});
+    }
+    return files;
+}
+
+std::vector<NamedCorpus> named_corpora() {
+    const std::string hub = "https://huggingface.co/datasets/";
+    std::vector<NamedCorpus> all;
+    all.push_back(
+        {"tinyshakespeare",
+         "text",
+         {{"https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+           "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"}},
+         32768});
+    all.push_back({"tinystories",
+                   "text",
+                   {{hub + "roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-valid.txt", "", "val"},
+                    {hub + "roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-train.txt", "", "train"}},
+                   0});
+    all.push_back(
+        {"openwebtext", "nested-tar",
+         numbered((hub + "Skylion007/openwebtext/resolve/main/subsets/urlsf_subset##.tar").c_str(), 0, 21),
+         100'000'000});
+    all.push_back({"fineweb-edu",
+                   "shards",
+                   {{hub + "kjj0/finewebedu10B-gpt2/resolve/main/finewebedu_val_000000.bin"}},
+                   0});
+    const auto train =
+        numbered((hub + "kjj0/finewebedu10B-gpt2/resolve/main/finewebedu_train_######.bin").c_str(), 1, 99);
+    all.back().files.insert(all.back().files.end(), train.begin(), train.end());
+    return all;
+}
+
+// GPT-2's vocabulary is downloaded on first use.
+Tokenizer open_tokenizer(const PrepareConfig& config) {
+    if (config.tokenizer != "gpt2" || fs::exists("gpt2")) return Tokenizer::from_path(config.tokenizer);
+    const std::string directory = (fs::path(config.downloads) / "gpt2").string();
+    const std::string host = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/";
+    download(host + "encoder.json", directory + "/vocab.json",
+             "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783", config.mirror);
+    download(host + "vocab.bpe", directory + "/merges.txt",
+             "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5", config.mirror);
+    return Tokenizer::from_path(directory);
+}
+
+std::string file_name(const std::string& url) { return url.substr(url.rfind('/') + 1); }
+
+void report(const PrepareConfig& config, const std::string& name, size_t train_tokens, size_t val_tokens) {
+    const std::string shards = config.out + "/" + name;
+    std::printf(
+        "%s: %zu tokens for training, %zu for validation. Train with\n  ./train_gpt -i \"%s_train_*.bin\"",
+        config.out.c_str(), train_tokens, val_tokens, shards.c_str());
+    if (val_tokens) std::printf(" -j \"%s_val_*.bin\"", shards.c_str());
+    std::printf(" --tokenizer %s\n", config.out.c_str());
+}
+
+// The corpus is tokens already: the shards are downloaded to their place.
+void prepare_shards(const NamedCorpus& corpus, const PrepareConfig& config) {
+    if (config.tokenizer != "gpt2")
+        fail("%s comes as tokens of GPT-2's vocabulary; --tokenizer %s is not possible", corpus.name.c_str(),
+             config.tokenizer.c_str());
+    open_tokenizer(config).save(config.out);
+    size_t tokens[2] = {};
+    for (const RemoteFile& file : corpus.files) {
+        if (config.max_tokens && tokens[0] + tokens[1] >= config.max_tokens) break;
+        const std::string path = (fs::path(config.out) / file_name(file.url)).string();
+        download(file.url, path, file.sha256, config.mirror);
+        const TokenSource shard = open_tokens(path);
+        if (!shard.from_shards())
+            fail("%s is no token shard; remove it and try again", in_quotes(path).c_str());
+        tokens[path.find("_val_") != path.npos] += shard.size();
+    }
+    const std::string first = file_name(corpus.files[0].url);
+    report(config, first.substr(0, first.find("_val_")), tokens[0], tokens[1]);
+}
+
+struct Input {
+    std::string path, format;
+    const char* split;
+};
+
+void prepare_text(const std::string& name, const std::vector<Input>& inputs, size_t val_tokens,
+                  const PrepareConfig& config) {
+    const Tokenizer tokenizer = open_tokenizer(config);
+    std::fprintf(stderr, "tokenizer %s, %zu tokens\n", tokenizer.name().c_str(), tokenizer.vocab_size());
+    ShardWriter writer((fs::path(config.out) / name).string(), config.shard_tokens, val_tokens,
+                       config.max_tokens);
+    tokenizer.save(config.out);
+    Tokenization tokenization(tokenizer, writer, config);
+    for (const Input& input : inputs) {
+        if (writer.full()) break;
+        if (input.split) writer.all_to(input.split);
+        tokenization.run(*open_reader(input.path, input.format));
+    }
+    tokenization.finish();
+    if (writer.tokens() == 0) fail("%s holds no text", in_quotes(config.corpus).c_str());
+    report(config, name, writer.train_tokens(), writer.val_tokens());
+}
+
+// A tenth of the corpus, judged by the size of its files, but not more than one shard.
+size_t default_val_tokens(const std::vector<Input>& inputs, const PrepareConfig& config) {
+    double bytes = 0;
+    for (const Input& input : inputs) {
+        const bool packed =
+            input.path.ends_with(".gz") || input.path.ends_with(".xz") || input.path.ends_with(".zst");
+        bytes += double(fs::file_size(input.path)) * (packed ? 3 : 1);
+    }
+    const double tokens = config.tokenizer == "bytes" ? bytes : bytes / 4.3;  // English, GPT-2's vocabulary
+    return std::min(config.shard_tokens, size_t(tokens / 10));
+}
+
+void prepare(PrepareConfig config) {
+    const std::vector<NamedCorpus> corpora = named_corpora();
+    const auto named = std::find_if(corpora.begin(), corpora.end(),
+                                    [&](const NamedCorpus& corpus) { return corpus.name == config.corpus; });
+    std::string name = config.corpus;
+    if (named == corpora.end()) {
+        name = fs::path(config.corpus).filename().string();
+        name = name.substr(0, name.find('.'));
+        std::erase_if(name, [](char c) { return std::strchr("*?[]", c) != nullptr; });
+        if (name.empty()) name = "corpus";
+    }
+    if (config.out.empty()) config.out = "data/" + name;
+    fs::create_directories(config.out);
+    if (named != corpora.end() && named->format == "shards") return prepare_shards(*named, config);
+
+    std::vector<Input> inputs;
+    if (named == corpora.end()) {
+        for (const std::string& path : matching_files(config.corpus))
+            inputs.push_back({path, config.format, nullptr});
+    } else {
+        for (const RemoteFile& file : named->files) {
+            inputs.push_back({(fs::path(config.downloads) / name / file_name(file.url)).string(),
+                              named->format, file.split});
+            download(file.url, inputs.back().path, file.sha256, config.mirror);
+        }
+    }
+    const size_t val_tokens = config.has_val_tokens    ? config.val_tokens
+                              : named != corpora.end() ? named->val_tokens
+                                                       : default_val_tokens(inputs, config);
+    prepare_text(name, inputs, val_tokens, config);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    PrepareConfig config;
+    Options options("prepare", "Makes token shards for train_gpt: downloads, tokenizes, splits.");
+    options.add(
+        {.long_name = "corpus",
+         .to = &config.corpus,
+         .metavar = "CORPUS",
+         .help =
+             "tinyshakespeare, tinystories, openwebtext, fineweb-edu, or a file (text, .jsonl, .tar; also "
+             ".gz, .xz, .zst), or a quoted pattern of several"});
+    options.add({.short_name = "-o",
+                 .long_name = "--out",
+                 .to = &config.out,
+                 .metavar = "DIR",
+                 .default_text = "data/CORPUS",
+                 .help = "directory for the shards"});
+    options.add(
+        {.long_name = "--tokenizer",
+         .to = &config.tokenizer,
+         .metavar = "NAME|DIR",
+         .help = "gpt2 (downloaded on first use), bytes, or a directory with vocab.json and merges.txt"});
+    options.add({.long_name = "--format",
+                 .to = &config.format,
+                 .choices = {"auto", "text", "jsonl", "tar", "nested-tar"},
+                 .help = "of your own files; auto goes by their names' ending"});
+    options.add({.long_name = "--field",
+                 .to = &config.field,
+                 .metavar = "NAME",
+                 .help = "JSON lines: the field that holds the text"});
+    options.add({.long_name = "--shard-tokens",
+                 .to = &config.shard_tokens,
+                 .metavar = "N",
+                 .range = {.low = 1, .high = 2147483647},
+                 .help = "tokens a shard"});
+    options.add({.long_name = "--val-tokens",
+                 .to = &config.val_tokens,
+                 .metavar = "N",
+                 .default_text = "a tenth, at most a shard",
+                 .help = "the first N tokens are for validation; not for corpora with a validation file"});
+    options.add({.long_name = "--max-tokens",
+                 .to = &config.max_tokens,
+                 .metavar = "N",
+                 .default_text = "all",
+                 .help = "stop after N tokens"});
+    options.add({.long_name = "--downloads",
+                 .to = &config.downloads,
+                 .metavar = "DIR",
+                 .help = "where downloaded files are kept"});
+    options.add(
+        {.long_name = "--mirror",
+         .to = &config.mirror,
+         .metavar = "URL",
+         .default_text = "the public hosts",
+         .help = "host to download from instead: https://HOST, or file:///DIR for files fetched before"});
+    options.add({.long_name = "--threads",
+                 .to = &config.threads,
+                 .metavar = "N",
+                 .default_text = "all cores",
+                 .help = "threads that tokenize"});
+    try {
+        if (!options.parse(argc, argv)) return 0;
+        config.has_val_tokens = options.given("--val-tokens");
+        prepare(config);
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "prepare: error: %s\n", error.what());
+        return 1;
+    }
+    return 0;
+}

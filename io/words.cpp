@@ -1,0 +1,156 @@
+#include "io/words.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "runtime/error.h"
+
+#if HAVE_PCRE2
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+#endif
+
+size_t utf8_char(std::string_view text, size_t at, uint32_t& code) {
+    const auto byte = [&](size_t i) -> uint32_t {
+        return at + i < text.size() ? static_cast<unsigned char>(text[at + i]) : 0;
+    };
+    const auto tail = [&](size_t i) { return (byte(i) & 0xC0) == 0x80; };
+    const uint32_t b = byte(0);
+    if (b < 0x80) {
+        code = b;
+        return 1;
+    }
+    if (b < 0xE0 && tail(1)) {
+        code = (b & 0x1F) << 6 | (byte(1) & 0x3F);
+        return b >= 0xC2 ? 2 : 0;
+    }
+    if (b >= 0xE0 && b < 0xF0 && tail(1) && tail(2)) {
+        code = (b & 0x0F) << 12 | (byte(1) & 0x3F) << 6 | (byte(2) & 0x3F);
+        return code >= 0x800 && (code < 0xD800 || code > 0xDFFF) ? 3 : 0;
+    }
+    if (b >= 0xF0 && b < 0xF5 && tail(1) && tail(2) && tail(3)) {
+        code = (b & 0x07) << 18 | (byte(1) & 0x3F) << 12 | (byte(2) & 0x3F) << 6 | (byte(3) & 0x3F);
+        return code >= 0x10000 && code <= 0x10FFFF ? 4 : 0;
+    }
+    return 0;
+}
+
+namespace {
+
+// Unicode's White_Space property, which \s means in the expression.
+bool is_white_space(uint32_t code) {
+    return (code >= 0x09 && code <= 0x0D) || code == 0x20 || code == 0x85 || code == 0xA0 || code == 0x1680 ||
+           (code >= 0x2000 && code <= 0x200A) || code == 0x2028 || code == 0x2029 || code == 0x202F ||
+           code == 0x205F || code == 0x3000;
+}
+
+}  // namespace
+
+// A word never has white space after its first character unless it is all white space. So a text may be cut
+// before white space that follows anything else.
+size_t word_safe_cut(std::string_view text, size_t at) {
+    for (at = std::max<size_t>(at, 1); at < text.size(); ++at) {
+        const auto here = static_cast<unsigned char>(text[at]);
+        if (here >= 0x80 || !is_white_space(here)) continue;
+        size_t before = at - 1;
+        while (before > 0 && at - before < 4 && (text[before] & 0xC0) == 0x80) --before;
+        uint32_t code;
+        if (utf8_char(text, before, code) == at - before && !is_white_space(code)) return at;
+    }
+    return text.size();
+}
+
+#if HAVE_PCRE2
+
+namespace {
+
+// Where the first invalid byte at or after `at` is; text.size() where all is valid.
+size_t find_invalid_utf8(std::string_view text, size_t at) {
+    while (at < text.size()) {
+        uint64_t eight;
+        if (at + 8 <= text.size() && (std::memcpy(&eight, &text[at], 8), !(eight & 0x8080808080808080u))) {
+            at += 8;
+            continue;
+        }
+        uint32_t code;
+        const size_t length = utf8_char(text, at, code);
+        if (!length) return at;
+        at += length;
+    }
+    return at;
+}
+
+// A copy in which each invalid byte is replaced by U+0001. To the expression below it is what Python's
+// replacement character U+FFFD is, neither letter nor number nor space, but it has one byte, so that places
+// in the copy are places in the text.
+std::string mask_invalid_utf8(std::string_view text, size_t invalid) {
+    std::string masked(text);
+    for (; invalid < text.size(); invalid = find_invalid_utf8(text, invalid + 1)) masked[invalid] = '\x01';
+    return masked;
+}
+
+// GPT-2's expression, '(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+, with two
+// changes that match the same: `++` where giving back characters cannot help, and White_Space spelled out,
+// because PCRE2's \s has U+180E too.
+#define WHITE R"(\t-\r \x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})"
+constexpr const char* word_pattern = R"('(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^)" WHITE
+                                     R"(\p{L}\p{N}]++|[)" WHITE R"(]+(?![^)" WHITE R"(])|[)" WHITE "]+";
+#undef WHITE
+
+const pcre2_code* word_expression() {
+    static const pcre2_code* const compiled = [] {
+        int error;
+        PCRE2_SIZE place;
+        pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(word_pattern), PCRE2_ZERO_TERMINATED,
+                                         PCRE2_UTF | PCRE2_UCP, &error, &place, nullptr);
+        if (!code)
+            fail(
+                "PCRE2 rejects GPT-2's expression (error %d at %zu): it needs a PCRE2 built with Unicode "
+                "support",
+                error, size_t(place));
+        // Where the system allows no generated code, matching works without it, several times slower.
+        pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
+        return code;
+    }();
+    return compiled;
+}
+
+}  // namespace
+
+Words::Words(std::string_view text) : text_(text), subject_(text) {
+    const size_t invalid = find_invalid_utf8(text, 0);
+    if (invalid < text.size()) {
+        masked_ = mask_invalid_utf8(text, invalid);
+        subject_ = masked_;
+    }
+    match_data_ = pcre2_match_data_create_from_pattern(word_expression(), nullptr);
+    if (!match_data_) fail("out of memory while cutting text into words");
+}
+
+Words::~Words() { pcre2_match_data_free(static_cast<pcre2_match_data*>(match_data_)); }
+
+bool Words::next(std::string_view& word) {
+    if (position_ == subject_.size()) return false;
+    auto* match = static_cast<pcre2_match_data*>(match_data_);
+    const int result = pcre2_match(word_expression(), reinterpret_cast<PCRE2_SPTR>(subject_.data()),
+                                   subject_.size(), position_, PCRE2_NO_UTF_CHECK, match, nullptr);
+    const PCRE2_SIZE* place = pcre2_get_ovector_pointer(match);
+    // Every character starts a word, so that a match is always found, and found right here.
+    if (result < 1 || place[0] != position_ || place[1] <= position_)
+        fail("PCRE2 cannot cut the text into words at byte %zu (result %d)", position_, result);
+    word = text_.substr(position_, place[1] - position_);
+    position_ = place[1];
+    return true;
+}
+
+#else
+
+Words::Words(std::string_view) {
+    fail(
+        "this build cannot encode text by BPE, because PCRE2 was not found: install it (Debian: "
+        "libpcre2-dev; macOS: brew install pcre2) and build again, or use bytes");
+}
+Words::~Words() = default;
+bool Words::next(std::string_view&) { return false; }
+
+#endif

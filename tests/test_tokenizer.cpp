@@ -1,0 +1,629 @@
+// Tokenizer, vocabulary training and corpus preparation, on vocabularies whose merges are worked out by hand.
+// With GPT2_TOKENIZER=DIR (vocab.json and merges.txt of GPT-2) the real one too.
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <fstream>
+#include <initializer_list>
+
+#include "io/tokenizer.h"
+#include "io/words.h"
+#include "runtime/random.h"
+#include "tests/temporary_folder.h"
+
+// The programs as they are, under other names for their main.
+#define main prepare_main
+#include "data/prepare.cpp"
+#undef main
+#define main bpe_train_main
+#include "data/bpe_train.cpp"
+#undef main
+
+TEST_SUITE_BEGIN("tokenizer");
+
+namespace {
+
+using Ids = std::vector<uint16_t>;
+
+// All bytes, then what `merges` make, then <|endoftext|>.
+struct Files {
+    std::vector<std::string> tokens;
+    std::vector<std::pair<uint16_t, uint16_t>> merges;
+
+    explicit Files(std::initializer_list<std::pair<const char*, const char*>> rules) {
+        std::vector<int> order;
+        for (int b = '!'; b <= '~'; ++b) order.push_back(b);
+        for (int b = 0xA1; b <= 0xFF; ++b)
+            if (b != 0xAD) order.push_back(b);
+        for (int b = 0; b < 256; ++b)
+            if (b < '!' || (b > '~' && b < 0xA1) || b == 0xAD) order.push_back(b);
+        for (const int b : order) tokens.emplace_back(1, char(b));
+        const auto find = [&](const std::string& token) {
+            return uint16_t(std::find(tokens.begin(), tokens.end(), token) - tokens.begin());
+        };
+        for (const auto& [left, right] : rules) {
+            merges.emplace_back(find(left), find(right));
+            tokens.push_back(std::string(left) + right);
+        }
+        tokens.emplace_back("<|endoftext|>");
+    }
+    std::string vocab() const { return vocab_json_text(tokens); }
+    std::string merges_text() const { return merges_txt_text(tokens, merges); }
+    Tokenizer tokenizer() const {
+        return Tokenizer::from_text(vocab(), merges_text(), "the test's vocabulary");
+    }
+};
+
+// he 256, ll 257, hell 258, hello 259, " w" 260, <|endoftext|> 261
+const Files hello{{"h", "e"}, {"l", "l"}, {"he", "ll"}, {"hell", "o"}, {" ", "w"}};
+
+void write_file(const std::string& path, std::string_view text) {
+    fs::create_directories(fs::path(path).parent_path());
+    std::ofstream(path, std::ios::binary).write(text.data(), std::streamsize(text.size()));
+}
+
+template <class F>
+std::string error_of(F&& f) {
+    try {
+        f();
+    } catch (const Error& error) { return error.what(); }
+    return "no error";
+}
+
+bool contains(const std::string& text, std::string_view part) { return text.find(part) != text.npos; }
+
+#if HAVE_PCRE2
+
+// GPT-2's ids of single bytes: '!' is 0; below '!' and from 0x7F on they follow after the printable ones.
+uint16_t id_of(char c) { return c == ' ' ? 220 : c == '\n' ? 198 : uint16_t(c - '!'); }
+
+std::string read_text(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+std::vector<std::string> words_of(std::string_view text) {
+    std::vector<std::string> all;
+    Words words(text);
+    for (std::string_view word; words.next(word);) all.emplace_back(word);
+    return all;
+}
+
+using Strings = std::vector<std::string>;
+
+// Everything that may sit next to everything else, valid UTF-8 or not.
+std::string random_text(uint64_t seed, size_t pieces) {
+    static const char* const kinds[] = {
+        "a",      "Bc",     "é",        "你",           "'s",    "'ll",    "'",
+        "7",      "½",      " ",        "  ",           "\n",    "\r\n",   "\t",
+        "\u00a0", "\u3000", "\u2028",   "\u180e",       "-",     "!?",     "🙂",
+        "\xff",   "\xc3",   "\xe2\x82", "\xed\xa0\x80", "hello", " world", "<|endoftext|>",
+        "<|endof"};
+    std::string text;
+    for (size_t i = 0; i < pieces; ++i) text += kinds[random_bits(seed, 0, i) % std::size(kinds)];
+    return text;
+}
+
+// Runs a program's main, its output kept from the terminal. Returns {exit status, stdout and stderr
+// together}.
+std::pair<int, std::string> run_program(int (*program)(int, char**), std::vector<std::string> arguments) {
+    const TemporaryFolder folder;
+    const std::string path = folder.path + "/output";
+    std::fflush(stdout);
+    std::fflush(stderr);
+    const int saved[2] = {dup(STDOUT_FILENO), dup(STDERR_FILENO)};
+    const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
+    dup2(file, STDOUT_FILENO);
+    dup2(file, STDERR_FILENO);
+    arguments.insert(arguments.begin(), "program");
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    const int status = program(int(argv.size()), argv.data());
+    std::fflush(stdout);
+    std::fflush(stderr);
+    dup2(saved[0], STDOUT_FILENO);
+    dup2(saved[1], STDERR_FILENO);
+    for (const int fd : {file, saved[0], saved[1]}) close(fd);
+    return {status, read_text(path)};
+}
+
+Ids tokens_of(const std::string& pattern) {
+    const TokenSource source = open_tokens(pattern);
+    std::vector<int> tokens(source.size());
+    source.read(0, tokens.size(), tokens.data());
+    return {tokens.begin(), tokens.end()};
+}
+
+Ids joined(const std::vector<Ids>& parts) {
+    Ids all;
+    for (const Ids& part : parts) all.insert(all.end(), part.begin(), part.end());
+    return all;
+}
+
+#endif
+
+}  // namespace
+
+TEST_CASE("byte level: ids are bytes") {
+    const Tokenizer tokenizer;
+    std::string all;
+    for (int b = 0; b < 256; ++b) all += char(b);
+    const Ids ids = tokenizer.encode(all + "<|endoftext|>", true);
+    REQUIRE(ids.size() == 256 + 13);
+    for (size_t b = 0; b < 256; ++b) CHECK(ids[b] == b);
+    CHECK(ids[256] == '<');
+    CHECK(tokenizer.decode(ids) == all + "<|endoftext|>");
+    CHECK(tokenizer.vocab_size() == 256);
+    CHECK(tokenizer.name() == "bytes");
+    CHECK(!tokenizer.end_of_text());
+    CHECK(contains(error_of([&] { tokenizer.token(256); }), "token id 256 is outside the vocabulary"));
+    CHECK(tokenizer.metadata() == std::map<std::string, std::string>{{"tokenizer", "bytes"}});
+}
+
+TEST_CASE("byte level survives saving as a vocabulary without merges") {
+    const TemporaryFolder folder;
+    Tokenizer().save(folder.path);
+    const Tokenizer read = Tokenizer::from_path(folder.path);
+    CHECK(read.name() == "bytes");
+    CHECK(read.encode("\xff a") == Ids{255, 32, 97});
+}
+
+TEST_CASE("GPT-2's characters for bytes") {
+    CHECK(printable_from_bytes(" the\n") == "ĠtheĊ");
+    CHECK(printable_from_bytes(std::string_view("\0\x7f\xad\xa1\xff", 5)) == "ĀġŃ¡ÿ");
+}
+
+#if HAVE_PCRE2
+
+TEST_CASE("merges by rank, leftmost first") {
+    const Tokenizer tokenizer = hello.tokenizer();
+    CHECK(tokenizer.vocab_size() == 262);
+    CHECK(tokenizer.end_of_text() == uint16_t(261));
+    CHECK(tokenizer.encode("") == Ids{});
+    CHECK(tokenizer.encode("hello") == Ids{259});
+    CHECK(tokenizer.encode("hell") == Ids{258});
+    CHECK(tokenizer.encode("hel") == Ids{256, id_of('l')});
+    // he l l l o -> he ll l o -> hell l o: nothing merges "l o"
+    CHECK(tokenizer.encode("helllo") == Ids{258, id_of('l'), id_of('o')});
+    CHECK(tokenizer.encode("hello world") == Ids{259, 260, id_of('o'), id_of('r'), id_of('l'), id_of('d')});
+    // Words do not merge with each other: the space belongs to "he", and nothing merges " h".
+    CHECK(tokenizer.encode("ll he") == Ids{257, id_of(' '), 256});
+
+    const Tokenizer order = Files{{"b", "c"}, {"a", "b"}}.tokenizer();
+    CHECK(order.encode("abc") == Ids{id_of('a'), 256});  // "b c" comes before "a b"
+    CHECK(order.encode("abbc") == Ids{257, 256});
+}
+
+TEST_CASE("short and long words merge alike, and a megabyte of one letter is no trap") {
+    // aa 256, aaaa 257: of n letters every two merge, then every four, from the left.
+    const Tokenizer tokenizer = Files{{"a", "a"}, {"aa", "aa"}}.tokenizer();
+    for (const size_t n : {1u, 2u, 3u, 7u, 63u, 64u, 65u, 66u, 67u, 68u, 1'000'003u}) {
+        CAPTURE(n);
+        Ids expected(n / 4, 257);
+        if (n % 4 >= 2) expected.push_back(256);
+        if (n % 2) expected.push_back(id_of('a'));
+        CHECK(tokenizer.encode(std::string(n, 'a')) == expected);
+    }
+    // The same word alone (above 64 bytes: the queue) and cut into parts that merge independently (the scan).
+    const Tokenizer mixed = Files{{"a", "b"}, {"ab", "c"}, {"c", "a"}, {"b", "b"}}.tokenizer();
+    std::string part = "abcabbcacabab", word;
+    Ids expected;
+    for (size_t i = 0; i < 10; ++i) {
+        word += part + "x";
+        for (const uint16_t id : mixed.encode(part + "x")) expected.push_back(id);
+    }
+    CHECK(mixed.encode(word) == expected);
+}
+
+TEST_CASE("<|endoftext|> is special only where allowed") {
+    const Tokenizer tokenizer = hello.tokenizer();
+    const std::string text = "hello<|endoftext|>hello";
+    CHECK(tokenizer.encode(text, true) == Ids{259, 261, 259});
+    CHECK(tokenizer.encode("<|endoftext|><|endoftext|>", true) == Ids{261, 261});
+    const Ids plain = tokenizer.encode(text);
+    CHECK(plain.size() == 2 + 13);  // no two of its characters merge
+    CHECK(std::find(plain.begin(), plain.end(), 261) == plain.end());
+    CHECK(tokenizer.decode(plain) == text);
+    CHECK(tokenizer.decode(tokenizer.encode(text, true)) == text);
+}
+
+TEST_CASE("words of GPT-2's expression") {
+    CHECK(words_of("I'll say don't, we've") == Strings{"I", "'ll", " say", " don", "'t", ",", " we", "'ve"});
+    CHECK(words_of("DON'T") == Strings{"DON", "'", "T"});
+    CHECK(words_of("a1 22b") == Strings{"a", "1", " 22", "b"});
+    CHECK(words_of("½Ⅻ٣ naïve 你好") == Strings{"½Ⅻ٣", " naïve", " 你好"});
+    CHECK(words_of("x = (y);\n") == Strings{"x", " =", " (", "y", ");", "\n"});
+    // White space keeps its last character for the next word only if that is a single space before it.
+    CHECK(words_of("a  b") == Strings{"a", " ", " b"});
+    CHECK(words_of("a \n b") == Strings{"a", " \n", " b"});
+    CHECK(words_of("a\n\n\nb") == Strings{"a", "\n\n", "\n", "b"});
+    CHECK(words_of("a\t\tb") == Strings{"a", "\t", "\t", "b"});
+    CHECK(words_of("a  ") == Strings{"a", "  "});
+    CHECK(words_of("a\u00a0\u3000\u2028b") == Strings{"a", "\u00a0\u3000", "\u2028", "b"});
+    // U+180E is white space to PCRE2's \s, but has not been since Unicode 6.3; U+200B and U+001F never were.
+    CHECK(words_of("a \u180e\u200b\x1f b") == Strings{"a", " \u180e\u200b\x1f", " b"});
+}
+
+TEST_CASE("words of bytes that are not UTF-8 are those of the text with replacement characters") {
+    CHECK(words_of("a\xff\xfe b") == Strings{"a", "\xff\xfe", " b"});
+    CHECK(words_of("\xe2\x82"
+                   "A") == Strings{"\xe2\x82", "A"});
+    CHECK(words_of("é\xc3") == Strings{"é", "\xc3"});
+    CHECK(words_of("\xed\xa0\x80z") == Strings{"\xed\xa0\x80", "z"});            // a surrogate
+    CHECK(words_of("\xc0\xaf 1") == Strings{"\xc0\xaf", " 1"});                  // an overlong slash
+    CHECK(words_of(" \xf4\x90\x80\x80é") == Strings{" \xf4\x90\x80\x80", "é"});  // above U+10FFFF
+    CHECK(words_of("\xe2é") == Strings{"\xe2", "é"});
+    const std::string zero("\0a", 2);
+    CHECK(words_of(zero) == Strings{std::string(1, '\0'), "a"});
+}
+
+TEST_CASE("any bytes come back") {
+    const Tokenizer tokenizer = hello.tokenizer();
+    for (uint64_t seed = 0; seed < 100; ++seed) {
+        const std::string text = random_text(seed, 200);
+        CHECK(tokenizer.decode(tokenizer.encode(text, seed % 2)) == text);
+        std::string noise;
+        for (uint64_t i = 0; i < 300; ++i) noise += char(random_bits(seed, 1, i));
+        CHECK(tokenizer.decode(tokenizer.encode(noise)) == noise);
+    }
+}
+
+TEST_CASE("a safe cut changes no word") {
+    size_t cuts = 0;
+    for (uint64_t seed = 0; seed < 300; ++seed) {
+        const std::string text = random_text(seed, 40);
+        const size_t cut = word_safe_cut(text, text.size() / 3);
+        CHECK(cut >= text.size() / 3);
+        if (cut == text.size()) continue;
+        ++cuts;
+        Strings parts = words_of(text.substr(0, cut));
+        for (const std::string& word : words_of(text.substr(cut))) parts.push_back(word);
+        CAPTURE(text);
+        CHECK(parts == words_of(text));
+    }
+    CHECK(cuts > 200);  // most texts have a place
+    CHECK(word_safe_cut("aaaa", 1) == 4);
+    CHECK(word_safe_cut("aa\u3000\u3000 b", 3) == 10);  // the space ends a run of white space
+    CHECK(word_safe_cut("你好 b", 1) == 6);
+}
+
+TEST_CASE("several threads give the ids of one") {
+    const Tokenizer tokenizer = hello.tokenizer();
+    const std::string text = random_text(7, 500'000);
+    REQUIRE(text.size() > 1'000'000);
+    const Ids ids = tokenizer.encode(text, true);
+    CHECK(tokenizer.encode_parallel(text, true, 3) == ids);
+    CHECK(tokenizer.encode_parallel(text, false, 2) == tokenizer.encode(text));
+    CHECK(tokenizer.encode_parallel("hello", false, 2) == Ids{259});
+}
+
+#else
+
+TEST_CASE("without PCRE2 encoding by BPE says what is missing") {
+    CHECK(contains(error_of([] { hello.tokenizer().encode("hello"); }), "PCRE2"));
+    CHECK(hello.tokenizer().decode(Ids{259, 260}) == "hello w");
+}
+
+#endif
+
+TEST_CASE("names tell vocabularies apart") {
+    const std::string name = hello.tokenizer().name();
+    CHECK(name.substr(0, 7) == "bpe262-");
+    CHECK(hello.tokenizer().name() == name);
+    Files swapped = hello;
+    std::swap(swapped.merges[0], swapped.merges[1]);  // the same tokens, other ranks
+    CHECK(swapped.tokenizer().name() != name);
+    const Files fewer{{"h", "e"}};
+    CHECK(fewer.tokenizer().name() != name);
+}
+
+TEST_CASE("files: directory, prefix, metadata") {
+    const TemporaryFolder folder;
+    const Tokenizer tokenizer = hello.tokenizer();
+    tokenizer.save(folder.path);
+    write_file(folder.path + "/my_vocab.json", hello.vocab());
+    const std::string windows = "h e\r\nl l\r\nhe ll\r\nhell o\r\nĠ w\r\n";  // no #version, other line ends
+    write_file(folder.path + "/my_merges.txt", windows);
+    for (const char* path : {"", "/vocab.json", "/my_vocab.json"}) {
+        CAPTURE(path);
+        const Tokenizer read = Tokenizer::from_path(folder.path + path);
+        CHECK(read.name() == tokenizer.name());
+        CHECK(read.decode(Ids{259, 260, 261}) == "hello w<|endoftext|>");
+    }
+    const auto metadata = tokenizer.metadata();
+    CHECK(metadata.at("tokenizer") == tokenizer.name());
+    CHECK(metadata.at("tokenizer.merges") == "#version: 0.2\nh e\nl l\nhe ll\nhell o\nĠ w\n");
+    const Tokenizer embedded = Tokenizer::from_metadata(metadata, "/nowhere/model.bin");
+    CHECK(embedded.metadata() == metadata);
+
+    // A checkpoint of Hugging Face has no entry; its vocabulary lies beside it.
+    CHECK(Tokenizer::from_metadata({}, folder.path + "/model.safetensors").name() == tokenizer.name());
+    CHECK(Tokenizer::from_metadata({{"tokenizer", "bytes"}}, folder.path + "/model.bin").name() == "bytes");
+    CHECK(contains(error_of([&] {
+                       Tokenizer::from_metadata({{"tokenizer", "gpt2"}}, folder.path + "/model.bin");
+                   }),
+                   "was trained with the tokenizer 'gpt2'"));
+    CHECK(contains(error_of([] { Tokenizer::from_metadata({}, "/nowhere/model.bin"); }), "--tokenizer DIR"));
+    auto wrong = metadata;
+    wrong["tokenizer"] = "gpt2";
+    CHECK(contains(error_of([&] { Tokenizer::from_metadata(wrong, "model.bin"); }),
+                   "says its tokenizer is 'gpt2'"));
+}
+
+TEST_CASE("added tokens") {
+    Files files = hello;
+    std::string vocab = files.vocab();
+    vocab.replace(vocab.rfind('}'), 1, ", \"<pad>\": 262, \"<two words>\": 263, \"zzz\": 264}");
+    const Tokenizer tokenizer = Tokenizer::from_text(vocab, files.merges_text(), "test");
+    CHECK(tokenizer.decode(Ids{262, 263}) ==
+          "<pad><two words>");  // the space stands for itself: no byte's character
+#if HAVE_PCRE2
+    CHECK(tokenizer.encode("zzz") == Ids(3, id_of('z')));  // a word, but merging does not lead there
+#endif
+}
+
+TEST_CASE("damaged vocabularies are refused with a reason") {
+    const auto error = [](const std::string& vocab, const std::string& merges) {
+        return error_of([&] { Tokenizer::from_text(vocab, merges, "FILE"); });
+    };
+    const std::string vocab = hello.vocab(), merges = hello.merges_text();
+    CHECK(contains(error("[1]", merges), "FILE: vocab.json must be a JSON object"));
+    CHECK(contains(error("{\"a\": 0", merges), "must be a JSON object"));
+    CHECK(contains(error("{\"a\": 1}", merges), "has id 1"));
+    CHECK(contains(error("{\"a\": 0, \"b\": 0}", merges), "each once"));
+    CHECK(contains(error("{\"a\": -1}", merges), "has id -1"));
+    CHECK(contains(error("{\"a\": 0}", ""), "lacks byte 0x00"));
+    CHECK(contains(error(vocab, merges + "h\n"), "line 7 of merges.txt"));
+    CHECK(contains(error(vocab, merges + "h e l\n"), "one space between them"));
+    CHECK(contains(error(vocab, merges + "x y\n"), "do the two files belong together"));
+    CHECK(contains(error_of([] { Tokenizer::from_path("/nowhere"); }), "is no tokenizer: expected"));
+    const TemporaryFolder folder;
+    write_file(folder.path + "/vocab.json", vocab);
+    CHECK(
+        contains(error_of([&] { Tokenizer::from_path(folder.path); }), "merges.txt', which does not exist"));
+}
+
+namespace {
+
+std::string llmc_tokenizer(const std::vector<std::string>& tokens, int version, size_t end_of_text) {
+    int32_t header[256] = {20240328, version, int32_t(tokens.size()), int32_t(end_of_text)};
+    std::string file(reinterpret_cast<const char*>(header), sizeof header);
+    for (const std::string& token : tokens) file += char(token.size()) + token;
+    return file;
+}
+
+}  // namespace
+
+TEST_CASE("llm.c's tokenizer file: the merges follow from the tokens") {
+    const TemporaryFolder folder;
+    const std::string path = folder.path + "/tokenizer.bin", good = llmc_tokenizer(hello.tokens, 2, 261);
+    write_file(path, good);
+    CHECK(Tokenizer::from_path(path).metadata() == hello.tokenizer().metadata());
+
+    const auto error = [&](std::string_view content) {
+        write_file(path, content);
+        return error_of([&] { Tokenizer::from_path(path); });
+    };
+    CHECK(contains(error(good.substr(0, good.size() - 1)), "ends within token 261 of 262"));
+    CHECK(contains(error(good.substr(0, 100)), "is not a tokenizer of llm.c"));
+    CHECK(contains(error(std::string(2000, 'x')), "is not a tokenizer of llm.c"));
+    CHECK(contains(error(llmc_tokenizer(hello.tokens, 1, 0)),
+                   "<|endoftext|> = 50256"));  // version 1 is GPT-2 alone
+    std::vector<std::string> holes = hello.tokens;
+    holes.insert(holes.end() - 1, "three");
+    CHECK(contains(error(llmc_tokenizer(holes, 2, 262)), "not made of two earlier tokens"));
+}
+
+// ---- programs
+// -----------------------------------------------------------------------------------------------------
+
+#if HAVE_PCRE2
+
+TEST_CASE("bpe_train learns the merges worked out by hand") {
+    // Words: low 1, " low" 4, " lower" 2, " newest" 6, " widest" 3. Pairs by frequency, equal ones by ids
+    // (d 67, e 68, i 72, l 75, n 77, o 78, s 82, t 83, w 86, space 220):
+    //   e s 9 (as s t, but e < s); es t 9; l o 7 (as o w); lo w 7; of the pairs with 6 (e w, n e, w est, " "
+    //   low, " " n) e w; then n ew; " " low; " " new; " new" est; of the pairs with 3 (" " w, w i, i d, d
+    //   est) d est.
+    const TemporaryFolder folder;
+    const std::string text =
+        "low low low low low lower lower newest newest newest newest newest newest widest widest widest";
+    const std::string expected =
+        "#version: 0.2\ne s\nes t\nl o\nlo w\ne w\nn ew\nĠ low\nĠ new\nĠnew est\nd est\n";
+    write_file(folder.path + "/text.txt", text);
+    const std::string out = folder.path + "/trained";
+    CHECK(run_program(bpe_train_main, {folder.path + "/text.txt", "-o", out, "-v", "267"}).first == 0);
+    CHECK(read_text(out + "/merges.txt") == expected);
+    const Tokenizer tokenizer = Tokenizer::from_path(out);
+    CHECK(tokenizer.vocab_size() == 267);
+    CHECK(tokenizer.end_of_text() == uint16_t(266));
+    CHECK(tokenizer.encode("low newest<|endoftext|>", true) == Ids{259, 264, 266});
+    CHECK(tokenizer.token(220) == " ");
+
+    // The marker cuts words like the end of a file and is not counted; with a limit of 4 all but the last are
+    // learned.
+    write_file(folder.path + "/a.txt", text.substr(0, 25) + "<|endoftext|>");
+    write_file(folder.path + "/b.txt", text.substr(25));
+    const auto [status, output] = run_program(
+        bpe_train_main,
+        {folder.path + "/[ab].txt", "-o", out, "-v", "300", "--min-frequency", "4", "--threads", "2"});
+    CHECK(status == 0);
+    CHECK(read_text(out + "/merges.txt") + "d est\n" == expected);
+    CHECK(contains(output, "only 266 tokens"));
+
+    CHECK(contains(run_program(bpe_train_main, {folder.path + "/none.txt"}).second,
+                   "bpe_train: error: no file is named"));
+}
+
+TEST_CASE("bpe_train: a pair that overlaps itself") {
+    // "aaaa" 3 times, "aaa" once: a a counts 3*3 + 2 = 11; then aa aa 3, aa a 1.
+    const TemporaryFolder folder;
+    write_file(folder.path + "/text.txt", "aaaa\naaaa\naaaa\naaa");
+    CHECK(run_program(bpe_train_main, {folder.path + "/text.txt", "-o", folder.path, "-v", "400"}).first ==
+          0);
+    CHECK(read_text(folder.path + "/merges.txt") == "#version: 0.2\na a\naa aa\n");
+}
+
+namespace {
+
+struct PrepareFixture {
+    TemporaryFolder folder;
+    std::string dir = folder.path, vocabulary = dir + "/vocabulary", out = dir + "/out";
+
+    PrepareFixture() {
+        fs::create_directories(vocabulary);
+        hello.tokenizer().save(vocabulary);
+    }
+    std::pair<int, std::string> run(std::vector<std::string> arguments) {
+        for (const std::string& more :
+             {std::string("--out"), out, std::string("--tokenizer"), vocabulary, std::string("--downloads"),
+              dir + "/downloads", std::string("--mirror"), "file://" + dir + "/mirror"})
+            arguments.push_back(more);
+        return run_program(prepare_main, arguments);
+    }
+};
+
+}  // namespace
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: text with markers, splits and shards") {
+    write_file(dir + "/tales.txt", "hello \n<|endoftext|>\n\nhell\nhe\n<|endoftext|>\n<|endoftext|>ll\n");
+    const Ids all = {261, 259, 261, 258, id_of('\n'), 256, 261, 257};
+    const auto [status, output] = run({dir + "/tales.txt", "--val-tokens", "3", "--shard-tokens", "2"});
+    CHECK_MESSAGE(status == 0, output);
+    CHECK(contains(output, "5 tokens for training, 3 for validation"));
+    CHECK(contains(output, "3 documents"));
+    CHECK(tokens_of(out + "/tales_val_000000.bin") == Ids{261, 259});
+    CHECK(tokens_of(out + "/tales_val_000001.bin") == Ids{261});
+    CHECK(tokens_of(out + "/tales_train_000003.bin") == Ids{257});
+    CHECK(joined({tokens_of(out + "/tales_val_*.bin"), tokens_of(out + "/tales_train_*.bin")}) == all);
+    CHECK(Tokenizer::from_path(out).name() == hello.tokenizer().name());
+
+    const auto again = run({dir + "/tales.txt"});
+    CHECK(again.first == 1);
+    CHECK(contains(again.second, "is there already"));
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: bytes have a blank line between documents") {
+    write_file(dir + "/tales.txt", "one<|endoftext|>two");
+    vocabulary = "bytes";
+    CHECK(run({dir + "/tales.txt", "--val-tokens", "0"}).first == 0);
+    CHECK(Tokenizer().decode(tokens_of(out + "/tales_train_*.bin")) == "one\n\ntwo");
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: a document longer than the pieces it is read in") {
+    std::string text = random_text(3, 900'000);
+    std::erase(text, '<');                           // no markers
+    text += std::string(3'000'000, 'h') + " hello";  // a word longer than a piece
+    REQUIRE(text.size() > 4 * piece_bytes);
+    write_file(dir + "/long.txt", text);
+    CHECK(run({dir + "/long.txt", "--val-tokens", "0", "--threads", "3"}).first == 0);
+    CHECK(tokens_of(out + "/long_train_*.bin") == joined({{261}, hello.tokenizer().encode(text)}));
+    fs::remove(out + "/long_train_000001.bin");
+    CHECK(run({dir + "/long.txt", "--val-tokens", "0", "--max-tokens", "1000"}).first == 0);
+    CHECK(tokens_of(out + "/long_train_*.bin").size() == 1000);
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: JSON lines") {
+    write_file(dir + "/lines.jsonl",
+               "{\"id\": 1, \"story\": \"hello\"}\n\n{\"story\": \"\\u0068e\\n<|endoftext|>\"}");
+    CHECK(run({dir + "/lines.jsonl", "--field", "story", "--val-tokens", "0"}).first == 0);
+    const Tokenizer tokenizer = hello.tokenizer();  // in JSON the marker is text like any other
+    CHECK(tokens_of(out + "/lines_train_*.bin") ==
+          joined({{261, 259, 261}, tokenizer.encode("he\n<|endoftext|>")}));
+    out += "2";
+    CHECK(contains(run({dir + "/lines.jsonl"}).second,
+                   "line 1 has no text named 'text'; choose by --field one of: story"));
+    out += "3";
+    write_file(dir + "/broken.jsonl", "{\"text\": \"a\"}\n\n{\"text\":");
+    const auto [status, output] = run({dir + "/broken.jsonl"});
+    CHECK(status == 1);
+    CHECK(contains(output, "line 3 is no JSON object"));
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: tar archives, a document a file") {
+    const auto member = [](const char* name, char kind, const std::string& text) {
+        std::string block(512 + (text.size() + 511) / 512 * 512, '\0');
+        std::strcpy(&block[0], name);
+        std::snprintf(&block[124], 12, "%011zo", text.size());
+        block[156] = kind;
+        std::memcpy(&block[257], "ustar", 5);
+        std::copy(text.begin(), text.end(), block.begin() + 512);
+        return block;
+    };
+    const std::string archive = member("d/", '5', "") + member("d/1.txt", '0', " hello\n\n\n\nhe ") +
+                                member("d/2.txt", '0', std::string(600, '\n') + "ll") +
+                                std::string(1024, '\0');
+    write_file(dir + "/texts.tar", archive);
+    CHECK(run({dir + "/texts.tar", "--val-tokens", "0"}).first == 0);
+    const Ids blank_line = {id_of('\n'), id_of('\n')};
+    CHECK(tokens_of(out + "/texts_train_*.bin") == joined({{261, 259}, blank_line, {256, 261, 257}}));
+    for (const size_t bytes : {700u, 1100u}) {  // within a header, within a file
+        write_file(dir + "/torn.tar", archive.substr(0, bytes));
+        out += "2";
+        CHECK(contains(run({dir + "/torn.tar"}).second, "ends within a file"));
+    }
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: a named corpus is downloaded, continued, and split as it comes") {
+    const std::string place = "/datasets/roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-";
+    const std::string train = "hello\n<|endoftext|>\nhell\n";
+    write_file(dir + "/mirror" + place + "valid.txt", "he\n<|endoftext|>\n");
+    write_file(dir + "/mirror" + place + "train.txt", train);
+    // A download that stopped within the file: what is there stays, though it is not what the host has.
+    write_file(dir + "/downloads/tinystories/TinyStoriesV2-GPT4-train.txt.part", "HELLO");
+    const auto [status, output] = run({"tinystories"});
+    CHECK_MESSAGE(status == 0, output);
+    CHECK(tokens_of(out + "/tinystories_val_000000.bin") == Ids{261, 256});
+    CHECK(tokens_of(out + "/tinystories_train_000001.bin") ==
+          joined({{261}, hello.tokenizer().encode("HELLO"), {261, 258}}));
+    CHECK(!fs::exists(dir + "/downloads/tinystories/TinyStoriesV2-GPT4-train.txt.part"));
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: a download with another checksum is removed") {
+    write_file(dir + "/mirror/karpathy/char-rnn/master/data/tinyshakespeare/input.txt", "abc");
+    const auto [status, output] = run({"tinyshakespeare"});
+    CHECK(status == 1);
+    // SHA-256 of "abc": FIPS 180-2, appendix B.1
+    CHECK(contains(
+        output, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad, expected 86c4e6aa9db7"));
+    CHECK(!fs::exists(dir + "/downloads/tinyshakespeare/input.txt"));
+    CHECK(!fs::exists(dir + "/downloads/tinyshakespeare/input.txt.part"));
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: what cannot be downloaded or read") {
+    CHECK(contains(run({"openwebtext"}).second, "cannot download file://"));
+    CHECK(contains(run({"fineweb-edu"}).second, "comes as tokens of GPT-2's vocabulary"));
+    CHECK(contains(run({dir + "/none.txt"}).second, "prepare: error: no file is named"));
+    write_file(dir + "/table.parquet", "PAR1");
+    CHECK(contains(run({dir + "/table.parquet"}).second, "Parquet"));
+    write_file(dir + "/torn.txt.gz", "no gzip");
+    CHECK(contains(run({dir + "/torn.txt.gz"}).second, "gzip failed"));
+    write_file(dir + "/empty.txt", "");
+    CHECK(contains(run({dir + "/empty.txt"}).second, "holds no text"));
+}
+
+TEST_CASE("GPT-2's own vocabulary") {
+    const char* path = std::getenv("GPT2_TOKENIZER");
+    if (!path) {
+        MESSAGE("skipped: set GPT2_TOKENIZER to a directory with GPT-2's vocab.json and merges.txt");
+        return;
+    }
+    const Tokenizer tokenizer = Tokenizer::from_path(path);
+    CHECK(tokenizer.name() == "gpt2");
+    CHECK(tokenizer.vocab_size() == 50257);
+    CHECK(tokenizer.end_of_text() == uint16_t(50256));
+    // The ids that GPT-2's documentation and many tutorials print.
+    CHECK(tokenizer.encode("Hello world") == Ids{15496, 995});
+    CHECK(tokenizer.encode("Hello, I'm a language model,") == Ids{15496, 11, 314, 1101, 257, 3303, 2746, 11});
+    const TemporaryFolder folder;
+    std::vector<std::string> tokens;
+    for (size_t id = 0; id < 50257; ++id) tokens.emplace_back(tokenizer.token(id));
+    write_file(folder.path + "/gpt2_tokenizer.bin", llmc_tokenizer(tokens, 1, 50256));
+    CHECK(Tokenizer::from_path(folder.path + "/gpt2_tokenizer.bin").metadata() == tokenizer.metadata());
+}
+
+#endif
+
+TEST_SUITE_END();
