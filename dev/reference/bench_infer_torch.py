@@ -26,13 +26,12 @@ def prefill(torch, args, model):
 def decode(torch, args, model):
     head_size = args.n_embd // args.n_head
     caches = [torch.zeros(2, args.batch, args.n_head, args.seq_len, head_size) for _ in range(args.n_layer)]
-    run = torch.compile(model.decode, dynamic=True) if args.compile else model.decode
     prompt = torch.randint(args.vocab, (args.batch, args.prompt))
-    token, at = run(prompt, caches, 0).argmax(-1, keepdim=True), args.prompt
+    token, at = model.decode(prompt, caches, 0).argmax(-1, keepdim=True), args.prompt
 
     def step():
         nonlocal token, at
-        token, at = run(token, caches, at).argmax(-1, keepdim=True), at + 1
+        token, at = model.decode(token, caches, at).argmax(-1, keepdim=True), at + 1
 
     timing = peer_gpt2.timed(step, args.warmup, args.decode)
     peer_gpt2.report(torch, args, "decode", timing, prompt=args.prompt,
@@ -48,6 +47,10 @@ def main():
     parser.add_argument("--prompt", type=int, default=16, help="tokens in the cache before (default 16)")
     parser.add_argument("--freeze", action="store_true", help="with --compile: constant, prepacked weights")
     args = parser.parse_args()
+    if args.decode and args.compile:
+        parser.error("--compile is for prefill: every length of the cache would be compiled again")
+    if args.freeze and not args.compile:
+        parser.error("--freeze needs --compile")
     needed = args.prompt + args.warmup + args.decode
     if args.decode and needed > args.seq_len:
         parser.error(f"--seq-len {args.seq_len} is shorter than prompt + warmup + decode = {needed}")
