@@ -7,7 +7,11 @@
 # make deps        installs what is missing from the system's packages
 # make format      clang-format over all sources
 #
-# Settings: CXX, CUDA_HOME, USE_CUDA=0 (ignore nvcc), SANITIZE=address,undefined, BUILD=<folder>
+# For CUDA: make emu-test runs its kernels on the CPU; cuda-compile-check builds them for all architectures; gpu-test and
+# gpu-bench need a GPU.
+#
+# Settings: CXX, CUDA_HOME, NVCC, USE_CUDA=0 (ignore nvcc), GPU=native or e.g. GPU="80 90", SANITIZE=address,undefined,
+#           BUILD=<folder>
 CXX ?= g++
 BUILD ?= build
 OPT ?= -O3
@@ -27,7 +31,7 @@ LEAF_ISAS = base $(if $(filter x86_64,$(ARCH)),avx2 avx512)
 LIBRARY = $(LIBRARY_SOURCES:%.cpp=$(BUILD)/%.o) $(LEAF_ISAS:%=$(BUILD)/ops/leaf_%.o)
 TEST_OBJECTS = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/*.cpp))
 
-.PHONY: all data-tools test demo bench dev-env deps format clean
+.PHONY: all data-tools test emu-test cuda-compile-check gpu-test gpu-bench FORCE demo bench dev-env deps format clean
 .DELETE_ON_ERROR:
 all: $(PROGRAMS)
 data-tools: $(DATA_TOOLS)
@@ -39,16 +43,51 @@ CPPFLAGS += -DHAVE_PCRE2=1
 LDLIBS += -lpcre2-8
 endif
 
+# ---- CUDA -----------------------------------------------------------------------------------------------------------
+# nvcc and cuBLASLt, where there are both. The programs then run on a GPU, and where they find none, on the CPU.
+comma := ,
+NVCC ?= $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_HOME ?= $(if $(NVCC),$(abspath $(dir $(realpath $(NVCC)))..),/usr/local/cuda)
+CUDA_INCLUDE = $(CUDA_HOME)/include
+CUDA_LIB = $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/lib))
+CUDA_LIBS = -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcublasLt -lcudart_static -lrt -ldl -lpthread
+CUDA_HEADERS := $(wildcard $(CUDA_INCLUDE)/cublasLt.h)
+ifneq ($(USE_CUDA),0)
+HAVE_CUDA := $(and $(NVCC),$(CUDA_HEADERS),$(wildcard $(CUDA_LIB)/libcublasLt.so),1)
+endif
+
+# For the GPUs of this machine; where it has none, sm_80's code for every newer one (compiled at the first start).
+GPU ?= $(if $(shell nvidia-smi -L 2>/dev/null),native,80)
+gencode = -gencode arch=compute_$(1),code=sm_$(1)
+newest = $(lastword $(GPU))
+GPU_FLAGS = $(if $(filter native,$(GPU)),-arch=native,$(foreach g,$(GPU),$(call gencode,$(g))) \
+            -gencode arch=compute_$(newest)$(comma)code=compute_$(newest))
+NVCC_HOST = $(foreach f,$(filter-out -std=% -O% -Werror,$(CXXFLAGS)),-Xcompiler=$(f))
+NVCC_FLAGS = -std=c++20 -O3 --threads 0 -DTN_CUDA $(CPPFLAGS) $(NVCC_HOST) -ccbin $(CXX)
+NVCC_STRICT = --Werror all-warnings -Xcompiler=-Werror
+
 # ---- programs -------------------------------------------------------------------------------------------------------
+ifdef HAVE_CUDA
+train_gpt infer: LDLIBS += $(CUDA_LIBS)
+COMPILE_CU = $(NVCC) $(NVCC_FLAGS) $(GPU_FLAGS) -MMD -MP -c
+else
+COMPILE_CU = $(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -x c++ -c
+endif
+# Changes when the command does, so that USE_CUDA=0 and back rebuilds the programs.
+$(BUILD)/compile_cu: FORCE
+	@mkdir -p $(@D)
+	@echo '$(COMPILE_CU)' | cmp -s - $@ || echo '$(COMPILE_CU)' > $@
+FORCE:
+
 train_gpt: $(BUILD)/train_gpt.o $(LIBRARY)
 infer: $(BUILD)/infer.o $(LIBRARY)
 fold: $(BUILD)/fold.o $(LIBRARY)
 $(PROGRAMS):
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
-$(BUILD)/%.o: %.cu
+$(BUILD)/%.o: %.cu $(BUILD)/compile_cu
 	@mkdir -p $(@D)
-	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
+	$(COMPILE_CU) $< -o $@
 
 $(BUILD)/%.o: %.cpp
 	@mkdir -p $(@D)
@@ -78,6 +117,46 @@ test: deps
 	$(MAKE) $(PROGRAMS) $(BUILD)/run_tests
 	$(BUILD)/run_tests
 
+# ---- tests of the CUDA code -----------------------------------------------------------------------------------------
+# On the CPU, through the stand-in of tests/emu; needs the CUDA Toolkit's headers and no GPU.
+EMU_SOURCES = $(wildcard tests/emu/*.cpp tests/test_emu*.cpp tests/cuda/*.cpp) tests/main.cpp
+EMU_FLAGS = -std=c++20 -O2 -g1 -fno-math-errno -fno-strict-aliasing -fsanitize=alignment -fno-sanitize-recover=alignment \
+            -fopenmp -Wall -Wextra -Werror -Wno-unknown-pragmas -DTN_CUDA -DCUDA_EMU -Itests/emu $(CPPFLAGS) \
+            -isystem $(CUDA_INCLUDE)
+$(BUILD)/emu/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(EMU_FLAGS) -MMD -MP -c $< -o $@
+$(BUILD)/emu/run_cuda_tests: $(EMU_SOURCES:%.cpp=$(BUILD)/emu/%.o) $(LIBRARY)
+	$(CXX) $(LDFLAGS) -fsanitize=alignment $^ $(LDLIBS) -lrt -ldl -lpthread -o $@
+
+HAVE_EMU := $(shell printf '\#include <cublasLt.h>\n\#include <nccl.h>\n' | $(CXX) -x c++ -isystem $(CUDA_INCLUDE) -E - >/dev/null 2>&1 && echo 1)
+ifeq ($(HAVE_EMU),1)
+emu-test: $(BUILD)/emu/run_cuda_tests
+	$<
+else
+emu-test:
+	@echo "emu-test: skipped: no cublasLt.h and nccl.h in $(CUDA_INCLUDE); set CUDA_HOME to a CUDA Toolkit (12 or later)"
+endif
+
+# Every kernel for every architecture, warnings as errors; fails where registers spill.
+cuda-compile-check:
+	@mkdir -p $(BUILD) dev/results
+	$(NVCC) $(NVCC_FLAGS) $(NVCC_STRICT) $(foreach g,80 90 100,$(call gencode,$(g))) -Xptxas -v -c train_gpt.cu \
+	    -o $(BUILD)/compile_check.o 2> $(BUILD)/kernel_resources.log || (cat $(BUILD)/kernel_resources.log; false)
+	$(NVCC) $(NVCC_FLAGS) $(NVCC_STRICT) $(call gencode,80) -c infer.cu -o $(BUILD)/compile_check.o
+	dev/kernel_resources.py $(BUILD)/kernel_resources.log dev/results/kernel-resources.md
+
+# On a GPU: the same tests, then under compute-sanitizer.
+GPU_SOURCES = $(wildcard tests/cuda/*.cpp) tests/test_emu.cpp
+$(BUILD)/gpu/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) $(NVCC_STRICT) $(GPU_FLAGS) -MMD -MP -x cu -c $< -o $@
+$(BUILD)/gpu/run_cuda_tests: $(GPU_SOURCES:%.cpp=$(BUILD)/gpu/%.o) $(BUILD)/tests/main.o $(LIBRARY)
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(CUDA_LIBS) -o $@
+gpu-test:
+	$(MAKE) $(BUILD)/gpu/run_cuda_tests GPU=native
+	dev/gpu_test.sh $(BUILD)/gpu/run_cuda_tests
+
 # ---- benchmarks -----------------------------------------------------------------------------------------------------
 HAVE_DNNL := $(shell printf '\#include <dnnl.h>\n' | $(CXX) -x c++ -E - >/dev/null 2>&1 && echo 1)
 DNNL = $(if $(HAVE_DNNL),-DHAVE_DNNL -ldnnl)
@@ -87,6 +166,15 @@ $(BUILD)/bench_%: dev/bench_%.cpp train_gpt.cu $(LIBRARY)
 bench: deps
 	$(MAKE) $(PROGRAMS) $(BUILD)/bench_train $(BUILD)/bench_matmul
 	dev/bench.py
+
+# On a GPU: one table, from the trainer's own code.
+$(BUILD)/gpu/bench_gpu: dev/bench_gpu.cu train_gpt.cu $(LIBRARY)
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) $(GPU_FLAGS) -c $< -o $@.o
+	$(CXX) $(LDFLAGS) $@.o $(LIBRARY) $(LDLIBS) $(CUDA_LIBS) -o $@
+gpu-bench:
+	$(MAKE) $(BUILD)/gpu/bench_gpu GPU=native
+	dev/gpu_bench.sh $(BUILD)/gpu/bench_gpu
 
 # Python with the references and peers that dev/ compares with; nothing else needs it.
 dev-env:

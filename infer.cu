@@ -23,9 +23,10 @@
 #include "model/decoder.cuh"
 #include "model/model_file.h"
 #include "model/sampler.h"
+#include "runtime/device.h"
 
 struct Settings {
-    std::string model, prompt, tokens, dump, device = "auto";
+    std::string model, prompt, tokens, dump, device = "auto", precision = "bf16";
     bool last_token = false, greedy = false;
     size_t n = 256, top_k = 0, seed = 1, threads = 0, show = 8;
     double temperature = 0.8, top_p = 1;
@@ -57,6 +58,8 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--seed", .to = &s.seed, .help = "of the samples"});
     o.section("Run");
     o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"}, .help = "where to run"});
+    o.add({.long_name = "--precision", .to = &s.precision, .choices = {"bf16", "fp32"},
+           .help = "of weights and activations on a GPU; the CPU uses fp32"});
     o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = 1024}, .default_text = "all cores",
            .help = "CPU threads"});
     return o;
@@ -145,8 +148,8 @@ static void dump_logits(const std::string& path, const std::vector<float>& logit
 }
 
 // Next-token probabilities of the prompt, and the rate of this mode: the whole prompt again for every answer.
-template <class Device>
-void last_token(const Settings& s, Decoder<Device, float>& decoder, const Prompt& prompt, const Config& c,
+template <class Device, class Real>
+void last_token(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& prompt, const Config& c,
                 const std::optional<Tokenizer>& tokenizer) {
     std::vector<float> logits(c.V);
     auto pass = [&] {
@@ -177,8 +180,8 @@ void last_token(const Settings& s, Decoder<Device, float>& decoder, const Prompt
 }
 
 // Streams n tokens after the prompt. When the context is full, the second half of it is read again at its start.
-template <class Device>
-void generate(const Settings& s, Decoder<Device, float>& decoder, const Prompt& prompt, const Config& c,
+template <class Device, class Real>
+void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& prompt, const Config& c,
               const std::optional<Tokenizer>& tokenizer) {
     const Sampling sampling{s.greedy ? 0 : s.temperature, s.top_k, s.top_p, s.seed};
     std::vector<int> tokens = prompt.tokens;
@@ -211,14 +214,30 @@ void generate(const Settings& s, Decoder<Device, float>& decoder, const Prompt& 
                 prefill_seconds * 1e3, s.n, seconds, seconds * 1e3 / double(std::max<size_t>(s.n, 1)));
 }
 
+template <class Device, class Real>
+void run(const Settings& s, Device& dev, const GptTensors<Real>& weights, const ModelInfo& info, const Prompt& prompt,
+         const std::optional<Tokenizer>& tokenizer) {
+    Decoder<Device, Real> decoder(dev, info.config, weights, info.taper_scale, info.gate);
+    if (s.last_token) return last_token(s, decoder, prompt, info.config, tokenizer);
+    std::printf("\n");
+    generate(s, decoder, prompt, info.config, tokenizer);
+}
+
+#ifdef TN_CUDA
+template <class Real>
+void run_on_gpu(const Settings& s, HostModel& model, const Prompt& prompt, const std::optional<Tokenizer>& tokenizer) {
+    Cuda cuda;
+    const DeviceWeights<Cuda, Real> weights(cuda, model.info.config, model.tensors);
+    run<Cuda, Real>(s, cuda, weights.tensors, model.info, prompt, tokenizer);
+}
+#endif
+
 [[maybe_unused]] static int run_program(int argc, char** argv) {
     signal(SIGXFSZ, SIG_IGN);  // a limit of file sizes (ulimit -f) is then an error of the write
     Settings s;
     Options options = make_options(s);
     if (!options.parse(argc, argv)) return 0;
-    if (s.device == "cuda")
-        fail("--device cuda: this program was built without CUDA; install the CUDA Toolkit and run make again, or use "
-             "--device cpu");
+    const DeviceChoice choice = choose_device(s.device);
     std::error_code ignored;
     if (std::filesystem::equivalent(s.dump, s.model, ignored))
         fail("--dump: %s is the model; expected another name", s.dump.c_str());
@@ -233,15 +252,14 @@ void generate(const Settings& s, Decoder<Device, float>& decoder, const Prompt& 
         // Ids still work; a prompt of text says what is missing.
     }
     const Prompt prompt = read_prompt(s, options, info, tokenizer);
-    std::printf("model     %s: %s\ndevice    cpu: %d threads, %s\n", s.model.c_str(), describe(info).c_str(), cpu.threads,
-                isa_name(cpu.isa));
-    Decoder<Cpu, float> decoder(cpu, info.config, model->tensors, info.taper_scale, info.gate);
-    if (s.last_token) {
-        last_token(s, decoder, prompt, info.config, tokenizer);
-    } else {
-        std::printf("\n");
-        generate(s, decoder, prompt, info.config, tokenizer);
-    }
+    std::printf("model     %s: %s\ndevice    %s\n", s.model.c_str(), describe(info).c_str(),
+                choice.cuda ? strprintf("cuda: %s, %s", choice.why.c_str(), s.precision.c_str()).c_str()
+                            : describe(cpu, choice).c_str());
+    if (!choice.cuda) run<Cpu, float>(s, cpu, model->tensors, info, prompt, tokenizer);
+#ifdef TN_CUDA
+    if (choice.cuda && s.precision == "fp32") run_on_gpu<float>(s, *model, prompt, tokenizer);
+    if (choice.cuda && s.precision == "bf16") run_on_gpu<bf16>(s, *model, prompt, tokenizer);
+#endif
     if (std::fflush(stdout) != 0 || std::ferror(stdout)) fail("cannot write to the standard output: is its disk full?");
     return 0;
 }

@@ -377,4 +377,273 @@ void scale_loss_backward(Cpu& dev, Real* dx, const Real* x, NormKind kind, doubl
                                             C);
     });
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sites on CUDA: the functions above with another device. A warp computes a row, in fp32; a row that was read once is
+// in the first-level cache when it is read again.
+#ifdef TN_CUDA
+#include "ops/reduce.cuh"
+
+constexpr unsigned kSiteWarps = 8;  // rows a block
+
+template <class Real>
+__device__ __forceinline__ float row_mean_warp(const Real* x, unsigned C, bool whole) {
+    float sum = 0, v[kPiece<Real>];
+    for (unsigned i = threadIdx.x % 32 * kPiece<Real>; i < C; i += 32 * kPiece<Real>) {
+        load_piece(v, x, i, C, whole);
+#pragma unroll
+        for (unsigned j = 0; j < kPiece<Real>; j++) sum += v[j];
+    }
+    return warp_sum(sum) / float(C);
+}
+
+// s of a row: the root of the mean square of x - m.
+template <class Real>
+__device__ __forceinline__ float row_scale_warp(const Real* x, float m, float eps, unsigned C, bool whole) {
+    float sum = 0, v[kPiece<Real>];
+    for (unsigned i = threadIdx.x % 32 * kPiece<Real>; i < C; i += 32 * kPiece<Real>) {
+        load_piece(v, x, i, C, whole);
+#pragma unroll
+        for (unsigned j = 0; j < kPiece<Real>; j++)
+            if (i + j < C) sum += (v[j] - m) * (v[j] - m);
+    }
+    return sqrtf(warp_sum(sum) / float(C) + eps);
+}
+
+// The factors of one piece of columns: y = u scale[j] + shift[j] is what every phase comes down to. r = 1 / s.
+template <Phase phase, class Real>
+__device__ __forceinline__ void site_factors(float (&scale)[kPiece<Real>], float (&shift)[kPiece<Real>],
+                                             const SiteArgs<Real, float>& a, float r, unsigned i, unsigned C, bool whole) {
+    constexpr bool normed = phase == Phase::norm || phase == Phase::blend;
+    constexpr bool scaled = phase == Phase::scale || phase == Phase::blend;
+    const float g = a.g, h = 1 - a.g;
+    float v[kPiece<Real>];
+#pragma unroll
+    for (unsigned j = 0; j < kPiece<Real>; j++) scale[j] = phase == Phase::unweighted ? r : 0.0f, shift[j] = 0;
+    auto add = [&](float (&to)[kPiece<Real>], const Real* vector, float factor) {
+        if (!vector) return;
+        load_piece(v, vector, i, C, whole);
+#pragma unroll
+        for (unsigned j = 0; j < kPiece<Real>; j++) to[j] += factor * v[j];
+    };
+    if constexpr (normed) add(scale, a.weight, phase == Phase::norm ? r : g * r), add(shift, a.bias, g);
+    if constexpr (scaled) add(scale, a.taper_weight, h * a.c), add(shift, a.taper_bias, h);
+}
+
+// calibration [N, 3]: the row's |gamma u|^2 / s, |gamma u|^2 and s; may be null, as mean and rscale may.
+template <class Real, Phase phase>
+__global__ void __launch_bounds__(kSiteWarps * 32)
+    site_forward_kernel(Real* y, float* mean, float* rscale, float* calibration, const Real* x,
+                        SiteArgs<Real, float> site, size_t N, unsigned C, bool whole) {
+    const size_t row = size_t(blockIdx.x) * kSiteWarps + threadIdx.x / 32;
+    if (row >= N) return;  // a whole warp, and no barrier follows
+    constexpr bool statistics = phase != Phase::scale;
+    const bool centered = site.kind == NormKind::layernorm, first = threadIdx.x % 32 == 0;
+    x += row * C, y += row * C;
+    const float m = centered ? row_mean_warp(x, C, whole) : 0.0f;
+    const float s = statistics ? row_scale_warp(x, m, site.eps, C, whole) : 1.0f;
+    const float r = 1 / s;
+    if (first && centered && mean) mean[row] = m;
+    if (first && statistics && rscale) rscale[row] = r;
+    float square = 0, u[kPiece<Real>], scale[kPiece<Real>], shift[kPiece<Real>];
+    for (unsigned i = threadIdx.x % 32 * kPiece<Real>; i < C; i += 32 * kPiece<Real>) {
+        load_piece(u, x, i, C, whole);
+        site_factors<phase>(scale, shift, site, r, i, C, whole);
+#pragma unroll
+        for (unsigned j = 0; j < kPiece<Real>; j++) {
+            const float scaled = (u[j] - m) * scale[j];  // at g = 1: gamma n
+            if (phase == Phase::norm && i + j < C) square += scaled * scaled;
+            u[j] = scaled + shift[j];
+        }
+        store_piece(y, u, i, C, whole);
+    }
+    if (phase != Phase::norm || !calibration) return;
+    square = warp_sum(square) * s * s;
+    if (first) calibration[3 * row] = square * r, calibration[3 * row + 1] = square, calibration[3 * row + 2] = s;
+}
+
+template <class Real>
+bool site_aligned(const Site<Real>& s) {
+    return aligned_16(s.weight, s.bias, s.taper_weight, s.taper_bias);
+}
+
+template <class Real>
+void site_forward(Cuda& dev, Real* y, float* mean, float* rscale, SiteSums* sums, const Real* x, const Site<Real>& site,
+                  size_t N, size_t C) {
+    const bool whole = C % kPiece<Real> == 0 && aligned_16(x, y) && site_aligned<Real>(site);
+    if (site.phase != Phase::norm) sums = nullptr;
+    float* calibration = sums ? static_cast<float*>(dev.scratch(3 * N * sizeof(float))) : nullptr;
+    auto run = [&]<Phase phase>() {
+        launch<site_forward_kernel<Real, phase>>(blocks_for(N, kSiteWarps), kSiteWarps * 32, 0, dev.stream, y, mean,
+                                                 rscale, calibration, x, site, N, unsigned(C), whole);
+    };
+    if (site.phase == Phase::norm) run.template operator()<Phase::norm>();
+    if (site.phase == Phase::blend) run.template operator()<Phase::blend>();
+    if (site.phase == Phase::scale) run.template operator()<Phase::scale>();
+    if (site.phase == Phase::unweighted) run.template operator()<Phase::unweighted>();
+    static_assert(sizeof(SiteSums) == 3 * sizeof(double));
+    if (sums) sum_rows<3>(dev, reinterpret_cast<double*>(sums), calibration, N);
+}
+
+// What the gradient of a row needs to know about it: dx = d (g r gamma + k gamma~) - u slope - offset.
+struct SiteRow {
+    float m, r, slope, offset;
+};
+
+// p_bar, pn_bar and q_bar of a row (top of this file), by one warp.
+template <Phase phase, class Real>
+__device__ __forceinline__ SiteRow site_row(const Real* dy, const Real* x, float m, float r,
+                                            const SiteArgs<Real, float>& a, unsigned C, bool whole) {
+    const float g = a.g, k = (1 - a.g) * a.c;
+    float p_bar = 0, pn_bar = 0, q_bar = 0, d[kPiece<Real>], u[kPiece<Real>], w[kPiece<Real>];
+    for (unsigned i = threadIdx.x % 32 * kPiece<Real>; i < C; i += 32 * kPiece<Real>) {
+        load_piece(d, dy, i, C, whole);
+        if constexpr (phase != Phase::scale) {
+            load_piece(u, x, i, C, whole);
+            load_piece(w, a.weight, i, C, whole);
+#pragma unroll
+            for (unsigned j = 0; j < kPiece<Real>; j++) {
+                const float p = g * w[j] * d[j];  // 0 beyond the row's end
+                p_bar += p, pn_bar += p * ((u[j] - m) * r);
+            }
+        }
+        if constexpr (phase != Phase::norm) {
+            load_piece(w, a.taper_weight, i, C, whole);
+#pragma unroll
+            for (unsigned j = 0; j < kPiece<Real>; j++) q_bar += k * w[j] * d[j];
+        }
+    }
+    p_bar = phase != Phase::scale ? warp_sum(p_bar) / float(C) : 0;
+    pn_bar = phase != Phase::scale ? warp_sum(pn_bar) / float(C) : 0;
+    q_bar = phase != Phase::norm ? warp_sum(q_bar) / float(C) : 0;
+    return {m, r, r * r * pn_bar, a.kind == NormKind::layernorm ? r * p_bar + q_bar : 0.0f};
+}
+
+// A block takes its rows kTile at a time: first a warp a row for the row's sums, then a thread a piece of columns for
+// dx and for the column sums, which stay in registers. columns [blocks, 3, C]: sums of d n, d u and d over the rows of
+// the block, as far as the phase needs them. At g = 0 of the RMSNorm kind there are no row sums and no barriers.
+template <class Real, Phase phase>
+__global__ void __launch_bounds__(ColumnGrid::kThreads)
+    site_backward_kernel(Real* dx, float* columns, const Real* dy, const Real* x, const float* mean, const float* rscale,
+                         SiteArgs<Real, float> site, size_t N, unsigned C, ColumnGrid grid, bool accumulate) {
+    constexpr bool normed = phase != Phase::scale, scaled = phase != Phase::norm;
+    constexpr unsigned P = kPiece<Real>;
+    const bool centered = site.kind == NormKind::layernorm, row_sums = normed || centered;
+    SiteRow* const rows = dynamic_shared<SiteRow>();  // [kTile]
+    float* const shared = reinterpret_cast<float*>(rows + ColumnGrid::kTile);
+    const unsigned group = threadIdx.x / grid.pieces, first_column = blockIdx.y * grid.pieces * P;
+    const unsigned i = first_column + threadIdx.x % grid.pieces * P, warp = threadIdx.x / 32;
+    const bool mine = group < grid.groups && i < C;
+    const float g = site.g, k = (1 - site.g) * site.c;
+    float dn_sum[P] = {}, du_sum[P] = {}, d_sum[P] = {}, w[P] = {}, tw[P] = {};
+    if (normed && mine) load_piece(w, site.weight, i, C, grid.whole);
+    if (scaled && mine) load_piece(tw, site.taper_weight, i, C, grid.whole);
+    const size_t end = grid.end(N);
+    for (size_t tile = grid.first(N); tile < end; tile += ColumnGrid::kTile) {
+        const size_t row = tile + warp;
+        if (row_sums && row < end) {
+            const SiteRow sums = site_row<phase>(dy + row * C, x + row * C, centered ? mean[row] : 0.0f,
+                                                 normed ? rscale[row] : 0.0f, site, C, grid.whole);
+            if (threadIdx.x % 32 == 0) rows[warp] = sums;
+        }
+        if (row_sums) __syncthreads();
+        for (size_t at = tile + group; mine && at < end && at < tile + ColumnGrid::kTile; at += grid.groups) {
+            float d[P], u[P], out[P] = {};
+            const SiteRow t = row_sums ? rows[at - tile] : SiteRow{0, 0, 0, 0};
+            load_piece(d, dy + at * C, i, C, grid.whole);
+            load_piece(u, x + at * C, i, C, grid.whole);
+            if (accumulate) load_piece(out, dx + at * C, i, C, grid.whole);
+#pragma unroll
+            for (unsigned j = 0; j < P; j++) {
+                u[j] -= t.m;
+                if constexpr (normed) dn_sum[j] += d[j] * (u[j] * t.r), out[j] += g * t.r * w[j] * d[j] - u[j] * t.slope;
+                if constexpr (scaled) du_sum[j] += d[j] * u[j], out[j] += k * tw[j] * d[j];
+                d_sum[j] += d[j], out[j] -= t.offset;
+            }
+            store_piece(dx + at * C, out, i, C, grid.whole);
+        }
+        if (row_sums) __syncthreads();
+    }
+    columns += size_t(blockIdx.x) * 3 * C;
+    if (normed) store_columns(columns, shared, dn_sum, group, i, first_column, grid, C);
+    if (scaled) store_columns(columns + C, shared, du_sum, group, i, first_column, grid, C);
+    if (centered) store_columns(columns + 2 * C, shared, d_sum, group, i, first_column, grid, C);
+}
+
+template <class Real>
+void site_backward(Cuda& dev, Real* dx, const SiteGrads<Real>& grads, const Real* dy, const Real* x, const float* mean,
+                   const float* rscale, const Site<Real>& site, size_t N, size_t C, bool accumulate) {
+    const ColumnGrid grid =
+        ColumnGrid::of<Real>(dev, N, C, aligned_16(dx, dy, x) && site_aligned<Real>(site));
+    float* columns = static_cast<float*>(dev.scratch(grid.blocks * 3 * C * sizeof(float)));
+    const size_t smem = ColumnGrid::kTile * sizeof(SiteRow) + grid.groups * grid.pieces * kPiece<Real> * sizeof(float);
+    auto run = [&]<Phase phase>() {
+        launch<site_backward_kernel<Real, phase>>(grid.grid(), ColumnGrid::kThreads, smem, dev.stream, dx, columns, dy,
+                                                  x, mean, rscale, site, N, unsigned(C), grid, accumulate);
+    };
+    if (site.phase == Phase::norm) run.template operator()<Phase::norm>();
+    if (site.phase == Phase::blend) run.template operator()<Phase::blend>();
+    if (site.phase == Phase::scale) run.template operator()<Phase::scale>();
+    ColumnTargets<Real> targets{};
+    const bool normed = site.phase != Phase::scale, scaled = site.phase != Phase::norm;
+    const float g = site.g, h = 1 - site.g;
+    if (normed) targets.add(grads.weight, g, 0);
+    if (normed && grads.bias) targets.add(grads.bias, g, 2);
+    if (scaled) targets.add(grads.taper_weight, h * site.c, 1);
+    if (scaled && grads.taper_bias) targets.add(grads.taper_bias, h, 2);
+    columns_reduce(dev, targets, columns, grid.blocks, 3, C, true);
+}
+
+// values [N, 2]: s and (s - target)^2 of every row.
+template <class Real>
+__global__ void __launch_bounds__(kSiteWarps * 32)
+    stream_scale_kernel(float* values, const Real* x, NormKind kind, float eps, float target, size_t N, unsigned C,
+                        bool whole) {
+    const size_t row = size_t(blockIdx.x) * kSiteWarps + threadIdx.x / 32;
+    if (row >= N) return;  // a whole warp, and no barrier follows
+    x += row * C;
+    const float m = kind == NormKind::layernorm ? row_mean_warp(x, C, whole) : 0.0f;
+    const float s = row_scale_warp(x, m, eps, C, whole);
+    if (threadIdx.x % 32 == 0) values[2 * row] = s, values[2 * row + 1] = (s - target) * (s - target);
+}
+
+template <class Real>
+void stream_scale(Cuda& dev, StreamScale* out, const Real* x, NormKind kind, double eps, double target, size_t N,
+                  size_t C) {
+    static_assert(sizeof(StreamScale) == 2 * sizeof(double));
+    float* values = static_cast<float*>(dev.scratch(2 * N * sizeof(float)));
+    launch<stream_scale_kernel<Real>>(blocks_for(N, kSiteWarps), kSiteWarps * 32, 0, dev.stream, values, x, kind,
+                                      float(eps), float(target), N, unsigned(C),
+                                      C % kPiece<Real> == 0 && aligned_16(x));
+    sum_rows<2>(dev, reinterpret_cast<double*>(out), values, N);
+}
+
+template <class Real>
+__global__ void __launch_bounds__(kSiteWarps * 32)
+    scale_loss_backward_kernel(Real* dx, const Real* x, NormKind kind, float eps, float target, float factor, size_t N,
+                               unsigned C, bool whole) {
+    const size_t row = size_t(blockIdx.x) * kSiteWarps + threadIdx.x / 32;
+    if (row >= N) return;  // a whole warp, and no barrier follows
+    x += row * C, dx += row * C;
+    const float m = kind == NormKind::layernorm ? row_mean_warp(x, C, whole) : 0.0f;
+    const float s = row_scale_warp(x, m, eps, C, whole);
+    const float f = factor * (s - target) / s;
+    float v[kPiece<Real>], d[kPiece<Real>];
+    for (unsigned i = threadIdx.x % 32 * kPiece<Real>; i < C; i += 32 * kPiece<Real>) {
+        load_piece(v, x, i, C, whole);
+        load_piece(d, dx, i, C, whole);
+#pragma unroll
+        for (unsigned j = 0; j < kPiece<Real>; j++) d[j] += f * (v[j] - m);
+        store_piece(dx, d, i, C, whole);
+    }
+}
+
+template <class Real>
+void scale_loss_backward(Cuda& dev, Real* dx, const Real* x, NormKind kind, double eps, double target, double lambda,
+                         double tokens, size_t N, size_t C) {
+    launch<scale_loss_backward_kernel<Real>>(blocks_for(N, kSiteWarps), kSiteWarps * 32, 0, dev.stream, dx, x, kind,
+                                             float(eps), float(target), float(2 * lambda / (tokens * double(C))), N,
+                                             unsigned(C), C % kPiece<Real> == 0 && aligned_16(dx, x));
+}
+#endif  // TN_CUDA
 #endif

@@ -30,6 +30,7 @@
 #include "io/run_log.h"
 #include "io/tokenizer.h"
 #include "io/tokens.h"
+#include "model/batches.cuh"
 #include "model/config.h"
 #include "model/decoder.cuh"
 #include "model/model_file.h"
@@ -41,6 +42,8 @@
 #include "ops/gelu.cuh"
 #include "ops/matmul.cuh"
 #include "runtime/arena.h"
+#include "runtime/device.h"
+#include "runtime/profile.h"
 #include "runtime/random.h"
 #include "tapernorm.cuh"
 
@@ -51,7 +54,7 @@ struct Settings {
     std::string train, val, out = "model.bin", init;
     bool resume = false;
     size_t checkpoint_every = 0, seed = 1, threads = 0;
-    std::string device = "auto", tokenizer = "bytes";
+    std::string device = "auto", precision = "bf16", tokenizer = "bytes";
 
     std::string depth;
     size_t L = 4, NH = 4, C = 128, T = 128;
@@ -146,6 +149,8 @@ static Options make_options(Settings& s) {
            .help = "updates between samples of generated text; 0: none"});
     o.add({.long_name = "--seed", .to = &s.seed, .help = "of initial weights, data order and samples"});
     o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"}, .help = "where to run"});
+    o.add({.long_name = "--precision", .to = &s.precision, .choices = {"bf16", "fp32"},
+           .help = "of activations and gradients on a GPU; sums and the optimizer use fp32, and so does the CPU"});
     o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = 1024}, .default_text = "all cores",
            .help = "CPU threads"});
     return o;
@@ -241,12 +246,13 @@ struct BlockActivations {
 
 template <class Real>
 struct Activations {
-    int *tokens, *targets;  // [N]
-    Real* embedded;         // [N, C]
+    const int *tokens, *targets;  // [N], the batch in use
+    int* batch;                   // [2, N], room for a batch that comes from the host
+    Real* embedded;               // [N, C]
     std::vector<BlockActivations<Real>> h;
     Real* ln_f;                         // [N, C]
     Acc<Real>*ln_f_mean, *ln_f_rscale;  // [N]
-    Real* logits;                       // [chunk, V], a part of the rows at a time
+    Real* logits;                       // [chunk, Vp], a part of the rows at a time
     Acc<Real>* losses;                  // [chunk]
     Real *d_stream, *d_narrow;          // [N, C]
     Real* d_wide;                       // [N, 4C]
@@ -273,30 +279,38 @@ struct Gpt {
     std::vector<float> taper_scale;  // c of every tapering site
 
     GptTensors<Real> params{}, grads{};
+    GptTensors<Acc<Real>> master{};  // the parameters before rounding, where Real is too coarse to be updated
     Activations<Real> act{};
+    size_t Vp;     // rows of wte in memory: V, rounded up as the device likes it; those behind V stay 0
     size_t chunk;  // rows of logits held at a time
-    Arena<Device> param_memory, grad_memory, act_memory;
+    Arena<Device> param_memory, master_memory, grad_memory, act_memory;
+    static constexpr bool kMaster = !std::is_same_v<Real, Acc<Real>>;
 
     // train = false leaves out what only the backward pass needs.
     Gpt(Device& dev_, const Config& config_, size_t B_, size_t T_, int recompute_, bool train)
         : dev(dev_), config(config_), B(B_), T(T_), recompute(recompute_), taper_scale(config.tapering_sites(), 1.0f),
-          chunk(std::clamp<size_t>((size_t(1) << 26) / config.V, 64, B * T)), param_memory(dev, "parameters"),
-          grad_memory(dev, "gradients"), act_memory(dev, "activations") {
-        chunk = std::min(chunk, B * T);
-        visit_tensors(config, params, [&](const TensorSpec& t, Real*& slot) { param_memory.add(slot, t.count()); });
-        param_memory.allocate(true);
-        if (train) {
-            visit_tensors(config, grads, [&](const TensorSpec& t, Real*& slot) { grad_memory.add(slot, t.count()); });
-            grad_memory.allocate(true);
-        }
+          Vp((config.V + Device::kVocabularyGrain - 1) / Device::kVocabularyGrain * Device::kVocabularyGrain),
+          chunk(std::min(std::max<size_t>(Device::kLogitsHeld / Vp, 64), B * T)), param_memory(dev, "parameters"),
+          master_memory(dev, "master weights"), grad_memory(dev, "gradients"), act_memory(dev, "activations") {
+        plan(param_memory, params);
+        if (train) plan(grad_memory, grads);
+        if (train && kMaster) plan(master_memory, master);
         plan_activations(train);
         act_memory.allocate(false);
+    }
+
+    template <class Scalar>
+    void plan(Arena<Device>& memory, GptTensors<Scalar>& tensors) {
+        visit_tensors(config, tensors, [&](const TensorSpec& t, Scalar*& slot) {
+            memory.add(slot, &slot == &tensors.wte ? Vp * config.C : t.count());
+        });
+        memory.allocate(true);
     }
 
     void plan_activations(bool train) {
         const size_t N = B * T, C = config.C;
         Arena<Device>& m = act_memory;
-        m.add(act.tokens, N), m.add(act.targets, N), m.add(act.embedded, N * C);
+        m.add(act.batch, 2 * N), m.add(act.embedded, N * C);
         act.h.resize(config.L);
         for (auto& a : act.h) {
             m.add(a.ln_1_mean, N), m.add(a.ln_1_rscale, N), m.add(a.ln_2_mean, N), m.add(a.ln_2_rscale, N);
@@ -308,7 +322,7 @@ struct Gpt {
             if (own_gelu) m.add(a.gelu, N * 4 * C);
         }
         m.add(act.ln_f, N * C), m.add(act.ln_f_mean, N), m.add(act.ln_f_rscale, N);
-        m.add(act.logits, chunk * config.V), m.add(act.losses, chunk);
+        m.add(act.logits, chunk * Vp), m.add(act.losses, chunk);
         if (train) m.add(act.d_stream, N * C), m.add(act.d_narrow, N * C), m.add(act.d_wide, N * 4 * C);
         m.add(act.sums, sums_bytes() / sizeof(double));
     }
@@ -329,9 +343,36 @@ struct Gpt {
         return gate.calibrate && tapers ? &sums()->site[2 * l + which] : nullptr;
     }
 
+    // The parameters as the optimizer keeps them.
+    GptTensors<Acc<Real>>& exact() {
+        if constexpr (kMaster)
+            return master;
+        else
+            return params;
+    }
+
+    // Sets every tensor for which fill(spec, values), values a vector of its size, returns true.
+    template <class Fill>
+    void set_parameters(Fill&& fill) {
+        const auto rounded = tensor_list(config, params);
+        const auto list = tensor_list(config, exact());
+        for (size_t i = 0; i < list.size(); i++) {
+            std::vector<Acc<Real>> values(list[i].spec.count());
+            if (!fill(list[i].spec, values)) continue;
+            if (list[i].data) device_copy_in(dev, list[i].data, values.data(), values.size() * sizeof(Acc<Real>));
+            if constexpr (kMaster) {
+                const std::vector<Real> copy(values.begin(), values.end());
+                device_copy_in(dev, rounded[i].data, copy.data(), copy.size() * sizeof(Real));
+            }
+        }
+    }
+
+    void use_batch(const Batch& batch) { act.tokens = batch.tokens, act.targets = batch.targets; }
     void load_batch(const int* tokens, const int* targets) {  // [B, T], host memory
-        device_copy_in(dev, act.tokens, tokens, B * T * sizeof(int));
-        device_copy_in(dev, act.targets, targets, B * T * sizeof(int));
+        const size_t N = B * T;
+        device_copy_in(dev, act.batch, tokens, N * sizeof(int));
+        device_copy_in(dev, act.batch + N, targets, N * sizeof(int));
+        use_batch({act.batch, act.batch + N});
     }
 
     // Tokens to the final site's output, act.ln_f.
@@ -339,6 +380,7 @@ struct Gpt {
         const size_t N = B * T, C = config.C, NH = config.NH, L = config.L;
         embedding_forward(dev, act.embedded, act.tokens, params.wte, params.wpe, B, T, C);
         for (size_t l = 0; l < L; l++) {
+            const ProfileRange range("forward", l);
             BlockActivations<Real>& a = act.h[l];
             const BlockTensors<Real>& p = params.h[l];
             const Real* x = stream_into(l);
@@ -360,14 +402,15 @@ struct Gpt {
     // `gradient`, also dL/d(act.ln_f) into act.d_narrow and the head's dwte (= or +=, as `accumulate` says), for
     // L = weight * sum of the losses.
     void classify(bool gradient, double weight, bool accumulate) {
-        const size_t C = config.C, V = config.V;
+        const size_t C = config.C;
         for (size_t row = 0; row < B * T; row += chunk) {
             const size_t rows = std::min(chunk, B * T - row);
-            head_forward<Real>(dev, act.logits, act.ln_f + row * C, params.wte, nullptr, rows, C, V);
-            cross_entropy(dev, &sums()->loss, act.losses, act.logits, act.targets + row, weight, rows, V, gradient);
+            head_forward<Real>(dev, act.logits, act.ln_f + row * C, params.wte, nullptr, rows, C, Vp);
+            cross_entropy(dev, &sums()->loss, act.losses, act.logits, act.targets + row, weight, rows, config.V, gradient,
+                          Vp);
             if (gradient)
                 head_backward(dev, act.d_narrow + row * C, grads.wte, act.logits, act.ln_f + row * C, params.wte, rows, C,
-                              V, accumulate || row > 0);
+                              Vp, accumulate || row > 0);
         }
     }
 
@@ -382,6 +425,7 @@ struct Gpt {
             scale_loss_backward(dev, d_stream, stream_into(L), config.norm, config.eps, scale_loss.target,
                                 scale_loss.lambda, tokens, N, C);
         for (size_t l = L; l-- > 0;) {
+            const ProfileRange range("backward", l);
             BlockActivations<Real>& a = act.h[l];
             const BlockTensors<Real>&p = params.h[l], &d = grads.h[l];
             if (recompute >= 1) gelu_forward(dev, gelu(l), a.fc, N * 4 * C);
@@ -431,17 +475,18 @@ struct Gpt {
 // tensor start with the same values in it.
 template <class Device, class Real>
 void initialize(Gpt<Device, Real>& model, uint64_t seed) {
-    visit_tensors(model.config, model.params, [&](const TensorSpec& t, Real*& slot) {
+    using Scalar = Acc<Real>;
+    model.set_parameters([&](const TensorSpec& t, std::vector<Scalar>& values) {
         uint64_t stream = 0;
         for (char c : t.name) stream = mix64(stream ^ uint64_t(static_cast<unsigned char>(c)));
-        std::vector<Real> values(t.count(), Real(t.init.constant));
+        std::fill(values.begin(), values.end(), Scalar(t.init.constant));
         if (t.init.std > 0) {
             auto fill = [&](size_t i, size_t end, int) {
-                for (; i < end; i++) values[i] = Real(t.init.std * random_normal(seed, stream, i));
+                for (; i < end; i++) values[i] = Scalar(t.init.std * random_normal(seed, stream, i));
             };
             parallel_ranges(Cpu(), values.size(), 4096, fill);
         }
-        device_copy_in(model.dev, slot, values.data(), values.size() * sizeof(Real));
+        return true;
     });
 }
 
@@ -500,7 +545,7 @@ template <class Device, class Real>
 struct Trainer {
     Settings settings;
     Gpt<Device, Real> model;
-    Loader loader;
+    Batches<Device> batches;
     Arena<Device> moment_memory;
     GptTensors<Acc<Real>> m{}, v{};  // AdamW's moments
     Calibration calibration;
@@ -508,13 +553,13 @@ struct Trainer {
     LossWindow window;
     size_t step = 0;  // updates done
     size_t gate_warmup, gate_end;
-    std::vector<int> inputs, targets;  // [B, T]
 
     Trainer(Device& dev, const Settings& s, const Config& config, const TokenSource& corpus)
         : settings(s), model(dev, config, s.batch, s.T, int(s.recompute), true),
-          loader(corpus, s.batch, s.T, {.shuffle = s.shuffle, .seed = s.seed, .vocab_size = config.V}),
+          batches(dev, Loader(corpus, s.batch, s.T, {.shuffle = s.shuffle, .seed = s.seed, .vocab_size = config.V}),
+                  s.batch * s.T),
           moment_memory(dev, "optimizer moments"), gate_warmup(s.gate_warmup.resolve(s.steps)),
-          gate_end(s.gate_end.resolve(s.steps)), inputs(s.batch * s.T), targets(s.batch * s.T) {
+          gate_end(s.gate_end.resolve(s.steps)) {
         for (auto* moments : {&m, &v})
             visit_tensors(config, *moments,
                           [&](const TensorSpec& t, Acc<Real>*& slot) { moment_memory.add(slot, t.count()); });
@@ -540,11 +585,11 @@ struct Trainer {
         model.begin_sums();
         model.begin_gradients();
         for (size_t micro = 0; micro < micro_steps; micro++) {
-            loader.next(inputs.data(), targets.data());
-            model.load_batch(inputs.data(), targets.data());
+            model.use_batch(batches.next());
             model.forward(g, anchor.target);
             model.classify(true, 1 / tokens, micro > 0);
             model.backward(g.g, anchor, tokens, micro > 0);
+            batches.prefetch();
         }
         const std::vector<double> memory = model.read_sums();
         const Sums& sums = *reinterpret_cast<const Sums*>(memory.data());
@@ -580,15 +625,16 @@ struct Trainer {
         using Scalar = Acc<Real>;
         const double clip = settings.clip, b1 = settings.beta1, b2 = settings.beta2;
         const double scale = clip > 0 ? std::min(1.0, clip / (grad_norm + 1e-6)) : 1;
-        AdamwArgs<Scalar> args{Scalar(lr), Scalar(b1), Scalar(b2), Scalar(1e-8), 0,
+        const AdamwArgs<Scalar> args{Scalar(lr), Scalar(b1), Scalar(b2), Scalar(1e-8), 0,
                                Scalar(1 - std::pow(b1, double(k))), Scalar(1 - std::pow(b2, double(k))), Scalar(scale)};
-        const auto w = tensor_list(model.config, model.params);
-        const auto grad = tensor_list(model.config, model.grads);
+        const auto w = tensor_list(model.config, model.params), grad = tensor_list(model.config, model.grads);
+        const auto exact = tensor_list(model.config, model.exact());
         const auto m_list = tensor_list(model.config, m), v_list = tensor_list(model.config, v);
-        for (size_t i = 0; i < w.size(); i++) {
-            args.decay = Scalar(w[i].spec.decay ? settings.weight_decay : 0);
-            adamw_update(model.dev, w[i].data, m_list[i].data, v_list[i].data, grad[i].data, args, w[i].spec.count());
-        }
+        std::vector<AdamwTensor<Real>> tensors;
+        for (size_t i = 0; i < w.size(); i++)
+            tensors.push_back({w[i].data, model.kMaster ? exact[i].data : nullptr, m_list[i].data, v_list[i].data,
+                               grad[i].data, w[i].spec.count(), Scalar(w[i].spec.decay ? settings.weight_decay : 0)});
+        adamw_update(model.dev, tensors, args);
     }
 
     // End of update gate_warmup: c and s_tgt freeze, and each scaling branch starts from its normalizing branch.
@@ -596,13 +642,17 @@ struct Trainer {
         scale_target = calibration.target_scale();
         for (size_t i = 0; i < model.taper_scale.size(); i++)
             model.taper_scale[i] = float(calibration.taper_scale(i));
-        const size_t bytes = model.config.C * sizeof(Real);
-        auto start = [&](SiteTensors<Real>& s) {
+        auto start = [&]<class Scalar>(SiteTensors<Scalar>& s) {
+            const size_t bytes = model.config.C * sizeof(Scalar);
             if (s.taper_weight) device_copy(model.dev, s.taper_weight, s.weight, bytes);
             if (s.taper_bias) device_copy(model.dev, s.taper_bias, s.bias, bytes);
         };
-        for (auto& block : model.params.h) start(block.ln_1), start(block.ln_2);
-        start(model.params.ln_f);
+        auto start_all = [&](auto& tensors) {
+            for (auto& block : tensors.h) start(block.ln_1), start(block.ln_2);
+            start(tensors.ln_f);
+        };
+        start_all(model.params);
+        if (model.kMaster) start_all(model.master);
     }
 };
 
@@ -617,9 +667,10 @@ double evaluate(Trainer<Device, Real>& t, const TokenSource& corpus, size_t batc
     Loader loader(corpus, s.batch, s.T, {.vocab_size = t.model.config.V});
     batches = std::clamp<size_t>(loader.rows_per_epoch() / s.batch, 1, batches);
     t.model.begin_sums();
+    std::vector<int> tokens(s.batch * s.T), targets(s.batch * s.T);
     for (size_t i = 0; i < batches; i++) {
-        loader.next(t.inputs.data(), t.targets.data());
-        t.model.load_batch(t.inputs.data(), t.targets.data());
+        loader.next(tokens.data(), targets.data());
+        t.model.load_batch(tokens.data(), targets.data());
         t.model.forward({t.gate(std::max<size_t>(t.step, 1)), false}, 0);
         t.model.classify(false, 0, false);
     }
@@ -634,7 +685,7 @@ std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, co
                                   t.gate(std::max<size_t>(t.step, 1)));
     const std::vector<uint16_t> start = tokenizer.encode(prompt);
     std::vector<int> ids(start.begin(), start.begin() + ptrdiff_t(std::min(start.size(), (t.settings.T + 1) / 2)));
-    std::vector<Real> logits(model.config.V);
+    std::vector<Acc<Real>> logits(model.config.V);
     std::string text = tokenizer.decode({start.data(), ids.size()});
     const Sampling sampling{.temperature = 0.7, .top_k = 40, .seed = t.settings.seed + t.step};
     for (size_t i = 0; i < tokens && decoder.length() + ids.size() <= t.settings.T; i++) {
@@ -691,8 +742,8 @@ struct HostTensors {
 // checkpoint whatever happens to the others.
 template <class Device, class Real>
 void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& arguments) {
-    HostTensors<Device, Real> tensors;
-    tensors.add(t.model.dev, "", tensor_list(t.model.config, t.model.params));
+    HostTensors<Device, Acc<Real>> tensors;
+    tensors.add(t.model.dev, "", tensor_list(t.model.config, t.model.exact()));
     tensors.add(t.model.dev, "m.", tensor_list(t.model.config, t.m));
     tensors.add(t.model.dev, "v.", tensor_list(t.model.config, t.v));
     const Calibration& c = t.calibration;
@@ -712,7 +763,7 @@ void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& argume
     std::map<std::string, std::string> metadata = config_metadata(t.model.config);
     metadata.insert({{"state_version", "1"},
                      {"step", std::to_string(t.step)},
-                     {"position", std::to_string(t.loader.position())},
+                     {"position", std::to_string(t.batches.position())},
                      {"gate_warmup", std::to_string(t.gate_warmup)},
                      {"gate_end", std::to_string(t.gate_end)},
                      {"arguments", lines}});
@@ -765,7 +816,7 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
     Device& dev = t.model.dev;
     t.step = state_number(file, "step");
     check_gate_schedule(t, file);
-    t.loader.seek(state_number(file, "position"));
+    t.batches.seek(state_number(file, "position"));
     auto numbers = [&]<class T>(const char* name, std::vector<T>& values) {
         if (!values.empty()) read_tensor(file, name, {values.size()}, values.data());
     };
@@ -782,7 +833,10 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
         numbers("state.losses", window);
         t.window.losses.assign(window.begin(), window.end());
     }
-    read_tensors(dev, file, "", tensor_list(t.model.config, t.model.params));
+    t.model.set_parameters([&](const TensorSpec& spec, std::vector<Acc<Real>>& values) {
+        read_tensor(file, spec.name, spec.shape, values.data());
+        return true;
+    });
     read_tensors(dev, file, "m.", tensor_list(t.model.config, t.m));
     read_tensors(dev, file, "v.", tensor_list(t.model.config, t.v));
 }
@@ -797,10 +851,10 @@ void save_model_file(Trainer<Device, Real>& t, const Run& run) {
         Cpu cpu;
         HostModel host(cpu, info);
         auto to = tensor_list(model.config, host.tensors);
-        auto from = tensor_list(model.config, model.params);
+        auto from = tensor_list(model.config, model.exact());
         for (size_t i = 0; i < to.size(); i++) {
-            std::vector<Real> values(to[i].spec.count());
-            device_copy_out(model.dev, values.data(), from[i].data, values.size() * sizeof(Real));
+            std::vector<Acc<Real>> values(to[i].spec.count());
+            device_copy_out(model.dev, values.data(), from[i].data, values.size() * sizeof(Acc<Real>));
             std::copy(values.begin(), values.end(), to[i].data);
         }
         save_model(t.settings.out, info, host.tensors);
@@ -817,11 +871,10 @@ void save_checkpoint(Trainer<Device, Real>& t, const Run& run) {
 // --init: every tensor that the file has; sites that will taper get their scaling branch at the taper start.
 template <class Device, class Real>
 void initialize_from(Gpt<Device, Real>& model, const SafetensorsFile& file) {
-    visit_tensors(model.config, model.params, [&](const TensorSpec& t, Real*& slot) {
-        if (t.name.find(".taper_") != std::string::npos) return;
-        std::vector<Real> values(t.count());
+    model.set_parameters([&](const TensorSpec& t, std::vector<Acc<Real>>& values) {
+        if (t.name.find(".taper_") != std::string::npos) return false;
         read_tensor(file, t.name, t.shape, values.data());
-        device_copy_in(model.dev, slot, values.data(), values.size() * sizeof(Real));
+        return true;
     });
 }
 
@@ -900,6 +953,29 @@ bool drifted(const Trainer<Device, Real>& t, const StepReport& r) {
            !(r.stream_scale < limit * t.scale_target && r.stream_scale > t.scale_target / limit);
 }
 
+// The allocations of a run, by lifetime.
+template <class Device, class Real>
+std::vector<const Arena<Device>*> arenas(const Trainer<Device, Real>& t) {
+    const Gpt<Device, Real>& m = t.model;
+    std::vector<const Arena<Device>*> all = {&m.param_memory, &m.grad_memory, &t.moment_memory, &m.act_memory};
+    if (m.kMaster) all.insert(all.begin() + 1, &m.master_memory);
+    return all;
+}
+
+// "peak memory ...": of the process, or of the GPU with all that runs on it.
+static std::string memory_in_use(Cpu&) {
+    struct rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return strprintf("peak memory %.1f MiB", double(usage.ru_maxrss) / 1024);
+}
+#ifdef TN_CUDA
+static std::string memory_in_use(Cuda&) {
+    size_t free = 0, total = 0;
+    CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    return strprintf("GPU memory %.1f of %.1f MiB", double(total - free) / 1048576, double(total) / 1048576);
+}
+#endif
+
 template <class Device, class Real>
 void print_start(const Trainer<Device, Real>& t, const Run& run) {
     const Settings& s = t.settings;
@@ -910,10 +986,9 @@ void print_start(const Trainer<Device, Real>& t, const Run& run) {
     if (t.model.config.mode != GateMode::norm)
         std::printf("gate      1 up to update %zu (calibration), 0 from update %zu on%s\n", t.gate_warmup, t.gate_end,
                     t.gate_end > s.steps ? ": after the end of this run, whose model cannot be folded yet" : "");
-    const Arena<Device>* arenas[] = {&t.model.param_memory, &t.model.grad_memory, &t.moment_memory, &t.model.act_memory};
     std::printf("memory   ");
     size_t total = 0;
-    for (const auto* arena : arenas) {
+    for (const auto* arena : arenas(t)) {
         std::printf(" %s %.1f MiB,", arena->what().c_str(), double(arena->bytes()) / 1048576);
         total += arena->bytes();
     }
@@ -923,14 +998,11 @@ void print_start(const Trainer<Device, Real>& t, const Run& run) {
 template <class Device, class Real>
 void print_end(const Trainer<Device, Real>& t, double val_loss) {
     const Settings& s = t.settings;
-    struct rusage usage{};
-    getrusage(RUSAGE_SELF, &usage);
-    const size_t held = t.model.param_memory.bytes() + t.model.grad_memory.bytes() + t.moment_memory.bytes() +
-                        t.model.act_memory.bytes();
+    size_t held = 0;
+    for (const auto* arena : arenas(t)) held += arena->bytes();
     std::printf("\nvalidation loss %.4f (%.4f bits per byte) after %zu updates\n", val_loss, val_loss / std::log(2.0),
                 t.step);
-    std::printf("peak memory %.1f MiB, of which tensors %.1f MiB\n", double(usage.ru_maxrss) / 1024,
-                double(held) / 1048576);
+    std::printf("%s, of which tensors %.1f MiB\n", memory_in_use(t.model.dev).c_str(), double(held) / 1048576);
     std::printf("model %s, state %s, log %s\n", s.out.c_str(), state_path(s).c_str(), log_path(s).c_str());
     const std::string out = shell_word(s.out);
     if (const double g = t.gate(std::max<size_t>(t.step, 1)); t.model.config.mode != GateMode::norm && g != 0)
@@ -1142,14 +1214,23 @@ static void check_outputs(const Settings& s) {
     if (start) adopt_shape(s, options, start->path, start->config);
     complete_settings(s);
     check_outputs(s);
-    if (s.device == "cuda") fail("--device cuda: this program was built without CUDA; install the CUDA Toolkit and run make again, or use --device cpu");
     Cpu cpu{int(s.threads)};
-    std::printf("device    cpu: %d threads, %s; built without CUDA\n", cpu.threads, isa_name(cpu.isa));
+    const DeviceChoice choice = choose_device(s.device);
+    std::printf("device    %s\n", choice.cuda ? strprintf("cuda: %s, %s", choice.why.c_str(), s.precision.c_str()).c_str()
+                                               : describe(cpu, choice).c_str());
     Settings shown = s;
     std::printf("%s\n", make_options(shown).table().c_str());
     Run run = open_run(s);
     run.arguments = arguments, run.state = std::move(state);
-    return run_training<Cpu, float>(cpu, s, make_config(s, run, start), run);
+    const Config config = make_config(s, run, start);
+#ifdef TN_CUDA
+    if (choice.cuda) {
+        Cuda cuda;
+        return s.precision == "fp32" ? run_training<Cuda, float>(cuda, s, config, run)
+                                     : run_training<Cuda, bf16>(cuda, s, config, run);
+    }
+#endif
+    return run_training<Cpu, float>(cpu, s, config, run);
 }
 
 #ifndef TAPERNORM_NO_MAIN

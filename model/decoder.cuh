@@ -34,7 +34,7 @@ class Decoder {
 
     // Appends tokens [n] to the sequence (length() + n must not exceed config.T). out [n, V] for Logits::all, [V] for
     // Logits::last (those of the last token), host memory.
-    void feed(const int* tokens, size_t n, Logits which, Real* out) {
+    void feed(const int* tokens, size_t n, Logits which, Acc<Real>* out) {
         const size_t V = config_.V;
         for (size_t done = 0; done < n; done += block_) {
             const size_t rows = std::min(block_, n - done);
@@ -42,15 +42,26 @@ class Decoder {
             const bool last_block = done + rows == n;
             if (which == Logits::all) {
                 head(0, rows);
-                device_copy_out(dev_, out + done * V, logits_, rows * V * sizeof(Real));
+                copy_logits(out + done * V, rows);
             } else if (which == Logits::last && last_block) {
                 head(rows - 1, 1);
-                device_copy_out(dev_, out, logits_, V * sizeof(Real));
+                copy_logits(out, 1);
             }
         }
     }
 
   private:
+    void copy_logits(Acc<Real>* out, size_t rows) {
+        const size_t n = rows * config_.V;
+        if constexpr (std::is_same_v<Real, Acc<Real>>) {
+            device_copy_out(dev_, out, logits_, n * sizeof(Real));
+        } else {
+            std::vector<Real> rounded(n);
+            device_copy_out(dev_, rounded.data(), logits_, n * sizeof(Real));
+            std::copy(rounded.begin(), rounded.end(), out);
+        }
+    }
+
     // The site's output: its input itself where it was folded away.
     const Real* site(const Real* x, size_t l, size_t which, size_t rows) {
         const Site<Real> s = site_at(config_, weights_, c_, gate_, l, which);
@@ -93,4 +104,24 @@ class Decoder {
     int* tokens_ = nullptr;  // [block]
     Real *x_, *mid_, *site_, *qkv_, *att_, *gelu_, *logits_;
     std::vector<Real*> k_cache_, v_cache_;  // [L] of [T, C]
+};
+
+// A model's weights in a device's memory, in its number type.
+template <class Device, class Real>
+struct DeviceWeights {
+    GptTensors<Real> tensors{};
+
+    DeviceWeights(Device& dev, const Config& config, GptTensors<float>& host) : memory_(dev, "weights") {
+        visit_tensors(config, tensors, [&](const TensorSpec& t, Real*& slot) { memory_.add(slot, t.count()); });
+        memory_.allocate(false);
+        const auto from = tensor_list(config, host);
+        const auto to = tensor_list(config, tensors);
+        for (size_t i = 0; i < from.size(); i++) {
+            const std::vector<Real> values(from[i].data, from[i].data + from[i].spec.count());
+            device_copy_in(dev, to[i].data, values.data(), values.size() * sizeof(Real));
+        }
+    }
+
+  private:
+    Arena<Device> memory_;
 };

@@ -38,14 +38,32 @@ double leaf_sum_squares(const Real* x, size_t n) {
 
 }  // namespace
 #else  // ---- CPU
+#include <algorithm>
+#include <vector>
+
 #include "runtime/types.h"
 
-// w, m, v, grad [n]: one tensor.
+// One tensor to update; all [n]. master: w before it was rounded to Real, which is what is updated; null where w itself
+// is exact enough (Real is fp32 or wider).
 template <class Real>
-void adamw_update(Cpu& dev, Real* w, Real* m, Real* v, const Real* grad, const AdamwArgs<Real>& args, size_t n) {
-    parallel_ranges(dev, n, 4096, [&](size_t i, size_t end, int) {
-        leaf<Real>(dev).adamw(w + i, m + i, v + i, grad + i, args, end - i);
-    });
+struct AdamwTensor {
+    Real* w;
+    Acc<Real>*master, *m, *v;
+    const Real* grad;
+    size_t n;
+    Acc<Real> decay;
+};
+
+// args.decay is not used: each tensor has its own.
+template <class Real>
+void adamw_update(Cpu& dev, const std::vector<AdamwTensor<Real>>& tensors, const AdamwArgs<Real>& args) {
+    for (const AdamwTensor<Real>& t : tensors) {
+        AdamwArgs<Real> a = args;
+        a.decay = t.decay;
+        parallel_ranges(dev, t.n, 4096, [&](size_t i, size_t end, int) {
+            leaf<Real>(dev).adamw(t.w + i, t.m + i, t.v + i, t.grad + i, a, end - i);
+        });
+    }
 }
 
 // sum x^2 over [n], in double over fixed chunks.
@@ -62,4 +80,118 @@ double sum_of_squares(Cpu& dev, const Real* x, size_t n) {
     return sum;
 }
 
+// ---- CUDA
+#ifdef TN_CUDA
+#include "ops/reduce.cuh"
+
+// All tensors in one launch: a block finds the tensor that its number falls into, and updates kAdamwChunk elements.
+constexpr unsigned kAdamwThreads = 256, kAdamwChunk = 8192;
+
+template <class Real>
+struct AdamwEntry {
+    AdamwTensor<Real> tensor;
+    unsigned first_block;
+    bool aligned;
+};
+
+template <class Real>
+__device__ __forceinline__ void adamw_piece(const AdamwTensor<Real>& t, const AdamwArgs<float>& a, size_t at,
+                                            unsigned left, bool whole) {
+    constexpr unsigned P = kPiece<Real>, kHalf = kPiece<float>;  // a piece of bf16 is two of fp32
+    const float step = a.lr / a.correction1, root = rsqrtf(a.correction2), shrink = 1 - a.lr * t.decay;
+    float grad[P], rounded[P];
+    load_piece(grad, t.grad + at, 0, left, whole);
+#pragma unroll
+    for (unsigned part = 0; part < P; part += kHalf) {
+        float w[kHalf], m[kHalf], v[kHalf];
+        if (t.master)
+            load_piece(w, t.master + at, part, left, whole);
+        else
+            for (unsigned j = 0; j < kHalf; j++) w[j] = part + j < left ? float(t.w[at + part + j]) : 0.0f;
+        load_piece(m, t.m + at, part, left, whole);
+        load_piece(v, t.v + at, part, left, whole);
+#pragma unroll
+        for (unsigned j = 0; j < kHalf; j++) {
+            const float g = grad[part + j] * a.grad_scale;
+            m[j] = a.beta1 * m[j] + (1 - a.beta1) * g;
+            v[j] = a.beta2 * v[j] + (1 - a.beta2) * g * g;
+            w[j] = w[j] * shrink - step * m[j] / (sqrtf(v[j]) * root + a.eps);
+            rounded[part + j] = w[j];
+        }
+        if (t.master) store_piece(t.master + at, w, part, left, whole);
+        store_piece(t.m + at, m, part, left, whole);
+        store_piece(t.v + at, v, part, left, whole);
+    }
+    store_piece(t.w + at, rounded, 0, left, whole);
+}
+
+template <class Real>
+__global__ void __launch_bounds__(kAdamwThreads)
+    adamw_kernel(const AdamwEntry<Real>* entries, unsigned count, AdamwArgs<float> args) {
+    unsigned low = 0, high = count;  // the last entry whose first_block is not behind this block
+    while (high - low > 1) {
+        const unsigned middle = (low + high) / 2;
+        (entries[middle].first_block <= blockIdx.x ? low : high) = middle;
+    }
+    const AdamwTensor<Real> t = entries[low].tensor;
+    const size_t begin = size_t(blockIdx.x - entries[low].first_block) * kAdamwChunk;
+    const size_t end = t.n - begin < kAdamwChunk ? t.n : begin + kAdamwChunk;
+    for (size_t at = begin + threadIdx.x * kPiece<Real>; at < end; at += kAdamwThreads * kPiece<Real>) {
+        const unsigned left = end - at < kPiece<Real> ? unsigned(end - at) : kPiece<Real>;
+        adamw_piece(t, args, at, left, entries[low].aligned && left == kPiece<Real>);
+    }
+}
+
+template <class Real>
+void adamw_update(Cuda& dev, const std::vector<AdamwTensor<Real>>& tensors, const AdamwArgs<float>& args) {
+    std::vector<AdamwEntry<Real>> entries;
+    unsigned blocks = 0;
+    for (const AdamwTensor<Real>& t : tensors) {
+        if (t.n == 0) continue;
+        entries.push_back({t, blocks, aligned_16(t.w, t.master, t.m, t.v, t.grad)});
+        blocks += blocks_for(t.n, kAdamwChunk);
+    }
+    auto* table = static_cast<AdamwEntry<Real>*>(dev.scratch(entries.size() * sizeof(AdamwEntry<Real>)));
+    device_copy_in(dev, table, entries.data(), entries.size() * sizeof(AdamwEntry<Real>));
+    launch<adamw_kernel<Real>>(blocks, kAdamwThreads, 0, dev.stream, table, unsigned(entries.size()), args);
+}
+
+template <class Real>
+__global__ void __launch_bounds__(256) sum_squares_kernel(double* partial, const Real* x, size_t n, bool aligned) {
+    double sum = 0;
+    float v[kPiece<Real>];
+#pragma unroll 4
+    for (size_t at = (size_t(blockIdx.x) * 256 + threadIdx.x) * kPiece<Real>; at < n;
+         at += size_t(gridDim.x) * 256 * kPiece<Real>) {
+        const unsigned left = n - at < kPiece<Real> ? unsigned(n - at) : kPiece<Real>;
+        load_piece(v, x + at, 0, left, aligned && left == kPiece<Real>);
+        float squares = 0;
+#pragma unroll
+        for (unsigned j = 0; j < kPiece<Real>; j++) squares += v[j] * v[j];
+        sum += double(squares);
+    }
+    sum = block_sum(sum, dynamic_shared<double>());
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+__global__ void __launch_bounds__(256) sum_partial_kernel(double* total, const double* partial, unsigned n) {
+    double sum = 0;
+    for (unsigned i = threadIdx.x; i < n; i += 256) sum += partial[i];
+    sum = block_sum(sum, dynamic_shared<double>());
+    if (threadIdx.x == 0) *total = sum;
+}
+
+// Waits for the result.
+template <class Real>
+double sum_of_squares(Cuda& dev, const Real* x, size_t n) {
+    const size_t most = 8 * size_t(dev.multiprocessors()), pieces = (n + kPiece<Real> - 1) / kPiece<Real>;
+    const unsigned blocks = unsigned(std::clamp<size_t>(pieces / 256, 1, most));
+    double* partial = static_cast<double*>(dev.scratch((most + 1) * sizeof(double)));
+    launch<sum_squares_kernel<Real>>(blocks, 256, 8 * sizeof(double), dev.stream, partial + 1, x, n, aligned_16(x));
+    launch<sum_partial_kernel>(1, 256, 8 * sizeof(double), dev.stream, partial, partial + 1, blocks);
+    double sum = 0;
+    device_copy_out(dev, &sum, partial, sizeof sum);
+    return sum;
+}
+#endif  // TN_CUDA
 #endif

@@ -172,4 +172,172 @@ void attention_cached(Cpu& dev, Real* out, Real* k_cache, Real* v_cache, const R
             for (size_t i = 0; i < hs; i++) o[r * C + i] *= s.rows[r];
     });
 }
+
+#ifdef TN_CUDA  // ---- CUDA
+#include "ops/attention_flash.cuh"
+#include "runtime/cuda.cuh"
+
+template <class Real>
+bool attention_on_tensor_cores(size_t hs) {
+    return std::is_same_v<Real, bf16> && hs % 8 == 0 && hs <= 128;
+}
+
+inline void check_head_size(size_t hs) {
+    if (hs > size_t(simple_max_hs))
+        fail(
+            "attention: head size %zu is larger than the %d that the GPU path can do; use more heads "
+            "(--n-head) or --device cpu",
+            hs, simple_max_hs);
+}
+
+// Calls f(std::integral_constant<int, HS>()) with the head size that the flash kernels round hs up to.
+template <class F>
+void with_flash_head_size(size_t hs, F&& f) {
+    if (hs <= 32) return f(std::integral_constant<int, 32>());
+    if (hs <= 64) return f(std::integral_constant<int, 64>());
+    if (hs <= 96) return f(std::integral_constant<int, 96>());
+    f(std::integral_constant<int, 128>());
+}
+
+template <class Real>
+void launch_attention_forward(Cuda& dev, const AttentionForward<Real>& a, size_t B) {
+    const size_t hs = size_t(a.hs), queries = size_t(a.queries);
+    const unsigned heads = blocks_for(B * size_t(a.NH), 1);
+    check_head_size(hs);
+    if constexpr (std::is_same_v<Real, bf16>)
+        if (attention_on_tensor_cores<Real>(hs))
+            return with_flash_head_size(hs, [&](auto size) {
+                constexpr int HS = decltype(size)::value;
+                const dim3 grid(heads, blocks_for(queries, ForwardTiles<HS>::rows));
+                launch<flash_forward_kernel<HS>>(grid, flash_threads, sizeof(ForwardTiles<HS>), dev.stream,
+                                                 a);
+            });
+    const dim3 grid(heads, blocks_for(queries, simple_rows));
+    const size_t shared = (3 * simple_tile(a.hs) + simple_scores) * sizeof(float);
+    launch<simple_forward_kernel<Real>>(grid, simple_threads, shared, dev.stream, a);
+}
+
+// out [B, T, C], lse [B, NH, T] (for the backward pass; may be null), qkv [B, T, 3C]
+template <class Real>
+void attention_forward(Cuda& dev, Real* out, Acc<Real>* lse, const Real* qkv, size_t B, size_t T, size_t C,
+                       size_t NH) {
+    const size_t hs = C / NH;
+    const AttentionForward<Real> a{
+        .out = out,
+        .lse = lse,
+        .q = qkv,
+        .k = qkv + C,
+        .v = qkv + 2 * C,
+        .q_stride = 3 * C,
+        .kv_stride = 3 * C,
+        .NH = int(NH),
+        .hs = int(hs),
+        .queries = int(T),
+        .keys = int(T),
+        .scale = float(1 / std::sqrt(double(hs))),
+    };
+    launch_attention_forward(dev, a, B);
+}
+
+// dqkv [B, T, 3C] =, from dout, out [B, T, C], lse [B, NH, T] and qkv [B, T, 3C] of the forward pass.
+template <class Real>
+void attention_backward(Cuda& dev, Real* dqkv, const Real* dout, const Real* out, const Acc<Real>* lse,
+                        const Real* qkv, size_t B, size_t T, size_t C, size_t NH) {
+    const size_t hs = C / NH, count = B * T * NH;
+    const unsigned heads = blocks_for(B * NH, 1);
+    check_head_size(hs);
+    float* delta = static_cast<float*>(dev.scratch(count * sizeof(float)));
+    launch<attention_delta_kernel<Real>>(blocks_for(count, 32), 256, 0, dev.stream, delta, dout, out, count,
+                                         int(T), int(NH), int(hs), hs % kPiece<Real> == 0);
+    const AttentionBackward<Real> a{
+        .dqkv = dqkv,
+        .dout = dout,
+        .qkv = qkv,
+        .lse = lse,
+        .delta = delta,
+        .NH = int(NH),
+        .hs = int(hs),
+        .T = int(T),
+        .scale = float(1 / std::sqrt(double(hs))),
+    };
+    if constexpr (std::is_same_v<Real, bf16>)
+        if (attention_on_tensor_cores<Real>(hs))
+            return with_flash_head_size(hs, [&](auto size) {
+                constexpr int HS = decltype(size)::value;
+                const dim3 grid(heads, blocks_for(T, BackwardShape<HS>::rows));
+                launch<flash_backward_dkdv_kernel<HS>>(grid, flash_threads, sizeof(KeyGradientTiles<HS>),
+                                                       dev.stream, a);
+                launch<flash_backward_dq_kernel<HS>>(grid, flash_threads, sizeof(QueryGradientTiles<HS>),
+                                                     dev.stream, a);
+            });
+    const dim3 grid(heads, blocks_for(T, simple_rows));
+    const size_t shared = (4 * simple_tile(a.hs) + 2 * simple_scores) * sizeof(float);
+    launch<simple_backward_dkdv_kernel<Real>>(grid, simple_threads, shared, dev.stream, a);
+    launch<simple_backward_dq_kernel<Real>>(grid, simple_threads, shared, dev.stream, a);
+}
+
+// The smallest instance with room for the head size.
+template <class Real, int packs>
+void launch_decode(Cuda& dev, const AttentionDecode<Real>& a, dim3 grid) {
+    constexpr int channels = 8 * int(kPiece<Real>) * packs;
+    if constexpr (channels < simple_max_hs)
+        if (a.hs > channels) return launch_decode<Real, 2 * packs>(dev, a, grid);
+    const size_t shared = size_t(decode_groups) * size_t(a.hs + 2) * sizeof(float);
+    launch<decode_kernel<Real, packs>>(grid, decode_threads, shared, dev.stream, a);
+}
+
+// One query: a block for each head and 128 keys; if that is more than one a head, their results are combined.
+template <class Real>
+void attention_decode(Cuda& dev, Real* out, Real* k_cache, Real* v_cache, const Real* qkv, size_t keys,
+                      size_t C, size_t NH) {
+    const size_t hs = C / NH;
+    const unsigned splits = blocks_for(keys, decode_keys), heads = blocks_for(NH, 1);
+    float* partial = nullptr;
+    if (splits > 1) partial = static_cast<float*>(dev.scratch(NH * splits * (hs + 2) * sizeof(float)));
+    const AttentionDecode<Real> a{
+        .out = out,
+        .partial = partial,
+        .k_cache = k_cache,
+        .v_cache = v_cache,
+        .qkv = qkv,
+        .NH = int(NH),
+        .hs = int(hs),
+        .keys = int(keys),
+        .scale = float(1 / std::sqrt(double(hs))),
+    };
+    const dim3 grid(heads, splits);
+    launch_decode<Real, 1>(dev, a, grid);
+    if (splits > 1)
+        launch<decode_combine_kernel<Real>>(heads, decode_threads, 0, dev.stream, out, partial, int(splits),
+                                            int(hs));
+}
+
+// Inference: queries at positions first .. first + n - 1 of one sequence, against the cache, to which their
+// keys and values are added. out [n, C], qkv [n, 3C], k_cache and v_cache [>= first + n, C].
+template <class Real>
+void attention_cached(Cuda& dev, Real* out, Real* k_cache, Real* v_cache, const Real* qkv, size_t first,
+                      size_t n, size_t C, size_t NH) {
+    const size_t hs = C / NH;
+    check_head_size(hs);
+    if (n == 1 && hs % kPiece<Real> == 0)
+        return attention_decode(dev, out, k_cache, v_cache, qkv, first + 1, C, NH);
+    launch<cache_append_kernel<Real>>(blocks_for(n * C, 256), 256, 0, dev.stream, k_cache + first * C,
+                                      v_cache + first * C, qkv, n, C);
+    const AttentionForward<Real> a{
+        .out = out,
+        .lse = nullptr,
+        .q = qkv,
+        .k = k_cache,
+        .v = v_cache,
+        .q_stride = 3 * C,
+        .kv_stride = C,
+        .NH = int(NH),
+        .hs = int(hs),
+        .queries = int(n),
+        .keys = int(first + n),
+        .scale = float(1 / std::sqrt(double(hs))),
+    };
+    launch_attention_forward(dev, a, 1);
+}
+#endif  // TN_CUDA
 #endif

@@ -32,17 +32,22 @@ Real leaf_cross_entropy(Real* dz, const Real* z, size_t target, Real weight, siz
 
 }  // namespace
 #else  // ---- CPU
+#include <algorithm>
+
 #include "runtime/types.h"
 
 // *loss_sum += the sum over rows of the cross-entropy of logits [N, V] at targets [N]; with `gradient`, the logits become
-// weight * dloss/dlogits. losses [N]: room for the rows' losses.
+// weight * dloss/dlogits. Rows are ld apart (0: V), and what lies between V and ld gets the gradient 0. losses [N]: room
+// for the rows' losses.
 template <class Real>
 void cross_entropy(Cpu& dev, double* loss_sum, Acc<Real>* losses, Real* logits, const int* targets, double weight,
-                   size_t N, size_t V, bool gradient) {
+                   size_t N, size_t V, bool gradient, size_t ld = 0) {
+    if (ld == 0) ld = V;
     parallel_ranges(dev, N, 1, [&](size_t row, size_t end, int) {
         for (; row < end; row++) {
-            Real* z = logits + row * V;
+            Real* z = logits + row * ld;
             losses[row] = leaf<Real>(dev).cross_entropy(gradient ? z : nullptr, z, size_t(targets[row]), Real(weight), V);
+            if (gradient) std::fill(z + V, z + ld, Real(0));
         }
     });
     double sum = 0;
@@ -50,4 +55,87 @@ void cross_entropy(Cpu& dev, double* loss_sum, Acc<Real>* losses, Real* logits, 
     *loss_sum += sum;
 }
 
+// ---- CUDA. A block computes a row: it reads the logits once for the maximum and the sum of exponentials together, and
+// a second time, then from the second-level cache, for the gradient. loss_sum is in device memory.
+#ifdef TN_CUDA
+#include "ops/reduce.cuh"
+
+constexpr unsigned kSoftmaxThreads = 512;  // at most; fewer for a small vocabulary
+
+// A maximum and the sum of exp(z - top) so far.
+struct Softmax {
+    float top, sum;
+    __device__ void add(const Softmax& other) {
+        const float both = fmaxf(top, other.top);
+        // exp(-inf - -inf) would be NaN: a part without elements (sum 0) adds nothing.
+        sum = (sum == 0 ? 0 : sum * __expf(top - both)) + (other.sum == 0 ? 0 : other.sum * __expf(other.top - both));
+        top = both;
+    }
+};
+
+template <class Real>
+__device__ Softmax row_softmax(const Real* z, unsigned V, bool aligned, Softmax* shared) {
+    Softmax mine{-INFINITY, 0};
+    float v[kPiece<Real>];
+    for (unsigned i = threadIdx.x * kPiece<Real>; i < V; i += blockDim.x * kPiece<Real>) {
+        load_piece(v, z, i, V, aligned && i + kPiece<Real> <= V);
+        float top = v[0];
+#pragma unroll
+        for (unsigned j = 1; j < kPiece<Real>; j++) top = i + j < V ? fmaxf(top, v[j]) : top;
+        Softmax piece{top, 0};
+#pragma unroll
+        for (unsigned j = 0; j < kPiece<Real>; j++) piece.sum += i + j < V ? __expf(v[j] - top) : 0.0f;
+        mine.add(piece);
+    }
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2)
+        mine.add({__shfl_xor_sync(~0u, mine.top, lanes), __shfl_xor_sync(~0u, mine.sum, lanes)});
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = mine;
+    __syncthreads();
+    Softmax all = shared[0];
+    for (unsigned w = 1; w < blockDim.x / 32; w++) all.add(shared[w]);
+    return all;
+}
+
+template <class Real, bool gradient>
+__global__ void __launch_bounds__(kSoftmaxThreads)
+    cross_entropy_kernel(float* losses, Real* logits, const int* targets, float weight, unsigned V, unsigned ld,
+                         bool aligned) {
+    const size_t row = blockIdx.x;
+    Real* const z = logits + row * ld;
+    const unsigned target = unsigned(targets[row]);
+    const float z_y = float(z[target]);  // before anything is overwritten: behind the barrier in row_softmax
+    const Softmax s = row_softmax(z, V, aligned, dynamic_shared<Softmax>());
+    if (threadIdx.x == 0) losses[row] = logf(s.sum) + (s.top - z_y);
+    if (!gradient) return;
+    const float scale = weight / s.sum;
+    float v[kPiece<Real>];
+    for (unsigned i = threadIdx.x * kPiece<Real>; i < ld; i += blockDim.x * kPiece<Real>) {
+        const bool whole = aligned && i + kPiece<Real> <= ld;
+        load_piece(v, z, i, ld, whole);
+#pragma unroll
+        for (unsigned j = 0; j < kPiece<Real>; j++)
+            v[j] = i + j < V ? __expf(v[j] - s.top) * scale - (i + j == target ? weight : 0.0f) : 0.0f;
+        store_piece(z, v, i, ld, whole);
+    }
+}
+
+template <class Real>
+void cross_entropy(Cuda& dev, double* loss_sum, float* losses, Real* logits, const int* targets, double weight, size_t N,
+                   size_t V, bool gradient, size_t ld = 0) {
+    if (ld == 0) ld = V;
+    const bool aligned = aligned_16(logits) && ld % kPiece<Real> == 0;
+    const unsigned warps = std::min(blocks_for(V, 32 * kPiece<Real>), kSoftmaxThreads / 32);
+    auto run = [&]<bool with_gradient>() {
+        launch<cross_entropy_kernel<Real, with_gradient>>(blocks_for(N, 1), 32 * warps, warps * sizeof(Softmax),
+                                                          dev.stream, losses, logits, targets, float(weight),
+                                                          unsigned(V), unsigned(ld), aligned);
+    };
+    if (gradient)
+        run.template operator()<true>();
+    else
+        run.template operator()<false>();
+    sum_rows<1>(dev, loss_sum, losses, N);
+}
+#endif  // TN_CUDA
 #endif

@@ -33,4 +33,151 @@ void embedding_backward(Cpu& dev, Real* dwte, Real* dwpe, const Real* dx, const 
     });
 }
 
+// ---- CUDA. The gradient of wte adds rows that have the same token, and their order must not depend on which block
+// runs when. So the rows are first sorted by token (stable, hence in the order of the batch), and then each token's
+// rows are added by one block. Sorting on the device costs one block some 100 microseconds for 32k rows, and needs
+// nothing from the host.
+#ifdef TN_CUDA
+#include "ops/reduce.cuh"
+
+// A thread computes one piece of one row; pieces: of a row.
+template <class Real>
+__global__ void __launch_bounds__(256)
+    embedding_forward_kernel(Real* x, const int* tokens, const Real* wte, const Real* wpe, size_t rows, size_t T,
+                             unsigned C, unsigned pieces, bool whole) {
+    const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x, row = at / pieces;
+    if (row >= rows) return;
+    const unsigned i = unsigned(at % pieces) * kPiece<Real>;
+    float token[kPiece<Real>], position[kPiece<Real>];
+    load_piece(token, wte + size_t(tokens[row]) * C, i, C, whole);
+    load_piece(position, wpe + row % T * C, i, C, whole);
+#pragma unroll
+    for (unsigned j = 0; j < kPiece<Real>; j++) token[j] += position[j];
+    store_piece(x + row * C, token, i, C, whole);
+}
+
+template <class Real>
+void embedding_forward(Cuda& dev, Real* x, const int* tokens, const Real* wte, const Real* wpe, size_t B, size_t T,
+                       size_t C) {
+    const unsigned pieces = blocks_for(C, kPiece<Real>);
+    launch<embedding_forward_kernel<Real>>(blocks_for(B * T * pieces, 256), 256, 0, dev.stream, x, tokens, wte, wpe,
+                                           B * T, T, unsigned(C), pieces,
+                                           C % kPiece<Real> == 0 && aligned_16(x, wte, wpe));
+}
+
+// One block sorts the rows [N] by token: least significant digit first, each pass a stable counting sort in which
+// thread t counts and moves the rows [N t / threads, N (t + 1) / threads). order, spare [N]; the result is in `order`
+// after an even number of passes.
+constexpr unsigned kSortThreads = 512, kSortDigits = 16;
+
+__global__ void __launch_bounds__(kSortThreads)
+    sort_rows_kernel(unsigned* order, unsigned* spare, const int* tokens, unsigned N, unsigned passes) {
+    unsigned* const counts = dynamic_shared<unsigned>();  // [kSortDigits, kSortThreads]
+    unsigned* const warp_totals = counts + kSortDigits * kSortThreads;
+    const unsigned t = threadIdx.x, lane = t % 32, warp = t / 32;
+    const unsigned first = unsigned(size_t(N) * t / kSortThreads), end = unsigned(size_t(N) * (t + 1) / kSortThreads);
+    for (unsigned pass = 0; pass < passes; pass++) {
+        unsigned *from = pass % 2 ? spare : order, *to = pass % 2 ? order : spare;
+        auto row_at = [&](unsigned i) { return pass == 0 ? i : from[i]; };
+        auto digit = [&](unsigned row) { return unsigned(tokens[row]) >> 4 * pass & (kSortDigits - 1); };
+        for (unsigned d = 0; d < kSortDigits; d++) counts[d * kSortThreads + t] = 0;
+        for (unsigned i = first; i < end; i++) counts[digit(row_at(i)) * kSortThreads + t]++;
+        __syncthreads();
+        // Exclusive sums over [kSortDigits, kSortThreads] in that order: where each thread's rows of each digit go.
+        unsigned* const mine = counts + t * kSortDigits;
+        unsigned sum = 0;
+        for (unsigned d = 0; d < kSortDigits; d++) sum += mine[d];
+        unsigned before = sum;
+        for (unsigned lanes = 1; lanes < 32; lanes *= 2) {
+            const unsigned left = __shfl_up_sync(~0u, before, lanes);
+            if (lane >= lanes) before += left;
+        }
+        if (lane == 31) warp_totals[warp] = before;
+        before -= sum;
+        __syncthreads();
+        for (unsigned w = 0; w < warp; w++) before += warp_totals[w];
+        for (unsigned d = 0; d < kSortDigits; d++) {
+            const unsigned count = mine[d];
+            mine[d] = before, before += count;
+        }
+        __syncthreads();
+        for (unsigned i = first; i < end; i++) {
+            const unsigned row = row_at(i);
+            to[counts[digit(row) * kSortThreads + t]++] = row;
+        }
+        __syncthreads();
+    }
+}
+
+// dwte[token] += the rows of dx with this token: the block at the first of them in `order` [N] adds them all, the
+// others have nothing to do. 32 pieces of columns wide, 8 threads a piece.
+template <class Real>
+__global__ void __launch_bounds__(256)
+    embedding_backward_kernel(Real* dwte, const Real* dx, const int* tokens, const unsigned* order, size_t N, unsigned C,
+                              bool whole) {
+    float* const shared = dynamic_shared<float>();  // [8, 32 pieces]
+    const size_t begin = blockIdx.x;
+    const int token = tokens[order[begin]];
+    if (begin > 0 && tokens[order[begin - 1]] == token) return;  // the whole block
+    const unsigned lane = threadIdx.x % 32, group = threadIdx.x / 32, i = (blockIdx.y * 32 + lane) * kPiece<Real>;
+    float sum[kPiece<Real>] = {}, v[kPiece<Real>];
+#pragma unroll 4
+    for (size_t at = begin + group; at < N; at += 8) {
+        const unsigned row = order[at];
+        if (tokens[row] != token) break;
+        if (i < C) load_piece(v, dx + size_t(row) * C, i, C, whole);
+#pragma unroll
+        for (unsigned j = 0; j < kPiece<Real>; j++) sum[j] += i < C ? v[j] : 0.0f;
+    }
+#pragma unroll
+    for (unsigned j = 0; j < kPiece<Real>; j++) shared[(group * kPiece<Real> + j) * 32 + lane] = sum[j];
+    __syncthreads();
+    if (group > 0 || i >= C) return;
+    Real* out = dwte + size_t(token) * C;
+    load_piece(v, out, i, C, whole);
+#pragma unroll
+    for (unsigned j = 0; j < kPiece<Real>; j++) {
+        for (unsigned g = 1; g < 8; g++) sum[j] += shared[(g * kPiece<Real> + j) * 32 + lane];
+        v[j] += sum[j];
+    }
+    store_piece(out, v, i, C, whole);
+}
+
+// dwpe[t] += the rows dx[b, t] over the batch. A thread adds one piece of one position.
+template <class Real>
+__global__ void __launch_bounds__(256)
+    position_backward_kernel(Real* dwpe, const Real* dx, size_t B, size_t T, unsigned C, unsigned pieces, bool whole) {
+    const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x, t = at / pieces;
+    if (t >= T) return;
+    const unsigned i = unsigned(at % pieces) * kPiece<Real>;
+    float sum[kPiece<Real>] = {}, v[kPiece<Real>];
+#pragma unroll 4
+    for (size_t b = 0; b < B; b++) {
+        load_piece(v, dx + (b * T + t) * C, i, C, whole);
+#pragma unroll
+        for (unsigned j = 0; j < kPiece<Real>; j++) sum[j] += v[j];
+    }
+    load_piece(v, dwpe + t * C, i, C, whole);
+#pragma unroll
+    for (unsigned j = 0; j < kPiece<Real>; j++) v[j] += sum[j];
+    store_piece(dwpe + t * C, v, i, C, whole);
+}
+
+template <class Real>
+void embedding_backward(Cuda& dev, Real* dwte, Real* dwpe, const Real* dx, const int* tokens, size_t B, size_t T,
+                        size_t C) {
+    constexpr unsigned kPasses = 4;  // of 4 bits: token ids are below 2^16, as in the files
+    const size_t N = B * T;
+    unsigned *order = static_cast<unsigned*>(dev.scratch(2 * N * sizeof(unsigned))), *spare = order + N;
+    const unsigned pieces = blocks_for(C, kPiece<Real>);
+    const bool whole = C % kPiece<Real> == 0 && aligned_16(dwte, dwpe, dx);
+    launch<sort_rows_kernel>(1, kSortThreads, (kSortDigits * kSortThreads + 32) * sizeof(unsigned), dev.stream, order,
+                             spare, tokens, unsigned(N), kPasses);
+    launch<embedding_backward_kernel<Real>>(dim3(blocks_for(N, 1), blocks_for(pieces, 32)), 256,
+                                            256 * kPiece<Real> * sizeof(float), dev.stream, dwte, dx, tokens, order, N,
+                                            unsigned(C), whole);
+    launch<position_backward_kernel<Real>>(blocks_for(T * pieces, 256), 256, 0, dev.stream, dwpe, dx, B, T, unsigned(C),
+                                           pieces, whole);
+}
+#endif  // TN_CUDA
 #endif

@@ -48,4 +48,48 @@ void gelu_backward(Cpu& dev, Real* din, const Real* dout, const Real* in, size_t
     });
 }
 
+// ---- CUDA. Where cuBLASLt can, GELU is part of a matrix product (ops/matmul.cuh); these serve the rest.
+#ifdef TN_CUDA
+#include "ops/reduce.cuh"
+
+__device__ __forceinline__ float gelu_gate_cuda(float x) {  // s above
+    const float k2 = float(2 * 0.79788456080286535588);
+    return 1 / (1 + __expf(-k2 * (x + 0.044715f * x * x * x)));
+}
+
+__device__ __forceinline__ float gelu_cuda(float x) { return x * gelu_gate_cuda(x); }
+
+__device__ __forceinline__ float gelu_slope_cuda(float x) {
+    const float k2 = float(2 * 0.79788456080286535588), s = gelu_gate_cuda(x);
+    return s + x * s * (1 - s) * k2 * (1 + 3 * 0.044715f * x * x);
+}
+
+// A thread computes one piece. dout is null in the forward direction.
+template <class Real>
+__global__ void __launch_bounds__(256) gelu_kernel(Real* out, const Real* dout, const Real* in, size_t n, bool aligned) {
+    const size_t first = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * kPiece<Real>;
+    if (first >= n) return;
+    const unsigned left = n - first < kPiece<Real> ? unsigned(n - first) : kPiece<Real>;
+    const bool whole = aligned && left == kPiece<Real>;
+    float x[kPiece<Real>], d[kPiece<Real>];
+    load_piece(x, in + first, 0, left, whole);
+    if (dout) load_piece(d, dout + first, 0, left, whole);
+#pragma unroll
+    for (unsigned j = 0; j < kPiece<Real>; j++) x[j] = dout ? d[j] * gelu_slope_cuda(x[j]) : gelu_cuda(x[j]);
+    store_piece(out + first, x, 0, left, whole);
+}
+
+template <class Real>
+void gelu_forward(Cuda& dev, Real* out, const Real* in, size_t n) {
+    const Real* none = nullptr;
+    launch<gelu_kernel<Real>>(blocks_for(n, 256 * kPiece<Real>), 256, 0, dev.stream, out, none, in, n,
+                              aligned_16(out, in));
+}
+
+template <class Real>
+void gelu_backward(Cuda& dev, Real* din, const Real* dout, const Real* in, size_t n) {
+    launch<gelu_kernel<Real>>(blocks_for(n, 256 * kPiece<Real>), 256, 0, dev.stream, din, dout, in, n,
+                              aligned_16(din, dout, in));
+}
+#endif  // TN_CUDA
 #endif

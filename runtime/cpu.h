@@ -35,6 +35,10 @@ inline void* cpu_allocate(size_t bytes, const char* what) {
 }
 
 struct Cpu {
+    // Of the classifier (train_gpt.cu): what the vocabulary is rounded up to in memory, and how many logits are held at a
+    // time.
+    static constexpr size_t kVocabularyGrain = 1, kLogitsHeld = size_t(1) << 26;
+
     int threads;
     Isa isa;
 

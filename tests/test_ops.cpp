@@ -191,11 +191,12 @@ TEST_CASE("adamw: two updates by hand, and the global norm") {
     // k=1: m 1, v 1: m^ 2, v^ 4: w = 1 * 0.98 - 0.1 * 2 / 2 = 0.88
     // k=2: g -0.5: m 0.25, v 0.8125: m^ = 1/3, v^ = 0.8125 / 0.4375 = 13/7: w = 0.88 * 0.98 - 0.1 / 3 / sqrt(13/7)
     double w = 1, m = 0, v = 0, g = 2;
-    AdamwArgs<double> a{0.1, 0.5, 0.75, 0, 0.2, 0.5, 0.25, 1};
-    adamw_update(dev, &w, &m, &v, &g, a, 1);
+    AdamwArgs<double> a{0.1, 0.5, 0.75, 0, 0, 0.5, 0.25, 1};
+    const std::vector<AdamwTensor<double>> tensors = {{&w, nullptr, &m, &v, &g, 1, 0.2}};
+    adamw_update(dev, tensors, a);
     CHECK(w == doctest::Approx(0.88).epsilon(1e-14));
     a.correction1 = 0.75, a.correction2 = 0.4375, a.grad_scale = 0.5, g = -1;
-    adamw_update(dev, &w, &m, &v, &g, a, 1);
+    adamw_update(dev, tensors, a);
     CHECK(w == doctest::Approx(0.88 * 0.98 - 0.1 / 3 / std::sqrt(13.0 / 7)).epsilon(1e-14));
     const std::vector<float> x(200001, 0.5f);
     CHECK(sum_of_squares(dev, x.data(), x.size()) == 0.25 * 200001);

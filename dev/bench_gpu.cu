@@ -1,0 +1,281 @@
+// What does a training update cost on this GPU, and how near is each kernel to what the GPU can do? The trainer's own
+// code (train_gpt.cu); prints one Markdown page. Limits are measured in the same run: copying, and one large product.
+//
+//   bench_gpu [L NH C T B V [rounds]]       defaults: 12 12 768 1024 32 50257 20
+#define TAPERNORM_NO_MAIN
+#include "train_gpt.cu"
+
+#include <functional>
+
+namespace {
+
+struct Sizes {
+    size_t L = 12, NH = 12, C = 768, T = 1024, B = 32, V = 50257, rounds = 20;
+    size_t N() const { return B * T; }
+};
+
+// Median milliseconds of one call, by events on the stream.
+double milliseconds(Cuda& dev, size_t rounds, const std::function<void()>& call) {
+    cudaEvent_t begin, end;
+    CUDA_CHECK(cudaEventCreate(&begin));
+    CUDA_CHECK(cudaEventCreate(&end));
+    std::vector<float> times;
+    for (size_t i = 0; i < rounds + 2; i++) {
+        CUDA_CHECK(cudaEventRecord(begin, dev.stream));
+        call();
+        CUDA_CHECK(cudaEventRecord(end, dev.stream));
+        CUDA_CHECK(cudaEventSynchronize(end));
+        float ms = 0;
+        CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+        if (i >= 2) times.push_back(ms);
+    }
+    cudaEventDestroy(begin), cudaEventDestroy(end);
+    std::nth_element(times.begin(), times.begin() + ptrdiff_t(times.size() / 2), times.end());
+    return double(times[times.size() / 2]);
+}
+
+// Memory of one benchmark, filled with small random numbers.
+class Buffers {
+  public:
+    explicit Buffers(Cuda& dev) : dev_(dev) {}
+    ~Buffers() {
+        for (void* p : all_) device_free(dev_, p);
+    }
+    template <class T>
+    T* random(size_t n) {
+        T* p = raw<T>(n);
+        std::vector<T> values(std::min<size_t>(n, 1 << 16));
+        for (size_t i = 0; i < values.size(); i++) values[i] = T(float(random_normal(1, all_.size(), i)));
+        for (size_t i = 0; i < n; i += values.size())
+            device_copy_in(dev_, p + i, values.data(), std::min(values.size(), n - i) * sizeof(T));
+        return p;
+    }
+    int* tokens(size_t n, size_t V) {
+        std::vector<int> values(n);
+        for (size_t i = 0; i < n; i++) values[i] = int(random_bits(1, 2, i) % V);
+        int* p = raw<int>(n);
+        device_copy_in(dev_, p, values.data(), n * sizeof(int));
+        return p;
+    }
+
+  private:
+    template <class T>
+    T* raw(size_t n) {
+        void* p = device_allocate(dev_, n * sizeof(T), "a benchmark's array");
+        all_.push_back(p);
+        return static_cast<T*>(p);
+    }
+    Cuda& dev_;
+    std::vector<void*> all_;
+};
+
+struct Limits {
+    double bytes = 0, flops = 0;  // per second, measured
+};
+
+// Nominal bf16 tensor-core rate, dense, of the data-centre GPU of an architecture (A100, H100 and H200 SXM); 0: unknown.
+double nominal_flops(int sm) { return sm == 80 ? 312e12 : sm == 90 ? 989.4e12 : 0; }
+
+Limits measure_limits(Cuda& dev, size_t rounds, bool tiny) {
+    Buffers memory(dev);
+    const size_t n = tiny ? 1 << 16 : size_t(1) << 28, K = tiny ? 128 : 8192;
+    bf16 *from = memory.random<bf16>(n), *to = memory.random<bf16>(n);
+    const double copy = milliseconds(dev, rounds, [&] { device_copy(dev, to, from, n * sizeof(bf16)); });
+    const double product = milliseconds(
+        dev, rounds, [&] { matmul_forward<bf16>(dev, to, from, from + K * K, nullptr, nullptr, K, K, K); });
+    return {2 * double(n) * sizeof(bf16) / (copy * 1e-3), 2 * double(K) * double(K) * double(K) / (product * 1e-3)};
+}
+
+struct Row {
+    std::string name;
+    double work;      // bytes, or floating-point operations
+    bool arithmetic;  // which of them
+    size_t count;     // in one update
+    double ms;
+};
+
+// Every op of an update at its real size: bytes that it must read and write, or operations that it must do.
+std::vector<Row> measure_ops(Cuda& dev, const Sizes& s) {
+    const size_t N = s.N(), C = s.C, L = s.L;
+    const double x = double(N * C) * sizeof(bf16);  // one [N, C]
+    std::vector<Row> rows;
+    Buffers m(dev);
+    bf16 *a = m.random<bf16>(N * C), *b = m.random<bf16>(N * C), *d = m.random<bf16>(N * C);
+    bf16 *wide = m.random<bf16>(N * 4 * C), *wide2 = m.random<bf16>(N * 4 * C), *w = m.random<bf16>(4 * C * C);
+    bf16 *v = m.random<bf16>(4 * C), *v2 = m.random<bf16>(4 * C), *dw = m.random<bf16>(4 * C * C);
+    float *mean = m.random<float>(N), *rscale = m.random<float>(N), *lse = m.random<float>(N * s.NH);
+    double* sums = m.random<double>(8);
+    auto add = [&](const std::string& name, double work, bool arithmetic, size_t count, const std::function<void()>& f) {
+        rows.push_back({name, work, arithmetic, count, milliseconds(dev, s.rounds, f)});
+    };
+    for (const auto& [phase, name] : {std::pair(Phase::norm, "g = 1"), std::pair(Phase::blend, "0 < g < 1"),
+                                      std::pair(Phase::scale, "g = 0")}) {
+        const float g = phase == Phase::norm ? 1.0f : phase == Phase::blend ? 0.5f : 0.0f;
+        const Site<bf16> site{NormKind::layernorm, phase, 1e-5f, g, 1, v, v + C, v + 2 * C, v + 3 * C};
+        const size_t count = phase == Phase::norm ? 2 * L + 1 : 0;
+        add(std::string("site forward, ") + name, 2 * x, false, count, [&] {
+            site_forward<bf16>(dev, b, mean, rscale, nullptr, a, site, N, C);
+        });
+        add(std::string("site backward, ") + name, 4 * x, false, count, [&] {
+            site_backward<bf16>(dev, d, {v2, v2 + C, v2 + 2 * C, v2 + 3 * C}, b, a, mean, rscale, site, N, C, true);
+        });
+    }
+    add("stream scale", x, false, 1, [&] {
+        stream_scale(dev, reinterpret_cast<StreamScale*>(sums), a, NormKind::layernorm, 1e-5, 1, N, C);
+    });
+    auto linear = [&](const char* name, size_t in, size_t out, size_t count) {
+        const double flops = 2 * double(N) * double(in) * double(out);
+        add(std::string(name) + " forward", flops, true, count,
+            [&] { matmul_forward<bf16>(dev, wide, wide2, w, v, nullptr, N, in, out); });
+        add(std::string(name) + " backward", 2 * flops, true, count, [&] {
+            matmul_backward<bf16>(dev, wide, dw, v2, wide2, a, w, nullptr, N, in, out, false);
+        });
+    };
+    linear("linear C -> 3C", C, 3 * C, L), linear("linear C -> C", C, C, L);
+    const double fc = 8 * double(N) * double(C) * double(C);
+    add("linear C -> 4C and GELU, forward", fc, true, L,
+        [&] { matmul_gelu_forward<bf16>(dev, wide, wide2, a, w, v, N, C, 4 * C); });
+    add("linear C -> 4C, backward", 2 * fc, true, L,
+        [&] { matmul_backward<bf16>(dev, b, dw, v2, wide, a, w, nullptr, N, C, 4 * C, false); });
+    add("linear 4C -> C and residual, forward", fc, true, L,
+        [&] { matmul_forward<bf16>(dev, b, wide, w, v, a, N, 4 * C, C); });
+    add("linear 4C -> C and dGELU, backward", 2 * fc, true, L,
+        [&] { matmul_backward<bf16>(dev, wide2, dw, v2, a, wide, w, wide, N, 4 * C, C, false); });
+    const double pairs = double(s.B) * double(s.T) * double(s.T + 1) / 2 * double(C);
+    add("attention forward", 4 * pairs, true, L, [&] { attention_forward(dev, b, lse, wide, s.B, s.T, C, s.NH); });
+    add("attention backward", 10 * pairs, true, L,
+        [&] { attention_backward(dev, wide2, a, b, lse, wide, s.B, s.T, C, s.NH); });
+    add("GELU (with -r 1)", 8 * x, false, 0, [&] { gelu_forward(dev, wide2, wide, N * 4 * C); });
+    return rows;
+}
+
+// The ends of the model, whose memory is large: the vocabulary, the optimizer.
+void measure_ends(Cuda& dev, const Sizes& s, std::vector<Row>& rows) {
+    const size_t N = s.N(), C = s.C, Vp = (s.V + 127) / 128 * 128;
+    const size_t chunk = std::min(N, std::max<size_t>(Cuda::kLogitsHeld / Vp, 64));
+    Config c;
+    c.V = s.V, c.T = s.T, c.L = s.L, c.NH = s.NH, c.C = s.C;
+    const size_t P = parameter_count(c);
+    auto add = [&](const std::string& name, double work, bool arithmetic, size_t count, const std::function<void()>& f) {
+        rows.push_back({name, work, arithmetic, count, milliseconds(dev, s.rounds, f)});
+    };
+    {
+        Buffers m(dev);
+        bf16 *logits = m.random<bf16>(chunk * Vp), *wte = m.random<bf16>(Vp * C), *dwte = m.random<bf16>(Vp * C);
+        bf16 *x = m.random<bf16>(N * C), *dx = m.random<bf16>(N * C);
+        const int* tokens = m.tokens(N, s.V);
+        float* losses = m.random<float>(chunk);
+        double* sum = m.random<double>(1);
+        const size_t chunks = (N + chunk - 1) / chunk;
+        const double flops = 2 * double(chunk) * double(C) * double(Vp), z = double(chunk * Vp) * sizeof(bf16);
+        add("head forward", flops, true, chunks, [&] { head_forward<bf16>(dev, logits, x, wte, nullptr, chunk, C, Vp); });
+        add("head backward", 2 * flops, true, chunks,
+            [&] { head_backward(dev, dx, dwte, logits, x, wte, chunk, C, Vp, true); });
+        add("cross-entropy and gradient", 2 * z, false, chunks,
+            [&] { cross_entropy(dev, sum, losses, logits, tokens, 1e-6, chunk, s.V, true, Vp); });
+        const double rows_bytes = double(N * C) * sizeof(bf16);
+        add("embedding forward", 2 * rows_bytes, false, 1,
+            [&] { embedding_forward(dev, x, tokens, wte, wte, s.B, s.T, C); });
+        add("embedding backward", 2 * rows_bytes, false, 1,
+            [&] { embedding_backward(dev, dwte, wte, x, tokens, s.B, s.T, C); });
+    }
+    Buffers m(dev);
+    bf16 *w = m.random<bf16>(P), *grad = m.random<bf16>(P);
+    float *master = m.random<float>(P), *mom = m.random<float>(P), *var = m.random<float>(P);
+    device_zero(dev, var, P * sizeof(float));
+    const std::vector<AdamwTensor<bf16>> tensors = {{w, master, mom, var, grad, P, 0.1f}};
+    add("AdamW", double(P) * (2 + 2 + 6 * 4), false, 1,
+        [&] { adamw_update(dev, tensors, {1e-9f, 0.9f, 0.99f, 1e-8f, 0, 1, 1, 1}); });
+    add("global norm", double(P) * 2, false, 1, [&] { sum_of_squares(dev, grad, P); });
+}
+
+struct Mode {
+    const char* name;
+    GateMode mode;
+    size_t step;  // updates done: sets the gate
+};
+
+// Whole updates: seconds of the median one.
+void measure_updates(Cuda& dev, const Sizes& s, const Limits& limits) {
+    Settings settings;
+    settings.T = s.T, settings.batch = s.B, settings.total_batch = s.N(), settings.steps = 10000;
+    settings.gate_warmup = updates(100), settings.gate_end = updates(300);
+    Config c;
+    c.V = s.V, c.T = s.T, c.L = s.L, c.NH = s.NH, c.C = s.C;
+    std::vector<uint16_t> random(s.N() * 4 + 1);
+    for (size_t i = 0; i < random.size(); i++) random[i] = uint16_t(random_bits(1, 3, i) % s.V);
+    const TokenSource corpus = tokens_from_text("x", "random tokens", [&](std::string_view) { return random; });
+    const double P = double(parameter_count(c) - s.T * s.C), N = double(s.N());
+    const double flops = 6 * P * N + 12.0 * double(s.L) * double(s.B) * double(s.T) * double(s.T + 1) / 2 * double(s.C);
+    std::printf("| update | tokens/s | ms | against `norm` | TFLOP/s | MFU | of the matmul rate | GPU memory, GiB |\n"
+                "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
+    const double nominal = nominal_flops(dev.sm());
+    double baseline = 0;
+    for (const Mode& mode : {Mode{"`norm`", GateMode::norm, 0}, Mode{"`taper`, g = 1, calibrating", GateMode::taper, 10},
+                             Mode{"`taper`, g = 0.5", GateMode::taper, 199 - s.rounds / 2},
+                             Mode{"`taper`, g = 0", GateMode::taper, 400}}) {
+        c.mode = mode.mode;
+        Trainer<Cuda, bf16> t(dev, settings, c, corpus);
+        initialize(t.model, 1);
+        t.step = mode.step;
+        std::vector<double> times;
+        for (size_t i = 0; i < s.rounds + 3; i++) {
+            const StepReport r = t.update();
+            if (i >= 3) times.push_back(r.seconds);
+        }
+        std::nth_element(times.begin(), times.begin() + ptrdiff_t(times.size() / 2), times.end());
+        const double seconds = times[times.size() / 2];
+        if (baseline == 0) baseline = seconds;
+        size_t free = 0, total = 0;
+        CUDA_CHECK(cudaMemGetInfo(&free, &total));
+        std::printf("| %s | %.0f | %.2f | %.3fx | %.1f | %s | %.1f%% | %.1f |\n", mode.name, N / seconds, seconds * 1e3,
+                    baseline / seconds, flops / seconds * 1e-12,
+                    nominal > 0 ? strprintf("%.1f%%", 100 * flops / seconds / nominal).c_str() : "-", 100 * flops / seconds / limits.flops,
+                    double(total - free) / double(1 << 30));
+        std::fflush(stdout);
+    }
+}
+
+void print_ops(const std::vector<Row>& rows, const Limits& limits) {
+    double sum = 0;
+    for (const Row& r : rows) sum += r.ms * double(r.count);
+    std::printf("\n| op | ms | rate | of the limit | times an update | share |\n| --- | ---: | ---: | ---: | ---: | ---: |\n");
+    for (const Row& r : rows) {
+        const double rate = r.work / (r.ms * 1e-3), limit = r.arithmetic ? limits.flops : limits.bytes;
+        std::printf("| %s | %.4f | %.1f %s | %.0f%% | %zu | %.1f%% |\n", r.name.c_str(), r.ms,
+                    rate * (r.arithmetic ? 1e-12 : 1e-9), r.arithmetic ? "TFLOP/s" : "GB/s", 100 * rate / limit, r.count,
+                    100 * r.ms * double(r.count) / sum);
+    }
+    std::printf("\nSum of the ops of a `norm` update: %.2f ms.\n", sum);
+}
+
+int run_benchmark(int argc, char** argv) {
+    Sizes s;
+    size_t* const fields[] = {&s.L, &s.NH, &s.C, &s.T, &s.B, &s.V, &s.rounds};
+    for (int i = 1; i < argc && i <= 7; i++) *fields[i - 1] = std::strtoull(argv[i], nullptr, 10);
+    const CudaProbe probe = probe_cuda();
+    if (!probe.usable) fail("%s", probe.description.c_str());
+    Cuda dev;
+    const Limits limits = measure_limits(dev, s.rounds, s.C < 256);
+    std::printf("# Training speed on %s\n\n`make gpu-bench`: %zu layers, %zu heads, %zu channels, vocabulary %zu, batch %zu "
+                "of %zu tokens, bf16; medians of %zu.\nLimits measured in this run: copying %.0f GB/s (read and write), a "
+                "large bf16 product %.1f TFLOP/s.\n\n", probe.description.c_str(), s.L, s.NH, s.C, s.V, s.B, s.T, s.rounds,
+                limits.bytes * 1e-9, limits.flops * 1e-12);
+    measure_updates(dev, s, limits);
+    std::vector<Row> rows = measure_ops(dev, s);
+    measure_ends(dev, s, rows);
+    print_ops(rows, limits);
+    return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    try {
+        return run_benchmark(argc, argv);
+    } catch (const std::exception& error) {
+        std::fflush(stdout);
+        std::fprintf(stderr, "bench_gpu: error: %s\n", error.what());
+        return 1;
+    }
+}

@@ -1,0 +1,361 @@
+// The kernels of ops/attention.cuh that need no tensor cores: `simple` ones, for any number type and head
+// size up to 256 (fp32 runs, odd head sizes, and reading), the sums that every backward pass begins with, and
+// one query against a cache.
+//
+// Blocks never add into the same memory, and all sums have a fixed order: results are the same bits from run
+// to run.
+#pragma once
+#ifdef TN_CUDA
+#include <cmath>
+
+#include "ops/reduce.cuh"
+
+constexpr float attention_log2e = 1.4426950408889634f;  // exp(x) = exp2(x log2e): exp2 is one instruction
+
+// Query r is at position keys - queries + r, and sees the keys up to there.
+template <class Real>
+struct AttentionForward {
+    Real* out;              // [B, queries, C]
+    float* lse;             // [B, NH, queries], may be null
+    const Real *q, *k, *v;  // [B, queries or keys, NH hs] with rows this many elements apart:
+    size_t q_stride, kv_stride;
+    int NH, hs, queries, keys;
+    float scale;
+};
+
+template <class Real>
+struct AttentionBackward {
+    Real* dqkv;                // [B, T, 3C]
+    const Real *dout, *qkv;    // [B, T, C], [B, T, 3C]
+    const float *lse, *delta;  // [B, NH, T]
+    int NH, hs, T;
+    float scale;
+
+    // What differs between the heads: pointers to row 0 of the head that a block works on.
+    struct Head {
+        const Real *q, *k, *v, *dout;
+        Real *dq, *dk, *dv;
+        const float *lse, *delta;
+    };
+    __device__ __forceinline__ Head head(unsigned index) const {
+        const size_t b = index / unsigned(NH), h = index % unsigned(NH), C = size_t(NH) * size_t(hs);
+        const size_t row = b * size_t(T), wide = row * 3 * C + h * size_t(hs);
+        const size_t statistics = size_t(index) * size_t(T);
+        const Real* q = qkv + wide;
+        Real* dq = dqkv + wide;
+        return {q,
+                q + C,
+                q + 2 * C,
+                dout + row * C + h * size_t(hs),
+                dq,
+                dq + C,
+                dq + 2 * C,
+                lse + statistics,
+                delta + statistics};
+    }
+};
+
+// Over each `lanes` neighbouring lanes of a warp.
+template <int lanes>
+__device__ __forceinline__ float group_sum(float x) {
+#pragma unroll
+    for (int i = lanes / 2; i > 0; i /= 2) x += __shfl_xor_sync(~0u, x, i);
+    return x;
+}
+template <int lanes>
+__device__ __forceinline__ float group_max(float x) {
+#pragma unroll
+    for (int i = lanes / 2; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, i));
+    return x;
+}
+
+// delta [B, NH, T] = dout . out, both [B, T, NH, hs]: 8 lanes for each of the `count` = B T NH rows of hs.
+// `whole`: those are multiples of 16 bytes.
+template <class Real>
+__global__ void __launch_bounds__(256)
+    attention_delta_kernel(float* delta, const Real* dout, const Real* out, size_t count, int T, int NH,
+                           int hs, bool whole) {
+    constexpr int piece = kPiece<Real>;
+    const size_t i = (size_t(blockIdx.x) * 256 + threadIdx.x) / 8, row = i * size_t(hs);
+    float sum = 0, x[piece], y[piece];
+    for (int c = int(threadIdx.x % 8) * piece; i < count && c < hs; c += 8 * piece) {
+        load_piece(x, dout + row, unsigned(c), unsigned(hs), whole);
+        load_piece(y, out + row, unsigned(c), unsigned(hs), whole);
+#pragma unroll
+        for (int j = 0; j < piece; j++) sum += x[j] * y[j];
+    }
+    sum = group_sum<8>(sum);
+    const size_t token = i / size_t(NH), h = i % size_t(NH), b = token / size_t(T), t = token % size_t(T);
+    if (i < count && threadIdx.x % 8 == 0) delta[(b * size_t(NH) + h) * size_t(T) + t] = sum;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Simple kernels: 16 x 16 threads, tiles of 16 rows of floats. Thread (y, x) computes the score of row y of
+// the block and row x of the passing tile, and accumulates channels x, x + 16, .. of row y.
+
+constexpr int simple_rows = 16, simple_threads = 256, simple_max_hs = 256;
+constexpr int simple_channels = simple_max_hs / 16;  // of a thread
+
+// An odd row length: 16 threads that read one column meet 16 banks.
+__host__ __device__ constexpr int simple_stride(int hs) { return hs | 1; }
+__host__ __device__ constexpr size_t simple_tile(int hs) {
+    return size_t(simple_rows) * size_t(simple_stride(hs));
+}
+constexpr int simple_scores = simple_rows * (simple_rows + 1);
+
+// Block: rows from `rows` on become zeros.
+template <class Real>
+__device__ void simple_load(float* tile, const Real* from, size_t stride, int rows, int hs) {
+    for (int i = int(threadIdx.x); i < simple_rows * hs; i += simple_threads) {
+        const int row = i / hs, c = i % hs;
+        tile[row * simple_stride(hs) + c] = row < rows ? float(from[size_t(row) * stride + size_t(c)]) : 0;
+    }
+}
+
+__device__ __forceinline__ float simple_dot(const float* x, const float* y, int hs) {
+    float sum = 0;
+    for (int c = 0; c < hs; c++) sum += x[c] * y[c];
+    return sum;
+}
+
+// sum[channels of this thread] = sum factor + weights [16] tile [16, hs]
+__device__ __forceinline__ void simple_add(float (&sum)[simple_channels], float factor, const float* weights,
+                                           const float* tile, int hs) {
+    const int x = int(threadIdx.x % 16);
+#pragma unroll
+    for (int i = 0; i < simple_channels; i++) {
+        if (x + 16 * i >= hs) break;
+        float total = sum[i] * factor;
+        for (int j = 0; j < simple_rows; j++) total += weights[j] * tile[j * simple_stride(hs) + x + 16 * i];
+        sum[i] = total;
+    }
+}
+
+template <class Real>
+__device__ __forceinline__ void simple_store(Real* to, const float (&sum)[simple_channels], float factor,
+                                             int hs) {
+    const int x = int(threadIdx.x % 16);
+#pragma unroll
+    for (int i = 0; i < simple_channels; i++)
+        if (x + 16 * i < hs) to[x + 16 * i] = Real(sum[i] * factor);
+}
+
+// Rows are queries, keys pass.
+template <class Real>
+__global__ void __launch_bounds__(simple_threads) simple_forward_kernel(AttentionForward<Real> a) {
+    float *q = dynamic_shared<float>(), *k = q + simple_tile(a.hs), *v = k + simple_tile(a.hs),
+          *weights = v + simple_tile(a.hs);
+    const int x = int(threadIdx.x % 16), y = int(threadIdx.x / 16), ld = simple_stride(a.hs);
+    const int row = int(gridDim.y - 1 - blockIdx.y) * simple_rows, position = a.keys - a.queries + row + y;
+    const size_t b = blockIdx.x / unsigned(a.NH), head = blockIdx.x % unsigned(a.NH) * size_t(a.hs);
+    float* mine = weights + y * (simple_rows + 1);  // [16]
+    float top = -INFINITY, sum = 0, out[simple_channels] = {};
+    simple_load(q, a.q + (b * size_t(a.queries) + size_t(row)) * a.q_stride + head, a.q_stride,
+                a.queries - row, a.hs);
+    for (int key = 0; key < min(a.keys, position - y + simple_rows); key += simple_rows) {
+        const size_t from = (b * size_t(a.keys) + size_t(key)) * a.kv_stride + head;
+        __syncthreads();  // everyone has left the tile before
+        simple_load(k, a.k + from, a.kv_stride, a.keys - key, a.hs);
+        simple_load(v, a.v + from, a.kv_stride, a.keys - key, a.hs);
+        __syncthreads();
+        const float s = key + x <= position ? simple_dot(q + y * ld, k + x * ld, a.hs) * a.scale : -INFINITY;
+        const float new_top = fmaxf(top, group_max<16>(s));
+        const float p = expf(s - new_top), rescale = expf(top - new_top);
+        top = new_top;
+        sum = sum * rescale + group_sum<16>(p);
+        mine[x] = p;
+        __syncwarp();  // the 16 threads of a row are in one warp
+        simple_add(out, rescale, mine, v, a.hs);
+    }
+    if (row + y >= a.queries) return;
+    const size_t token = b * size_t(a.queries) + size_t(row + y);
+    simple_store(a.out + token * size_t(a.NH) * size_t(a.hs) + head, out, 1 / sum, a.hs);
+    if (a.lse && x == 0) a.lse[size_t(blockIdx.x) * size_t(a.queries) + size_t(row + y)] = top + logf(sum);
+}
+
+// p and ds of one pair of query and key; zero where the key comes after the query, or there is no such query.
+struct ScoreGradient {
+    float p, ds;
+};
+template <class Real>
+__device__ __forceinline__ ScoreGradient simple_score_gradient(const AttentionBackward<Real>& a,
+                                                               const float* lse, const float* delta,
+                                                               const float* q, const float* k,
+                                                               const float* dout, const float* v, int query,
+                                                               int key) {
+    if (query >= a.T || key > query) return {0, 0};
+    const float p = expf(simple_dot(q, k, a.hs) * a.scale - lse[query]);
+    return {p, p * (simple_dot(dout, v, a.hs) - delta[query])};
+}
+
+// Rows are keys, queries pass.
+template <class Real>
+__global__ void __launch_bounds__(simple_threads) simple_backward_dkdv_kernel(AttentionBackward<Real> a) {
+    const size_t tile = simple_tile(a.hs), C = size_t(a.NH) * size_t(a.hs);
+    float *k = dynamic_shared<float>(), *v = k + tile, *q = v + tile, *dout = q + tile, *p = dout + tile,
+          *ds = p + simple_scores;
+    const int x = int(threadIdx.x % 16), y = int(threadIdx.x / 16), ld = simple_stride(a.hs);
+    const int key = int(blockIdx.y) * simple_rows, mine = y * (simple_rows + 1);
+    const auto head = a.head(blockIdx.x);
+    float dk[simple_channels] = {}, dv[simple_channels] = {};
+    simple_load(k, head.k + size_t(key) * 3 * C, 3 * C, a.T - key, a.hs);
+    simple_load(v, head.v + size_t(key) * 3 * C, 3 * C, a.T - key, a.hs);
+    for (int query = key; query < a.T; query += simple_rows) {
+        __syncthreads();  // everyone has left the tile before
+        simple_load(q, head.q + size_t(query) * 3 * C, 3 * C, a.T - query, a.hs);
+        simple_load(dout, head.dout + size_t(query) * C, C, a.T - query, a.hs);
+        __syncthreads();
+        const ScoreGradient gradient = simple_score_gradient(a, head.lse, head.delta, q + x * ld, k + y * ld,
+                                                             dout + x * ld, v + y * ld, query + x, key + y);
+        p[mine + x] = gradient.p, ds[mine + x] = gradient.ds;
+        __syncwarp();  // the 16 threads of a row are in one warp
+        simple_add(dv, 1, p + mine, dout, a.hs);
+        simple_add(dk, 1, ds + mine, q, a.hs);
+    }
+    if (key + y >= a.T) return;
+    simple_store(head.dk + size_t(key + y) * 3 * C, dk, a.scale, a.hs);
+    simple_store(head.dv + size_t(key + y) * 3 * C, dv, 1, a.hs);
+}
+
+// Rows are queries, keys pass.
+template <class Real>
+__global__ void __launch_bounds__(simple_threads) simple_backward_dq_kernel(AttentionBackward<Real> a) {
+    const size_t tile = simple_tile(a.hs), C = size_t(a.NH) * size_t(a.hs);
+    float *q = dynamic_shared<float>(), *dout = q + tile, *k = dout + tile, *v = k + tile, *ds = v + tile;
+    const int x = int(threadIdx.x % 16), y = int(threadIdx.x / 16), ld = simple_stride(a.hs);
+    const int query = int(gridDim.y - 1 - blockIdx.y) * simple_rows, mine = y * (simple_rows + 1);
+    const auto head = a.head(blockIdx.x);
+    float dq[simple_channels] = {};
+    simple_load(q, head.q + size_t(query) * 3 * C, 3 * C, a.T - query, a.hs);
+    simple_load(dout, head.dout + size_t(query) * C, C, a.T - query, a.hs);
+    for (int key = 0; key < min(a.T, query + simple_rows); key += simple_rows) {
+        __syncthreads();  // everyone has left the tile before
+        simple_load(k, head.k + size_t(key) * 3 * C, 3 * C, a.T - key, a.hs);
+        simple_load(v, head.v + size_t(key) * 3 * C, 3 * C, a.T - key, a.hs);
+        __syncthreads();
+        const ScoreGradient gradient = simple_score_gradient(a, head.lse, head.delta, q + y * ld, k + x * ld,
+                                                             dout + y * ld, v + x * ld, query + y, key + x);
+        ds[mine + x] = gradient.ds;
+        __syncwarp();  // the 16 threads of a row are in one warp
+        simple_add(dq, 1, ds + mine, k, a.hs);
+    }
+    if (query + y < a.T) simple_store(head.dq + size_t(query + y) * 3 * C, dq, a.scale, a.hs);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Inference
+
+template <class Real>
+struct AttentionDecode {
+    Real* out;                // [C]
+    float* partial;           // [NH, splits, hs + 2]: sums, their largest score, and the sum of weights
+    Real *k_cache, *v_cache;  // [>= keys, C]
+    const Real* qkv;          // [3C], of the last key
+    int NH, hs, keys;
+    float scale;
+};
+
+// k_cache, v_cache [n, C] = from qkv [n, 3C]
+template <class Real>
+__global__ void cache_append_kernel(Real* k_cache, Real* v_cache, const Real* qkv, size_t n, size_t C) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= n * C) return;
+    const Real* row = qkv + i / C * 3 * C + i % C;
+    k_cache[i] = row[C], v_cache[i] = row[2 * C];
+}
+
+constexpr int decode_threads = 128, decode_groups = decode_threads / 8, decode_keys = 128;
+
+// Writes the weighted sums of `count` parts, brought to one scale and added in order. A part is [hs + 2] as
+// in `partial`. `divide`: by the sum of weights, which makes the result final; else that and the scale are
+// written behind it.
+template <class Out>
+__device__ __forceinline__ void combine_parts(Out* out, const float* parts, int count, int hs, bool divide) {
+    float top = -INFINITY, weight = 0;
+    for (int i = 0; i < count; i++) top = fmaxf(top, parts[i * (hs + 2) + hs]);
+    for (int i = 0; i < count; i++)
+        weight += parts[i * (hs + 2) + hs + 1] * fast_exp2(parts[i * (hs + 2) + hs] - top);
+    for (int c = int(threadIdx.x); c < hs; c += int(blockDim.x)) {
+        float sum = 0;
+        for (int i = 0; i < count; i++)
+            sum += parts[i * (hs + 2) + c] * fast_exp2(parts[i * (hs + 2) + hs] - top);
+        out[c] = Out(divide ? sum / weight : sum);
+    }
+    if (!divide && threadIdx.x == 0) out[hs] = Out(top), out[hs + 1] = Out(weight);
+}
+
+// Block (x, y): head x, the y-th 128 keys. Groups of 8 lanes take keys in turn, `ahead` at a time, and each
+// has a softmax of its own; a lane holds 16 bytes of channels out of every 128, `packs` times. Loads depend
+// on no condition, so that many can be under way: lanes without a channel or a key read another's and weigh
+// it with 0. Scores are in units of log 2.
+template <class Real, int packs>
+__global__ void __launch_bounds__(decode_threads) decode_kernel(AttentionDecode<Real> a) {
+    constexpr int width = kPiece<Real>, ahead = 4;
+    const int group = int(threadIdx.x / 8), lane = int(threadIdx.x % 8) * width, hs = a.hs;
+    const int begin = int(blockIdx.y) * decode_keys, end = min(a.keys, begin + decode_keys);
+    const size_t C = size_t(a.NH) * size_t(hs), head = size_t(blockIdx.x) * size_t(hs);
+    Real *k = a.k_cache + head, *v = a.v_cache + head;
+    if (end == a.keys)
+        for (size_t c = threadIdx.x; c < size_t(hs); c += decode_threads) {
+            k[size_t(end - 1) * C + c] = a.qkv[C + head + c];
+            v[size_t(end - 1) * C + c] = a.qkv[2 * C + head + c];
+        }
+    __syncthreads();  // the new key and value are in the cache
+    auto channel = [&](int i) { return lane + 8 * width * i < hs ? size_t(lane + 8 * width * i) : 0; };
+    float q[packs][width] = {}, out[packs][width] = {}, top = -INFINITY, sum = 0, x[width];
+#pragma unroll
+    for (int i = 0; i < packs; i++)
+        if (lane + 8 * width * i < hs) load_piece(q[i], a.qkv + head + channel(i), 0, width, true);
+    for (int key = begin + group; key - group < end; key += decode_groups * ahead) {
+        float s[ahead] = {}, new_top = top;
+#pragma unroll
+        for (int i = 0; i < ahead * packs; i++) {
+            const int j = i / packs, row = min(key + j * decode_groups, end - 1);
+            load_piece(x, k + size_t(row) * C + channel(i % packs), 0, width, true);
+#pragma unroll
+            for (int w = 0; w < width; w++) s[j] += q[i % packs][w] * x[w];
+        }
+#pragma unroll
+        for (int j = 0; j < ahead; j++) {
+            s[j] = group_sum<8>(s[j]) * (a.scale * attention_log2e);
+            if (key + j * decode_groups >= end) s[j] = -INFINITY;
+            new_top = fmaxf(new_top, s[j]);
+        }
+        const float shift = new_top == -INFINITY ? 0 : new_top, rescale = fast_exp2(top - shift);
+        top = new_top, sum *= rescale;
+#pragma unroll
+        for (int j = 0; j < ahead; j++) s[j] = fast_exp2(s[j] - shift), sum += s[j];
+#pragma unroll
+        for (int i = 0; i < packs * width; i++) out[i / width][i % width] *= rescale;
+#pragma unroll
+        for (int i = 0; i < ahead * packs; i++) {
+            const int j = i / packs, row = min(key + j * decode_groups, end - 1);
+            load_piece(x, v + size_t(row) * C + channel(i % packs), 0, width, true);
+#pragma unroll
+            for (int w = 0; w < width; w++) out[i % packs][w] += s[j] * x[w];
+        }
+    }
+    float *parts = dynamic_shared<float>(), *mine = parts + group * (hs + 2);
+#pragma unroll
+    for (int i = 0; i < packs * width; i++) {
+        const int c = lane + 8 * width * (i / width) + i % width;
+        if (c < hs) mine[c] = out[i / width][i % width];
+    }
+    if (lane == 0) mine[hs] = top, mine[hs + 1] = sum;
+    __syncthreads();
+    const size_t split = size_t(blockIdx.x) * gridDim.y + blockIdx.y;
+    if (gridDim.y == 1)
+        combine_parts(a.out + head, parts, decode_groups, hs, true);
+    else
+        combine_parts(a.partial + split * size_t(hs + 2), parts, decode_groups, hs, false);
+}
+
+// Block: one head. What decode_kernel left of each 128 keys becomes its output.
+template <class Real>
+__global__ void __launch_bounds__(decode_threads)
+    decode_combine_kernel(Real* out, const float* partial, int splits, int hs) {
+    const size_t head = blockIdx.x;
+    combine_parts(out + head * size_t(hs), partial + head * size_t(splits) * size_t(hs + 2), splits, hs,
+                  true);
+}
+#endif  // TN_CUDA

@@ -1,0 +1,218 @@
+// What the CUDA halves of the op cards share: rows in 16-byte pieces, and sums whose order is fixed. No sum of floats
+// goes through an atomic: blocks leave partial sums in scratch, and one more small kernel adds them in order, so that
+// the same program on the same GPU always gives the same bits.
+#pragma once
+#ifdef TN_CUDA
+#include <cstdint>
+
+#include "runtime/cuda.cuh"
+#include "runtime/ptx.cuh"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Rows in pieces: a piece is as many elements as 16 bytes hold
+
+template <class Real>
+constexpr unsigned kPiece = Pack<Real>::size;
+
+// Whether all these addresses allow 16-byte accesses (null counts as such).
+template <class... Pointer>
+bool aligned_16(const Pointer*... p) {
+    return ((reinterpret_cast<uintptr_t>(p) % 16 == 0) && ...);
+}
+
+// Elements i .. i + kPiece of a row of n, 0 beyond its end. `whole`: n is a multiple of kPiece and the row is 16-byte
+// aligned, the case that is fast.
+template <class Real>
+__device__ __forceinline__ void load_piece(float (&v)[kPiece<Real>], const Real* row, unsigned i, unsigned n, bool whole) {
+    if (whole) {
+        const Pack<Real> pack = load_pack(row + i);
+#pragma unroll
+        for (unsigned j = 0; j < kPiece<Real>; j++) v[j] = float(pack[int(j)]);
+    } else {
+#pragma unroll
+        for (unsigned j = 0; j < kPiece<Real>; j++) v[j] = i + j < n ? float(row[i + j]) : 0.0f;
+    }
+}
+
+template <class Real>
+__device__ __forceinline__ void store_piece(Real* row, const float (&v)[kPiece<Real>], unsigned i, unsigned n, bool whole) {
+    if (whole) {
+        Pack<Real> pack;
+#pragma unroll
+        for (unsigned j = 0; j < kPiece<Real>; j++) pack[int(j)] = Real(v[j]);
+        store_pack(row + i, pack);
+    } else {
+#pragma unroll
+        for (unsigned j = 0; j < kPiece<Real>; j++)
+            if (i + j < n) row[i + j] = Real(v[j]);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Warps and blocks
+
+template <class T>
+__device__ __forceinline__ T warp_sum(T x) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(~0u, x, lanes);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lanes));
+    return x;
+}
+
+// The sum over a block of any multiple of 32 threads, for thread 0. shared: one T a warp.
+template <class T>
+__device__ __forceinline__ T block_sum(T x, T* shared) {
+    x = warp_sum(x);
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+    __syncthreads();
+    T total = 0;
+    if (threadIdx.x == 0)
+        for (unsigned w = 0; w < blockDim.x / 32; w++) total += shared[w];
+    return total;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sums over rows of a few numbers each: sums[k] += sum_row values[row, k], in double
+
+template <unsigned K>
+__global__ void __launch_bounds__(1024) sum_rows_kernel(double* sums, const float* values, size_t rows) {
+    double* shared = dynamic_shared<double>();  // [K, 32]
+    double mine[K] = {};
+#pragma unroll 4
+    for (size_t row = threadIdx.x; row < rows; row += blockDim.x)
+        for (unsigned k = 0; k < K; k++) mine[k] += double(values[row * K + k]);
+    for (unsigned k = 0; k < K; k++) {
+        const double total = block_sum(mine[k], shared + 32 * k);
+        if (threadIdx.x == 0) sums[k] += total;
+    }
+}
+
+template <unsigned K>
+void sum_rows(Cuda& dev, double* sums, const float* values, size_t rows) {
+    const unsigned threads = rows > 256 ? 1024 : 128;
+    launch<sum_rows_kernel<K>>(1, threads, K * 32 * sizeof(double), dev.stream, sums, values, rows);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Column sums: blocks hold partial sums over their rows, columns_reduce adds those in order
+
+// How a kernel of column sums cuts [N, C]: a block owns a strip of columns and a range of rows. Within it a thread owns
+// one piece of columns, and `groups` threads share out the rows.
+struct ColumnGrid {
+    unsigned pieces;  // of columns in a strip
+    unsigned groups, strips, blocks;
+    bool whole;       // 16-byte accesses, see load_piece
+    static constexpr unsigned kThreads = 512, kTile = kThreads / 32;  // kTile rows at a time: one a warp
+
+    template <class Real>
+    static ColumnGrid of(const Cuda& dev, size_t N, size_t C, bool aligned) {
+        ColumnGrid g;
+        const unsigned all = unsigned((C + kPiece<Real> - 1) / kPiece<Real>);
+        g.strips = (all + kThreads - 1) / kThreads;
+        g.pieces = (all + g.strips - 1) / g.strips;
+        g.groups = kThreads / g.pieces < kTile ? kThreads / g.pieces : kTile;
+        const size_t tiles = (N + kTile - 1) / kTile, wanted = 2 * size_t(dev.multiprocessors());
+        g.blocks = unsigned(tiles < wanted ? tiles : wanted);
+        g.whole = aligned && C % kPiece<Real> == 0;
+        return g;
+    }
+    dim3 grid() const { return {blocks, strips, 1}; }
+    // The rows of this block are [first, end).
+    __device__ size_t first(size_t N) const { return N * blockIdx.x / gridDim.x; }
+    __device__ size_t end(size_t N) const { return N * (blockIdx.x + 1) / gridDim.x; }
+};
+
+// Adds one partial sum over the groups of this block into columns [C]: `mine` belongs to column i and those behind it.
+// shared [groups, pieces * kPiece]. Called by all threads.
+template <unsigned piece>
+__device__ __forceinline__ void store_columns(float* columns, float* shared, const float (&mine)[piece], unsigned group,
+                                              unsigned i, unsigned first_column, const ColumnGrid& grid, unsigned C) {
+    const unsigned width = grid.pieces * piece;
+    if (group < grid.groups)
+        for (unsigned j = 0; j < piece; j++) shared[group * width + i - first_column + j] = mine[j];
+    __syncthreads();
+    for (unsigned c = threadIdx.x; c < width && first_column + c < C; c += blockDim.x) {
+        float total = 0;
+        for (unsigned g = 0; g < grid.groups; g++) total += shared[g * width + c];
+        columns[first_column + c] = total;
+    }
+    __syncthreads();
+}
+
+// What becomes of the sums: out[t] (+)= factor[t] * sum number source[t].
+template <class Real>
+struct ColumnTargets {
+    static constexpr unsigned kMost = 4;
+    Real* out[kMost];
+    float factor[kMost];
+    unsigned source[kMost];
+    unsigned count;
+
+    void add(Real* out_, float factor_, unsigned source_) {
+        out[count] = out_, factor[count] = factor_, source[count] = source_, count++;
+    }
+};
+
+// columns [parts, sums, C]. A block finishes 32 columns of target blockIdx.y, 8 threads a column.
+template <class Real>
+__global__ void __launch_bounds__(256)
+    columns_reduce_kernel(const __grid_constant__ ColumnTargets<Real> targets, const float* columns, unsigned parts, unsigned sums, unsigned C,
+                          bool accumulate) {
+    float* shared = dynamic_shared<float>();  // [8, 32]
+    const unsigned lane = threadIdx.x % 32, group = threadIdx.x / 32, c = blockIdx.x * 32 + lane, t = blockIdx.y;
+    float sum = 0;
+    if (c < C)
+#pragma unroll 8
+        for (unsigned p = group; p < parts; p += 8) sum += columns[(size_t(p) * sums + targets.source[t]) * C + c];
+    shared[threadIdx.x] = sum;
+    __syncthreads();
+    if (group == 0 && c < C) {
+        for (unsigned g = 1; g < 8; g++) sum += shared[g * 32 + lane];
+        Real* out = targets.out[t] + c;
+        *out = Real((accumulate ? float(*out) : 0.0f) + targets.factor[t] * sum);
+    }
+}
+
+template <class Real>
+void columns_reduce(Cuda& dev, const ColumnTargets<Real>& targets, const float* columns, size_t parts, size_t sums,
+                    size_t C, bool accumulate) {
+    launch<columns_reduce_kernel<Real>>(dim3(blocks_for(C, 32), targets.count), 256, 256 * sizeof(float), dev.stream,
+                                        targets, columns, unsigned(parts), unsigned(sums), unsigned(C), accumulate);
+}
+
+// columns [blocks, C]: sums over the block's rows of in [N, C].
+template <class Real>
+__global__ void __launch_bounds__(ColumnGrid::kThreads)
+    column_sums_kernel(float* columns, const Real* in, size_t N, unsigned C, ColumnGrid grid) {
+    float* shared = dynamic_shared<float>();
+    const unsigned group = threadIdx.x / grid.pieces, first_column = blockIdx.y * grid.pieces * kPiece<Real>;
+    const unsigned i = first_column + threadIdx.x % grid.pieces * kPiece<Real>;
+    float sum[kPiece<Real>] = {}, v[kPiece<Real>];
+    if (group < grid.groups && i < C)
+#pragma unroll 4
+        for (size_t row = grid.first(N) + group; row < grid.end(N); row += grid.groups) {
+            load_piece(v, in + row * C, i, C, grid.whole);
+#pragma unroll
+            for (unsigned j = 0; j < kPiece<Real>; j++) sum[j] += v[j];
+        }
+    store_columns(columns + size_t(blockIdx.x) * C, shared, sum, group, i, first_column, grid, C);
+}
+
+// out [C] = or += the column sums of in [N, C].
+template <class Real>
+void column_sums(Cuda& dev, Real* out, const Real* in, size_t N, size_t C, bool accumulate) {
+    const ColumnGrid grid = ColumnGrid::of<Real>(dev, N, C, aligned_16(in));
+    float* columns = static_cast<float*>(dev.scratch(grid.blocks * C * sizeof(float)));
+    launch<column_sums_kernel<Real>>(grid.grid(), ColumnGrid::kThreads,
+                                     grid.groups * grid.pieces * kPiece<Real> * sizeof(float), dev.stream, columns, in,
+                                     N, unsigned(C), grid);
+    ColumnTargets<Real> targets{};
+    targets.add(out, 1, 0);
+    columns_reduce(dev, targets, columns, grid.blocks, 1, C, accumulate);
+}
+#endif  // TN_CUDA

@@ -1,0 +1,225 @@
+// The CUDA device: streams, library handle, properties, memory, graphs. Ops are overloaded on it (first
+// argument).
+#pragma once
+#ifdef TN_CUDA
+#include <string>
+
+#include "runtime/launch.cuh"
+#include "runtime/matmul_plans.cuh"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Is there a GPU?
+
+struct CudaProbe {
+    int devices = 0;      // usable or not
+    bool usable = false;  // device 0 can run this program
+    std::string description;  // of the GPU, "NVIDIA H200 (sm_90, 139.8 GiB)", or why there is none
+};
+
+// bf16 arithmetic, mma and cp.async need it.
+constexpr int minimum_sm = 80;
+
+// Looks for a GPU. Never fails: a machine without one, or without a driver, is a normal answer.
+inline CudaProbe probe_cuda(int device = 0) {
+    CudaProbe probe;
+    cudaDeviceProp properties;
+    cudaError_t error = cudaGetDeviceCount(&probe.devices);
+    if (error == cudaSuccess && probe.devices > device) error = cudaGetDeviceProperties(&properties, device);
+    if (error != cudaSuccess) {
+        cudaGetLastError();  // the error has been answered: later calls must not see it
+        probe.devices = 0;
+        probe.description = strprintf("no usable CUDA driver or GPU: %s", cudaGetErrorString(error));
+        return probe;
+    }
+    if (probe.devices <= device) {
+        probe.description = strprintf("GPU %d was asked for and %d found", device, probe.devices);
+        return probe;
+    }
+    const int sm = 10 * properties.major + properties.minor;
+    probe.usable = sm >= minimum_sm;
+    probe.description = strprintf("%s (sm_%d, %.1f GiB)", properties.name, sm,
+                                  double(properties.totalGlobalMem) / double(1 << 30));
+    if (!probe.usable) probe.description += strprintf(": too old, sm_%d or newer is needed", minimum_sm);
+    return probe;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The device
+
+struct Cuda {
+    // Of the classifier (train_gpt.cu): the vocabulary is rounded up to a multiple of this, so that rows of logits start
+    // at multiples of 16 bytes and more; and how many logits are held at a time.
+    static constexpr size_t kVocabularyGrain = 128, kLogitsHeld = size_t(1) << 29;
+
+    int device;
+    cudaStream_t stream = nullptr;       // every op runs here
+    cudaStream_t copy_stream = nullptr;  // transfers that overlap with ops; order the two with events
+    cublasLtHandle_t cublaslt = nullptr;
+    MatmulPlans plans;
+    void* workspace = nullptr;  // of cuBLASLt, for matmuls on `stream`
+    size_t workspace_bytes = size_t(32) << 20;
+    cudaDeviceProp properties;
+
+    explicit Cuda(int device_ = 0) : device(device_) {
+        const CudaProbe probe = probe_cuda(device);
+        if (!probe.usable) fail("--device cuda: %s; run with --device cpu", probe.description.c_str());
+        CUDA_CHECK(cudaSetDevice(device));
+        CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+        CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+        CUDA_CHECK(cudaStreamCreateWithFlags(&copy_stream, cudaStreamNonBlocking));
+        CUBLAS_CHECK(cublasLtCreate(&cublaslt));
+        CUDA_CHECK(cudaMalloc(&workspace, workspace_bytes));
+    }
+    Cuda(const Cuda&) = delete;
+    Cuda& operator=(const Cuda&) = delete;
+
+    // Errors are ignored here: whoever needs the results has synchronized and checked before.
+    ~Cuda() {
+        cudaFree(scratch_);
+        cudaFree(workspace);
+        cublasLtDestroy(cublaslt);
+        cudaStreamDestroy(copy_stream);
+        cudaStreamDestroy(stream);
+    }
+
+    // Scratch of at least `bytes` for one op on `stream`, valid until the next call. It grows to the largest
+    // need and stays. Growing waits for the device, so run an op once before capturing it in a graph.
+    void* scratch(size_t bytes) {
+        if (scratch_bytes_ < bytes) {
+            CUDA_CHECK(cudaFree(scratch_));
+            scratch_ = nullptr, scratch_bytes_ = 0;
+            CUDA_CHECK(cudaMalloc(&scratch_, bytes));
+            scratch_bytes_ = bytes;
+        }
+        return scratch_;
+    }
+
+    void synchronize() { CUDA_CHECK(cudaStreamSynchronize(stream)); }
+
+    int multiprocessors() const { return properties.multiProcessorCount; }
+    int sm() const { return 10 * properties.major + properties.minor; }
+
+  private:
+    void* scratch_ = nullptr;
+    size_t scratch_bytes_ = 0;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Memory
+
+inline void* device_allocate(Cuda& dev, size_t bytes, const char* what) {
+    void* p = nullptr;
+    if (bytes == 0) return p;
+    const cudaError_t error = cudaMalloc(&p, bytes);
+    if (error == cudaErrorMemoryAllocation) {
+        size_t free = 0, total = 0;
+        cudaGetLastError();
+        CUDA_CHECK(cudaMemGetInfo(&free, &total));
+        fail("out of memory on GPU %d: %s needs %.1f MiB and %.1f of %.1f MiB are free; %s", dev.device, what,
+             double(bytes) / 1048576, double(free) / 1048576, double(total) / 1048576, cuda_hint(error));
+    }
+    CUDA_CHECK(error);
+    return p;
+}
+
+// In a destructor as often as not: errors are left to the next checked call.
+inline void device_free(Cuda&, void* p) { cudaFree(p); }
+
+inline void device_zero(Cuda& dev, void* p, size_t bytes) {
+    if (bytes) CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, dev.stream));
+}
+
+// Copies between host and device, in order with the ops on dev.stream, finished on return.
+inline void device_copy_in(Cuda& dev, void* to, const void* from, size_t bytes) {
+    if (bytes == 0) return;
+    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, dev.stream));
+    dev.synchronize();
+}
+inline void device_copy_out(Cuda& dev, void* to, const void* from, size_t bytes) {
+    if (bytes == 0) return;
+    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, dev.stream));
+    dev.synchronize();
+}
+
+// Device to device; asynchronous, like an op.
+inline void device_copy(Cuda& dev, void* to, const void* from, size_t bytes) {
+    if (bytes) CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, dev.stream));
+}
+
+// Page-locked host memory: what a copy needs to run beside the host. May be refilled only after an event
+// recorded behind the copy has passed.
+template <class T>
+class Pinned {
+  public:
+    explicit Pinned(size_t count) {
+        if (count) CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&data_), count * sizeof(T)));
+    }
+    Pinned(const Pinned&) = delete;
+    Pinned& operator=(const Pinned&) = delete;
+    ~Pinned() { cudaFreeHost(data_); }
+    T* data() const { return data_; }
+    T& operator[](size_t i) const { return data_[i]; }
+
+  private:
+    T* data_ = nullptr;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Order between streams, graphs
+
+// A point in a stream that another stream or the host can wait for.
+class CudaEvent {
+  public:
+    CudaEvent() { CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
+    CudaEvent(const CudaEvent&) = delete;
+    CudaEvent& operator=(const CudaEvent&) = delete;
+    ~CudaEvent() { cudaEventDestroy(event_); }
+    void record(cudaStream_t stream) { CUDA_CHECK(cudaEventRecord(event_, stream)); }
+    // What is issued on the stream from now on waits.
+    void block(cudaStream_t stream) { CUDA_CHECK(cudaStreamWaitEvent(stream, event_, 0)); }
+    // The host waits.
+    void synchronize() { CUDA_CHECK(cudaEventSynchronize(event_)); }
+
+  private:
+    cudaEvent_t event_ = nullptr;
+};
+
+// A recorded sequence of ops, launched as one. What changes between launches (a position, a token) must be
+// read from device memory: arguments of kernels are frozen when recorded.
+class CudaGraph {
+  public:
+    CudaGraph() = default;
+    CudaGraph(const CudaGraph&) = delete;
+    CudaGraph& operator=(const CudaGraph&) = delete;
+    ~CudaGraph() {
+        if (graph_) cudaGraphExecDestroy(graph_);
+    }
+    explicit operator bool() const { return graph_ != nullptr; }
+
+    // Records what ops() issues on dev.stream; nothing is executed.
+    template <class Ops>
+    void record(Cuda& dev, Ops&& ops) {
+        cudaGraph_t graph = nullptr;
+        CUDA_CHECK(cudaStreamBeginCapture(dev.stream, cudaStreamCaptureModeThreadLocal));
+        try {
+            ops();
+        } catch (...) {
+            cudaStreamEndCapture(dev.stream, &graph);
+            if (graph) cudaGraphDestroy(graph);
+            cudaGetLastError();  // what ops() threw says more
+            throw;
+        }
+        CUDA_CHECK(cudaStreamEndCapture(dev.stream, &graph));
+        if (graph_) cudaGraphExecDestroy(graph_);
+        graph_ = nullptr;
+        const cudaError_t error = cudaGraphInstantiate(&graph_, graph, 0);
+        cudaGraphDestroy(graph);
+        CUDA_CHECK(error);
+    }
+
+    void launch(Cuda& dev) { CUDA_CHECK(cudaGraphLaunch(graph_, dev.stream)); }
+
+  private:
+    cudaGraphExec_t graph_ = nullptr;
+};
+#endif  // TN_CUDA

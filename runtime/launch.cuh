@@ -1,0 +1,208 @@
+// The one kernel launch of the project: typed, named, checked.
+//
+//     launch<gelu_forward_kernel<bf16>>(blocks_for(n, 256), 256, 0, dev.stream, out, in, n);
+//
+// The kernel is a template argument, so its name is known at compile time and error messages can say it. The
+// argument list is checked against the kernel's signature: no lossy conversion, no missing argument, no
+// default stream. A grid without blocks is no work and returns. More than 48 KiB of dynamic shared memory
+// needs no preparation by the caller. With SYNC_LAUNCHES=1 in the environment every launch waits for its
+// kernel, so that an error names its true origin.
+//
+// The same sources run in three builds: nvcc (TN_CUDA), the CPU stand-in of tests/emu (TN_CUDA and CUDA_EMU;
+// see tests/emu/README.md for what kernels may use there), and plain C++, which sees nothing of this file.
+#pragma once
+#ifdef TN_CUDA
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "runtime/error.h"
+
+using bf16 = __nv_bfloat16;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Errors
+
+// What a user can do about a CUDA error.
+inline const char* cuda_hint(cudaError_t error) {
+    switch (error) {
+        case cudaErrorMemoryAllocation:
+            return "use a smaller -b (batch) or -t (sequence length), or recompute more (-r 1, -r 2)";
+        case cudaErrorNoDevice:
+        case cudaErrorInsufficientDriver:
+            return "install or update the NVIDIA driver, or run with --device cpu";
+        case cudaErrorNoKernelImageForDevice:
+            return "rebuild for this GPU: make clean, then make on this machine";
+        case cudaErrorInvalidConfiguration:
+        case cudaErrorInvalidValue:
+        case cudaErrorLaunchOutOfResources:
+            return "the launch does not fit this GPU; please report it with this line";
+        default:
+            return "run again with SYNC_LAUNCHES=1 to learn which kernel failed, or under compute-sanitizer";
+    }
+}
+
+[[noreturn]] inline void cuda_failed(cudaError_t error, const char* what, const char* file, int line) {
+    cudaGetLastError();  // answered here: a later launch must not see it again
+    fail("CUDA: %s at %s:%d: %s (%s); %s", what, file, line, cudaGetErrorString(error),
+         cudaGetErrorName(error), cuda_hint(error));
+}
+
+// A call of the CUDA runtime that must succeed.
+#define CUDA_CHECK(call)                                                                               \
+    do {                                                                                               \
+        const cudaError_t cuda_check_error = (call);                                                   \
+        if (cuda_check_error != cudaSuccess) cuda_failed(cuda_check_error, #call, __FILE__, __LINE__); \
+    } while (0)
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Kernel names
+
+template <auto kernel>
+const char* kernel_signature() {
+    return __PRETTY_FUNCTION__;
+}
+
+// "gelu_forward_kernel<__nv_bfloat16>": the compiler's "... [with auto kernel = NAME]" without what surrounds
+// it.
+template <auto kernel>
+std::string kernel_name() {
+    std::string_view text = kernel_signature<kernel>();
+    const size_t begin = text.find("kernel = ");
+    if (begin != std::string_view::npos) text = text.substr(begin + 9, text.rfind(']') - begin - 9);
+    for (const std::string_view noise : {"&", "(anonymous namespace)::", "{anonymous}::"})
+        if (text.starts_with(noise)) text.remove_prefix(noise.size());
+    return std::string(text);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Launch
+
+// The stream of a launch, and the source line that launches on it.
+struct LaunchStream {
+    cudaStream_t stream;
+    const char* file;
+    int line;
+    LaunchStream(cudaStream_t stream_, const char* file_ = __builtin_FILE(), int line_ = __builtin_LINE())
+        : stream(stream_), file(file_), line(line_) {}
+    LaunchStream(std::nullptr_t) = delete;  // the default stream waits for every other one
+};
+
+struct LaunchShape {
+    dim3 grid, block;
+    size_t smem;  // bytes of dynamic shared memory a block
+};
+
+// Blocks of `per_block` items that cover n items.
+inline unsigned blocks_for(size_t n, size_t per_block) {
+    const size_t blocks = (n + per_block - 1) / per_block;
+    if (blocks > 0x7fffffff)
+        fail("CUDA: a grid of %zu blocks is too large; use a smaller -b (batch)", blocks);
+    return unsigned(blocks);
+}
+
+// Whether an argument may be passed where the kernel has a parameter: not if that would drop bits or change
+// between integers and floating point. (A size_t passed as int is how a kernel breaks at 2^31 elements.)
+template <class Argument, class Parameter>
+constexpr bool passes_unchanged() {
+    using A = std::decay_t<Argument>;
+    using P = std::remove_cv_t<Parameter>;
+    if constexpr (std::is_arithmetic_v<A> && std::is_arithmetic_v<P>)
+        return std::is_floating_point_v<A> == std::is_floating_point_v<P> && sizeof(A) <= sizeof(P);
+    return std::is_convertible_v<const Argument&, P>;
+}
+
+template <class... Parameters, class... Arguments>
+constexpr void check_arguments(void (*)(Parameters...), const Arguments&...) {
+    static_assert(sizeof...(Arguments) == sizeof...(Parameters),
+                  "launch: the kernel has another number of parameters");
+    if constexpr (sizeof...(Arguments) == sizeof...(Parameters))
+        static_assert(
+            (passes_unchanged<Arguments, Parameters>() && ...),
+            "launch: an argument does not have the type of its kernel parameter; convert it explicitly");
+}
+
+inline bool sync_launches() {
+    static const bool on = [] {
+        const char* value = std::getenv("SYNC_LAUNCHES");
+        return value && *value && std::strcmp(value, "0") != 0;
+    }();
+    return on;
+}
+
+[[noreturn]] inline void launch_failed(cudaError_t error, const std::string& kernel, const LaunchShape& shape,
+                                       const LaunchStream& on) {
+    const dim3 &g = shape.grid, &b = shape.block;
+    const std::string what = strprintf("kernel %s <<<(%u, %u, %u), (%u, %u, %u), %zu>>>", kernel.c_str(), g.x,
+                                       g.y, g.z, b.x, b.y, b.z, shape.smem);
+    cuda_failed(error, what.c_str(), on.file, on.line);
+}
+
+// Not possible while a graph is being captured: the kernel runs when the graph does.
+inline cudaError_t wait_unless_capturing(cudaStream_t stream) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    const cudaError_t error = cudaStreamIsCapturing(stream, &status);
+    if (error != cudaSuccess || status != cudaStreamCaptureStatusNone) return error;
+    return cudaStreamSynchronize(stream);
+}
+
+// What a block may use without asking; more must be requested once per kernel and device.
+constexpr size_t shared_memory_default = 48 * 1024;
+
+template <auto kernel>
+cudaError_t allow_shared_memory(size_t smem) {
+    if (smem <= shared_memory_default) return cudaSuccess;
+    return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, int(smem));
+}
+
+template <auto kernel, class... Arguments>
+void launch(dim3 grid, dim3 block, size_t smem, LaunchStream on, const Arguments&... arguments) {
+    check_arguments(kernel, arguments...);
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    cudaError_t error = allow_shared_memory<kernel>(smem);
+    if (error == cudaSuccess) {
+#ifdef CUDA_EMU
+        emu::launch(kernel, kernel_name<kernel>(), on.file, on.line, grid, block, smem, on.stream,
+                    arguments...);
+#else
+        kernel<<<grid, block, smem, on.stream>>>(arguments...);
+#endif
+        error = cudaGetLastError();
+    }
+    if (error == cudaSuccess && sync_launches()) error = wait_unless_capturing(on.stream);
+    if (error != cudaSuccess) launch_failed(error, kernel_name<kernel>(), {grid, block, smem}, on);
+}
+
+// Blocks of this shape that one multiprocessor can hold at a time.
+template <auto kernel>
+int blocks_per_multiprocessor(int threads, size_t smem) {
+    int blocks = 0;
+    CUDA_CHECK(allow_shared_memory<kernel>(smem));
+    CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, reinterpret_cast<const void*>(kernel),
+                                                             threads, smem));
+    return blocks;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Inside kernels
+
+// The dynamic shared memory of this block, 16-byte aligned: its size is the launch's third argument.
+#ifndef CUDA_EMU
+extern __shared__ uint4 dynamic_shared_memory[];
+#endif
+template <class T>
+__device__ __forceinline__ T* dynamic_shared() {
+#ifdef CUDA_EMU
+    return static_cast<T*>(emu::dynamic_shared());
+#else
+    return reinterpret_cast<T*>(dynamic_shared_memory);
+#endif
+}
+#endif  // TN_CUDA

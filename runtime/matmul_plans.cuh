@@ -1,0 +1,106 @@
+// Which algorithm of cuBLASLt multiplies matrices of which shapes. The first product of a shape asks cuBLASLt's
+// heuristics, later ones take the answer from here. Nothing is timed, so two runs always choose alike: with the same
+// algorithms come the same bits.
+#pragma once
+#ifdef TN_CUDA
+#include <cublasLt.h>
+
+#include <compare>
+#include <map>
+#include <memory>
+
+#include "runtime/launch.cuh"
+
+// A call of cuBLASLt that must succeed.
+#define CUBLAS_CHECK(call)                                                                                            \
+    do {                                                                                                              \
+        const cublasStatus_t cublas_check_status = (call);                                                            \
+        if (cublas_check_status != CUBLAS_STATUS_SUCCESS)                                                             \
+            fail("cuBLASLt: %s at %s:%d: %s; run again with SYNC_LAUNCHES=1 to exclude an earlier error", #call,      \
+                 __FILE__, __LINE__, cublasLtGetStatusString(cublas_check_status));                                   \
+    } while (0)
+
+// D [m, n] = epilogue(op(A) [m, k] op(B) [k, n] + beta C), column-major as cuBLASLt has it; C has D's layout.
+struct MatmulShape {
+    cudaDataType_t type;  // of A, B, C and D; accumulation is fp32
+    cublasLtEpilogue_t epilogue;
+    bool trans_a, trans_b;
+    size_t m, n, k, lda, ldb, ldd;  // all addresses are 16-byte aligned
+
+    auto operator<=>(const MatmulShape&) const = default;
+};
+
+struct MatmulPlan {
+    bool supported = false;
+    cublasLtMatmulDesc_t matmul = nullptr;
+    cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
+    cublasLtMatmulAlgo_t algorithm;
+
+    MatmulPlan() = default;
+    MatmulPlan(const MatmulPlan&) = delete;
+    MatmulPlan& operator=(const MatmulPlan&) = delete;
+    ~MatmulPlan() {
+        if (matmul) cublasLtMatmulDescDestroy(matmul);
+        for (cublasLtMatrixLayout_t layout : {a, b, d})
+            if (layout) cublasLtMatrixLayoutDestroy(layout);
+    }
+
+    template <class T>
+    void set(cublasLtMatmulDescAttributes_t attribute, const T& value) {
+        CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(matmul, attribute, &value, sizeof value));
+    }
+};
+
+class MatmulPlans {
+  public:
+    // `bias` and `auxiliary` are what the epilogue reads or writes (null where it has none): heuristics want to see them.
+    MatmulPlan& find(cublasLtHandle_t handle, size_t workspace_bytes, const MatmulShape& shape, const void* bias,
+                     const void* auxiliary) {
+        std::unique_ptr<MatmulPlan>& plan = plans_[shape];
+        if (!plan) plan = make(handle, workspace_bytes, shape, bias, auxiliary);
+        return *plan;
+    }
+    size_t size() const { return plans_.size(); }
+
+  private:
+    static std::unique_ptr<MatmulPlan> make(cublasLtHandle_t handle, size_t workspace_bytes, const MatmulShape& s,
+                                            const void* bias, const void* auxiliary) {
+        auto plan = std::make_unique<MatmulPlan>();
+        CUBLAS_CHECK(cublasLtMatmulDescCreate(&plan->matmul, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+        plan->set(CUBLASLT_MATMUL_DESC_TRANSA, s.trans_a ? CUBLAS_OP_T : CUBLAS_OP_N);
+        plan->set(CUBLASLT_MATMUL_DESC_TRANSB, s.trans_b ? CUBLAS_OP_T : CUBLAS_OP_N);
+        plan->set(CUBLASLT_MATMUL_DESC_EPILOGUE, s.epilogue);
+        if (bias) plan->set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+        if (auxiliary) {
+            plan->set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, auxiliary);
+            plan->set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, int64_t(s.ldd));
+        }
+        auto layout = [&](cublasLtMatrixLayout_t* l, size_t rows, size_t columns, size_t ld) {
+            CUBLAS_CHECK(cublasLtMatrixLayoutCreate(l, s.type, rows, columns, int64_t(ld)));
+        };
+        layout(&plan->a, s.trans_a ? s.k : s.m, s.trans_a ? s.m : s.k, s.lda);
+        layout(&plan->b, s.trans_b ? s.n : s.k, s.trans_b ? s.k : s.n, s.ldb);
+        layout(&plan->d, s.m, s.n, s.ldd);
+        cublasLtMatmulPreference_t preference;
+        CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
+        auto prefer = [&]<class T>(cublasLtMatmulPreferenceAttributes_t attribute, T value) {
+            CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
+        };
+        prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_bytes);
+        for (const auto attribute : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                                     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+            prefer(attribute, uint32_t(16));
+        cublasLtMatmulHeuristicResult_t result;
+        int found = 0;
+        const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, plan->matmul, plan->a, plan->b, plan->d,
+                                                                     plan->d, preference, 1, &result, &found);
+        CUBLAS_CHECK(cublasLtMatmulPreferenceDestroy(preference));
+        if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED) CUBLAS_CHECK(status);
+        plan->supported = status == CUBLAS_STATUS_SUCCESS && found > 0;
+        if (plan->supported) plan->algorithm = result.algo;
+        return plan;
+    }
+
+    std::map<MatmulShape, std::unique_ptr<MatmulPlan>> plans_;
+};
+#endif  // TN_CUDA

@@ -1,0 +1,349 @@
+// Attention on CUDA against the CPU op in double precision, fed with the same rounded inputs. Bounds are
+// worst cases of the roundings that the kernels make, element by element, from magnitudes computed here.
+#ifdef TN_CUDA
+#include <doctest/doctest.h>
+
+#include <cstring>
+
+#include "ops/attention.cuh"
+#include "tests/emu/cuda_test.h"
+#ifdef CUDA_EMU
+#include "tests/emu/emu.h"
+#endif
+
+namespace {
+
+struct Shape {
+    size_t B, T, NH, hs;
+    size_t C() const { return NH * hs; }
+    size_t elements() const { return B * T * C(); }
+    size_t rows() const { return B * NH * T; }
+};
+
+constexpr double eps = 0x1p-24;  // unit roundoff of fp32
+
+template <class Real>
+constexpr double unit = std::is_same_v<Real, bf16> ? 0x1p-8 : eps;
+
+template <class T>
+std::vector<double> to_double(const std::vector<T>& x) {
+    std::vector<double> result(x.size());
+    for (size_t i = 0; i < x.size(); i++) result[i] = double(float(x[i]));
+    return result;
+}
+
+template <class T>
+std::vector<T> rounded(const std::vector<double>& x) {
+    std::vector<T> result(x.size());
+    for (size_t i = 0; i < x.size(); i++) result[i] = T(float(x[i]));
+    return result;
+}
+
+// Normal values, q times `sharpness`: how far the scores spread.
+template <class Real>
+std::vector<Real> random_qkv(const Shape& s, uint64_t seed, float sharpness = 1) {
+    auto qkv = random_values<Real>(3 * s.elements(), seed);
+    for (size_t i = 0; i < qkv.size(); i++)
+        if (i % (3 * s.C()) < s.C()) qkv[i] = Real(float(qkv[i]) * sharpness);
+    return qkv;
+}
+
+// Filled with NaN.
+template <class T>
+void poison(Cuda& dev, const DeviceArray<T>& x) {
+    CUDA_CHECK(cudaMemsetAsync(x.data(), 0xff, x.size() * sizeof(T), dev.stream));
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+// |got - expected| <= bound for every element; NaN fails.
+template <class T>
+void check_within(const char* what, const std::vector<T>& got, const std::vector<double>& expected,
+                  const std::vector<double>& bound) {
+    REQUIRE(got.size() == expected.size());
+    REQUIRE(got.size() == bound.size());
+    size_t worst = 0, failed = 0;
+    double ratio = -1;
+    for (size_t i = 0; i < got.size(); i++) {
+        const double r = std::abs(double(float(got[i])) - expected[i]) / bound[i];
+        failed += !(r <= 1);
+        if (!(r <= ratio) && !std::isnan(ratio)) ratio = r, worst = i;
+    }
+    INFO(what, "[", worst, "]: ", float(got[worst]), " instead of ", expected[worst], ", bound ",
+         bound[worst]);
+    CHECK(failed == 0);
+}
+
+struct Reference {
+    std::vector<double> value, bound;
+};
+
+// Row i of head (b, h): where it is in qkv, and in out.
+struct Row {
+    size_t qkv, out;
+    Row(const Shape& s, size_t b, size_t h, size_t i)
+        : qkv((b * s.T + i) * 3 * s.C() + h * s.hs), out((b * s.T + i) * s.C() + h * s.hs) {}
+};
+
+double dot(const double* x, const double* y, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i] * y[i];
+    return sum;
+}
+double magnitude(const double* x, const double* y, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += std::abs(x[i] * y[i]);
+    return sum;
+}
+
+// Largest error of a score (and so the relative one of exp) over the keys of row i: products of bf16 are
+// exact and those of fp32 rounded, sums may be truncated instead of rounded, and then scale and shift are two
+// more operations.
+double score_error(const Shape& s, const std::vector<double>& qkv, size_t b, size_t h, size_t i) {
+    double top = 0;
+    for (size_t j = 0; j <= i; j++)
+        top = std::max(top, magnitude(&qkv[Row(s, b, h, i).qkv], &qkv[Row(s, b, h, j).qkv + s.C()], s.hs));
+    return eps * (2 * double(s.hs) + 8) * top / std::sqrt(double(s.hs));
+}
+
+// out and lse. weight_unit: what weights are rounded to before they are multiplied with v.
+//   relative error of a weight before rounding: twice that of exp (also in the divisor); a rescaling with an
+//   exp of its own for each tile of at least 16 keys; sums of T; exp2 itself is off by 4 eps
+std::pair<Reference, Reference> reference_forward(const Shape& s, const std::vector<double>& qkv,
+                                                  double weight_unit, double out_unit) {
+    Cpu cpu(1);
+    Reference out{std::vector<double>(s.elements()), std::vector<double>(s.elements())};
+    Reference lse{std::vector<double>(s.rows()), std::vector<double>(s.rows())};
+    std::vector<double> absolute = qkv, spread(s.elements());
+    for (size_t i = 0; i < qkv.size(); i++)
+        if (i % (3 * s.C()) >= 2 * s.C()) absolute[i] = std::abs(qkv[i]);
+    attention_forward(cpu, out.value.data(), lse.value.data(), qkv.data(), s.B, s.T, s.C(), s.NH);
+    attention_forward<double>(cpu, spread.data(), nullptr, absolute.data(), s.B, s.T, s.C(),
+                              s.NH);  // sum_j p_ij |v_j|
+    for (size_t r = 0; r < s.rows(); r++) {
+        const size_t b = r / s.T / s.NH, h = r / s.T % s.NH, i = r % s.T;
+        const double score = score_error(s, qkv, b, h, i), tiles = double(i / 16 + 2), keys = double(i + 1);
+        const double weight = 2 * score + tiles * (8 * eps + score) + 4 * keys * eps;
+        lse.bound[r] = score + tiles * 8 * eps + keys * eps + 2 * eps * std::abs(lse.value[r]) + 4 * eps;
+        for (size_t c = Row(s, b, h, i).out; c < Row(s, b, h, i).out + s.hs; c++)
+            out.bound[c] = 1.01 * ((weight_unit + weight) * spread[c] + out_unit * std::abs(out.value[c]));
+    }
+    return {out, lse};
+}
+
+// dqkv for given out and lse (not exact ones, so that only the roundings of the backward pass count).
+Reference reference_backward(const Shape& s, const std::vector<double>& qkv, const std::vector<double>& dout,
+                             const std::vector<double>& out, const std::vector<double>& lse,
+                             double weight_unit, double out_unit) {
+    Cpu cpu(1);
+    const size_t C = s.C(), hs = s.hs;
+    const double scale = 1 / std::sqrt(double(hs)), sums = 2 * double(s.T) * eps, dots = 2 * double(hs) * eps;
+    Reference d{std::vector<double>(3 * s.elements()), std::vector<double>(3 * s.elements(), 0.0)};
+    attention_backward(cpu, d.value.data(), dout.data(), out.data(), lse.data(), qkv.data(), s.B, s.T, C,
+                       s.NH);
+    for (size_t r = 0; r < s.rows(); r++) {
+        const size_t b = r / s.T / s.NH, h = r / s.T % s.NH, i = r % s.T;
+        const Row query(s, b, h, i);
+        const double *q = &qkv[query.qkv], *d_o = &dout[query.out], *o = &out[query.out];
+        const double delta = dot(d_o, o, hs), delta_error = dots * magnitude(d_o, o, hs);
+        const double exp_error = score_error(s, qkv, b, h, i) + eps * (4 * std::abs(lse[r]) + 8);
+        for (size_t j = 0; j <= i; j++) {
+            const Row key(s, b, h, j);
+            const double *k = &qkv[key.qkv + C], *v = k + C;
+            const double p = std::exp(dot(q, k, hs) * scale - lse[r]), dp = dot(d_o, v, hs);
+            const double p_error = (weight_unit + exp_error + sums) * p;
+            const double ds_error =
+                (weight_unit + exp_error + sums + 3 * eps) * p * std::abs(dp - delta) +
+                p * (dots * magnitude(d_o, v, hs) + delta_error + eps * (std::abs(dp) + std::abs(delta)));
+            for (size_t c = 0; c < hs; c++) {
+                d.bound[query.qkv + c] += scale * ds_error * std::abs(k[c]);
+                d.bound[key.qkv + C + c] += scale * ds_error * std::abs(q[c]);
+                d.bound[key.qkv + 2 * C + c] += p_error * std::abs(d_o[c]);
+            }
+        }
+    }
+    for (size_t i = 0; i < d.bound.size(); i++)
+        d.bound[i] = 1.01 * (d.bound[i] + out_unit * std::abs(d.value[i])) + 1e-30;
+    return d;
+}
+
+template <class Real>
+double weight_unit(size_t hs) {
+    return attention_on_tensor_cores<Real>(hs) ? unit<bf16> : eps;
+}
+
+template <class Real>
+void check_forward(Cuda& dev, const Shape& s, float sharpness = 1) {
+    INFO("B ", s.B, ", T ", s.T, ", NH ", s.NH, ", hs ", s.hs);
+    const auto qkv = random_qkv<Real>(s, 1, sharpness);
+    DeviceArray<Real> in(dev, qkv), out(dev, s.elements());
+    DeviceArray<float> lse(dev, s.rows());
+    poison(dev, out), poison(dev, lse);
+    attention_forward(dev, out.data(), lse.data(), in.data(), s.B, s.T, s.C(), s.NH);
+    const auto [expected, expected_lse] =
+        reference_forward(s, to_double(qkv), weight_unit<Real>(s.hs), unit<Real>);
+    check_within("out", out.values(), expected.value, expected.bound);
+    check_within("lse", lse.values(), expected_lse.value, expected_lse.bound);
+}
+
+template <class Real>
+void check_backward(Cuda& dev, const Shape& s, float sharpness = 1) {
+    INFO("B ", s.B, ", T ", s.T, ", NH ", s.NH, ", hs ", s.hs);
+    const auto qkv = random_qkv<Real>(s, 2, sharpness);
+    const auto dout = random_values<Real>(s.elements(), 3);
+    const auto forward = reference_forward(s, to_double(qkv), 0, 0);
+    const auto out = rounded<Real>(forward.first.value);
+    const auto lse = rounded<float>(forward.second.value);
+    DeviceArray<Real> d_in(dev, 3 * s.elements()), d_out(dev, dout), device_out(dev, out), in(dev, qkv);
+    DeviceArray<float> device_lse(dev, lse);
+    poison(dev, d_in);
+    attention_backward(dev, d_in.data(), d_out.data(), device_out.data(), device_lse.data(), in.data(), s.B,
+                       s.T, s.C(), s.NH);
+    const Reference expected = reference_backward(s, to_double(qkv), to_double(dout), to_double(out),
+                                                  to_double(lse), weight_unit<Real>(s.hs), unit<Real>);
+    check_within("dqkv", d_in.values(), expected.value, expected.bound);
+}
+
+// A sequence in pieces of these lengths, against all of it at once. Rows of the cache that do not exist yet
+// are NaN.
+template <class Real>
+void check_cached(Cuda& dev, size_t NH, size_t hs, const std::vector<size_t>& pieces) {
+    Shape s{1, 0, NH, hs};
+    for (size_t n : pieces) s.T += n;
+    INFO("T ", s.T, ", NH ", NH, ", hs ", hs);
+    const size_t C = s.C(), spare = 3;
+    const auto qkv = random_qkv<Real>(s, 4);
+    DeviceArray<Real> in(dev, qkv), out(dev, s.elements()), k(dev, (s.T + spare) * C),
+        v(dev, (s.T + spare) * C);
+    poison(dev, out), poison(dev, k), poison(dev, v);
+    size_t first = 0;
+    for (size_t n : pieces) {
+        attention_cached(dev, out.data() + first * C, k.data(), v.data(), in.data() + first * 3 * C, first, n,
+                         C, NH);
+        first += n;
+    }
+    const auto expected = reference_forward(s, to_double(qkv), weight_unit<Real>(hs), unit<Real>).first;
+    check_within("out", out.values(), expected.value, expected.bound);
+    const auto keys = to_double(k.values()), values = to_double(v.values()), source = to_double(qkv);
+    size_t wrong = 0;
+    for (size_t t = 0; t < s.T + spare; t++)
+        for (size_t c = 0; c < C; c++) {
+            const double got_k = keys[t * C + c], got_v = values[t * C + c];
+            if (t < s.T)
+                wrong += got_k != source[t * 3 * C + C + c] || got_v != source[t * 3 * C + 2 * C + c];
+            else
+                wrong += !std::isnan(got_k) || !std::isnan(got_v);
+        }
+    CHECK(wrong == 0);
+}
+
+// As T grows, fewer heads: the time of a test is the stand-in's.
+const size_t lengths[] = {1, 7, 33, 64, 129, 200};
+Shape shape_for(size_t T, size_t hs) {
+    if (T <= 33) return {2, T, 3, hs};
+    return {1, T, T <= 64 ? size_t(2) : size_t(1), hs};
+}
+
+}  // namespace
+
+CUDA_TEST("cuda attention: equal scores average the values exactly") {
+    // k = 0, so p_ij = 1 / (i + 1); v_j = j in every channel, so out_i = i / 2; lse_i = log(i + 1).
+    const Shape s{1, 200, 2, 64};
+    Cuda dev;
+    auto qkv = random_qkv<bf16>(s, 5);
+    for (size_t t = 0; t < s.T; t++)
+        for (size_t c = 0; c < s.C(); c++) {
+            qkv[t * 3 * s.C() + s.C() + c] = bf16(0.0f);
+            qkv[t * 3 * s.C() + 2 * s.C() + c] = bf16(float(t));
+        }
+    DeviceArray<bf16> in(dev, qkv), out(dev, s.elements());
+    DeviceArray<float> lse(dev, s.rows());
+    poison(dev, out), poison(dev, lse);
+    attention_forward(dev, out.data(), lse.data(), in.data(), s.B, s.T, s.C(), s.NH);
+    const auto got = out.values();
+    const auto got_lse = lse.values();
+    size_t wrong = 0;
+    for (size_t i = 0; i < s.elements(); i++) wrong += float(got[i]) != float(i / s.C()) / 2;
+    CHECK(wrong == 0);
+    for (size_t i = 0; i < s.rows(); i++)
+        CHECK(std::abs(got_lse[i] - std::log(double(i % s.T + 1))) <= 8 * eps * 6);
+}
+
+CUDA_TEST("cuda attention: bf16 forward on tensor cores") {
+    Cuda dev;
+    for (size_t hs : {8, 32, 64, 80, 128})
+        for (size_t T : lengths) check_forward<bf16>(dev, shape_for(T, hs));
+    check_forward<bf16>(dev, {1, 150, 1, 64}, 16);  // scores up to about 60: one key takes most of the weight
+}
+
+CUDA_TEST("cuda attention: bf16 backward on tensor cores") {
+    Cuda dev;
+    for (size_t hs : {8, 32, 64, 80, 128})
+        for (size_t T : lengths) check_backward<bf16>(dev, shape_for(T, hs));
+    check_backward<bf16>(dev, {1, 150, 1, 64}, 16);
+}
+
+CUDA_TEST("cuda attention: fp32, and bf16 with head sizes that tensor cores cannot take") {
+    Cuda dev;
+    for (size_t hs : {8, 33, 64, 80})
+        for (size_t T : lengths) {
+            check_forward<float>(dev,
+                                 {T <= 7 ? size_t(2) : size_t(1), T, T <= 33 ? size_t(2) : size_t(1), hs});
+            check_backward<float>(dev,
+                                  {T <= 7 ? size_t(2) : size_t(1), T, T <= 33 ? size_t(2) : size_t(1), hs});
+        }
+    for (const Shape& s : {Shape{1, 40, 2, 12}, Shape{1, 20, 1, 136}, Shape{2, 17, 1, 1}}) {
+        check_forward<bf16>(dev, s);
+        check_backward<bf16>(dev, s);
+    }
+    check_forward<float>(dev, {1, 35, 1, 256});
+    check_backward<float>(dev, {1, 35, 1, 256});
+    check_forward<float>(dev, {1, 100, 1, 16}, 16);
+    DeviceArray<float> x(dev, 4 * 257);
+    CHECK_THROWS_AS(attention_forward<float>(dev, x.data(), nullptr, x.data() + 257, 1, 1, 257, 1), Error);
+}
+
+CUDA_TEST("cuda attention: with a cache, in pieces, equals the whole") {
+    Cuda dev;
+    for (size_t hs : {8, 64, 80, 128}) check_cached<bf16>(dev, 2, hs, {1, 1, 5, 1, 70, 1, 50, 1, 1, 65, 1});
+    check_cached<bf16>(dev, 3, 12, {4, 1, 1, 130, 1});  // a head size for the simple kernels
+    check_cached<float>(dev, 2, 64, {1, 17, 1, 111, 1, 1, 1, 130, 1, 1});
+    check_cached<float>(dev, 1, 33, {130, 1, 2, 1});
+    check_cached<float>(dev, 1, 256, {1, 3, 1});
+}
+
+CUDA_TEST("cuda attention: the same bits again, in whatever order threads run") {
+    const Shape s{2, 150, 2, 64};
+    Cuda dev;
+    const auto qkv = random_qkv<bf16>(s, 6), dout = random_values<bf16>(s.elements(), 7);
+    auto run = [&] {
+        DeviceArray<bf16> in(dev, qkv), d_out(dev, dout), out(dev, s.elements()), d_in(dev, 3 * s.elements());
+        DeviceArray<bf16> k(dev, s.T * s.C()), v(dev, s.T * s.C()), cached(dev, s.T * s.C());
+        DeviceArray<float> lse(dev, s.rows());
+        attention_forward(dev, out.data(), lse.data(), in.data(), s.B, s.T, s.C(), s.NH);
+        attention_backward(dev, d_in.data(), d_out.data(), out.data(), lse.data(), in.data(), s.B, s.T, s.C(),
+                           s.NH);
+        attention_cached(dev, cached.data(), k.data(), v.data(), in.data(), 0, s.T - 1, s.C(), s.NH);
+        attention_cached(dev, cached.data() + (s.T - 1) * s.C(), k.data(), v.data(),
+                         in.data() + (s.T - 1) * 3 * s.C(), s.T - 1, 1, s.C(), s.NH);
+        std::vector<bf16> all = d_in.values();
+        for (const auto& part : {out.values(), cached.values()})
+            all.insert(all.end(), part.begin(), part.end());
+        return std::pair(all, lse.values());
+    };
+    const auto first = run();
+#ifdef CUDA_EMU
+    const emu::Settings settings = emu::settings();
+    emu::settings().order = emu::Order::random, emu::settings().seed = 3;
+#endif
+    const auto second = run();
+#ifdef CUDA_EMU
+    emu::settings() = settings;
+#endif
+    CHECK(same_bits(first.first, second.first));
+    CHECK(same_bits(first.second, second.second));
+}
+#endif

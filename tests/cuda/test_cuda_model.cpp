@@ -1,0 +1,249 @@
+// The trainer on CUDA (train_gpt.cu without its main) against the trainer on the CPU: losses over 30 updates through all
+// gate phases, in fp32 and bf16; exact resuming, equal runs, and inference from the trained and folded model.
+#ifdef TN_CUDA
+#define TAPERNORM_NO_MAIN
+#include "train_gpt.cu"
+
+#include <doctest/doctest.h>
+
+#include "tests/emu/cuda_test.h"
+#include "tests/temporary_folder.h"
+
+namespace {
+
+// Updates with g = 1 (a fifth of them), 0 < g < 1 and g = 0 (half of them), of two micro-batches each.
+struct CudaRun {
+    Settings settings;
+    Config config;
+    TokenSource corpus = tokens_from_text(story_corpus(20000, 3), "test stories");
+
+    CudaRun(const std::string& folder, NormKind norm, GateMode mode, size_t C, size_t steps) {
+        settings.out = folder + "/model.bin";
+        settings.steps = steps, settings.batch = 2, settings.T = 10, settings.total_batch = 40;
+        settings.gate_warmup = updates(steps / 5), settings.gate_end = updates(steps / 2), settings.scale_loss = 0.1;
+        config.V = 256, config.T = 12, config.L = 2, config.NH = 2, config.C = C;
+        config.norm = norm, config.mode = mode, config.eps = default_eps(norm);
+    }
+};
+
+// Everything that a run reports, and the parameters it ends with.
+struct Trace {
+    std::vector<double> loss, grad_norm, stream_scale;
+    double validation = 0;
+    std::vector<float> parameters, taper_scale;
+};
+
+template <class Device, class Real>
+std::vector<float> parameters(Trainer<Device, Real>& t) {
+    std::vector<float> all;
+    for (const auto& tensor : tensor_list(t.model.config, t.model.exact())) {
+        std::vector<float> values(tensor.spec.count());
+        device_copy_out(t.model.dev, values.data(), tensor.data, values.size() * sizeof(float));
+        all.insert(all.end(), values.begin(), values.end());
+    }
+    return all;
+}
+
+template <class Device, class Real>
+Trace trace(Trainer<Device, Real>& t, const CudaRun& run) {
+    Trace result;
+    while (t.step < run.settings.steps) {
+        const StepReport r = t.update();
+        result.loss.push_back(r.loss + r.scale_loss);
+        result.grad_norm.push_back(r.grad_norm);
+        result.stream_scale.push_back(r.stream_scale);
+        if (t.step == 4) evaluate(t, run.corpus, 2);  // must not disturb the batches under way
+    }
+    result.validation = evaluate(t, run.corpus, 3);
+    result.parameters = parameters(t), result.taper_scale = t.model.taper_scale;
+    return result;
+}
+
+template <class Device, class Real>
+Trace whole_run(const CudaRun& run) {
+    Device dev;
+    Trainer<Device, Real> t(dev, run.settings, run.config, run.corpus);
+    initialize(t.model, 1);
+    return trace(t, run);
+}
+
+void check_series(const char* what, const std::vector<double>& got, const std::vector<double>& expected, double tolerance) {
+    REQUIRE(got.size() == expected.size());
+    for (size_t i = 0; i < got.size(); i++) {
+        INFO(what, " of update ", i + 1, ": ", got[i], " against ", expected[i]);
+        REQUIRE(std::abs(got[i] - expected[i]) <= tolerance * std::abs(expected[i]));
+    }
+}
+
+// fp32: both sides round at 2^-24, and 30 updates of AdamW (whose first steps divide gradients by their own size) let
+// differences grow by some powers of ten. bf16: the loss is a mean over 40 tokens of sums of roundings at 2^-8.
+template <class Real>
+constexpr double kLossTolerance = std::is_same_v<Real, float> ? 1e-4 : 0x1p-6;
+
+template <class Real>
+void compare_with_cpu() {
+    const TemporaryFolder folder;
+    struct Shape {
+        NormKind norm;
+        GateMode mode;
+        size_t C;
+    };
+    // Rows of 24 and 32 channels go through cuBLASLt, those of 14 through the plain kernels in bf16.
+    for (const Shape& s : {Shape{NormKind::layernorm, GateMode::taper, 32}, Shape{NormKind::rmsnorm, GateMode::taper_all, 32},
+                           Shape{NormKind::layernorm, GateMode::norm, 24}, Shape{NormKind::layernorm, GateMode::taper_all, 14}}) {
+        CAPTURE(s.C);
+        CAPTURE(gate_mode_name(s.mode));
+        const CudaRun run(folder.path, s.norm, s.mode, s.C, 30);
+        const Trace cpu = whole_run<Cpu, float>(run), gpu = whole_run<Cuda, Real>(run);
+        const double tolerance = kLossTolerance<Real>;
+        check_series("loss", gpu.loss, cpu.loss, tolerance);
+        check_series("gradient norm", gpu.grad_norm, cpu.grad_norm, 10 * tolerance);
+        check_series("s(h)", gpu.stream_scale, cpu.stream_scale, tolerance);
+        check_series("validation loss", {gpu.validation}, {cpu.validation}, tolerance);
+        REQUIRE(gpu.taper_scale.size() == cpu.taper_scale.size());
+        for (size_t i = 0; i < gpu.taper_scale.size(); i++)
+            CHECK(std::abs(gpu.taper_scale[i] - cpu.taper_scale[i]) <= tolerance * cpu.taper_scale[i]);
+    }
+}
+
+template <class Real>
+void resume_exactly() {
+    const TemporaryFolder folder;
+    const CudaRun run(folder.path, NormKind::layernorm, GateMode::taper, 24, 10);
+    const Trace whole = whole_run<Cuda, Real>(run);
+    CHECK(whole_run<Cuda, Real>(run).parameters == whole.parameters);  // two runs, the same bits
+    for (size_t stop : {1, 2, 3, 7}) {
+        CAPTURE(stop);
+        Cuda dev;
+        {
+            Trainer<Cuda, Real> first(dev, run.settings, run.config, run.corpus);
+            initialize(first.model, 1);
+            while (first.step < stop) first.update();
+            save_state(first, {});
+        }
+        Trainer<Cuda, Real> second(dev, run.settings, run.config, run.corpus);
+        load_state(second, SafetensorsFile(state_path(run.settings)));
+        const Trace rest = trace(second, run);
+        CHECK(rest.parameters == whole.parameters);
+        CHECK(rest.loss.back() == whole.loss.back());
+    }
+}
+
+// Recomputing costs bf16 one more rounding of GELU's input, fp32 nothing of note.
+template <class Real>
+void recompute_agrees() {
+    const TemporaryFolder folder;
+    CudaRun run(folder.path, NormKind::layernorm, GateMode::taper, 24, 10);
+    const Trace plain = whole_run<Cuda, Real>(run);
+    for (size_t recompute : {1, 2}) {
+        run.settings.recompute = recompute;
+        const Trace saved = whole_run<Cuda, Real>(run);
+        check_series("loss", saved.loss, plain.loss, kLossTolerance<Real>);
+    }
+}
+
+// Logits of all positions, by a decoder fed in two parts.
+template <class Device, class Real>
+std::vector<float> logits_of(HostModel& model, const std::vector<int>& tokens) {
+    Device dev;
+    const DeviceWeights<Device, Real> weights(dev, model.info.config, model.tensors);
+    Decoder<Device, Real> decoder(dev, model.info.config, weights.tensors, model.info.taper_scale, model.info.gate);
+    const size_t V = model.info.config.V, first = tokens.size() / 2;
+    std::vector<float> logits(tokens.size() * V), last(V);
+    decoder.feed(tokens.data(), first, Logits::all, logits.data());
+    decoder.feed(tokens.data() + first, tokens.size() - first, Logits::all, logits.data() + first * V);
+    decoder.rewind(tokens.size() - 1);
+    decoder.feed(&tokens.back(), 1, Logits::last, last.data());
+    // One token again gives the same numbers up to the order of sums.
+    for (size_t i = 0; i < V; i++)
+        REQUIRE(std::abs(last[i] - logits[(tokens.size() - 1) * V + i]) <= 0.1 * (1 + std::abs(last[i])));
+    return logits;
+}
+
+// |got - expected| <= tolerance times the largest logit.
+void check_logits(const std::vector<float>& got, const std::vector<float>& expected, double tolerance) {
+    REQUIRE(got.size() == expected.size());
+    double largest = 0;
+    for (float z : expected) largest = std::max(largest, std::abs(double(z)));
+    for (size_t i = 0; i < got.size(); i++) REQUIRE(std::abs(double(got[i]) - double(expected[i])) <= tolerance * largest);
+}
+
+}  // namespace
+
+#define FOR_BOTH_TYPES(check)           \
+    do {                                \
+        SUBCASE("fp32") { check<float>(); } \
+        SUBCASE("bf16") { check<bf16>(); }  \
+    } while (0)
+
+CUDA_TEST("cuda trainer: 30 updates through all gate phases agree with the CPU") { FOR_BOTH_TYPES(compare_with_cpu); }
+CUDA_TEST("cuda trainer: runs are equal and resuming is exact, to the bit") { FOR_BOTH_TYPES(resume_exactly); }
+CUDA_TEST("cuda trainer: recomputation") { FOR_BOTH_TYPES(recompute_agrees); }
+
+CUDA_TEST("cuda trainer: a state of one number type resumes in the other, its weights whole") {
+    const TemporaryFolder folder;
+    const CudaRun run(folder.path, NormKind::layernorm, GateMode::taper, 24, 10);
+    Cuda dev;
+    std::vector<float> expected;
+    {
+        Trainer<Cuda, bf16> first(dev, run.settings, run.config, run.corpus);
+        initialize(first.model, 1);
+        while (first.step < 3) first.update();
+        expected = parameters(first);
+        save_state(first, {});
+    }
+    Cpu cpu;
+    Trainer<Cpu, float> second(cpu, run.settings, run.config, run.corpus);
+    load_state(second, SafetensorsFile(state_path(run.settings)));
+    CHECK(parameters(second) == expected);
+}
+
+CUDA_TEST("cuda: the model file of a GPU run, normalized, tapering and tapered, infers alike on both devices") {
+    const TemporaryFolder folder;
+    std::vector<int> tokens(11);
+    for (size_t i = 0; i < tokens.size(); i++) tokens[i] = int(97 + i * 7 % 26);
+    for (size_t steps : {2, 4, 10}) {
+        CAPTURE(steps);
+        const CudaRun run(folder.path, NormKind::layernorm, GateMode::taper, 32, 10);
+        {
+            Cuda dev;
+            Trainer<Cuda, bf16> t(dev, run.settings, run.config, run.corpus);
+            initialize(t.model, 1);
+            while (t.step < steps) t.update();
+            save_model_file(t, Run{{}, run.corpus, run.corpus, nullptr, {{"tokenizer", "bytes"}}, std::nullopt, ""});
+        }
+        Cpu cpu;
+        const auto model = load_model(cpu, run.settings.out);
+        const std::vector<float> expected = logits_of<Cpu, float>(*model, tokens);
+        // 2 blocks of about 20 roundings each, at 2^-24 and 2^-8.
+        check_logits(logits_of<Cuda, float>(*model, tokens), expected, 64 * 0x1p-24 * 32);
+        check_logits(logits_of<Cuda, bf16>(*model, tokens), expected, 16 * 0x1p-8);
+    }
+}
+
+CUDA_TEST("cuda trainer: a loss that is not finite stops the run before anything changes") {
+    const TemporaryFolder folder;
+    const CudaRun run(folder.path, NormKind::layernorm, GateMode::taper, 24, 10);
+    Cuda dev;
+    Trainer<Cuda, bf16> t(dev, run.settings, run.config, run.corpus);
+    initialize(t.model, 1);
+    t.update();
+    const bf16 infinity = bf16(std::numeric_limits<float>::infinity());
+    device_copy_in(dev, t.model.params.h[1].mlp_fc_bias, &infinity, sizeof infinity);
+    const auto before = parameters(t);
+    CHECK_THROWS_WITH_AS(t.update(), doctest::Contains("step 2"), Error);
+    CHECK(parameters(t) == before);
+}
+
+CUDA_TEST("cuda trainer: samples") {
+    const TemporaryFolder folder;
+    const CudaRun run(folder.path, NormKind::rmsnorm, GateMode::taper, 32, 10);
+    Cuda dev;
+    Trainer<Cuda, bf16> t(dev, run.settings, run.config, run.corpus);
+    initialize(t.model, 1);
+    t.update();
+    const std::string text = sample_text(t, Tokenizer::from_path("bytes"), "Once", 6);
+    CHECK(text.starts_with("Once"));
+    CHECK(text.size() > 4);
+}
+#endif  // TN_CUDA

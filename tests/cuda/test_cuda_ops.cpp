@@ -1,0 +1,524 @@
+// Every CUDA op against the CPU's op in double: friendly and odd sizes, poisoned outputs, bf16 and fp32. Built twice:
+// against the stand-in of tests/emu for machines without a GPU, and with nvcc for those with one.
+#ifdef TN_CUDA
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "ops/adamw.cuh"
+#include "ops/cross_entropy.cuh"
+#include "ops/embedding.cuh"
+#include "ops/gelu.cuh"
+#include "ops/matmul.cuh"
+#include "tapernorm.cuh"
+#include "tests/emu/cuda_test.h"
+#ifdef CUDA_EMU
+#include "tests/emu/emu.h"
+#endif
+
+namespace {
+
+constexpr double kEps = 0x1p-24;  // half a unit in the last place of fp32
+
+// What storing a result of this type adds to its error, relative.
+template <class Real>
+constexpr double kStore = std::is_same_v<Real, float> ? 0x1p-24 : 0x1p-8;
+
+// Random values that Real holds exactly, on the device and in double.
+template <class Real>
+struct Input {
+    std::vector<double> exact;
+    DeviceArray<Real> device;
+
+    Input(Cuda& dev, size_t n, uint64_t seed, double scale = 1) : exact(n), device(dev, n) {
+        std::vector<Real> values(n);
+        for (size_t i = 0; i < n; i++) {
+            values[i] = Real(float(scale * random_normal(7, seed, i)));
+            exact[i] = double(float(values[i]));
+        }
+        device_copy_in(dev, device.data(), values.data(), n * sizeof(Real));
+    }
+    Real* data() const { return device.data(); }
+};
+
+// An output that is not written stays NaN.
+template <class T>
+struct Output : DeviceArray<T> {
+    Output(Cuda& dev, size_t n)
+        : DeviceArray<T>(dev, std::vector<T>(n, T(std::numeric_limits<float>::quiet_NaN()))) {}
+};
+
+std::vector<double> poison(size_t n) { return std::vector<double>(n, std::nan("")); }
+
+template <class T>
+std::vector<double> doubles(const DeviceArray<T>& array) {
+    const std::vector<T> values = array.values();
+    std::vector<double> result(values.size());
+    for (size_t i = 0; i < values.size(); i++) result[i] = double(values[i]);
+    return result;
+}
+
+// |got - expected| <= relative |expected| + steps roundings of fp32 at the size of the largest |expected|.
+void check_close(const char* what, const std::vector<double>& got, const std::vector<double>& expected, double relative,
+                 double steps) {
+    REQUIRE(got.size() == expected.size());
+    double largest = 0;
+    for (double e : expected) largest = std::max(largest, std::abs(e));
+    for (size_t i = 0; i < got.size(); i++) {
+        const double tolerance = relative * std::abs(expected[i]) + steps * kEps * largest;
+        if (std::abs(got[i] - expected[i]) <= tolerance) continue;
+        INFO(what, " [", i, "]: ", got[i], " against ", expected[i], ", error ",
+             100 * std::abs(got[i] - expected[i]) / tolerance, "% of the tolerance");
+        FAIL("too far from the CPU's result");
+    }
+    CHECK(!got.empty());
+}
+
+// Longest chain of additions in a warp's sum over C.
+double chain(size_t C) { return double(C) / 32 + 16; }
+
+struct SiteCase {
+    NormKind kind;
+    Phase phase;
+    double g;
+};
+const SiteCase kSites[] = {
+    {NormKind::layernorm, Phase::norm, 1},  {NormKind::layernorm, Phase::blend, 0.37},
+    {NormKind::layernorm, Phase::scale, 0}, {NormKind::layernorm, Phase::unweighted, 1},
+    {NormKind::rmsnorm, Phase::norm, 1},    {NormKind::rmsnorm, Phase::blend, 0.37},
+    {NormKind::rmsnorm, Phase::scale, 0},   {NormKind::rmsnorm, Phase::unweighted, 1},
+};
+
+// A site's vectors, for both devices.
+template <class Real>
+struct SiteInput {
+    Input<Real> weight, bias, taper_weight, taper_bias;
+
+    SiteInput(Cuda& dev, size_t C) : weight(dev, C, 1), bias(dev, C, 2), taper_weight(dev, C, 3), taper_bias(dev, C, 4) {}
+
+    Site<Real> on_gpu(const SiteCase& c) const {
+        const bool biased = c.kind == NormKind::layernorm;
+        return {c.kind, c.phase, 1e-5f, float(c.g), 0.75f, weight.data(), biased ? bias.data() : nullptr,
+                taper_weight.data(), biased ? taper_bias.data() : nullptr};
+    }
+    Site<double> on_cpu(const SiteCase& c) const {
+        const bool biased = c.kind == NormKind::layernorm;
+        return {c.kind, c.phase, double(1e-5f), double(float(c.g)), 0.75, weight.exact.data(),
+                biased ? bias.exact.data() : nullptr, taper_weight.exact.data(), biased ? taper_bias.exact.data() : nullptr};
+    }
+};
+
+template <class Real>
+void check_site_forward(Cuda& dev, const SiteCase& test, size_t N, size_t C) {
+    Cpu cpu(1);
+    const SiteInput<Real> site(dev, C);
+    const Input<Real> x(dev, N * C, 5, 2);
+    const Output<Real> y(dev, N * C);
+    const Output<float> mean(dev, N), rscale(dev, N);
+    const DeviceArray<double> sums(dev, std::vector<double>{1, 2, 3});
+    auto y_ref = poison(N * C), mean_ref = poison(N), rscale_ref = poison(N);
+    SiteSums sums_ref{1, 2, 3};
+    site_forward(dev, y.data(), mean.data(), rscale.data(), reinterpret_cast<SiteSums*>(sums.data()), x.data(),
+                 site.on_gpu(test), N, C);
+    site_forward(cpu, y_ref.data(), mean_ref.data(), rscale_ref.data(), &sums_ref, x.exact.data(), site.on_cpu(test), N, C);
+    // A row's statistics carry a chain of C additions, and y a few operations on them.
+    check_close("y", doubles(y), y_ref, kStore<Real>, 8 * chain(C));
+    const auto mean_got = doubles(mean), rscale_got = doubles(rscale);
+    if (test.kind == NormKind::layernorm) check_close("mean", mean_got, mean_ref, 0, 8 * chain(C));
+    if (test.phase == Phase::scale)  // the statistic is not computed at all
+        CHECK(std::isnan(rscale_got[0]));
+    else
+        check_close("rscale", rscale_got, rscale_ref, 0, 8 * chain(C));
+    const auto got = sums.values();
+    check_close("calibration sums", got, {sums_ref.num, sums_ref.den, sums_ref.scale}, 8 * chain(C) * kEps, 0);
+}
+
+template <class Real>
+void check_site_backward(Cuda& dev, const SiteCase& test, size_t N, size_t C, bool accumulate) {
+    Cpu cpu(1);
+    const SiteInput<Real> site(dev, C);
+    const Input<Real> x(dev, N * C, 5, 2), dy(dev, N * C, 6), around(dev, N * C, 7);
+    const Output<Real> y(dev, N * C);
+    const Output<float> mean(dev, N), rscale(dev, N);
+    const DeviceArray<Real> dx(dev, accumulate ? around.device.values() : Output<Real>(dev, N * C).values());
+    const bool biased = test.kind == NormKind::layernorm;
+    const std::vector<Real> ones(C, Real(1.0f));
+    const DeviceArray<Real> dw(dev, ones), db(dev, ones), dtw(dev, ones), dtb(dev, ones);
+    site_forward<Real>(dev, y.data(), mean.data(), rscale.data(), nullptr, x.data(), site.on_gpu(test), N, C);
+    site_backward<Real>(dev, dx.data(), {dw.data(), biased ? db.data() : nullptr, dtw.data(), biased ? dtb.data() : nullptr},
+                        dy.data(), x.data(), mean.data(), rscale.data(), site.on_gpu(test), N, C, accumulate);
+    auto y_ref = poison(N * C), mean_ref = poison(N), rscale_ref = poison(N), dx_ref = around.exact;
+    std::vector<double> dw_ref(C, 1), db_ref(C, 1), dtw_ref(C, 1), dtb_ref(C, 1);
+    site_forward<double>(cpu, y_ref.data(), mean_ref.data(), rscale_ref.data(), nullptr, x.exact.data(), site.on_cpu(test),
+                         N, C);
+    site_backward<double>(cpu, dx_ref.data(), {dw_ref.data(), biased ? db_ref.data() : nullptr, dtw_ref.data(),
+                                               biased ? dtb_ref.data() : nullptr},
+                          dy.exact.data(), x.exact.data(), mean_ref.data(), rscale_ref.data(), site.on_cpu(test), N, C,
+                          accumulate);
+    check_close("dx", doubles(dx), dx_ref, kStore<Real>, 16 * chain(C));
+    check_close("dweight", doubles(dw), dw_ref, kStore<Real>, 16 * (chain(C) + double(N)));
+    check_close("dtaper_weight", doubles(dtw), dtw_ref, kStore<Real>, 16 * (chain(C) + double(N)));
+    check_close("dbias", doubles(db), db_ref, kStore<Real>, 16 * double(N));
+    check_close("dtaper_bias", doubles(dtb), dtb_ref, kStore<Real>, 16 * double(N));
+}
+
+template <class Real>
+void check_scale_loss(Cuda& dev, NormKind kind, size_t N, size_t C) {
+    Cpu cpu(1);
+    const Input<Real> x(dev, N * C, 8), dx0(dev, N * C, 9, 1e-3);
+    const DeviceArray<double> out(dev, std::vector<double>{1, 2});
+    const DeviceArray<Real> dx(dev, dx0.device.values());
+    StreamScale out_ref{1, 2};
+    auto dx_ref = dx0.exact;
+    const double eps = double(1e-5f), target = 0.75;
+    stream_scale(dev, reinterpret_cast<StreamScale*>(out.data()), x.data(), kind, eps, target, N, C);
+    stream_scale(cpu, &out_ref, x.exact.data(), kind, eps, target, N, C);
+    check_close("stream scale", out.values(), {out_ref.sum, out_ref.squares}, 0, 16 * chain(C));
+    scale_loss_backward(dev, dx.data(), x.data(), kind, eps, target, 0.5, double(N), N, C);
+    scale_loss_backward(cpu, dx_ref.data(), x.exact.data(), kind, eps, target, 0.5, double(N), N, C);
+    check_close("dx", doubles(dx), dx_ref, kStore<Real>, 16 * chain(C));
+}
+
+const size_t kChannels[] = {7, 33, 48, 128, 768};
+
+template <class Real>
+void check_gelu(Cuda& dev, size_t n, size_t offset) {
+    Cpu cpu(1);
+    const Input<Real> x(dev, n + offset, 10, 3), dout(dev, n + offset, 11);
+    const Output<Real> y(dev, n + offset), din(dev, n + offset);
+    auto y_ref = poison(n + offset), din_ref = poison(n + offset);
+    gelu_forward(dev, y.data() + offset, x.data() + offset, n);
+    gelu_backward(dev, din.data() + offset, dout.data() + offset, x.data() + offset, n);
+    gelu_forward(cpu, y_ref.data() + offset, x.exact.data() + offset, n);
+    gelu_backward(cpu, din_ref.data() + offset, dout.exact.data() + offset, x.exact.data() + offset, n);
+    auto inside = [&](std::vector<double> v) {
+        for (size_t i = 0; i < offset; i++) CHECK(std::isnan(v[i]));
+        return std::vector<double>(v.begin() + ptrdiff_t(offset), v.end());
+    };
+    // __expf(t) is off by 2 + |1.2 t| units, |t| <= 1.6 * (12 + 0.045 * 12^3) for |x| <= 12, where it weighs x.
+    check_close("gelu", inside(doubles(y)), inside(y_ref), kStore<Real>, 64);
+    check_close("gelu gradient", inside(doubles(din)), inside(din_ref), kStore<Real>, 256);
+}
+
+struct MatmulCase {
+    size_t M, C, OC;
+};
+// The first three have rows that are not 16-byte aligned in bf16, the first two nor in fp32.
+const MatmulCase kMatmuls[] = {{5, 7, 33}, {19, 33, 7}, {9, 48, 20}, {1, 48, 128}, {37, 128, 48}, {17, 768, 64}};
+
+template <class Real>
+void check_matmul_forward(Cuda& dev, const MatmulCase& s) {
+    Cpu cpu(1);
+    const auto [M, C, OC] = s;
+    const Input<Real> in(dev, M * C, 12), weight(dev, C * OC, 13), bias(dev, OC, 14), residual(dev, M * OC, 15);
+    for (int extras = 0; extras < 4; extras++) {
+        const bool with_bias = extras & 1, with_residual = extras & 2;
+        const Output<Real> out(dev, M * OC);
+        auto ref = poison(M * OC);
+        matmul_forward<Real>(dev, out.data(), in.data(), weight.data(), with_bias ? bias.data() : nullptr,
+                             with_residual ? residual.data() : nullptr, M, C, OC);
+        matmul_forward<double>(cpu, ref.data(), in.exact.data(), weight.exact.data(), with_bias ? bias.exact.data() : nullptr,
+                               with_residual ? residual.exact.data() : nullptr, M, C, OC);
+        // Where the bias is added behind the product, its sum is rounded before.
+        check_close("out", doubles(out), ref, kStore<Real>, (2 * kStore<Real>) / kEps + 4 * double(C));
+    }
+    for (bool keep : {false, true}) {
+        const Output<Real> out(dev, M * OC), pre(dev, M * OC);
+        auto ref = poison(M * OC), pre_ref = poison(M * OC);
+        matmul_gelu_forward<Real>(dev, out.data(), keep ? pre.data() : nullptr, in.data(), weight.data(), bias.data(), M, C,
+                                  OC);
+        matmul_gelu_forward<double>(cpu, ref.data(), pre_ref.data(), in.exact.data(), weight.exact.data(),
+                                    bias.exact.data(), M, C, OC);
+        const double steps = 2 * kStore<Real> / kEps + 4 * double(C) + 64;
+        check_close("gelu", doubles(out), ref, kStore<Real>, steps);
+        if (keep) check_close("pre", doubles(pre), pre_ref, kStore<Real>, steps);
+    }
+}
+
+template <class Real>
+void check_matmul_backward(Cuda& dev, const MatmulCase& s, bool through_gelu, bool accumulate) {
+    Cpu cpu(1);
+    const auto [M, C, OC] = s;
+    const Input<Real> in(dev, M * C, 12), weight(dev, C * OC, 13), dout(dev, M * OC, 16), pre(dev, M * C, 17);
+    const Input<Real> dw0(dev, C * OC, 18), db0(dev, OC, 19);
+    const Output<Real> din(dev, M * C);
+    const DeviceArray<Real> dw(dev, accumulate ? dw0.device.values() : Output<Real>(dev, C * OC).values());
+    const DeviceArray<Real> db(dev, accumulate ? db0.device.values() : Output<Real>(dev, OC).values());
+    auto din_ref = poison(M * C), dw_ref = dw0.exact, db_ref = db0.exact;
+    matmul_backward<Real>(dev, din.data(), dw.data(), db.data(), dout.data(), in.data(), weight.data(),
+                          through_gelu ? pre.data() : nullptr, M, C, OC, accumulate);
+    matmul_backward<double>(cpu, din_ref.data(), dw_ref.data(), db_ref.data(), dout.exact.data(), in.exact.data(),
+                            weight.exact.data(), through_gelu ? pre.exact.data() : nullptr, M, C, OC, accumulate);
+    check_close("din", doubles(din), din_ref, 2 * kStore<Real>, 4 * double(OC) + 64);
+    check_close("dweight", doubles(dw), dw_ref, kStore<Real>, 4 * double(M) + 16);
+    check_close("dbias", doubles(db), db_ref, kStore<Real>, 4 * double(M) + 16);
+}
+
+template <class Real>
+void check_head(Cuda& dev, size_t M, size_t C, size_t V, size_t ld) {
+    Cpu cpu(1);
+    const Input<Real> in(dev, M * C, 20), wte(dev, V * C, 21), bias(dev, V, 22), dlogits(dev, M * ld, 23);
+    const Output<Real> logits(dev, M * ld), din(dev, M * C), dwte(dev, V * C);
+    auto logits_ref = poison(M * ld), din_ref = poison(M * C), dwte_ref = poison(V * C);
+    const bool biased = ld == V;
+    head_forward<Real>(dev, logits.data(), in.data(), wte.data(), biased ? bias.data() : nullptr, M, C, V, ld);
+    head_forward<double>(cpu, logits_ref.data(), in.exact.data(), wte.exact.data(), biased ? bias.exact.data() : nullptr, M, C,
+                         V, ld);
+    auto inside = [&](const std::vector<double>& all) {
+        std::vector<double> rows;
+        for (size_t i = 0; i < M; i++) rows.insert(rows.end(), all.begin() + ptrdiff_t(i * ld), all.begin() + ptrdiff_t(i * ld + V));
+        return rows;
+    };
+    check_close("logits", inside(doubles(logits)), inside(logits_ref), kStore<Real>, 2 * kStore<Real> / kEps + 4 * double(C));
+    for (bool accumulate : {false, true}) {
+        head_backward(dev, din.data(), dwte.data(), dlogits.data(), in.data(), wte.data(), M, C, V, accumulate, ld);
+        head_backward(cpu, din_ref.data(), dwte_ref.data(), dlogits.exact.data(), in.exact.data(), wte.exact.data(), M, C, V,
+                      accumulate, ld);
+        check_close("din", doubles(din), din_ref, kStore<Real>, 4 * double(V));
+        check_close("dwte", doubles(dwte), dwte_ref, (accumulate ? 2 : 1) * kStore<Real>, 4 * double(M));
+    }
+}
+
+template <class Real>
+void check_cross_entropy(Cuda& dev, size_t N, size_t V, size_t ld) {
+    Cpu cpu(1);
+    const Input<Real> logits(dev, N * ld, 24, 4);
+    std::vector<int> targets(N);
+    for (size_t i = 0; i < N; i++) targets[i] = int(random_bits(5, 1, i) % V);
+    const DeviceArray<int> at(dev, targets);
+    const Output<float> losses(dev, N);
+    std::vector<double> losses_ref = poison(N);
+    for (bool gradient : {false, true}) {
+        const DeviceArray<double> sum(dev, std::vector<double>{3});
+        double sum_ref = 3;
+        auto z_ref = logits.exact;
+        cross_entropy(dev, sum.data(), losses.data(), logits.data(), at.data(), 0.25, N, V, gradient, ld);
+        cross_entropy(cpu, &sum_ref, losses_ref.data(), z_ref.data(), targets.data(), 0.25, N, V, gradient, ld);
+        // Each exponential is off by 2 + |1.2 (z - top)| units, |z - top| < 40.
+        check_close("losses", doubles(losses), losses_ref, 0, 100);
+        check_close("sum", sum.values(), {sum_ref}, 100 * kEps, 0);
+        check_close("logits", doubles(logits.device), z_ref, kStore<Real> + 100 * kEps, 100);
+        if (gradient && ld > V) CHECK(doubles(logits.device)[ld - 1] == 0);
+    }
+}
+
+template <class Real>
+void check_embedding(Cuda& dev, size_t B, size_t T, size_t C, size_t V) {
+    Cpu cpu(1);
+    const Input<Real> wte(dev, V * C, 25), wpe(dev, T * C, 26), dx(dev, B * T * C, 27);
+    std::vector<int> tokens(B * T);
+    for (size_t i = 0; i < tokens.size(); i++) tokens[i] = int(random_bits(6, 1, i) % (i % 3 ? V : 3));  // some are frequent
+    const DeviceArray<int> at(dev, tokens);
+    const Output<Real> x(dev, B * T * C);
+    auto x_ref = poison(B * T * C);
+    embedding_forward(dev, x.data(), at.data(), wte.data(), wpe.data(), B, T, C);
+    embedding_forward(cpu, x_ref.data(), tokens.data(), wte.exact.data(), wpe.exact.data(), B, T, C);
+    check_close("x", doubles(x), x_ref, kStore<Real>, 1);
+    const Input<Real> dwte0(dev, V * C, 28), dwpe0(dev, T * C, 29);
+    const DeviceArray<Real> dwte(dev, dwte0.device.values()), dwpe(dev, dwpe0.device.values());
+    auto dwte_ref = dwte0.exact, dwpe_ref = dwpe0.exact;
+    embedding_backward(dev, dwte.data(), dwpe.data(), dx.data(), at.data(), B, T, C);
+    embedding_backward(cpu, dwte_ref.data(), dwpe_ref.data(), dx.exact.data(), tokens.data(), B, T, C);
+    check_close("dwte", doubles(dwte), dwte_ref, kStore<Real>, double(B * T));
+    check_close("dwpe", doubles(dwpe), dwpe_ref, kStore<Real>, double(B) + 1);
+}
+
+template <class Real>
+void check_adamw(Cuda& dev) {
+    Cpu cpu(1);
+    constexpr bool kRounded = !std::is_same_v<Real, float>;
+    const size_t sizes[] = {1, 7, 33, 8192, 20001, 48};
+    struct Side {
+        Input<float> w, m, v;
+        Input<Real> grad;
+        DeviceArray<Real> rounded;
+        std::vector<double> w_ref, m_ref, v_ref;
+        Side(Cuda& dev, size_t n, uint64_t s)
+            : w(dev, n, s), m(dev, n, s + 1, 0.1), v(dev, n, s + 2, 0.1), grad(dev, n, s + 3), rounded(dev, n) {
+            for (double& x : v.exact) x = double(float(x * x));
+            device_copy_in(dev, v.data(), std::vector<float>(v.exact.begin(), v.exact.end()).data(), n * sizeof(float));
+            w_ref = w.exact, m_ref = m.exact, v_ref = v.exact;
+        }
+    };
+    std::vector<std::unique_ptr<Side>> sides;
+    std::vector<AdamwTensor<Real>> on_gpu;
+    std::vector<AdamwTensor<double>> on_cpu;
+    for (size_t n : sizes) {
+        Side& s = *sides.emplace_back(std::make_unique<Side>(dev, n, 30 + 4 * sides.size()));
+        const float decay = n % 2 ? 0.0f : 0.125f;
+        if constexpr (kRounded)
+            on_gpu.push_back({s.rounded.data(), s.w.data(), s.m.data(), s.v.data(), s.grad.data(), n, decay});
+        else
+            on_gpu.push_back({s.w.data(), nullptr, s.m.data(), s.v.data(), s.grad.data(), n, decay});
+        on_cpu.push_back({s.w_ref.data(), nullptr, s.m_ref.data(), s.v_ref.data(), s.grad.exact.data(), n, double(decay)});
+    }
+    const AdamwArgs<float> args{0.01f, 0.875f, 0.9375f, 1e-8f, 0, 0.5f, 0.25f, 0.5f};
+    const AdamwArgs<double> args_ref{double(0.01f), 0.875, 0.9375, double(1e-8f), 0, 0.5, 0.25, 0.5};
+    for (int update = 0; update < 2; update++) {
+        adamw_update(dev, on_gpu, args);
+        adamw_update(cpu, on_cpu, args_ref);
+    }
+    for (const auto& s : sides) {
+        check_close("w", doubles(s->w.device), s->w_ref, 0, 32);
+        check_close("m", doubles(s->m.device), s->m_ref, 0, 32);
+        check_close("v", doubles(s->v.device), s->v_ref, 0, 32);
+        if (!kRounded) continue;
+        const auto exact = s->w.device.values();
+        const auto rounded = s->rounded.values();
+        for (size_t i = 0; i < exact.size(); i++) REQUIRE(float(rounded[i]) == float(Real(exact[i])));
+    }
+}
+
+template <class Real>
+void check_sum_of_squares(Cuda& dev, size_t n) {
+    Cpu cpu(1);
+    const Input<Real> x(dev, n, 60);
+    const double expected = sum_of_squares(cpu, x.exact.data(), n);
+    CHECK(std::abs(sum_of_squares(dev, x.data(), n) - expected) <= 16 * kEps * expected);
+}
+
+// Outputs of all ops whose order of summation could depend on the order in which blocks and threads run.
+template <class Real>
+std::vector<double> all_sums() {
+    Cuda dev;
+    const size_t B = 3, T = 15, N = B * T, C = 33, V = 37;
+    const Input<Real> x(dev, N * C, 70), dy(dev, N * C, 71), logits(dev, N * V, 72);
+    const SiteInput<Real> site(dev, C);
+    const Output<Real> y(dev, N * C), dx(dev, N * C);
+    const Output<float> mean(dev, N), rscale(dev, N), losses(dev, N);
+    const DeviceArray<Real> vectors(dev, std::vector<Real>(4 * C, Real(0.0f)));
+    const DeviceArray<Real> tables(dev, std::vector<Real>((V + T) * C, Real(0.0f)));
+    const DeviceArray<double> sums(dev, std::vector<double>(6, 0.0));
+    std::vector<int> tokens(N);
+    for (size_t i = 0; i < N; i++) tokens[i] = int(i * i % V);
+    const DeviceArray<int> at(dev, tokens);
+    const SiteCase norm{NormKind::layernorm, Phase::norm, 1};
+    Real* d = vectors.data();
+    site_forward(dev, y.data(), mean.data(), rscale.data(), reinterpret_cast<SiteSums*>(sums.data()), x.data(),
+                 site.on_gpu(norm), N, C);
+    site_backward<Real>(dev, dx.data(), {d, d + C, d + 2 * C, d + 3 * C}, dy.data(), x.data(), mean.data(), rscale.data(),
+                        site.on_gpu(norm), N, C, false);
+    stream_scale(dev, reinterpret_cast<StreamScale*>(sums.data() + 3), x.data(), norm.kind, 1e-5, 1, N, C);
+    cross_entropy(dev, sums.data() + 5, losses.data(), logits.data(), at.data(), 1, N, V, true);
+    embedding_backward(dev, tables.data(), tables.data() + V * C, dy.data(), at.data(), B, T, C);
+    column_sums(dev, vectors.data() + 2 * C, dy.data(), N, C, true);
+    std::vector<double> all = sums.values();
+    all.push_back(sum_of_squares(dev, x.data(), N * C));
+    for (const auto& part : {doubles(y), doubles(dx), doubles(vectors), doubles(tables), doubles(losses), doubles(logits.device)})
+        all.insert(all.end(), part.begin(), part.end());
+    return all;
+}
+
+}  // namespace
+
+#define FOR_BOTH_TYPES(check, ...)    \
+    do {                              \
+        SUBCASE("fp32") { check<float>(__VA_ARGS__); } \
+        SUBCASE("bf16") { check<bf16>(__VA_ARGS__); }  \
+    } while (0)
+
+template <class Real>
+static void check_all_sites() {
+    Cuda dev;
+    for (size_t C : kChannels)
+        for (const SiteCase& test : kSites) {
+            CAPTURE(C);
+            CAPTURE(int(test.kind));
+            CAPTURE(int(test.phase));
+            check_site_forward<Real>(dev, test, 21, C);
+            if (test.phase == Phase::unweighted) continue;
+            check_site_backward<Real>(dev, test, 21, C, true);
+            if (C == 48) check_site_backward<Real>(dev, test, 37, C, false);
+        }
+    check_site_backward<Real>(dev, kSites[1], 3, 9000, true);  // several strips of columns
+    for (NormKind kind : {NormKind::layernorm, NormKind::rmsnorm})
+        for (size_t C : {33, 128}) check_scale_loss<Real>(dev, kind, 19, C);
+}
+CUDA_TEST("cuda sites: every phase and kind, forward and backward") { FOR_BOTH_TYPES(check_all_sites); }
+
+template <class Real>
+static void check_all_gelus() {
+    Cuda dev;
+    for (size_t n : {1, 7, 33, 4096, 5001}) check_gelu<Real>(dev, n, 0);
+    check_gelu<Real>(dev, 64, 1);  // not 16-byte aligned
+}
+CUDA_TEST("cuda gelu") { FOR_BOTH_TYPES(check_all_gelus); }
+
+template <class Real>
+static void check_all_matmuls() {
+    Cuda dev;
+    for (const MatmulCase& test : kMatmuls) {
+        CAPTURE(test.M);
+        CAPTURE(test.C);
+        CAPTURE(test.OC);
+        check_matmul_forward<Real>(dev, test);
+        for (bool through_gelu : {false, true})
+            for (bool accumulate : {false, true}) check_matmul_backward<Real>(dev, test, through_gelu, accumulate);
+    }
+    const size_t plans = dev.plans.size();
+    CHECK(plans > 0);
+    check_matmul_forward<Real>(dev, kMatmuls[4]);
+    CHECK(dev.plans.size() == plans);  // known shapes are not asked for again
+    check_head<Real>(dev, 5, 48, 37, 37);
+    check_head<Real>(dev, 9, 33, 37, 40);
+    check_head<Real>(dev, 12, 48, 128, 128);
+    check_head<Real>(dev, 6, 128, 513, 520);
+}
+CUDA_TEST("cuda matmul: every epilogue, fused and apart") { FOR_BOTH_TYPES(check_all_matmuls); }
+
+template <class Real>
+static void check_all_cross_entropies() {
+    Cuda dev;
+    for (size_t V : {1, 37, 513, 5000}) check_cross_entropy<Real>(dev, 5, V, V);
+    check_cross_entropy<Real>(dev, 3, 37, 128);
+    check_cross_entropy<Real>(dev, 3, 513, 576);
+}
+CUDA_TEST("cuda cross-entropy") { FOR_BOTH_TYPES(check_all_cross_entropies); }
+
+CUDA_TEST("cuda cross-entropy: extreme logits") {
+    Cuda dev;
+    const DeviceArray<float> z(dev, std::vector<float>{3e38f, -3e38f, 0, 3e38f});
+    const Output<float> losses(dev, 1);
+    const DeviceArray<double> sum(dev, std::vector<double>{0});
+    const DeviceArray<int> target(dev, std::vector<int>{0});
+    cross_entropy(dev, sum.data(), losses.data(), z.data(), target.data(), 1, 1, 4, true);
+    CHECK(std::abs(sum.values()[0] - std::log(2.0)) <= 1e-6);
+    check_close("gradient", doubles(z), {-0.5, 0, 0, 0.5}, 0, 16);
+}
+
+template <class Real>
+static void check_all_embeddings() {
+    Cuda dev;
+    for (size_t C : kChannels) check_embedding<Real>(dev, 2, 21, C, 37);
+    check_embedding<Real>(dev, 5, 200, 16, 513);
+    check_embedding<Real>(dev, 1, 1, 8, 50257);
+}
+CUDA_TEST("cuda embedding") { FOR_BOTH_TYPES(check_all_embeddings); }
+
+template <class Real>
+static void check_optimizer() {
+    Cuda dev;
+    check_adamw<Real>(dev);
+    for (size_t n : {1, 37, 4096, 100001}) check_sum_of_squares<Real>(dev, n);
+}
+CUDA_TEST("cuda adamw and global norm") { FOR_BOTH_TYPES(check_optimizer); }
+
+template <class Real>
+static void check_repeatable() {
+    const std::vector<double> once = all_sums<Real>();
+    for (double x : once) REQUIRE(std::isfinite(x));
+    CHECK(all_sums<Real>() == once);
+#ifdef CUDA_EMU
+    // In any order of threads.
+    const emu::Settings before = emu::settings();
+    for (const auto order : {emu::Order::backward, emu::Order::random}) {
+        emu::settings().order = order;
+        CHECK(all_sums<Real>() == once);
+    }
+    emu::settings() = before;
+#endif
+}
+CUDA_TEST("cuda ops: the same bits every time") { FOR_BOTH_TYPES(check_repeatable); }
+#endif  // TN_CUDA

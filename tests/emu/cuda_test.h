@@ -1,0 +1,69 @@
+// What tests of CUDA code share. Includes nothing of doctest's implementation.
+#pragma once
+#ifdef TN_CUDA
+#include <cmath>
+#include <vector>
+
+#include "runtime/cuda.cuh"
+#include "runtime/random.h"
+
+// Decorates test cases: without a GPU they are reported as skipped, never as passed.
+inline bool no_gpu() {
+    static const bool missing = !probe_cuda().usable;
+    return missing;
+}
+#define CUDA_TEST(name) TEST_CASE(name* doctest::skip(no_gpu()))
+
+// A device array: the way in and out for test data.
+template <class T>
+class DeviceArray {
+  public:
+    DeviceArray(Cuda& dev, size_t count) : dev_(dev), count_(count) {
+        data_ = static_cast<T*>(device_allocate(dev, count * sizeof(T), "a test array"));
+    }
+    DeviceArray(Cuda& dev, const std::vector<T>& values) : DeviceArray(dev, values.size()) {
+        device_copy_in(dev, data_, values.data(), count_ * sizeof(T));
+    }
+    DeviceArray(const DeviceArray&) = delete;
+    DeviceArray& operator=(const DeviceArray&) = delete;
+    ~DeviceArray() { device_free(dev_, data_); }
+
+    T* data() const { return data_; }
+    size_t size() const { return count_; }
+    std::vector<T> values() const {
+        std::vector<T> result(count_);
+        device_copy_out(dev_, result.data(), data_, count_ * sizeof(T));
+        return result;
+    }
+
+  private:
+    Cuda& dev_;
+    T* data_ = nullptr;
+    size_t count_;
+};
+
+// Standard normal values, as T can hold them.
+template <class T>
+std::vector<T> random_values(size_t n, uint64_t seed) {
+    std::vector<T> result(n);
+    for (size_t i = 0; i < n; i++) result[i] = T(float(random_normal(seed, 0, i)));
+    return result;
+}
+
+// bf16 values, as float.
+inline std::vector<float> as_floats(const std::vector<bf16>& values) {
+    return std::vector<float>(values.begin(), values.end());
+}
+
+// The largest |a - b|; NaN if any value is.
+template <class A, class B>
+double max_difference(const std::vector<A>& a, const std::vector<B>& b) {
+    double worst = 0;
+    for (size_t i = 0; i < a.size(); i++) {
+        const double difference = std::abs(double(float(a[i])) - double(float(b[i])));
+        if (!(difference <= worst)) worst = difference;
+        if (std::isnan(worst)) return worst;
+    }
+    return worst;
+}
+#endif

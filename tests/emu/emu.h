@@ -1,0 +1,37 @@
+// How tests steer the stand-in and learn what it found.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace emu {
+
+// In which order threads of a block start and continue. Any order is legal CUDA, so results must not depend
+// on it.
+enum class Order { forward, backward, random };
+
+// Start values come from the environment: EMU_ORDER=forward|backward|<seed>, EMU_LAZY=1, EMU_ABORT=1,
+// EMU_SM=80, EMU_MEMORY_MIB=8192, EMU_DEVICES=1.
+struct Settings {
+    Order order = Order::forward;
+    uint64_t seed = 0;
+    bool lazy = false;   // streams run as late as synchronization permits, instead of at once
+    bool abort = false;  // wrong use ends the process (for a debugger) instead of the kernel
+    bool quiet = false;  // do not print what was found; the error text still has it
+    int sm = 80;
+    size_t memory = size_t(8192) << 20;
+    int devices = 1;
+};
+Settings& settings();
+
+// The last wrong use that was found on this host thread, or "" when there was none; forgets it and its error
+// code.
+std::string take_diagnosis();
+
+// Device and pinned allocations that live.
+size_t live_allocations();
+
+// Switches between CUDA threads since the program started, on this host thread.
+uint64_t switches();
+
+}  // namespace emu

@@ -1,0 +1,404 @@
+// The three programs as a user runs them: whole commands with their output, files and exit status. Input that
+// is wrong is in test_bad_input.cpp.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "io/safetensors.h"
+#include "io/tokens.h"
+#include "model/decoder.cuh"
+#include "model/model_file.h"
+#include "tests/run_program.h"
+
+namespace {
+
+std::vector<nlohmann::json> read_log(const std::string& path) {
+    std::vector<nlohmann::json> lines;
+    std::istringstream in(read_file(path));
+    for (std::string line; std::getline(in, line);) lines.push_back(nlohmann::json::parse(line));
+    return lines;
+}
+
+struct Dump {
+    size_t rows, V;
+    std::vector<double> logits;
+};
+
+Dump read_dump(const std::string& path) {
+    const SafetensorsFile file(path);
+    const TensorEntry* entry = file.find("logits");
+    REQUIRE(entry);
+    REQUIRE(entry->shape.size() == 2);
+    Dump dump{entry->shape[0], entry->shape[1], std::vector<double>(entry->count())};
+    file.read(*entry, dump.logits.data());
+    return dump;
+}
+
+// Every position's logits of a model file, computed in double.
+std::vector<double> exact_logits(const std::string& path, const std::vector<int>& tokens) {
+    Cpu dev(1);
+    const auto model = load_model(dev, path);
+    const Config& c = model->info.config;
+    GptTensors<double> weights{};
+    std::vector<std::vector<double>> memory;
+    const auto from = tensor_list(c, model->tensors);
+    visit_tensors(c, weights, [&](const TensorSpec& t, double*& slot) {
+        const float* values = from[memory.size()].data;
+        slot = memory.emplace_back(values, values + t.count()).data();
+    });
+    Decoder<Cpu, double> decoder(dev, c, weights, model->info.taper_scale, model->info.gate);
+    std::vector<double> logits(tokens.size() * c.V);
+    decoder.feed(tokens.data(), tokens.size(), Logits::all, logits.data());
+    return logits;
+}
+
+double largest(const std::vector<double>& x) {
+    double top = 0;
+    for (double v : x) top = std::max(top, std::abs(v));
+    return top;
+}
+
+// The test's bound for fp32 logits: each is the end of sums over C, T, C and 4 C terms in every block, C in
+// the head, and 6 norms of C terms; each term rounds once, by half a unit of the largest logit.
+double rounding_bound(const std::vector<double>& exact) {
+    const double C = 16, T = 16;
+    return (7 * C + T + 7 * C) * 0x1p-24 * largest(exact);
+}
+
+// Compares with a tolerance; NaN and another length are never near.
+bool near(const std::vector<double>& a, const std::vector<double>& b, double bound) {
+    if (a.size() != b.size()) return false;
+    for (size_t i = 0; i < a.size(); i++)
+        if (!(std::abs(a[i] - b[i]) <= bound)) return false;
+    return true;
+}
+
+std::vector<int> byte_ids(const std::string& text) { return {text.begin(), text.end()}; }
+
+std::vector<std::string> tensor_names(const std::string& path) {
+    std::vector<std::string> names;
+    const SafetensorsFile file(path);
+    for (const TensorEntry& entry : file.entries()) names.push_back(entry.name);
+    return names;
+}
+
+size_t count_with(const std::vector<std::string>& names, const std::string& part) {
+    return size_t(std::count_if(names.begin(), names.end(), [&](const std::string& name) {
+        return name.find(part) != std::string::npos;
+    }));
+}
+
+// What infer generated: between the first empty line and the last one.
+std::string generated(const std::string& out) {
+    const size_t begin = out.find("\n\n") + 2, end = out.rfind("\n\nprompt ");
+    REQUIRE(end != std::string::npos);
+    return out.substr(begin, end - begin);
+}
+
+}  // namespace
+
+// ---- what must work
+// -------------------------------------------------------------------------------------------------
+
+TEST_CASE("programs: train, fold and run, in every mode and kind; logits are the model's") {
+    const std::vector<int> tokens = byte_ids("The cat sat.");
+    for (const std::string gate : {"norm", "taper", "taper-all"})
+        for (const std::string norm : {"layernorm", "rmsnorm"}) {
+            INFO(gate, " ", norm);
+            const Workplace w;
+            w.ok(kTiny + " -g " + gate + " --norm " + norm);
+            w.ok("fold model.bin folded.bin");
+            std::vector<double> exact[2];
+            for (int folded = 0; folded < 2; folded++) {
+                const std::string file = folded ? "folded.bin" : "model.bin";
+                w.ok("infer " + file + " -n 1 --dump all.st --prompt", {"The cat sat."});
+                w.ok("infer " + file + " --last-token --dump last.st --prompt", {"The cat sat."});
+                exact[folded] = exact_logits(w.at(file), tokens);
+                const Dump all = read_dump(w.at("all.st")), last = read_dump(w.at("last.st"));
+                CHECK(all.rows == tokens.size());
+                CHECK(last.rows == 1);
+                CHECK(all.V == 256);
+                CHECK(near(all.logits, exact[folded], rounding_bound(exact[folded])));
+                CHECK(near(last.logits, {exact[folded].end() - 256, exact[folded].end()},
+                           rounding_bound(exact[folded])));
+            }
+            CHECK(near(exact[0], exact[1], rounding_bound(exact[0])));
+            const auto names = tensor_names(w.at("folded.bin"));
+            const size_t final_norm = gate == "taper" ? (norm == "layernorm" ? 2 : 1) : 0;
+            CHECK(count_with(names, "ln_") == final_norm);
+            CHECK(count_with(names, "ln_f.") == final_norm);
+            CHECK(count_with(names, "taper") == 0);
+            CHECK(count_with(names, "lm_head.weight") == (gate == "taper" ? 0 : 1));
+            CHECK(SafetensorsFile(w.at("folded.bin")).metadata().at("folded") == (gate == "norm" ? "affine"
+                                                                                  : gate == "taper"
+                                                                                      ? "internal"
+                                                                                      : "all"));
+        }
+}
+
+TEST_CASE("infer: says which state of a model it runs, normalized, tapering, tapered and folded") {
+    const Workplace w;
+    const std::vector<int> tokens = byte_ids("Once");
+    const std::string states[] = {"normalized", "tapering, gate 1", "tapering, gate 0.5",
+                                  "tapered, not folded (explicit scaling)",
+                                  "folded: no norm inside the blocks"};
+    const std::string commands[] = {kTiny + " -g norm", kTiny + " -x 2", kTiny + " -x 3", kTiny,
+                                    "fold model.bin model.st"};
+    for (int i = 0; i < 5; i++) {
+        w.ok(commands[i]);
+        const std::string file = i == 4 ? "model.st" : "model.bin";
+        const std::string out = w.ok("infer " + file + " --last-token --dump d.st --prompt Once");
+        CHECK_MESSAGE(out.find(states[i]) != std::string::npos, out);
+        const std::vector<double> exact = exact_logits(w.at(file), tokens);
+        CHECK(near(read_dump(w.at("d.st")).logits, {exact.end() - 256, exact.end()}, rounding_bound(exact)));
+    }
+}
+
+TEST_CASE("infer: generates from a text or ids, greedily or by seed, beyond the context") {
+    const Workplace w;
+    w.ok(kTiny);
+    w.ok("fold model.bin folded.bin");
+    const std::string infer = "infer folded.bin ";
+    // Greedy: the same tokens as the most probable ones here, one after the other.
+    Cpu dev(1);
+    const auto model = load_model(dev, w.at("folded.bin"));
+    Decoder<Cpu, float> decoder(dev, model->info.config, model->tensors, {}, 0);
+    std::string expected = "The cat";
+    std::vector<int> next = byte_ids(expected);
+    std::vector<float> logits(256);
+    for (int i = 0; i < 9; i++) {
+        decoder.feed(next.data(), next.size(), Logits::last, logits.data());
+        next = {int(std::max_element(logits.begin(), logits.end()) - logits.begin())};
+        expected += char(next[0]);
+    }
+    CHECK(generated(w.ok(infer + "-n 9 --greedy --prompt", {"The cat"})) == expected);
+    CHECK(generated(w.ok(infer + "-n 9 --temperature 0 --tokens 84,104,101,32,99,97,116")) == expected);
+    CHECK(generated(w.ok(infer + "-n 9 --top-k 1 --prompt", {"The cat"})) == expected);
+    CHECK(generated(w.ok(infer + "-n 9 --top-p 0 --prompt", {"The cat"})) == expected);
+
+    const std::string first = generated(w.ok(infer + "-n 40 --seed 5 --prompt T"));
+    CHECK(first.size() == 41);
+    CHECK(generated(w.ok(infer + "-n 40 --seed 5 --prompt T")) == first);
+    CHECK(generated(w.ok(infer + "-n 40 --seed 6 --prompt T")) != first);
+    // Without a prompt, an opening of our own, cut to the context of 16.
+    CHECK(generated(w.ok(infer + "-n 4")).starts_with("Once upon a time"));
+    CHECK(w.ok(infer + "--last-token --show 3").find("16 tokens: Once upon a time\n") != std::string::npos);
+}
+
+TEST_CASE("train_gpt: the log has one JSON line per update") {
+    const Workplace w;
+    const std::string out = w.ok(kTiny + " -v 3 -s 4 -n 2 --scale-loss 0.1");
+    const auto log = read_log(w.at("model.log.jsonl"));
+    REQUIRE(log.size() == 6);
+    const double g[] = {1, 1, 0.5, 0, 0, 0};
+    for (size_t k = 1; k <= 6; k++) {
+        const auto& line = log[k - 1];
+        CHECK(line.at("step") == k);
+        CHECK(line.at("tokens") == 32 * k);
+        CHECK(line.at("g").get<double>() == doctest::Approx(g[k - 1]).epsilon(1e-12));
+        for (const char* key : {"loss", "scale_loss", "lr", "grad_norm", "stream_scale", "tokens_per_second"})
+            CHECK(line.at(key).is_number());
+        CHECK(line.contains("val_loss") == (k % 3 == 0));
+        CHECK(line.contains("scale_target") == (k == 2));
+        CHECK(line.contains("transformer.h.0.ln_2.taper_scale") == (k == 2));
+        CHECK((line.at("scale_loss") > 0) == (k > 2));
+    }
+    CHECK(log[5].at("loss") < log[0].at("loss"));
+    for (const char* text : {"validation loss", "step 6/6", "next: ./fold model.bin folded.bin"})
+        CHECK_MESSAGE(out.find(text) != std::string::npos, text);
+    CHECK(count_with(tensor_names(w.at("model.state.bin")), "v.transformer.wte.weight") == 1);
+    w.ok(kTiny);  // a fresh run begins a fresh log
+    CHECK(read_log(w.at("model.log.jsonl")).size() == 6);
+}
+
+namespace {
+
+// The number in the last whole line of a run's output that reports an update; 0: none yet.
+size_t last_step(const std::string& out) {
+    const size_t end = out.rfind('\n'), begin = end == std::string::npos ? end : out.rfind("\nstep ", end);
+    return begin == std::string::npos ? 0 : std::stoul(out.substr(begin + 6));
+}
+
+// A run's log without the times.
+std::vector<nlohmann::json> log_of(const Workplace& w) {
+    auto log = read_log(w.at("model.log.jsonl"));
+    for (auto& line : log) line.erase("tokens_per_second");
+    return log;
+}
+
+// -x changes neither the gate nor the learning rate.
+const std::string kAbsolute =
+    "train_gpt -i corpus.txt -b 2 --gate-warmup 4 --gate-end 8 -k constant -u 3 -v 5 -sl 3" + kShape;
+
+}  // namespace
+
+TEST_CASE("train_gpt: resuming at any update writes the same bytes as a run without a stop") {
+    for (const std::string mode :
+         {" -g taper", " -g taper-all --scale-loss 0.1 --norm rmsnorm", " -g norm --no-shuffle"}) {
+        INFO(mode);
+        const Workplace whole, w;
+        whole.ok(kAbsolute + mode + " -x 12");
+        const std::string model = read_file(whole.at("model.bin"));
+        const bool all = mode == " -g taper";
+        for (int stop : all ? std::vector{1, 3, 4, 5, 7, 8, 11} : std::vector{2, 4, 6}) {
+            INFO(stop);
+            w.ok(kAbsolute + mode + " -x " + std::to_string(stop));
+            w.ok("train_gpt -y -x 12");
+            CHECK(read_file(w.at("model.bin")) == model);
+            CHECK(log_of(w) == log_of(whole));
+        }
+        // A state that was resumed can be resumed again; one that is complete stays as it is.
+        w.ok(kAbsolute + mode + " -x 2");
+        w.ok("train_gpt -y -x 6");
+        w.ok("train_gpt -y -x 12");
+        CHECK(read_file(w.at("model.bin")) == model);
+        CHECK(w.ok("train_gpt -y").find("12 of 12 updates are done") != std::string::npos);
+        CHECK(read_file(w.at("model.bin")) == model);
+    }
+}
+
+TEST_CASE("train_gpt: a longer run keeps the gate closed") {
+    const Workplace w;
+    w.ok("train_gpt -i corpus.txt -b 2 -x 20 --gate-warmup 10% --gate-end 40%" + kShape);
+    w.ok("train_gpt -y -x 100");
+    const auto log = read_log(w.at("model.log.jsonl"));
+    REQUIRE(log.size() == 100);
+    for (size_t k = 8; k <= 100; k++) CHECK(log[k - 1].at("g") == 0);
+    w.ok("fold model.bin folded.bin");
+    w.refused("train_gpt -y -x 100 --gate-warmup 30", {"--gate-warmup"});
+    w.refused("train_gpt -y -x 200 --gate-end 150", {"--gate-end"});
+}
+
+TEST_CASE(
+    "train_gpt: Ctrl-C in every phase of the gate writes a checkpoint, and the printed command goes on") {
+    const std::string line =
+        "train_gpt -i corpus.txt -b 2 -x 4000 --gate-warmup 700 --gate-end 1700 -l 1e-3 -v 0" + kShape +
+        " -o";
+    const std::string out = "my model.bin";
+    const Workplace whole, w;
+    whole.ok(line, {out});
+    std::vector<std::string> command = w.command(line, {out});
+    size_t before = 0;
+    for (size_t stop : {200, 1000, 1800}) {
+        Program program(w.path, command);
+        REQUIRE(program.wait_until([&](const std::string& text) { return last_step(text) >= stop; }));
+        program.send(SIGINT);
+        const Outcome outcome = program.finish();
+        CHECK(outcome.err == "");
+        CHECK(outcome.status == 130);
+        const std::string said = "go on with: ./train_gpt -y -o 'my model.bin'\n";
+        CHECK_MESSAGE(outcome.out.ends_with(said), outcome.out);
+        const size_t step = std::stoul(SafetensorsFile(w.at(out)).metadata().at("step"));
+        CHECK(step > before);
+        CHECK(step <= 4000);
+        before = step;
+        command = w.command("train_gpt -y -o", {out});
+    }
+    CHECK(run_program_in(w.path, command).status == 0);
+    CHECK(read_file(w.at(out)) == read_file(whole.at(out)));
+    CHECK(read_log(w.at("my model.log.jsonl")).size() == 4000);
+}
+
+TEST_CASE("train_gpt: a run that is killed goes on from its last checkpoint") {
+    const std::string line =
+        "train_gpt -i corpus.txt -b 2 -x 4000 --gate-warmup 300 --gate-end 600 -v 0 -n 400" + kShape;
+    const Workplace whole, w;
+    whole.ok(line);
+    Program program(w.path, w.command(line));
+    REQUIRE(program.wait_until([](const std::string& text) { return last_step(text) >= 500; }));
+    program.send(SIGKILL);
+    CHECK(program.finish().status == 128 + SIGKILL);
+    const size_t step = std::stoul(SafetensorsFile(w.at("model.state.bin")).metadata().at("step"));
+    CHECK(step % 400 == 0);
+    CHECK(step >= 400);
+    w.ok("train_gpt -y");
+    CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+    CHECK(log_of(w) == log_of(whole));
+}
+
+TEST_CASE("train_gpt: accumulated micro-batches are one batch") {
+    const Workplace w;
+    w.ok(kTiny + " -b 8");
+    const auto one = read_log(w.at("model.log.jsonl"));
+    w.ok(kTiny + " -d 128");
+    const auto four = read_log(w.at("model.log.jsonl"));
+    REQUIRE(four.size() == 6);
+    for (size_t k = 0; k < 6; k++) {
+        CHECK(four[k].at("tokens") == one[k].at("tokens"));
+        for (const char* key : {"loss", "grad_norm", "stream_scale"})
+            CHECK(std::abs(double(four[k].at(key)) - double(one[k].at(key))) <=
+                  1e-4 * double(one[k].at(key)));
+    }
+}
+
+TEST_CASE("train_gpt: learning rates follow the schedule") {
+    const Workplace w;
+    const std::map<std::string, std::vector<double>> expected = {
+        {"constant", {0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1}},
+        {"linear", {0.5, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2}},
+        {"wsd", {0.5, 1, 1, 1, 1, 1, 1, 1, 0.6, 0.2}},
+        {"cosine", {0.5, 1, 0, 0, 0, 0.6, 0, 0, 0, 0.2}},  // 0: not looked at
+    };
+    for (const auto& [name, lr] : expected) {
+        w.ok(kTiny + " -x 10 -u 2 -q 0.2 -l 0.001 -k " + name);
+        const auto log = read_log(w.at("model.log.jsonl"));
+        REQUIRE(log.size() == 10);
+        for (size_t k = 0; k < 10; k++) {
+            CAPTURE(k);
+            if (lr[k] > 0) CHECK(std::abs(double(log[k].at("lr")) - 0.001 * lr[k]) <= 1e-12);
+        }
+    }
+}
+
+TEST_CASE("train_gpt: starts from a model, reads in sequence or shuffled, recomputes to the same bytes") {
+    const Workplace w;
+    w.ok(kTiny + " -g norm -o base.bin");
+    const std::string base = read_file(w.at("base.bin"));
+    // With a learning rate of 0, training leaves the weights as --init gave them. The shape is the file's.
+    w.ok(kTrain + " --init base.bin -l 0 -q 0");
+    const SafetensorsFile from(w.at("base.bin")), to(w.at("model.bin"));
+    for (const TensorEntry& entry : from.entries()) {
+        const TensorEntry* same = to.find(entry.name);
+        REQUIRE(same);
+        CHECK(std::memcmp(from.data(entry), to.data(*same), entry.end - entry.begin) == 0);
+    }
+    auto trained = [&](const std::string& flags) {
+        w.ok(kTrain + " --init base.bin " + flags);
+        return read_file(w.at("model.bin"));
+    };
+    CHECK(trained("--seed 1") == trained("--seed 1 -r 2"));
+    CHECK(trained("--seed 1") != trained("--seed 2"));
+    CHECK(trained("--seed 1 --no-shuffle") == trained("--seed 2 --no-shuffle"));
+    // In place: the model to start from is replaced; resuming does not need it.
+    w.ok(kTrain + " --init base.bin -o base.bin -x 3 -k constant -u 0");
+    w.ok("train_gpt -y -o base.bin -x 6");
+    write_file(w.at("again.bin"), base);
+    w.ok(kTrain + " --init again.bin -o again.bin -k constant -u 0");
+    CHECK(read_file(w.at("base.bin")) == read_file(w.at("again.bin")));
+}
+
+TEST_CASE("train_gpt: token shards and a validation text of its own") {
+    const Workplace w;
+    std::vector<uint16_t> ids(600);
+    for (size_t i = 0; i < ids.size(); i++) ids[i] = uint16_t(i * i % 50257);
+    write_token_shard(w.at("part_1.bin"), ids);
+    write_token_shard(w.at("part_2.bin"), ids);
+    const std::string out =
+        w.ok(kTiny + " -i part_*.bin -j part_1.bin -x 3 --gate-end 3 -t 4 --n-embd 8 -m 1");
+    CHECK(out.find("1200 tokens to train on") != std::string::npos);
+    CHECK(out.find("600 to validate") != std::string::npos);
+    w.ok("fold model.bin folded.bin");
+    CHECK(w.ok("infer folded.bin --last-token --tokens 50256,1,2").find("last-token mode") !=
+          std::string::npos);
+    CHECK(generated(w.ok("infer folded.bin -n 3 --greedy --tokens 50256,1,2")).find(',') !=
+          std::string::npos);
+    w.refused("infer folded.bin --prompt hello", {"folded.bin", "gpt2", "--tokens"});
+    w.refused("infer folded.bin --tokens 50257", {"50257"});
+    w.refused(kTiny + " -i part_1.bin -j corpus.txt", {"--val", "corpus.txt"});
+    w.refused(kTiny + " -j part_1.bin", {"--val", "part_1.bin"});
+    w.ok(kTiny + " -j corpus.txt");
+    CHECK(read_log(w.at("model.log.jsonl")).size() == 6);
+}
