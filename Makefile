@@ -33,6 +33,7 @@ TEST_OBJECTS = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/*.cpp))
 
 .PHONY: all data-tools test emu-test cuda-compile-check gpu-test gpu-bench FORCE demo bench dev-env deps format clean
 .DELETE_ON_ERROR:
+PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 all: $(PROGRAMS)
 data-tools: $(DATA_TOOLS)
 
@@ -114,8 +115,9 @@ $(BUILD)/run_tests: $(TEST_OBJECTS) $(LIBRARY)
 
 # Recursive, so that what deps installs is seen by the build.
 test: deps
-	$(MAKE) $(PROGRAMS) $(BUILD)/run_tests
+	$(MAKE) $(PARALLEL) $(PROGRAMS) $(BUILD)/run_tests
 	$(BUILD)/run_tests
+	$(MAKE) $(PARALLEL) emu-test
 
 # ---- tests of the CUDA code -----------------------------------------------------------------------------------------
 # On the CPU, through the stand-in of tests/emu; needs the CUDA Toolkit's headers and no GPU.
@@ -164,7 +166,7 @@ $(BUILD)/bench_%: dev/bench_%.cpp train_gpt.cu $(LIBRARY)
 	$(CXX) $(CPPFLAGS) $(CXXFLAGS) $< $(LIBRARY) $(LDLIBS) $(DNNL) -o $@
 
 bench: deps
-	$(MAKE) $(PROGRAMS) $(BUILD)/bench_train $(BUILD)/bench_matmul
+	$(MAKE) $(PARALLEL) $(PROGRAMS) $(BUILD)/bench_train $(BUILD)/bench_matmul
 	dev/bench.py
 
 # On a GPU: one table, from the trainer's own code.
@@ -183,7 +185,7 @@ dev-env:
 
 # ---- for people -----------------------------------------------------------------------------------------------------
 demo: deps
-	$(MAKE) $(PROGRAMS)
+	$(MAKE) $(PARALLEL) $(PROGRAMS)
 	dev/demo.sh
 
 deps:

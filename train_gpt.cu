@@ -57,13 +57,13 @@ struct Settings {
     std::string device = "auto", precision = "bf16", tokenizer = "bytes";
 
     std::string depth;
-    size_t L = 4, NH = 4, C = 128, T = 128;
+    size_t L = 4, NH = 4, C = 128, T = 256;
     std::string norm = "layernorm";
 
-    size_t batch = 16, total_batch = 0, steps = 1000, recompute = 0;
+    size_t batch = 4, total_batch = 0, steps = 2400, recompute = 0;
     bool shuffle = true;
 
-    double lr = 1e-3, lr_final_frac = 0.1, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.99, clip = 1;
+    double lr = 2e-3, lr_final_frac = 0.1, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.99, clip = 1;
     Length warmup = fraction_of_run(0.02);
     std::string lr_schedule = "cosine";
     double skip_loss_z = 0;
@@ -72,7 +72,7 @@ struct Settings {
     Length gate_warmup = fraction_of_run(0.05), gate_end = fraction_of_run(0.4);
     double ema_decay = 0.99, scale_loss = 0.1;
 
-    size_t val_every = 100, val_batches = 20, sample_every = 0;
+    size_t val_every = 300, val_batches = 20, sample_every = 0;
 };
 
 static Options make_options(Settings& s) {
