@@ -60,10 +60,10 @@ struct Settings {
     size_t L = 4, NH = 4, C = 128, T = 256;
     std::string norm = "layernorm";
 
-    size_t batch = 4, total_batch = 0, steps = 2400, recompute = 0;
+    size_t batch = 4, total_batch = 0, steps = 2700, recompute = 0;
     bool shuffle = true;
 
-    double lr = 2e-3, lr_final_frac = 0.1, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.99, clip = 1;
+    double lr = 3e-3, lr_final_frac = 0.03, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.99, clip = 1;
     Length warmup = fraction_of_run(0.02);
     std::string lr_schedule = "cosine";
     double skip_loss_z = 0;
