@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(256) sum_squares_kernel(double* partial, const
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-__global__ void __launch_bounds__(256) sum_partial_kernel(double* total, const double* partial, unsigned n) {
+static __global__ void __launch_bounds__(256) sum_partial_kernel(double* total, const double* partial, unsigned n) {
     double sum = 0;
     for (unsigned i = threadIdx.x; i < n; i += 256) sum += partial[i];
     sum = block_sum(sum, dynamic_shared<double>());

@@ -69,8 +69,10 @@ void embedding_forward(Cuda& dev, Real* x, const int* tokens, const Real* wte, c
 // thread t counts and moves the rows [N t / threads, N (t + 1) / threads). order, spare [N]; the result is in `order`
 // after an even number of passes.
 constexpr unsigned kSortThreads = 512, kSortDigits = 16;
+constexpr unsigned kSortPasses = 4;  // of 4 bits: token ids are below 2^16, as in the files
+constexpr size_t kSortBytes = (kSortDigits * kSortThreads + kSortThreads / 32) * sizeof(unsigned);  // shared memory
 
-__global__ void __launch_bounds__(kSortThreads)
+static __global__ void __launch_bounds__(kSortThreads)
     sort_rows_kernel(unsigned* order, unsigned* spare, const int* tokens, unsigned N, unsigned passes) {
     unsigned* const counts = dynamic_shared<unsigned>();  // [kSortDigits, kSortThreads]
     unsigned* const warp_totals = counts + kSortDigits * kSortThreads;
@@ -166,13 +168,11 @@ __global__ void __launch_bounds__(256)
 template <class Real>
 void embedding_backward(Cuda& dev, Real* dwte, Real* dwpe, const Real* dx, const int* tokens, size_t B, size_t T,
                         size_t C) {
-    constexpr unsigned kPasses = 4;  // of 4 bits: token ids are below 2^16, as in the files
     const size_t N = B * T;
     unsigned *order = static_cast<unsigned*>(dev.scratch(2 * N * sizeof(unsigned))), *spare = order + N;
     const unsigned pieces = blocks_for(C, kPiece<Real>);
     const bool whole = C % kPiece<Real> == 0 && aligned_16(dwte, dwpe, dx);
-    launch<sort_rows_kernel>(1, kSortThreads, (kSortDigits * kSortThreads + 32) * sizeof(unsigned), dev.stream, order,
-                             spare, tokens, unsigned(N), kPasses);
+    launch<sort_rows_kernel>(1, kSortThreads, kSortBytes, dev.stream, order, spare, tokens, unsigned(N), kSortPasses);
     launch<embedding_backward_kernel<Real>>(dim3(blocks_for(N, 1), blocks_for(pieces, 32)), 256,
                                             256 * kPiece<Real> * sizeof(float), dev.stream, dwte, dx, tokens, order, N,
                                             unsigned(C), whole);

@@ -39,12 +39,20 @@ std::vector<T> rounded(const std::vector<double>& x) {
     return result;
 }
 
-// Normal values, q times `sharpness`: how far the scores spread.
+// How scores are distributed: normal q, k and v, with q times `sharpness`, and q + shift, k - shift in every
+// channel, so that all scores are about -shift^2 sqrt(hs).
+struct Scores {
+    float sharpness = 1, shift = 0;
+};
+
 template <class Real>
-std::vector<Real> random_qkv(const Shape& s, uint64_t seed, float sharpness = 1) {
+std::vector<Real> random_qkv(const Shape& s, uint64_t seed, const Scores& scores = {}) {
     auto qkv = random_values<Real>(3 * s.elements(), seed);
-    for (size_t i = 0; i < qkv.size(); i++)
-        if (i % (3 * s.C()) < s.C()) qkv[i] = Real(float(qkv[i]) * sharpness);
+    for (size_t i = 0; i < qkv.size(); i++) {
+        const size_t which = i % (3 * s.C()) / s.C();
+        if (which == 0) qkv[i] = Real(float(qkv[i]) * scores.sharpness + scores.shift);
+        if (which == 1) qkv[i] = Real(float(qkv[i]) - scores.shift);
+    }
     return qkv;
 }
 
@@ -176,9 +184,9 @@ double weight_unit(size_t hs) {
 }
 
 template <class Real>
-void check_forward(Cuda& dev, const Shape& s, float sharpness = 1) {
+void check_forward(Cuda& dev, const Shape& s, const Scores& scores = {}) {
     INFO("B ", s.B, ", T ", s.T, ", NH ", s.NH, ", hs ", s.hs);
-    const auto qkv = random_qkv<Real>(s, 1, sharpness);
+    const auto qkv = random_qkv<Real>(s, 1, scores);
     DeviceArray<Real> in(dev, qkv), out(dev, s.elements());
     DeviceArray<float> lse(dev, s.rows());
     poison(dev, out), poison(dev, lse);
@@ -190,9 +198,9 @@ void check_forward(Cuda& dev, const Shape& s, float sharpness = 1) {
 }
 
 template <class Real>
-void check_backward(Cuda& dev, const Shape& s, float sharpness = 1) {
+void check_backward(Cuda& dev, const Shape& s, const Scores& scores = {}) {
     INFO("B ", s.B, ", T ", s.T, ", NH ", s.NH, ", hs ", s.hs);
-    const auto qkv = random_qkv<Real>(s, 2, sharpness);
+    const auto qkv = random_qkv<Real>(s, 2, scores);
     const auto dout = random_values<Real>(s.elements(), 3);
     const auto forward = reference_forward(s, to_double(qkv), 0, 0);
     const auto out = rounded<Real>(forward.first.value);
@@ -240,6 +248,9 @@ void check_cached(Cuda& dev, size_t NH, size_t hs, const std::vector<size_t>& pi
     CHECK(wrong == 0);
 }
 
+constexpr Scores sharp{16, 0};    // up to about 60: one key takes most of the weight
+constexpr Scores negative{1, 4};  // about -128: exp of minus that is infinite in fp32
+
 // As T grows, fewer heads: the time of a test is the stand-in's.
 const size_t lengths[] = {1, 7, 33, 64, 129, 200};
 Shape shape_for(size_t T, size_t hs) {
@@ -276,14 +287,18 @@ CUDA_TEST("cuda attention: bf16 forward on tensor cores") {
     Cuda dev;
     for (size_t hs : {8, 32, 64, 80, 128})
         for (size_t T : lengths) check_forward<bf16>(dev, shape_for(T, hs));
-    check_forward<bf16>(dev, {1, 150, 1, 64}, 16);  // scores up to about 60: one key takes most of the weight
+    check_forward<bf16>(dev, {1, 70, 1, 96});
+    check_forward<bf16>(dev, {1, 150, 1, 64}, sharp);
+    check_forward<bf16>(dev, {1, 70, 1, 64}, negative);
 }
 
 CUDA_TEST("cuda attention: bf16 backward on tensor cores") {
     Cuda dev;
     for (size_t hs : {8, 32, 64, 80, 128})
         for (size_t T : lengths) check_backward<bf16>(dev, shape_for(T, hs));
-    check_backward<bf16>(dev, {1, 150, 1, 64}, 16);
+    check_backward<bf16>(dev, {1, 70, 1, 96});
+    check_backward<bf16>(dev, {1, 150, 1, 64}, sharp);
+    check_backward<bf16>(dev, {1, 70, 1, 64}, negative);
 }
 
 CUDA_TEST("cuda attention: fp32, and bf16 with head sizes that tensor cores cannot take") {
@@ -301,7 +316,10 @@ CUDA_TEST("cuda attention: fp32, and bf16 with head sizes that tensor cores cann
     }
     check_forward<float>(dev, {1, 35, 1, 256});
     check_backward<float>(dev, {1, 35, 1, 256});
-    check_forward<float>(dev, {1, 100, 1, 16}, 16);
+    for (const Scores& scores : {sharp, negative}) {
+        check_forward<float>(dev, {1, 70, 1, 64}, scores);
+        check_backward<float>(dev, {1, 70, 1, 64}, scores);
+    }
     DeviceArray<float> x(dev, 4 * 257);
     CHECK_THROWS_AS(attention_forward<float>(dev, x.data(), nullptr, x.data() + 257, 1, 1, 257, 1), Error);
 }

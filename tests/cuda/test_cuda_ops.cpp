@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "ops/adamw.cuh"
 #include "ops/cross_entropy.cuh"
@@ -433,6 +434,7 @@ static void check_all_sites() {
             if (C == 48) check_site_backward<Real>(dev, test, 37, C, false);
         }
     check_site_backward<Real>(dev, kSites[1], 3, 9000, true);  // several strips of columns
+    check_site_backward<Real>(dev, kSites[1], 300, 7, true);   // more partial sums than threads that add them
     for (NormKind kind : {NormKind::layernorm, NormKind::rmsnorm})
         for (size_t C : {33, 128}) check_scale_loss<Real>(dev, kind, 19, C);
 }
@@ -495,6 +497,25 @@ static void check_all_embeddings() {
     check_embedding<Real>(dev, 5, 200, 16, 513);
     check_embedding<Real>(dev, 1, 1, 8, 50257);
 }
+CUDA_TEST("cuda embedding: rows sorted by token, stable") {
+    Cuda dev;
+    for (const auto& [N, V] : {std::pair<size_t, size_t>{1, 1}, {37, 5}, {1000, 65536}, {2000, 513}}) {
+        std::vector<int> tokens(N);
+        // Tokens that differ in some of the 16 bits only, so that every digit decides somewhere.
+        for (size_t i = 0; i < N; i++) tokens[i] = int((random_bits(8, 1, i) & random_bits(8, 2, i / 3)) % V);
+        std::vector<unsigned> expected(N);
+        std::iota(expected.begin(), expected.end(), 0u);
+        std::stable_sort(expected.begin(), expected.end(), [&](unsigned a, unsigned b) { return tokens[a] < tokens[b]; });
+        const DeviceArray<int> at(dev, tokens);
+        const DeviceArray<unsigned> order(dev, 2 * N);
+        launch<sort_rows_kernel>(1, kSortThreads, kSortBytes, dev.stream, order.data(), order.data() + N, at.data(),
+                                 unsigned(N), kSortPasses);
+        std::vector<unsigned> got = order.values();
+        got.resize(N);
+        CHECK(got == expected);
+    }
+}
+
 CUDA_TEST("cuda embedding") { FOR_BOTH_TYPES(check_all_embeddings); }
 
 template <class Real>
