@@ -9,4 +9,4 @@ step() {
 step ./train_gpt -g taper
 step ./fold model.bin folded.bin
 step ./infer folded.bin --last-token
-step ./infer folded.bin -n 600 --temperature 0.6
+step ./infer folded.bin -n 600 --temperature 0.4
