@@ -15,6 +15,7 @@ struct TemporaryFolder {
         std::error_code ignored;
         std::filesystem::remove_all(path, ignored);
     }
+    std::string operator/(const std::string& name) const { return path + "/" + name; }
     TemporaryFolder(const TemporaryFolder&) = delete;
     TemporaryFolder& operator=(const TemporaryFolder&) = delete;
 };

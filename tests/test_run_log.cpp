@@ -10,21 +10,11 @@
 #include <string>
 
 #include "io/run_log.h"
+#include "tests/temporary_folder.h"
 
 namespace fs = std::filesystem;
 
 namespace {
-
-struct TemporaryDirectory {
-    std::string path;
-    TemporaryDirectory() {
-        std::string name = (fs::temp_directory_path() / "run_log_test_XXXXXX").string();
-        REQUIRE(mkdtemp(name.data()) != nullptr);
-        path = name;
-    }
-    ~TemporaryDirectory() { fs::remove_all(path); }
-    std::string operator/(const std::string& name) const { return path + "/" + name; }
-};
 
 void write_bytes(const std::string& path, const std::string& bytes) {
     std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
@@ -54,7 +44,7 @@ std::string stderr_of(const std::string& path, F&& f) {
 }  // namespace
 
 TEST_CASE("run log: one JSON object per line, written at once") {
-    TemporaryDirectory dir;
+    TemporaryFolder dir;
     const std::string path = dir / "model.log.jsonl";
     write_bytes(path, "from an older run\n");
     RunLog log(path);
@@ -69,7 +59,7 @@ TEST_CASE("run log: one JSON object per line, written at once") {
 }
 
 TEST_CASE("run log: numbers read back to the same bits") {
-    TemporaryDirectory dir;
+    TemporaryFolder dir;
     const std::string path = dir / "log";
     for (const double x :
          {1.0 / 3, 5e-324, std::numeric_limits<double>::max(), 1e22, 123456789.125, 0.1 + 0.2}) {
@@ -80,7 +70,7 @@ TEST_CASE("run log: numbers read back to the same bits") {
 }
 
 TEST_CASE("run log: resuming drops later lines and a torn one") {
-    TemporaryDirectory dir;
+    TemporaryFolder dir;
     const std::string path = dir / "log";
     const std::string one = "{\"step\": 1, \"loss\": 3}\n", two = "{\"loss\": 2, \"step\": 2}\n";
     const std::string three = "{\"step\": 3, \"loss\": 1}\n", torn = "{\"step\": 2, \"lo";
@@ -98,7 +88,7 @@ TEST_CASE("run log: resuming drops later lines and a torn one") {
 }
 
 TEST_CASE("run log: a log that cannot be written is one warning, and the run goes on") {
-    TemporaryDirectory dir;
+    TemporaryFolder dir;
     std::string text = stderr_of(dir / "stderr", [&] {
         RunLog log(dir / "missing/log");
         log.write(1, {{"loss", 1.0}});

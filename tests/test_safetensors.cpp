@@ -15,21 +15,11 @@
 
 #include "io/safetensors.h"
 #include "runtime/error.h"
+#include "tests/temporary_folder.h"
 
 namespace fs = std::filesystem;
 
 namespace {
-
-struct TemporaryDirectory {
-    std::string path;
-    TemporaryDirectory() {
-        std::string name = (fs::temp_directory_path() / "safetensors_test_XXXXXX").string();
-        REQUIRE(mkdtemp(name.data()) != nullptr);
-        path = name;
-    }
-    ~TemporaryDirectory() { fs::remove_all(path); }
-    std::string operator/(const std::string& name) const { return path + "/" + name; }
-};
 
 void write_bytes(const std::string& path, const std::string& bytes) {
     fs::remove(path);  // some file systems flush a file that is emptied and written again: slow in loops
@@ -77,7 +67,7 @@ bool contains(const std::string& text, const std::string& part) {
 }  // namespace
 
 TEST_CASE("safetensors: a file written by hand is read as the format says") {
-    TemporaryDirectory dir;
+    TemporaryFolder dir;
     const std::string path = dir / "hand.bin";
     const float a[2] = {1.5f, -2.0f};
     std::string data(reinterpret_cast<const char*>(a), 8);
@@ -114,7 +104,7 @@ TEST_CASE("safetensors: a file written by hand is read as the format says") {
 }
 
 TEST_CASE("safetensors: what is written comes back, aligned, with the old file's permissions") {
-    TemporaryDirectory dir;
+    TemporaryFolder dir;
     const std::string path = dir / "model.bin";
     const std::vector<float> w = {1, 2, 3, -0.0f, std::numeric_limits<float>::infinity(), 6};
     const std::vector<double> m = {0.1, -1e300};
@@ -192,7 +182,7 @@ TEST_CASE("safetensors: bf16 and f16") {
 }
 
 TEST_CASE("safetensors: bad files are refused in one line that names the tensor") {
-    TemporaryDirectory dir;
+    TemporaryFolder dir;
     const std::string path = dir / "bad.bin";
     const auto error = [&](const std::string& header, size_t data_bytes) {
         write_bytes(path, container(header, std::string(data_bytes, 'x')));
@@ -266,7 +256,7 @@ TEST_CASE("safetensors: bad files are refused in one line that names the tensor"
 }
 
 TEST_CASE("safetensors: every damaged header and every truncation is refused or harmless") {
-    TemporaryDirectory dir;
+    TemporaryFolder dir;
     const std::string path = dir / "damaged.bin";
     const float w[3] = {1, 2, 3};
     const uint8_t b[4] = {1, 2, 3, 4};
@@ -309,7 +299,7 @@ TEST_CASE("safetensors: every damaged header and every truncation is refused or 
 }
 
 TEST_CASE("safetensors: a failed write leaves the old file and no temporary") {
-    TemporaryDirectory dir;
+    TemporaryFolder dir;
     const std::string path = dir / "model.bin";
     const std::vector<float> w(100000, 1.0f);
     write_safetensors(path, {}, {{"w", Dtype::F32, {10}, w.data()}});
@@ -341,7 +331,7 @@ TEST_CASE("safetensors: a failed write leaves the old file and no temporary") {
 }
 
 TEST_CASE("safetensors: check_writable finds early what a save would find late") {
-    TemporaryDirectory dir;
+    TemporaryFolder dir;
     const std::string path = dir / "model.bin";
     check_writable(path);
     CHECK(fs::is_empty(dir.path));

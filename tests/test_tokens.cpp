@@ -13,21 +13,11 @@
 
 #include "io/tokens.h"
 #include "runtime/error.h"
+#include "tests/temporary_folder.h"
 
 namespace fs = std::filesystem;
 
 namespace {
-
-struct TemporaryDirectory {
-    std::string path;
-    TemporaryDirectory() {
-        std::string name = (fs::temp_directory_path() / "tokens_test_XXXXXX").string();
-        REQUIRE(mkdtemp(name.data()) != nullptr);
-        path = name;
-    }
-    ~TemporaryDirectory() { fs::remove_all(path); }
-    std::string operator/(const std::string& name) const { return path + "/" + name; }
-};
 
 void write_bytes(const std::string& path, const std::string& bytes) {
     fs::remove(path);  // some file systems flush a file that is emptied and written again: slow in loops
@@ -84,7 +74,7 @@ bool contains(const std::string& text, const std::string& part) {
 }  // namespace
 
 TEST_CASE("tokens: text in memory and in a file are their bytes, or what the tokenizer makes of them") {
-    TemporaryDirectory dir;
+    TemporaryFolder dir;
     CHECK(all(tokens_from_text("ab\xff")) == std::vector<int>{97, 98, 255});
     write_bytes(dir / "a.txt", "hi\n");
     CHECK(all(open_tokens(dir / "a.txt")) == std::vector<int>{104, 105, 10});
@@ -101,7 +91,7 @@ TEST_CASE("tokens: text in memory and in a file are their bytes, or what the tok
 }
 
 TEST_CASE("tokens: shards are concatenated in the order of their names") {
-    TemporaryDirectory dir;
+    TemporaryFolder dir;
     write_bytes(dir / "train_000002.bin", shard_bytes(20240520, 1, 2, {50256, 65535}));
     write_bytes(dir / "train_000001.bin", shard_bytes(20240520, 1, 3, {7, 8, 9}));
     write_token_shard(dir / "train_000003.bin", counting(1, 4));
@@ -133,7 +123,7 @@ TEST_CASE("tokens: a held-out tail") {
 }
 
 TEST_CASE("tokens: bad files are refused in one line") {
-    TemporaryDirectory dir;
+    TemporaryFolder dir;
     const std::string path = dir / "bad.bin";
     const auto error = [&](const std::string& bytes) {
         write_bytes(path, bytes);
