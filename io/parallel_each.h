@@ -1,23 +1,27 @@
-// A parallel loop whose tasks may fail: the first error is thrown to the caller once all threads have
-// stopped.
+// A parallel loop whose tasks may fail: the error of the first task that fails, by its number, is thrown to the caller once
+// all threads have stopped. Which one that is does not depend on the number of threads.
 #pragma once
 #include <atomic>
 #include <cstddef>
 #include <exception>
+#include <mutex>
 
 #include "runtime/cpu.h"
 
-// Calls f(task, thread) for every task in [0, n); after an error the tasks that have not begun are left out.
+// Calls f(task, thread) for every task in [0, n); of the tasks behind one that failed, those that have not begun are left
+// out.
 template <class F>
 void parallel_each(int threads, size_t n, F&& f) {
     std::exception_ptr problem;
-    std::atomic<bool> failed = false;
+    std::atomic<size_t> first_failed = n;
+    std::mutex mutex;
     parallel_tasks(Cpu(threads), n, [&](size_t task, int thread) {
-        if (failed) return;
+        if (task > first_failed) return;
         try {
             f(task, thread);
         } catch (...) {
-            if (!failed.exchange(true)) problem = std::current_exception();
+            const std::lock_guard lock(mutex);
+            if (task < first_failed) first_failed = task, problem = std::current_exception();
         }
     });
     if (problem) std::rethrow_exception(problem);
