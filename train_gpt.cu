@@ -211,12 +211,14 @@ static void complete_settings(Settings& s) {
     if (s.total_batch % micro)
         fail("--total-batch: expected a multiple of -b x -t = %zu x %zu = %zu tokens, found %zu", s.batch, s.T, micro,
              s.total_batch);
+    // Parts of a run of a few updates may round to the same update.
+    if (s.gate_end.is_fraction && s.gate_warmup.is_fraction && s.gate_end.value > s.gate_warmup.value)
+        s.gate_end = updates(std::max(s.gate_end.resolve(s.steps), s.gate_warmup.resolve(s.steps) + 1));
     if (s.gate_end.resolve(s.steps) <= s.gate_warmup.resolve(s.steps) && s.gate != "norm")
         fail("--gate-end: expected more updates than --gate-warmup (%zu), found %zu", s.gate_warmup.resolve(s.steps),
              s.gate_end.resolve(s.steps));
     if ((s.gate != "norm" || s.scale_loss > 0) && s.gate_warmup.resolve(s.steps) == 0)
-        fail("--gate-warmup: expected at least 1 update to calibrate from, found 0 of %zu; use more -x or an absolute "
-             "number", s.steps);
+        fail("--gate-warmup: expected at least 1 update to calibrate from, found 0");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

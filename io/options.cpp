@@ -182,7 +182,8 @@ std::string padded(std::string text, size_t width) {
 }  // namespace
 
 size_t Length::resolve(size_t total) const {
-    return is_fraction ? size_t(std::llround(value * double(total))) : size_t(value);
+    if (!is_fraction) return size_t(value);
+    return value > 0 ? std::max<size_t>(1, size_t(std::llround(value * double(total)))) : 0;
 }
 
 std::string Length::text() const {

@@ -23,7 +23,7 @@ struct Length {
     double value = 0;  // updates, or a fraction in [0, 1]
     bool is_fraction = false;
 
-    size_t resolve(size_t total) const;  // in updates; a fraction is rounded to the nearest
+    size_t resolve(size_t total) const;  // in updates; a fraction to the nearest, above 0% at least 1
     std::string text() const;            // "100", "5%"
 };
 

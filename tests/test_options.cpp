@@ -120,6 +120,7 @@ TEST_CASE("options: schedule lengths are counts or parts of the run") {
     CHECK(parsed({"-u", "5%"}).warmup.resolve(2000) == 100);
     CHECK(parsed({"-u", "0.5%"}).warmup.resolve(300) == 2);  // 1.5, to the nearest
     CHECK(parsed({"-u", "100%"}).warmup.resolve(7) == 7);
+    CHECK(parsed({"-u", "5%"}).warmup.resolve(5) == 1);  // 0.25: a part of a run is never nothing
     CHECK(parsed({"-u", "0%"}).warmup.resolve(7) == 0);
     CHECK(parsed({"-u", "100"}).warmup.resolve(7) == 100);
     CHECK(parsed({"-u", "5%"}).warmup.text() == "5%");

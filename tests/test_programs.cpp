@@ -272,6 +272,18 @@ TEST_CASE("train_gpt: a longer run keeps the gate closed") {
     w.refused("train_gpt -y -x 200 --gate-end 150", {"--gate-end"});
 }
 
+TEST_CASE("train_gpt: the default schedule fits a run of a few updates") {
+    for (size_t steps : {1, 2, 5}) {  // 5% and 40% of these round to 0 and 0, 0 and 1, 0 and 2
+        const Workplace w;
+        w.ok("train_gpt -i corpus.txt -b 2 -x " + std::to_string(steps) + kShape);
+        const auto log = read_log(w.at("model.log.jsonl"));
+        REQUIRE(log.size() == steps);
+        for (size_t k = 1; k <= steps; k++) CHECK(log[k - 1].at("g") == (k == 1 ? 1 : 0));
+    }
+    const Workplace w;
+    w.refused("train_gpt -i corpus.txt -b 2 -x 5 --gate-warmup 60% --gate-end 40%" + kShape, {"--gate-end", "3", "2"});
+}
+
 TEST_CASE(
     "train_gpt: Ctrl-C in every phase of the gate writes a checkpoint, and the printed command goes on") {
     const std::string line =
