@@ -997,13 +997,24 @@ void print_start(const Trainer<Device, Real>& t, const Run& run) {
     std::printf(" together %.1f MiB\n\n", double(total) / 1048576);
 }
 
+// A loss in nats per token, as "0.39 bits per byte": what models with different tokenizers are compared by. Where the
+// bytes of the tokens are not known, it is bits per token.
+static std::string in_bits(double loss, const Run& run) {
+    const double bits = loss / std::log(2.0);
+    if (!run.decode) return strprintf("%.4f bits per token", bits);
+    std::vector<int> tokens(std::min<size_t>(run.val.size(), 1 << 20));
+    run.val.read(0, tokens.size(), tokens.data());
+    size_t bytes = 0;
+    for (int id : tokens) bytes += size_t(id) < run.decode->vocab_size() ? run.decode->token(size_t(id)).size() : 0;
+    return strprintf("%.4f bits per byte", bits * double(tokens.size()) / double(std::max<size_t>(bytes, 1)));
+}
+
 template <class Device, class Real>
-void print_end(const Trainer<Device, Real>& t, double val_loss) {
+void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) {
     const Settings& s = t.settings;
     size_t held = 0;
     for (const auto* arena : arenas(t)) held += arena->bytes();
-    std::printf("\nvalidation loss %.4f (%.4f bits per byte) after %zu updates\n", val_loss, val_loss / std::log(2.0),
-                t.step);
+    std::printf("\nvalidation loss %.4f (%s) after %zu updates\n", val_loss, in_bits(val_loss, run).c_str(), t.step);
     std::printf("%s, of which tensors %.1f MiB\n", memory_in_use(t.model.dev).c_str(), double(held) / 1048576);
     std::printf("model %s, state %s, log %s\n", s.out.c_str(), state_path(s).c_str(), log_path(s).c_str());
     const std::string out = shell_word(s.out);
@@ -1080,7 +1091,7 @@ int run_training(Device& dev, const Settings& s, const Config& config, const Run
                     shell_word(s.out).c_str());
         return 128 + signal;
     }
-    print_end(t, evaluate(t, run.val, 10 * s.val_batches));
+    print_end(t, run, evaluate(t, run.val, 10 * s.val_batches));
     return 0;
 }
 

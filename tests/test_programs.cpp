@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "io/safetensors.h"
+#include "io/tokenizer.h"
 #include "io/tokens.h"
 #include "model/decoder.cuh"
 #include "model/model_file.h"
@@ -137,6 +138,24 @@ TEST_CASE("programs: train, fold and run, in every mode and kind; logits are the
                                                                                       ? "internal"
                                                                                       : "all"));
         }
+}
+
+TEST_CASE("train_gpt: bits per byte count the bytes that the tokens stand for") {
+    const Workplace w;
+    std::filesystem::create_directory(w.at("words"));
+    Tokenizer().save(w.at("words"));  // bytes, to which comes one merge: every token of the corpus is "ab"
+    std::string vocab = read_file(w.at("words/vocab.json"));
+    write_file(w.at("words/vocab.json"), vocab.replace(vocab.rfind('}'), 1, ", \"ab\": 256}"));
+    write_file(w.at("words/merges.txt"), read_file(w.at("words/merges.txt")) + "a b\n");
+    std::string text;
+    for (int i = 0; i < 2000; i++) text += "ab";
+    write_file(w.at("ab.txt"), text);
+    const std::string out = w.ok(kTiny + " -i ab.txt --tokenizer words");
+    double loss = 0, bits = 0;
+    REQUIRE(std::sscanf(out.substr(out.rfind("validation loss")).c_str(), "validation loss %lf (%lf bits per byte)", &loss,
+                        &bits) == 2);
+    const double printed = 0.5e-4;  // both numbers are rounded to four places
+    CHECK(std::abs(bits - loss / std::log(2.0) / 2) <= printed * (1 + 1 / std::log(2.0) / 2));
 }
 
 TEST_CASE("infer: says which state of a model it runs, normalized, tapering, tapered and folded") {
