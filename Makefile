@@ -7,8 +7,8 @@
 # make deps        installs what is missing from the system's packages
 # make format      clang-format over all sources
 #
-# For CUDA: make emu-test runs its kernels on the CPU; cuda-compile-check builds them for all architectures; gpu-test and
-# gpu-bench need a GPU.
+# For CUDA: make emu-test runs its kernels on the CPU, emu-schedules in other orders, emu-asan and emu-tsan under sanitizers;
+# cuda-compile-check builds them for all architectures; gpu-test and gpu-bench need a GPU.
 #
 # Settings: CXX, CUDA_HOME, NVCC, USE_CUDA=0 (ignore nvcc), GPU=native or e.g. GPU="80 90", SANITIZE=address,undefined,
 #           BUILD=<folder>
@@ -31,7 +31,7 @@ LEAF_ISAS = base $(if $(filter x86_64,$(ARCH)),avx2 avx512)
 LIBRARY = $(LIBRARY_SOURCES:%.cpp=$(BUILD)/%.o) $(LEAF_ISAS:%=$(BUILD)/ops/leaf_%.o)
 TEST_OBJECTS = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/*.cpp))
 
-.PHONY: all data-tools test emu-test cuda-compile-check gpu-test gpu-bench FORCE demo bench dev-env deps format clean
+.PHONY: all data-tools test emu-test emu-schedules emu-asan emu-tsan cuda-compile-check gpu-test gpu-bench FORCE demo bench dev-env deps format clean
 .DELETE_ON_ERROR:
 PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 all: $(PROGRAMS)
@@ -118,45 +118,73 @@ test: deps
 	$(MAKE) $(PARALLEL) $(PROGRAMS) $(BUILD)/run_tests
 	$(BUILD)/run_tests
 	$(MAKE) $(PARALLEL) emu-test
+	$(MAKE) emu-schedules emu-asan emu-tsan $(if $(HAVE_CUDA),cuda-compile-check)
 
 # ---- tests of the CUDA code -----------------------------------------------------------------------------------------
-# On the CPU, through the stand-in of tests/emu; needs the CUDA Toolkit's headers and no GPU.
+# On the CPU, through the stand-in of tests/emu; needs the CUDA Toolkit's headers and no GPU. EMU_SANITIZE=address or thread
+# builds the kernels and their tests for that sanitizer; ThreadSanitizer must not see the stand-in itself.
+EMU_SANITIZE ?= $(SANITIZE)
+EMU = $(BUILD)/emu$(EMU_SANITIZE:%=-%)
 EMU_SOURCES = $(wildcard tests/emu/*.cpp tests/test_emu*.cpp tests/cuda/*.cpp) tests/main.cpp
 EMU_FLAGS = -std=c++20 -O2 -g1 -fno-math-errno -fno-strict-aliasing -fsanitize=alignment -fno-sanitize-recover=alignment \
             -fopenmp -Wall -Wextra -Werror -Wno-unknown-pragmas -DTN_CUDA -DCUDA_EMU -Itests/emu $(CPPFLAGS) \
-            -isystem $(CUDA_INCLUDE)
-$(BUILD)/emu/%.o: %.cpp
+            -isystem $(CUDA_INCLUDE) $(if $(filter thread,$(EMU_SANITIZE)),-DEMU_TSAN)
+EMU_INSTRUMENT = $(EMU_SANITIZE:%=-fsanitize=% -fno-omit-frame-pointer)
+$(EMU)/tests/emu/%.o: EMU_FLAGS += $(filter-out %=thread,$(EMU_INSTRUMENT))
+$(EMU)/tests/cuda/%.o $(EMU)/tests/test_%.o: EMU_FLAGS += $(EMU_INSTRUMENT)
+$(EMU)/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(CXX) $(EMU_FLAGS) -MMD -MP -c $< -o $@
-$(BUILD)/emu/run_cuda_tests: $(EMU_SOURCES:%.cpp=$(BUILD)/emu/%.o) $(LIBRARY)
-	$(CXX) $(LDFLAGS) -fsanitize=alignment $^ $(LDLIBS) -lrt -ldl -lpthread -o $@
+$(EMU)/run_cuda_tests: $(EMU_SOURCES:%.cpp=$(EMU)/%.o) $(LIBRARY)
+	$(CXX) $(LDFLAGS) -fsanitize=alignment $(EMU_INSTRUMENT) $^ $(LDLIBS) -lrt -ldl -lpthread -o $@
 
+# Orders in which a GPU may run the threads, with streams that run as late as they may, and the sanitizers: without the
+# longest training runs, under ThreadSanitizer without any.
+EMU_LONG = cuda trainer: 30 updates*,cuda trainer: runs are equal*,cuda trainer: recomputation*
+emu-tsan: EMU_LONG = cuda trainer*,cuda: the model file*
 HAVE_EMU := $(shell printf '\#include <cublasLt.h>\n\#include <nccl.h>\n' | $(CXX) -x c++ -isystem $(CUDA_INCLUDE) -E - >/dev/null 2>&1 && echo 1)
 ifeq ($(HAVE_EMU),1)
-emu-test: $(BUILD)/emu/run_cuda_tests
+emu-test: $(EMU)/run_cuda_tests
 	$<
+emu-schedules: $(EMU)/run_cuda_tests
+	EMU_ORDER=backward EMU_LAZY=1 $< -tce="$(EMU_LONG)"
+	EMU_ORDER=1 EMU_LAZY=1 $< -tce="$(EMU_LONG)"
+emu-asan:
+	$(MAKE) $(PARALLEL) $(BUILD)/emu-address/run_cuda_tests EMU_SANITIZE=address
+	$(BUILD)/emu-address/run_cuda_tests -tce="$(EMU_LONG)"
+emu-tsan:
+	$(MAKE) $(PARALLEL) $(BUILD)/emu-thread/run_cuda_tests EMU_SANITIZE=thread
+	$(BUILD)/emu-thread/run_cuda_tests -tce="$(EMU_LONG)"
 else
-emu-test:
-	@echo "emu-test: skipped: no cublasLt.h and nccl.h in $(CUDA_INCLUDE); set CUDA_HOME to a CUDA Toolkit (12 or later)"
+emu-test emu-schedules emu-asan emu-tsan:
+	@echo "$@: skipped: no cublasLt.h and nccl.h in $(CUDA_INCLUDE); set CUDA_HOME to a CUDA Toolkit (12 or later)"
 endif
 
-# Every kernel for every architecture, warnings as errors; fails where registers spill.
-cuda-compile-check:
-	@mkdir -p $(BUILD) dev/results
-	$(NVCC) $(NVCC_FLAGS) $(NVCC_STRICT) $(foreach g,80 90 100,$(call gencode,$(g))) -Xptxas -v -c train_gpt.cu \
-	    -o $(BUILD)/compile_check.o 2> $(BUILD)/kernel_resources.log || (cat $(BUILD)/kernel_resources.log; false)
-	$(NVCC) $(NVCC_FLAGS) $(NVCC_STRICT) $(call gencode,80) -c infer.cu -o $(BUILD)/compile_check.o
-	dev/kernel_resources.py $(BUILD)/kernel_resources.log dev/results/kernel-resources.md
-
-# On a GPU: the same tests, then under compute-sanitizer.
+# All that nvcc ever compiles, warnings as errors; every kernel for three architectures, where none may spill registers.
+CHECK = $(BUILD)/compile_check
 GPU_SOURCES = $(wildcard tests/cuda/*.cpp) tests/test_emu.cpp
+CHECKED = $(GPU_SOURCES:%.cpp=$(CHECK)/%.o) $(CHECK)/infer.o $(CHECK)/dev/bench_gpu.o
+COMPILE_CHECKED = @mkdir -p $(@D); echo "nvcc $<"; $(NVCC) $(NVCC_FLAGS) $(NVCC_STRICT) -MMD -MP -x cu -c $< -o $@
+cuda-compile-check:
+	$(MAKE) $(PARALLEL) $(CHECKED) dev/results/kernel-resources.md
+dev/results/kernel-resources.md: $(CHECK)/train_gpt.o dev/kernel_resources.py
+	dev/kernel_resources.py $(CHECK)/kernels.log $@
+$(CHECK)/train_gpt.o: train_gpt.cu
+	$(COMPILE_CHECKED) $(foreach g,80 90 100,$(call gencode,$(g))) -Xptxas -v 2> $(CHECK)/kernels.log || \
+	    (cat $(CHECK)/kernels.log; false)
+$(CHECK)/%.o: %.cpp
+	$(COMPILE_CHECKED) $(call gencode,80)
+$(CHECK)/%.o: %.cu
+	$(COMPILE_CHECKED) $(call gencode,80)
+
+# On a GPU: the same tests as on the stand-in, the programs, and both under compute-sanitizer.
 $(BUILD)/gpu/%.o: %.cpp
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCC_FLAGS) $(NVCC_STRICT) $(GPU_FLAGS) -MMD -MP -x cu -c $< -o $@
+	$(NVCC) $(NVCC_FLAGS) $(GPU_FLAGS) -MMD -MP -x cu -c $< -o $@
 $(BUILD)/gpu/run_cuda_tests: $(GPU_SOURCES:%.cpp=$(BUILD)/gpu/%.o) $(BUILD)/tests/main.o $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(CUDA_LIBS) -o $@
 gpu-test:
-	$(MAKE) $(BUILD)/gpu/run_cuda_tests GPU=native
+	$(MAKE) $(PARALLEL) $(BUILD)/gpu/run_cuda_tests $(PROGRAMS) GPU=native
 	dev/gpu_test.sh $(BUILD)/gpu/run_cuda_tests
 
 # ---- benchmarks -----------------------------------------------------------------------------------------------------
@@ -170,12 +198,13 @@ bench: deps
 	dev/bench.py
 
 # On a GPU: one table, from the trainer's own code.
-$(BUILD)/gpu/bench_gpu: dev/bench_gpu.cu train_gpt.cu $(LIBRARY)
+$(BUILD)/gpu/%.o: %.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCC_FLAGS) $(GPU_FLAGS) -c $< -o $@.o
-	$(CXX) $(LDFLAGS) $@.o $(LIBRARY) $(LDLIBS) $(CUDA_LIBS) -o $@
+	$(NVCC) $(NVCC_FLAGS) $(GPU_FLAGS) -MMD -MP -c $< -o $@
+$(BUILD)/gpu/bench_gpu: $(BUILD)/gpu/dev/bench_gpu.o $(LIBRARY)
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(CUDA_LIBS) -o $@
 gpu-bench:
-	$(MAKE) $(BUILD)/gpu/bench_gpu GPU=native
+	$(MAKE) $(PARALLEL) $(BUILD)/gpu/bench_gpu GPU=native
 	dev/gpu_bench.sh $(BUILD)/gpu/bench_gpu
 
 # Python with the references and peers that dev/ compares with; nothing else needs it.

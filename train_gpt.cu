@@ -292,7 +292,7 @@ struct Gpt {
     Gpt(Device& dev_, const Config& config_, size_t B_, size_t T_, int recompute_, bool train)
         : dev(dev_), config(config_), B(B_), T(T_), recompute(recompute_), taper_scale(config.tapering_sites(), 1.0f),
           Vp((config.V + Device::kVocabularyGrain - 1) / Device::kVocabularyGrain * Device::kVocabularyGrain),
-          chunk(std::min(std::max<size_t>(Device::kLogitsHeld / Vp, 64), B * T)), param_memory(dev, "parameters"),
+          chunk(logits_rows(B * T, Vp)), param_memory(dev, "parameters"),
           master_memory(dev, "master weights"), grad_memory(dev, "gradients"), act_memory(dev, "activations") {
         plan(param_memory, params);
         if (train) plan(grad_memory, grads);
@@ -327,6 +327,12 @@ struct Gpt {
         m.add(act.logits, chunk * Vp), m.add(act.losses, chunk);
         if (train) m.add(act.d_stream, N * C), m.add(act.d_narrow, N * C), m.add(act.d_wide, N * 4 * C);
         m.add(act.sums, sums_bytes() / sizeof(double));
+    }
+
+    // Of N rows of logits, how many to hold at a time: equal parts that fit.
+    static size_t logits_rows(size_t N, size_t Vp) {
+        const size_t most = std::max<size_t>(Device::kLogitsHeld / Vp, 64), parts = (N + most - 1) / most;
+        return (N + parts - 1) / parts;
     }
 
     size_t sums_bytes() const { return sizeof(Sums) + config.tapering_sites() * sizeof(SiteSums); }

@@ -152,7 +152,7 @@ std::vector<Row> measure_ops(Cuda& dev, const Sizes& s) {
 // The ends of the model, whose memory is large: the vocabulary, the optimizer.
 void measure_ends(Cuda& dev, const Sizes& s, std::vector<Row>& rows) {
     const size_t N = s.N(), C = s.C, Vp = (s.V + 127) / 128 * 128;
-    const size_t chunk = std::min(N, std::max<size_t>(Cuda::kLogitsHeld / Vp, 64));
+    const size_t chunk = Gpt<Cuda, bf16>::logits_rows(N, Vp);
     Config c;
     c.V = s.V, c.T = s.T, c.L = s.L, c.NH = s.NH, c.C = s.C;
     const size_t P = parameter_count(c);

@@ -46,6 +46,9 @@ inline CudaProbe probe_cuda(int device = 0) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The device
 
+struct Cuda;
+inline void* device_allocate(Cuda& dev, size_t bytes, const char* what);
+
 struct Cuda {
     // Of the classifier (train_gpt.cu): the vocabulary is rounded up to a multiple of this, so that rows of logits start
     // at multiples of 16 bytes and more; and how many logits are held at a time.
@@ -68,7 +71,7 @@ struct Cuda {
         CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
         CUDA_CHECK(cudaStreamCreateWithFlags(&copy_stream, cudaStreamNonBlocking));
         CUBLAS_CHECK(cublasLtCreate(&cublaslt));
-        CUDA_CHECK(cudaMalloc(&workspace, workspace_bytes));
+        workspace = device_allocate(*this, workspace_bytes, "the matrix products' workspace");
     }
     Cuda(const Cuda&) = delete;
     Cuda& operator=(const Cuda&) = delete;
@@ -88,7 +91,7 @@ struct Cuda {
         if (scratch_bytes_ < bytes) {
             CUDA_CHECK(cudaFree(scratch_));
             scratch_ = nullptr, scratch_bytes_ = 0;
-            CUDA_CHECK(cudaMalloc(&scratch_, bytes));
+            scratch_ = device_allocate(*this, bytes, "scratch of the kernels");
             scratch_bytes_ = bytes;
         }
         return scratch_;

@@ -235,8 +235,14 @@ size_t live_allocations() {
 // Whether p is memory of this process that the stand-in did not hand out: a pointer that only the host can
 // follow.
 static bool is_host_pointer(const void* p) {
+    // The sanitizers' shadow memory lies below all other memory; two neighbouring ints look like an address in it.
+#if defined(EMU_ASAN) || defined(EMU_TSAN)
+    constexpr uintptr_t lowest = uintptr_t(1) << 44;
+#else
+    constexpr uintptr_t lowest = page;
+#endif
     const auto address = reinterpret_cast<uintptr_t>(p);
-    if (address < page || address >> 47) return false;
+    if (address < lowest || address >> 47) return false;
     if (memory_kind(p) != MemoryKind::host) return false;
     return msync(reinterpret_cast<void*>(address & ~(page - 1)), 1, MS_ASYNC) ==
            0;  // fails where nothing is mapped
