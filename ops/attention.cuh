@@ -53,6 +53,7 @@ void leaf_softmax_causal_backward(Real* p, Real* ds, const Real* lse, const Real
 }  // namespace
 #else  // ---- CPU
 #include <cmath>
+#include <vector>
 
 #include "ops/matmul.cuh"
 #include "runtime/types.h"
@@ -144,29 +145,46 @@ void attention_backward(Cpu& dev, Real* dqkv, const Real* dout, const Real* out,
     });
 }
 
-// Inference: queries at positions first .. first + n - 1 of one sequence, against the cache, to which their keys and
-// values are added. out [n, C], qkv [n, 3C], k_cache and v_cache [>= first + n, C].
+// Inference: rows row .. row + n - 1 of a batch, which are the queries at positions first .. first + n - 1 of one
+// sequence. Its keys and values so far are rows 0 .. first - 1 of the caches [> first + n - 1, C].
 template <class Real>
-void attention_cached(Cpu& dev, Real* out, Real* k_cache, Real* v_cache, const Real* qkv, size_t first, size_t n, size_t C,
+struct CachedRows {
+    Real *k_cache, *v_cache;
+    size_t row, first, n;
+};
+
+// Attention of every sequence against its own cache, to which the keys and values of its rows are added.
+// out [N, C], qkv [N, 3C], N rows of all parts together; each sequence is in one part.
+template <class Real>
+void attention_cached(Cpu& dev, Real* out, const std::vector<CachedRows<Real>>& parts, const Real* qkv, size_t C,
                       size_t NH) {
-    const size_t hs = C / NH, T = first + n, block = attention_block(T);
+    const size_t hs = C / NH;
     const Real scale = Real(1 / std::sqrt(double(hs)));
-    for (size_t t = 0; t < n; t++) {
-        std::copy_n(qkv + t * 3 * C + C, C, k_cache + (first + t) * C);
-        std::copy_n(qkv + t * 3 * C + 2 * C, C, v_cache + (first + t) * C);
+    struct Task {
+        const CachedRows<Real>* part;
+        size_t begin;  // the block's first row within the part
+    };
+    std::vector<Task> tasks;
+    for (const CachedRows<Real>& p : parts) {
+        for (size_t t = 0; t < p.n; t++) {
+            const Real* row = qkv + (p.row + t) * 3 * C;
+            std::copy_n(row + C, C, p.k_cache + (p.first + t) * C);
+            std::copy_n(row + 2 * C, C, p.v_cache + (p.first + t) * C);
+        }
+        for (size_t begin = 0; begin < p.n; begin += attention_block(p.first + p.n)) tasks.push_back({&p, begin});
     }
-    const size_t blocks = (n + block - 1) / block;
-    parallel_tasks(dev, blocks * NH, [&](size_t task, int thread) {
-        const size_t h = task % NH, row = task / NH * block, rows = std::min(block, n - row);
-        const size_t keys = first + row + rows;
+    parallel_tasks(dev, tasks.size() * NH, [&](size_t task, int thread) {
+        const CachedRows<Real>& p = *tasks[task / NH].part;
+        const size_t h = task % NH, begin = tasks[task / NH].begin, T = p.first + p.n, block = attention_block(T);
+        const size_t rows = std::min(block, p.n - begin), keys = p.first + begin + rows, row = p.row + begin;
         const AttentionScratch<Real> s(dev, thread, T);
         Real* o = out + row * C + h * hs;
         gemm_single<Real>(dev, thread, {.M = rows, .N = keys, .K = hs, .A = qkv + row * 3 * C + h * hs, .lda = 3 * C,
-                                        .trans_a = false, .B = k_cache + h * hs, .ldb = C, .trans_b = true,
+                                        .trans_a = false, .B = p.k_cache + h * hs, .ldb = C, .trans_b = true,
                                         .C = s.scores, .ldc = T, .alpha = scale, .pack = s.pack});
-        leaf<Real>(dev).softmax_causal(s.scores, s.rows + block, s.rows, T, rows, first + row);
+        leaf<Real>(dev).softmax_causal(s.scores, s.rows + block, s.rows, T, rows, p.first + begin);
         gemm_single<Real>(dev, thread, {.M = rows, .N = hs, .K = keys, .A = s.scores, .lda = T, .trans_a = false,
-                                        .B = v_cache + h * hs, .ldb = C, .trans_b = false, .C = o, .ldc = C,
+                                        .B = p.v_cache + h * hs, .ldb = C, .trans_b = false, .C = o, .ldc = C,
                                         .pack = s.pack});
         for (size_t r = 0; r < rows; r++)
             for (size_t i = 0; i < hs; i++) o[r * C + i] *= s.rows[r];
@@ -312,32 +330,36 @@ void attention_decode(Cuda& dev, Real* out, Real* k_cache, Real* v_cache, const 
                                             int(hs));
 }
 
-// Inference: queries at positions first .. first + n - 1 of one sequence, against the cache, to which their
-// keys and values are added. out [n, C], qkv [n, 3C], k_cache and v_cache [>= first + n, C].
+// See the CPU's. One sequence after the other.
 template <class Real>
-void attention_cached(Cuda& dev, Real* out, Real* k_cache, Real* v_cache, const Real* qkv, size_t first,
-                      size_t n, size_t C, size_t NH) {
+void attention_cached(Cuda& dev, Real* out, const std::vector<CachedRows<Real>>& parts, const Real* qkv, size_t C,
+                      size_t NH) {
     const size_t hs = C / NH;
     check_head_size(hs);
-    if (n == 1 && hs % kPiece<Real> == 0)
-        return attention_decode(dev, out, k_cache, v_cache, qkv, first + 1, C, NH);
-    launch<cache_append_kernel<Real>>(blocks_for(n * C, 256), 256, 0, dev.stream, k_cache + first * C,
-                                      v_cache + first * C, qkv, n, C);
-    const AttentionForward<Real> a{
-        .out = out,
-        .lse = nullptr,
-        .q = qkv,
-        .k = k_cache,
-        .v = v_cache,
-        .q_stride = 3 * C,
-        .kv_stride = C,
-        .NH = int(NH),
-        .hs = int(hs),
-        .queries = int(n),
-        .keys = int(first + n),
-        .scale = float(1 / std::sqrt(double(hs))),
-    };
-    launch_attention_forward(dev, a, 1);
+    for (const CachedRows<Real>& p : parts) {
+        const Real* rows = qkv + p.row * 3 * C;
+        if (p.n == 1 && hs % kPiece<Real> == 0) {
+            attention_decode(dev, out + p.row * C, p.k_cache, p.v_cache, rows, p.first + 1, C, NH);
+            continue;
+        }
+        launch<cache_append_kernel<Real>>(blocks_for(p.n * C, 256), 256, 0, dev.stream, p.k_cache + p.first * C,
+                                          p.v_cache + p.first * C, rows, p.n, C);
+        const AttentionForward<Real> a{
+            .out = out + p.row * C,
+            .lse = nullptr,
+            .q = rows,
+            .k = p.k_cache,
+            .v = p.v_cache,
+            .q_stride = 3 * C,
+            .kv_stride = C,
+            .NH = int(NH),
+            .hs = int(hs),
+            .queries = int(p.n),
+            .keys = int(p.first + p.n),
+            .scale = float(1 / std::sqrt(double(hs))),
+        };
+        launch_attention_forward(dev, a, 1);
+    }
 }
 #endif  // TN_CUDA
 #endif

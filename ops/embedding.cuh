@@ -19,6 +19,18 @@ void embedding_forward(Cpu& dev, Real* x, const int* tokens, const Real* wte, co
     });
 }
 
+// Inference: the same for rows of any sequences, each at a position of its own. x [N, C], tokens, positions [N]
+template <class Real>
+void embedding_forward_at(Cpu& dev, Real* x, const int* tokens, const int* positions, const Real* wte, const Real* wpe,
+                          size_t N, size_t C) {
+    parallel_ranges(dev, N, 64, [&](size_t row, size_t end, int) {
+        for (; row < end; row++) {
+            const Real *token = wte + size_t(tokens[row]) * C, *position = wpe + size_t(positions[row]) * C;
+            for (size_t i = 0; i < C; i++) x[row * C + i] = token[i] + position[i];
+        }
+    });
+}
+
 // dwte [V, C] +=, dwpe [>= T, C] +=. Threads share out the channels: no two write the same element, and each adds the
 // tokens in the order of the batch, so the result does not depend on the number of threads.
 template <class Real>
@@ -40,29 +52,41 @@ void embedding_backward(Cpu& dev, Real* dwte, Real* dwpe, const Real* dx, const 
 #ifdef TN_CUDA
 #include "ops/reduce.cuh"
 
-// A thread computes one piece of one row; pieces: of a row.
+// A thread computes one piece of one row; pieces: of a row. positions: null where row r is at position r % T.
 template <class Real>
 __global__ void __launch_bounds__(256)
-    embedding_forward_kernel(Real* x, const int* tokens, const Real* wte, const Real* wpe, size_t rows, size_t T,
-                             unsigned C, unsigned pieces, bool whole) {
+    embedding_forward_kernel(Real* x, const int* tokens, const int* positions, const Real* wte, const Real* wpe,
+                             size_t rows, size_t T, unsigned C, unsigned pieces, bool whole) {
     const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x, row = at / pieces;
     if (row >= rows) return;
     const unsigned i = unsigned(at % pieces) * kPiece<Real>;
     float token[kPiece<Real>], position[kPiece<Real>];
     load_piece(token, wte + size_t(tokens[row]) * C, i, C, whole);
-    load_piece(position, wpe + row % T * C, i, C, whole);
+    load_piece(position, wpe + (positions ? size_t(positions[row]) : row % T) * C, i, C, whole);
 #pragma unroll
     for (unsigned j = 0; j < kPiece<Real>; j++) token[j] += position[j];
     store_piece(x + row * C, token, i, C, whole);
 }
 
 template <class Real>
+void launch_embedding_forward(Cuda& dev, Real* x, const int* tokens, const int* positions, const Real* wte,
+                              const Real* wpe, size_t rows, size_t T, size_t C) {
+    const unsigned pieces = blocks_for(C, kPiece<Real>);
+    launch<embedding_forward_kernel<Real>>(blocks_for(rows * pieces, 256), 256, 0, dev.stream, x, tokens, positions, wte,
+                                           wpe, rows, T, unsigned(C), pieces,
+                                           C % kPiece<Real> == 0 && aligned_16(x, wte, wpe));
+}
+
+template <class Real>
 void embedding_forward(Cuda& dev, Real* x, const int* tokens, const Real* wte, const Real* wpe, size_t B, size_t T,
                        size_t C) {
-    const unsigned pieces = blocks_for(C, kPiece<Real>);
-    launch<embedding_forward_kernel<Real>>(blocks_for(B * T * pieces, 256), 256, 0, dev.stream, x, tokens, wte, wpe,
-                                           B * T, T, unsigned(C), pieces,
-                                           C % kPiece<Real> == 0 && aligned_16(x, wte, wpe));
+    launch_embedding_forward<Real>(dev, x, tokens, nullptr, wte, wpe, B * T, T, C);
+}
+
+template <class Real>
+void embedding_forward_at(Cuda& dev, Real* x, const int* tokens, const int* positions, const Real* wte, const Real* wpe,
+                          size_t N, size_t C) {
+    launch_embedding_forward<Real>(dev, x, tokens, positions, wte, wpe, N, 1, C);
 }
 
 // One block sorts the rows [N] by token: least significant digit first, each pass a stable counting sort in which

@@ -148,7 +148,8 @@ TEST_CASE("attention: with a cache, in pieces, equals the whole") {
     auto k = poisoned<double>(T * C), v = poisoned<double>(T * C);
     attention_forward<double>(dev, whole.data(), nullptr, qkv.data(), 1, T, C, NH);
     for (size_t first = 0, n = 1; first < T; first += n, n = std::min<size_t>(n + 3, T - first))
-        attention_cached(dev, pieces.data() + first * C, k.data(), v.data(), qkv.data() + first * 3 * C, first, n, C, NH);
+        attention_cached(dev, pieces.data() + first * C, {{k.data(), v.data(), 0, first, n}}, qkv.data() + first * 3 * C, C,
+                         NH);
     check_close(pieces, whole, 1e-13);
 }
 
@@ -176,6 +177,10 @@ TEST_CASE("embedding: forward and gradient") {
     std::vector<double> wte = normals(V * C, 8), wpe = normals(T * C, 9), x = poisoned<double>(B * T * C);
     embedding_forward(dev, x.data(), tokens, wte.data(), wpe.data(), B, T, C);
     CHECK(x[(1 * T + 2) * C + 7] == wte[0 * C + 7] + wpe[2 * C + 7]);
+    const int positions[] = {2, 0, 1, 0, 1, 2};
+    embedding_forward_at(dev, x.data(), tokens, positions, wte.data(), wpe.data(), B * T, C);
+    CHECK(x[4 * C + 32] == wte[1 * C + 32] + wpe[1 * C + 32]);
+    CHECK(x[0 * C + 7] == wte[4 * C + 7] + wpe[2 * C + 7]);
     const std::vector<double> dx = normals(B * T * C, 10);
     std::vector<double> dwte(V * C, 1.0), dwpe(T * C, 2.0);  // +=
     embedding_backward(dev, dwte.data(), dwpe.data(), dx.data(), tokens, B, T, C);

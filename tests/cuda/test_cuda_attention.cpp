@@ -229,8 +229,8 @@ void check_cached(Cuda& dev, size_t NH, size_t hs, const std::vector<size_t>& pi
     poison(dev, out), poison(dev, k), poison(dev, v);
     size_t first = 0;
     for (size_t n : pieces) {
-        attention_cached(dev, out.data() + first * C, k.data(), v.data(), in.data() + first * 3 * C, first, n,
-                         C, NH);
+        attention_cached(dev, out.data() + first * C, {{k.data(), v.data(), 0, first, n}},
+                         in.data() + first * 3 * C, C, NH);
         first += n;
     }
     const auto expected = reference_forward(s, to_double(qkv), weight_unit<Real>(hs), unit<Real>).first;
@@ -344,9 +344,9 @@ CUDA_TEST("cuda attention: the same bits again, in whatever order threads run") 
         attention_forward(dev, out.data(), lse.data(), in.data(), s.B, s.T, s.C(), s.NH);
         attention_backward(dev, d_in.data(), d_out.data(), out.data(), lse.data(), in.data(), s.B, s.T, s.C(),
                            s.NH);
-        attention_cached(dev, cached.data(), k.data(), v.data(), in.data(), 0, s.T - 1, s.C(), s.NH);
-        attention_cached(dev, cached.data() + (s.T - 1) * s.C(), k.data(), v.data(),
-                         in.data() + (s.T - 1) * 3 * s.C(), s.T - 1, 1, s.C(), s.NH);
+        for (const CachedRows<bf16>& part :
+             {CachedRows<bf16>{k.data(), v.data(), 0, 0, s.T - 1}, {k.data(), v.data(), s.T - 1, s.T - 1, 1}})
+            attention_cached(dev, cached.data(), {part}, in.data(), s.C(), s.NH);
         std::vector<bf16> all = d_in.values();
         for (const auto& part : {out.values(), cached.values()})
             all.insert(all.end(), part.begin(), part.end());

@@ -7,6 +7,7 @@
 #include <doctest/doctest.h>
 
 #include "tests/emu/cuda_test.h"
+#include "tests/random_model.h"
 #include "tests/temporary_folder.h"
 
 namespace {
@@ -220,6 +221,36 @@ CUDA_TEST("cuda: the model file of a GPU run, normalized, tapering and tapered, 
         check_logits(logits_of<Cuda, bf16>(*model, tokens), expected, 16 * 0x1p-8);
     }
 }
+
+// Sequences of different lengths together, then one token each, against each alone. The other orders of sums of products
+// with more rows cost two blocks of about 20 roundings each.
+template <class Real>
+void batch_agrees() {
+    Cuda dev;
+    Cpu cpu;
+    const RandomModel<float> model(cpu, small_config(Fold::internal));
+    GptTensors<float> host = model.tensors;
+    const DeviceWeights<Cuda, Real> weights(dev, model.config, host);
+    const size_t V = model.config.V;
+    const std::vector<std::vector<int>> tokens = {{3, 1, 4, 1, 5, 9}, {2}, {35, 36, 0}};
+    Decoder<Cuda, Real> together(dev, model.config, weights.tensors, {}, 0, tokens.size());
+    std::vector<Piece> prompts, next;
+    for (size_t s = 0; s < tokens.size(); s++) prompts.push_back({s, tokens[s].data(), tokens[s].size()});
+    for (size_t s = 0; s < tokens.size(); s++) next.push_back({s, &tokens[s][0], 1});
+    std::vector<float> got(2 * tokens.size() * V), expected;
+    together.feed(prompts, Logits::last, got.data());
+    together.feed(next, Logits::last, &got[tokens.size() * V]);
+    for (const auto& extra : {0, 1})
+        for (std::vector<int> sequence : tokens) {
+            if (extra) sequence.push_back(sequence[0]);
+            Decoder<Cuda, Real> alone(dev, model.config, weights.tensors, {}, 0);
+            expected.resize(expected.size() + V);
+            alone.feed(sequence.data(), sequence.size(), Logits::last, &expected[expected.size() - V]);
+        }
+    check_logits(got, expected, std::is_same_v<Real, float> ? 64 * 0x1p-24 * 32 : 16 * 0x1p-8);
+}
+
+CUDA_TEST("cuda: sequences of different lengths, together and alone") { FOR_BOTH_TYPES(batch_agrees); }
 
 CUDA_TEST("cuda trainer: a loss that is not finite stops the run before anything changes") {
     const TemporaryFolder folder;

@@ -317,6 +317,12 @@ void check_embedding(Cuda& dev, size_t B, size_t T, size_t C, size_t V) {
     embedding_forward(dev, x.data(), at.data(), wte.data(), wpe.data(), B, T, C);
     embedding_forward(cpu, x_ref.data(), tokens.data(), wte.exact.data(), wpe.exact.data(), B, T, C);
     check_close("x", doubles(x), x_ref, kStore<Real>, 1);
+    std::vector<int> positions(B * T);
+    for (size_t i = 0; i < positions.size(); i++) positions[i] = int(random_bits(7, 1, i) % T);
+    const DeviceArray<int> positions_at(dev, positions);
+    embedding_forward_at(dev, x.data(), at.data(), positions_at.data(), wte.data(), wpe.data(), B * T, C);
+    embedding_forward_at(cpu, x_ref.data(), tokens.data(), positions.data(), wte.exact.data(), wpe.exact.data(), B * T, C);
+    check_close("x at positions", doubles(x), x_ref, kStore<Real>, 1);
     const Input<Real> dwte0(dev, V * C, 28), dwpe0(dev, T * C, 29);
     const DeviceArray<Real> dwte(dev, dwte0.device.values()), dwpe(dev, dwpe0.device.values());
     auto dwte_ref = dwte0.exact, dwpe_ref = dwpe0.exact;
