@@ -54,7 +54,7 @@ struct Settings {
     std::string train, val, out = "model.bin", init;
     bool resume = false;
     size_t checkpoint_every = 0, seed = 1, threads = 0;
-    std::string device = "auto", precision = "bf16", tokenizer = "bytes";
+    std::string device = "auto", precision = "bf16", tokenizer;
 
     std::string depth;
     size_t L = 4, NH = 4, C = 128, T = 256;
@@ -83,12 +83,13 @@ static Options make_options(Settings& s) {
            .help = "text file, or token shards in llm.c's format (a pattern such as 'data/train_*.bin')"});
     o.add({.short_name = "-j", .long_name = "--val", .to = &s.val, .metavar = "FILE",
            .default_text = "last 10% of -i", .help = "validation text or shards"});
-    o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH",
+    o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH", .default_text = "--init's, else bytes",
            .help = "bytes, or a folder with GPT-2's vocab.json and merges.txt; it is stored in the model"});
     o.add({.short_name = "-o", .long_name = "--out", .to = &s.out, .metavar = "FILE",
            .help = "the model; the state to resume from and the log are written beside it"});
-    o.add({.long_name = "--init", .to = &s.init, .metavar = "FILE", .default_text = "random",
-           .help = "start from the weights of this model file"});
+    o.add({.long_name = "--init", .to = &s.init, .metavar = "PATH", .default_text = "random",
+           .help = "start from the weights of this model: a file of this program, the folder of a Hugging Face GPT-2, or a "
+                   "checkpoint of llm.c"});
     o.add({.short_name = "-y", .long_name = "--resume", .to = &s.resume,
            .help = "go on from the state beside -o, with its flags; flags given now replace them"});
     o.add({.short_name = "-n", .long_name = "--checkpoint-every", .to = &s.checkpoint_every, .metavar = "N",
@@ -115,7 +116,8 @@ static Options make_options(Settings& s) {
     o.add({.short_name = "-r", .long_name = "--recompute", .to = &s.recompute, .metavar = "N",
            .range = {.low = 0, .high = 2}, .help = "save memory: 1 computes GELU again in the backward pass, 2 the norms too"});
     o.section("Optimizer");
-    o.add({.short_name = "-l", .long_name = "--lr", .to = &s.lr, .range = {.low = 0}, .help = "peak learning rate"});
+    o.add({.short_name = "-l", .long_name = "--lr", .to = &s.lr, .range = {.low = 0},
+           .default_text = "0.003; 0.0001 with --init", .help = "peak learning rate"});
     o.add({.short_name = "-u", .long_name = "--warmup", .to = &s.warmup, .help = "learning-rate warm-up"});
     o.add({.short_name = "-q", .long_name = "--lr-final-frac", .to = &s.lr_final_frac, .range = {.low = 0, .high = 1},
            .help = "last learning rate, as a fraction of -l"});
@@ -712,7 +714,8 @@ std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, co
 struct Run {
     std::vector<std::string> arguments;  // the flags, for the state file
     TokenSource train, val;
-    std::unique_ptr<SafetensorsFile> state;  // to resume from
+    std::unique_ptr<SafetensorsFile> state;  // to resume from, or
+    std::unique_ptr<ModelFile> init;         // a model to start from
     std::map<std::string, std::string> tokenizer;  // as the model file stores it
     std::optional<Tokenizer> decode;               // where there is a vocabulary to decode samples with
     std::string prompt;                            // of samples
@@ -749,7 +752,8 @@ struct HostTensors {
 // The state file holds all that the next update depends on, the parameters included, so that one file is one whole
 // checkpoint whatever happens to the others.
 template <class Device, class Real>
-void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& arguments) {
+void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& arguments,
+                const std::map<std::string, std::string>& tokenizer = {}) {
     HostTensors<Device, Acc<Real>> tensors;
     tensors.add(t.model.dev, "", tensor_list(t.model.config, t.model.exact()));
     tensors.add(t.model.dev, "m.", tensor_list(t.model.config, t.m));
@@ -769,6 +773,7 @@ void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& argume
     std::string lines;
     for (const std::string& a : arguments) lines += a + "\n";
     std::map<std::string, std::string> metadata = config_metadata(t.model.config);
+    metadata.insert(tokenizer.begin(), tokenizer.end());
     metadata.insert({{"state_version", "1"},
                      {"step", std::to_string(t.step)},
                      {"position", std::to_string(t.batches.position())},
@@ -872,16 +877,17 @@ void save_model_file(Trainer<Device, Real>& t, const Run& run) {
 // The state first: a crash between the two leaves a state from which the model is written again.
 template <class Device, class Real>
 void save_checkpoint(Trainer<Device, Real>& t, const Run& run) {
-    save_state(t, run.arguments);
+    save_state(t, run.arguments, run.tokenizer);
     save_model_file(t, run);
 }
 
-// --init: every tensor that the file has; sites that will taper get their scaling branch at the taper start.
-template <class Device, class Real>
-void initialize_from(Gpt<Device, Real>& model, const SafetensorsFile& file) {
+// --init: every tensor that a model with all its norms has, by read(row of the table, numbers); sites that will taper get
+// their scaling branch at the taper start.
+template <class Device, class Real, class Read>
+void initialize_from(Gpt<Device, Real>& model, Read&& read) {
     model.set_parameters([&](const TensorSpec& t, std::vector<Acc<Real>>& values) {
         if (t.name.find(".taper_") != std::string::npos) return false;
-        read_tensor(file, t.name, t.shape, values.data());
+        read(t, values.data());
         return true;
     });
 }
@@ -1084,9 +1090,12 @@ int run_training(Device& dev, const Settings& s, const Config& config, const Run
     initialize(t.model, s.seed);
     if (run.state)
         load_state(t, *run.state);
-    else if (!s.init.empty())
-        initialize_from(t.model, SafetensorsFile(s.init));
+    else if (run.init)
+        initialize_from(t.model, [&](const TensorSpec& spec, auto* numbers) { run.init->read(spec, numbers); });
     print_start(t, run);
+    if (run.init)
+        std::printf("%s: validation loss %.6f before the first update\n", run.init->path().c_str(),
+                    evaluate(t, run.val, s.val_batches));
     if (run.state && t.step >= s.steps)
         std::printf("complete  %zu of %zu updates are done; more: -x with a larger number\n", t.step, s.steps);
     watch_signals();
@@ -1107,57 +1116,81 @@ constexpr size_t kGpt2Vocabulary = 50257;
 struct Start {
     std::string path;
     Config config;
-    std::string tokenizer;  // its name, where known
+    std::map<std::string, std::string> tokenizer;  // Tokenizer::metadata()
+    bool foreign;                                  // its tokenizer is a guess that --tokenizer may correct
 };
 
-static Start read_init(const std::string& path) {
-    const ModelInfo info = read_model_info(SafetensorsFile(path));
-    if (info.config.fold != Fold::none || info.gate != 1)
+static Start read_init(const ModelFile& file) {
+    const ModelInfo& info = file.info();
+    const char* found = info.config.fold != Fold::none ? "folded" : info.gate != 1 ? "tapered" : nullptr;
+    if (info.config.eps > 1) found = "free of them (its norms are fixed maps: their epsilon is huge)";
+    if (found)
         fail("--init: %s: expected a model with all its norms, found one that is %s; start from a -g norm model",
-             path.c_str(), info.config.fold != Fold::none ? "folded" : "tapered");
-    return {path, info.config, info.tokenizer.at("tokenizer")};
+             file.path().c_str(), found);
+    return {file.path(), info.config, info.tokenizer, file.foreign()};
 }
 
 // The model that the flags, the corpus and the file to start from ask for.
 static Config make_config(const Settings& s, const Run& run, const std::optional<Start>& start) {
+    const std::string& tokenizer = run.tokenizer.at("tokenizer");
+    const size_t V = run.decode ? run.decode->vocab_size() : kGpt2Vocabulary;
     Config c;
-    c.V = run.decode ? run.decode->vocab_size() : kGpt2Vocabulary;
+    c.V = V;
     c.T = s.T, c.L = s.L, c.NH = s.NH, c.C = s.C;
     c.norm = norm_from(s.norm);
     c.eps = default_eps(c.norm);
     if (start) {
-        const std::string& tokenizer = run.tokenizer.at("tokenizer");
-        if (start->config.V < c.V)
-            fail("--train: the corpus has a vocabulary of %zu tokens (%s); expected the %zu of %s", c.V, tokenizer.c_str(),
-                 start->config.V, start->path.c_str());
-        if (!start->tokenizer.empty() && start->tokenizer != tokenizer)
-            fail("--tokenizer: expected %s, which %s was trained with, found %s", start->tokenizer.c_str(),
-                 start->path.c_str(), tokenizer.c_str());
         c = start->config;
+        const std::string& own = start->tokenizer.at("tokenizer");
+        if (c.V < V && tokenizer != "unknown")
+            fail("--train: the corpus has a vocabulary of %zu tokens (%s); expected the %zu of %s", V, tokenizer.c_str(), c.V,
+                 start->path.c_str());
+        if (!start->foreign && own != tokenizer)
+            fail("--tokenizer: expected %s, which %s was trained with, found %s", own.c_str(), start->path.c_str(),
+                 tokenizer.c_str());
     }
     c.mode = gate_mode_from(s.gate);
     return c;
 }
 
-// Corpora and their tokenizer. Shards were tokenized elsewhere: without --tokenizer they are taken for GPT-2's.
-static Run open_run(const Settings& s) {
-    const Tokenizer tokenizer = Tokenizer::from_path(s.tokenizer);
-    const Tokenize encode = [&](std::string_view text) { return tokenizer.encode_parallel(text, true, int(s.threads)); };
-    auto open = [&](const std::string& path) {
-        return s.tokenizer == "bytes" ? open_tokens(path) : open_tokens(path, encode);
+// --tokenizer's; else that of the model or run to start from, where it is there; else bytes.
+static std::optional<Tokenizer> find_tokenizer(const Settings& s, const std::optional<Start>& start) {
+    if (!s.tokenizer.empty()) return Tokenizer::from_path(s.tokenizer);
+    if (!start) return Tokenizer();
+    try {
+        return Tokenizer::from_metadata(start->tokenizer, start->path);
+    } catch (const Error&) {
+        return {};  // token shards need none
+    }
+}
+
+// Corpora and their tokenizer. Shards were tokenized elsewhere: without a tokenizer that says more than bytes, they are
+// taken for those of the model to start from, or for GPT-2's.
+static Run open_run(const Settings& s, const std::optional<Start>& start) {
+    const std::optional<Tokenizer> tokenizer = find_tokenizer(s, start);
+    const bool bytes = tokenizer && tokenizer->name() == "bytes", guess = s.tokenizer.empty() && (!tokenizer || bytes);
+    Tokenize encode = [&](std::string_view text) {
+        if (!tokenizer)
+            fail("--tokenizer: %s has no tokenizer in it or beside it, and text needs one; expected a folder with vocab.json "
+                 "and merges.txt, or bytes", start->path.c_str());
+        return tokenizer->encode_parallel(text, true, int(s.threads));
     };
-    const TokenSource corpus = !s.train.empty()           ? open(s.train)
-                               : s.tokenizer == "bytes" ? tokens_from_text(story_corpus(), "the built-in stories")
-                                                        : tokens_from_text(story_corpus(), "the built-in stories", encode);
-    const auto [train, val] = s.val.empty() ? corpus.split_tail(0.1) : std::pair(corpus, open(s.val));
-    if (s.tokenizer == "bytes" && val.from_shards() != train.from_shards())
+    if (bytes) encode = nullptr;
+    const TokenSource corpus = s.train.empty() ? tokens_from_text(story_corpus(), "the built-in stories", encode)
+                                               : open_tokens(s.train, encode);
+    const auto [train, val] = s.val.empty() ? corpus.split_tail(0.1) : std::pair(corpus, open_tokens(s.val, encode));
+    if (guess && val.from_shards() != train.from_shards())
         fail("--val: %s and %s: one is token shards, the other text; give --tokenizer", val.name().c_str(),
              train.name().c_str());
     if (val.size() <= s.T && train.size() > s.T)
         fail("--val: the part of %s to validate on has %zu tokens, one sequence needs %zu (-t %zu and its last target); use "
              "a longer text, a smaller -t or a text of its own", val.name().c_str(), val.size(), s.T + 1, s.T);
-    Run run{{}, train, val, nullptr, tokenizer.metadata(), tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
-    if (corpus.from_shards() && s.tokenizer == "bytes") run.tokenizer = {{"tokenizer", "gpt2"}}, run.decode.reset();
+    Run run{{}, train, val, nullptr, nullptr, {}, tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
+    if (tokenizer) run.tokenizer = tokenizer->metadata();
+    if (corpus.from_shards() && guess) {
+        run.tokenizer = tokenizer ? std::map<std::string, std::string>{{"tokenizer", "gpt2"}} : start->tokenizer;
+        run.decode.reset();
+    }
     return run;
 }
 
@@ -1174,8 +1207,8 @@ static std::unique_ptr<SafetensorsFile> open_state(const Settings& s) {
 }
 
 // The flags of the run that wrote the state, then those given now (`arguments`, which becomes all of them): the last one
-// counts. The gate's updates stay, also where they were fractions of a run that -x makes longer now.
-static void resume_settings(Settings& s, std::vector<std::string>& arguments, const SafetensorsFile& state) {
+// counts. The gate's updates stay, also where they were fractions of a run that -x makes longer now. Returns all options.
+static Options resume_settings(Settings& s, std::vector<std::string>& arguments, const SafetensorsFile& state) {
     const std::string out = s.out;
     std::vector<std::string> all;
     std::string lines = state_metadata(state, "arguments");
@@ -1187,13 +1220,15 @@ static void resume_settings(Settings& s, std::vector<std::string>& arguments, co
     std::vector<const char*> pointers = {"train_gpt"};
     for (const std::string& a : all) pointers.push_back(a.c_str());
     s = Settings();
+    Options options = make_options(s);
     try {
-        make_options(s).parse(int(pointers.size()), pointers.data());
+        options.parse(int(pointers.size()), pointers.data());
     } catch (const Error& error) {
         fail("%s: the flags in it are damaged: %s", state.path().c_str(), error.what());
     }
     s.out = out, s.resume = true;
     arguments = all;
+    return options;
 }
 
 // Before hours of work: what the run writes can be written, and none of it is a corpus.
@@ -1214,18 +1249,22 @@ static void check_outputs(const Settings& s) {
     if (!options.parse(argc, argv)) return 0;
     std::vector<std::string> arguments(argv + 1, argv + argc);
     std::unique_ptr<SafetensorsFile> state;
+    std::unique_ptr<ModelFile> init;
     std::optional<Start> start;
+    std::optional<Options> resumed;
     if (s.resume) {
         if (options.given("--init")) fail("--init and --resume: expected one of them, found both");
         state = open_state(s);
-        resume_settings(s, arguments, *state);
-        start = Start{state->path(), read_config(*state), ""};
+        resumed = resume_settings(s, arguments, *state);
+        start = Start{state->path(), read_config(*state), read_tokenizer(*state), false};
     } else if (!s.init.empty()) {
-        start = read_init(s.init);
+        init = ModelFile::open(s.init);
+        start = read_init(*init);
     }
+    auto given = [&](const char* flag) { return (resumed ? *resumed : options).given(flag); };
+    if (!s.init.empty() && !given("--lr")) s.lr = 1e-4;  // a trained model forgets at the rate of a young one
     // The baseline has no anchor but the one that is asked for.
-    auto is_scale_loss = [](const std::string& a) { return a.starts_with("--scale-loss"); };
-    if (s.gate == "norm" && std::none_of(arguments.begin(), arguments.end(), is_scale_loss)) s.scale_loss = 0;
+    if (s.gate == "norm" && !given("--scale-loss")) s.scale_loss = 0;
     for (const char* flag : {"--n-layer", "--n-head", "--n-embd"})
         if (options.given("--model") && options.given(flag)) fail("--model and %s: expected one of them, found both", flag);
     if (start && !options.given("--model")) s.depth.clear();
@@ -1239,8 +1278,8 @@ static void check_outputs(const Settings& s) {
                                                : describe(cpu, choice).c_str());
     Settings shown = s;
     std::printf("%s\n", make_options(shown).table().c_str());
-    Run run = open_run(s);
-    run.arguments = arguments, run.state = std::move(state);
+    Run run = open_run(s, start);
+    run.arguments = arguments, run.state = std::move(state), run.init = std::move(init);
     const Config config = make_config(s, run, start);
 #ifdef TN_CUDA
     if (choice.cuda) {

@@ -4,7 +4,6 @@
 #include <array>
 #include <bit>
 #include <cstring>
-#include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <queue>
@@ -15,8 +14,6 @@
 #include "io/words.h"
 #include "runtime/error.h"
 #include "runtime/random.h"
-
-namespace fs = std::filesystem;
 
 // ----------------------------------------------------------------------------------------------------------
 // GPT-2's files
@@ -120,11 +117,6 @@ std::vector<MergeLine> parse_merges(std::string_view text, const std::vector<std
         merges.push_back({{left->second, right->second}, merged->second});
     }
     return merges;
-}
-
-std::string read_file(const std::string& path) {
-    const MappedFile file(path);
-    return {reinterpret_cast<const char*>(file.data()), file.size()};
 }
 
 }  // namespace
@@ -469,60 +461,6 @@ Tokenizer Tokenizer::from_llmc(const std::string& path) {
     return Tokenizer(std::move(tables));
 }
 
-Tokenizer Tokenizer::from_path(const std::string& path) {
-    if (path == "bytes") return Tokenizer();
-    if (path.ends_with(".bin")) return from_llmc(path);
-    std::error_code ignored;
-    const std::string vocab =
-        fs::is_directory(path, ignored) ? (fs::path(path) / "vocab.json").string() : path;
-    constexpr std::string_view vocab_name = "vocab.json";
-    if (!vocab.ends_with(vocab_name))
-        fail(
-            "%s is no tokenizer: expected \"bytes\", a directory with vocab.json and merges.txt, one of "
-            "these two's vocab.json, or llm.c's gpt2_tokenizer.bin (./prepare puts GPT-2's into "
-            "data/downloads/gpt2)",
-            in_quotes(path).c_str());
-    const std::string merges = vocab.substr(0, vocab.size() - vocab_name.size()) + "merges.txt";
-    for (const std::string& file : {vocab, merges})
-        if (!fs::exists(file, ignored))
-            fail(
-                "the tokenizer %s needs %s, which does not exist; data/README.md says where GPT-2's files "
-                "are",
-                in_quotes(path).c_str(), in_quotes(file).c_str());
-    return from_text(read_file(vocab), read_file(merges), in_quotes(path));
-}
-
-Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& metadata,
-                                   const std::string& model_path) {
-    const auto name = metadata.find("tokenizer"), vocab = metadata.find("tokenizer.vocab"),
-               merges = metadata.find("tokenizer.merges");
-    if (name != metadata.end() && name->second == "bytes") return Tokenizer();
-    if (vocab != metadata.end() && merges != metadata.end()) {
-        Tokenizer tokenizer = from_text(vocab->second, merges->second, in_quotes(model_path));
-        if (name != metadata.end() && name->second != tokenizer.name())
-            fail(
-                "%s says its tokenizer is %s, but the vocabulary in it is %s; the file is damaged, or "
-                "another program changed it",
-                in_quotes(model_path).c_str(), in_quotes(name->second).c_str(), tokenizer.name().c_str());
-        return tokenizer;
-    }
-    const fs::path parent = fs::path(model_path).parent_path();
-    const fs::path directory = parent.empty() ? fs::path(".") : parent;
-    std::error_code ignored;
-    if (fs::exists(directory / "vocab.json", ignored) && fs::exists(directory / "merges.txt", ignored)) {
-        Tokenizer tokenizer = from_path(directory.string());
-        if (name == metadata.end() || name->second == tokenizer.name()) return tokenizer;
-        fail(
-            "%s was trained with the tokenizer %s, but beside it is %s; pass the right one by --tokenizer "
-            "DIR",
-            in_quotes(model_path).c_str(), in_quotes(name->second).c_str(), tokenizer.name().c_str());
-    }
-    fail(
-        "%s holds no tokenizer and has no vocab.json and merges.txt beside it; pass one by --tokenizer DIR "
-        "(or --tokenizer bytes)",
-        in_quotes(model_path).c_str());
-}
-
 // ----------------------------------------------------------------------------------------------------------
 // Encoding and decoding
 
@@ -591,7 +529,7 @@ std::map<std::string, std::string> Tokenizer::metadata() const {
 
 void Tokenizer::save(const std::string& directory) const {
     const auto write = [&](const char* name, const std::string& text) {
-        AtomicFile file((fs::path(directory) / name).string());
+        AtomicFile file(directory + "/" + name);
         file.write(text.data(), text.size());
         file.commit();
     };

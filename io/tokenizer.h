@@ -27,8 +27,8 @@ class Tokenizer {
   public:
     Tokenizer();  // byte level
 
-    // "bytes", a directory with vocab.json and merges.txt, a file NAMEvocab.json with NAMEmerges.txt beside
-    // it, or a .bin of llm.c.
+    // "bytes", a directory with vocab.json and merges.txt (or only tokenizer.json), a file NAMEvocab.json with
+    // NAMEmerges.txt beside it, a tokenizer.json of Hugging Face's, or a .bin of llm.c.
     static Tokenizer from_path(const std::string& path);
 
     // The contents of vocab.json and merges.txt; `source` names them in messages.

@@ -4,18 +4,16 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <map>
 
-namespace {
+#include "model/foreign_model.h"
 
-// Hugging Face files come with and without the "transformer." prefix.
 const TensorEntry* find_tensor(const SafetensorsFile& file, const std::string& name) {
     if (const TensorEntry* entry = file.find(name)) return entry;
     const std::string prefix = "transformer.";
     return name.starts_with(prefix) ? file.find(std::string_view(name).substr(prefix.size())) : nullptr;
 }
-
-}  // namespace
 
 const TensorEntry& checked_tensor(const SafetensorsFile& file, const std::string& name,
                                   const std::vector<size_t>& shape) {
@@ -34,17 +32,29 @@ const TensorEntry& checked_tensor(const SafetensorsFile& file, const std::string
 }
 
 template <class Real>
+static void require_finite(const std::string& path, const std::string& name, const Real* numbers, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!std::isfinite(numbers[i]))
+            fail("%s: tensor %s: expected finite numbers, found %g at place %zu; the file is damaged or its training "
+                 "diverged",
+                 path.c_str(), name.c_str(), double(numbers[i]), i);
+}
+
+template <class Real>
 void read_tensor(const SafetensorsFile& file, const std::string& name, const std::vector<size_t>& shape, Real* dst) {
     const TensorEntry& entry = checked_tensor(file, name, shape);
     file.read(entry, dst);
-    for (size_t i = 0; i < entry.count(); i++)
-        if (!std::isfinite(dst[i]))
-            fail("%s: tensor %s: expected finite numbers, found %g at place %zu; the file is damaged or its training "
-                 "diverged",
-                 file.path().c_str(), name.c_str(), double(dst[i]), i);
+    require_finite(file.path(), name, dst, entry.count());
 }
 template void read_tensor<float>(const SafetensorsFile&, const std::string&, const std::vector<size_t>&, float*);
 template void read_tensor<double>(const SafetensorsFile&, const std::string&, const std::vector<size_t>&, double*);
+
+template <class Real>
+void ModelFile::check_finite(const TensorSpec& spec, const Real* numbers) const {
+    require_finite(path_, spec.name, numbers, spec.count());
+}
+template void ModelFile::check_finite<float>(const TensorSpec&, const float*) const;
+template void ModelFile::check_finite<double>(const TensorSpec&, const double*) const;
 
 namespace {
 
@@ -193,7 +203,15 @@ Config read_config(const SafetensorsFile& file) {
     return c;
 }
 
-ModelInfo read_model_info(const SafetensorsFile& file) {
+std::map<std::string, std::string> read_tokenizer(const SafetensorsFile& file) {
+    std::map<std::string, std::string> tokenizer = {{"tokenizer", Metadata(file).text("tokenizer")}};
+    for (const char* part : {"tokenizer.vocab", "tokenizer.merges"})
+        if (auto it = file.metadata().find(part); it != file.metadata().end()) tokenizer.insert(*it);
+    return tokenizer;
+}
+
+// What the metadata and the shapes say, all checked against each other.
+static ModelInfo read_model_info(const SafetensorsFile& file) {
     const Metadata meta(file);
     const std::string& version = meta.text("format_version");
     if (version != kFormatVersion)
@@ -204,9 +222,7 @@ ModelInfo read_model_info(const SafetensorsFile& file) {
     const Config& c = info.config;
     info.gate = meta.real("gate", 0, 1);
     info.step = meta.count("step", 0, SIZE_MAX / 2);
-    info.tokenizer = {{"tokenizer", meta.text("tokenizer")}};
-    for (const char* part : {"tokenizer.vocab", "tokenizer.merges"})
-        if (auto it = file.metadata().find(part); it != file.metadata().end()) info.tokenizer.insert(*it);
+    info.tokenizer = read_tokenizer(file);
     if (info.tokenizer["tokenizer"] == "bytes" && c.V < 256)
         fail("%s: a byte-level model needs vocab_size >= 256, found %zu; the file is damaged", file.path().c_str(),
              c.V);
@@ -215,16 +231,39 @@ ModelInfo read_model_info(const SafetensorsFile& file) {
     return info;
 }
 
-void read_model_tensors(const SafetensorsFile& file, const Config& config, GptTensors<float>& tensors) {
-    visit_tensors(config, tensors, [&](const TensorSpec& spec, float*& slot) {
-        read_tensor(file, spec.name, spec.shape, slot);
-    });
+namespace {
+
+// A file of train_gpt or fold.
+class OurModel : public ModelFile {
+  public:
+    explicit OurModel(SafetensorsFile file) : ModelFile(file.path(), false), file_(std::move(file)) {
+        info_ = read_model_info(file_);
+    }
+
+  private:
+    void convert(const TensorSpec& t, float* dst) const override { file_.read(checked_tensor(file_, t.name, t.shape), dst); }
+    void convert(const TensorSpec& t, double* dst) const override { file_.read(checked_tensor(file_, t.name, t.shape), dst); }
+
+    SafetensorsFile file_;
+};
+
+}  // namespace
+
+std::unique_ptr<ModelFile> ModelFile::open(const std::string& path) {
+    if (is_llmc_checkpoint(path)) return open_llmc_checkpoint(path);
+    const std::string weights = hugging_face_weights(path);
+    if (weights.ends_with(".json")) return open_hugging_face(weights);
+    SafetensorsFile file(weights);
+    if (file.metadata().contains("state_version"))
+        fail("%s is the state of a run, to resume from; expected the model beside it", path.c_str());
+    if (file.metadata().contains("format_version")) return std::make_unique<OurModel>(std::move(file));
+    return open_hugging_face(weights);
 }
 
 std::unique_ptr<HostModel> load_model(Cpu& dev, const std::string& path) {
-    const SafetensorsFile file(path);
-    auto model = std::make_unique<HostModel>(dev, read_model_info(file));
-    read_model_tensors(file, model->info.config, model->tensors);
+    const std::unique_ptr<ModelFile> file = ModelFile::open(path);
+    auto model = std::make_unique<HostModel>(dev, file->info());
+    visit_tensors(model->info.config, model->tensors, [&](const TensorSpec& t, float*& slot) { file->read(t, slot); });
     return model;
 }
 

@@ -1,5 +1,5 @@
 // Model files: what is in a model.bin or folded.bin (safetensors, Hugging Face's GPT-2 names and orientation, plus the
-// tensors that TaperNorm adds), and how its metadata describes it.
+// tensors that TaperNorm adds), how its metadata describes it, and one reader for these and for GPT-2s of others.
 #pragma once
 #include <map>
 #include <memory>
@@ -33,13 +33,42 @@ struct HostModel {
 // A configuration as metadata, and back. State files carry it too.
 std::map<std::string, std::string> config_metadata(const Config& config);
 Config read_config(const SafetensorsFile& file);
+std::map<std::string, std::string> read_tokenizer(const SafetensorsFile& file);  // as Tokenizer::metadata() made it
 
-// What the metadata and the shapes say, all checked against each other; every tensor of the configuration's table is
-// there and has its shape and a floating-point type. Errors name the file, the tensor or key, expected and found.
-ModelInfo read_model_info(const SafetensorsFile& file);
+// A model in a file of any kind that we read. Opening checks all that can be checked without reading the numbers:
+// sizes, every tensor's presence, shape and type. Errors name the file, the tensor or key, expected and found.
+class ModelFile {
+  public:
+    // A model of train_gpt or fold; a Hugging Face GPT-2 (its folder, its model.safetensors, or the index of a sharded
+    // one, with config.json beside it); or a checkpoint of llm.c.
+    static std::unique_ptr<ModelFile> open(const std::string& path);
+    virtual ~ModelFile() = default;
 
-// Fills the tensors of info.config, converted to float. A number that is not finite is an error.
-void read_model_tensors(const SafetensorsFile& file, const Config& config, GptTensors<float>& tensors);
+    const std::string& path() const { return path_; }
+    const ModelInfo& info() const { return info_; }
+    bool foreign() const { return foreign_; }  // made by another program: its tokenizer is what lies beside it
+
+    // The tensor of a row of info().config's table. A number that is not finite is an error.
+    template <class Real>
+    void read(const TensorSpec& spec, Real* dst) const {
+        convert(spec, dst);
+        check_finite(spec, dst);
+    }
+
+  protected:
+    ModelFile(std::string path, bool foreign) : path_(std::move(path)), foreign_(foreign) {}
+    virtual void convert(const TensorSpec& spec, float* dst) const = 0;
+    virtual void convert(const TensorSpec& spec, double* dst) const = 0;
+
+    std::string path_;
+    ModelInfo info_;
+
+  private:
+    template <class Real>
+    void check_finite(const TensorSpec& spec, const Real* numbers) const;
+
+    bool foreign_;
+};
 
 std::unique_ptr<HostModel> load_model(Cpu& dev, const std::string& path);
 
@@ -47,7 +76,10 @@ std::unique_ptr<HostModel> load_model(Cpu& dev, const std::string& path);
 void save_model(const std::string& path, const ModelInfo& info, const GptTensors<float>& tensors,
                 Dtype dtype = Dtype::F32);
 
-// The entry of that name ("transformer." may be missing), of that shape and a floating-point type; or an error.
+// The entry of that name; "transformer." may be missing, as it is in some of Hugging Face's files. nullptr: none.
+const TensorEntry* find_tensor(const SafetensorsFile& file, const std::string& name);
+
+// The same, of that shape and a floating-point type; or an error.
 const TensorEntry& checked_tensor(const SafetensorsFile& file, const std::string& name, const std::vector<size_t>& shape);
 
 // Reads that tensor; a number that is not finite is an error. Real: float, double.

@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""Compares ./infer and ./train_gpt with Hugging Face's GPT-2 and back, on randomly initialised models: nothing is
+downloaded. Build the programs first.
+
+    dev/.venv/bin/python dev/reference/check_hf.py import    # models of others, read by us
+    dev/.venv/bin/python dev/reference/check_hf.py           # all
+
+import  GPT-2s of several shapes, with every parameter away from its usual start, saved by transformers in fp32, bf16 and
+        fp16, with and without the prefix "transformer.", sharded, with the buffers of old files, and as llm.c's
+        checkpoints (fp32, bf16; written here from the published layout): the logits of `infer MODEL --dump` against
+        those of the same numbers in transformers, and the loss that `train_gpt --init MODEL` prints before its first
+        update.
+
+In fp32 max |dlogit| < 1e-4 is required; logits have a standard deviation of about 1 or more here.
+"""
+import argparse
+import json
+import pathlib
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+import transformers
+from transformers import GPT2Config, GPT2LMHeadModel
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+LIMIT = 1e-4
+
+SHAPES = {
+    "tiny": dict(vocab_size=300, n_positions=32, n_embd=24, n_layer=2, n_head=3),
+    "odd": dict(vocab_size=257, n_positions=17, n_embd=33, n_layer=3, n_head=1, layer_norm_epsilon=1e-3),
+    "wide": dict(vocab_size=1000, n_positions=64, n_embd=128, n_layer=1, n_head=8, reorder_and_upcast_attn=True),
+    "deep": dict(vocab_size=512, n_positions=48, n_embd=64, n_layer=6, n_head=4, activation_function="gelu_pytorch_tanh"),
+}
+
+
+def random_gpt2(shape, **changes):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**SHAPES[shape] | changes, bos_token_id=0, eos_token_id=0)).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p += torch.randn_like(p) * (0.3 if ".ln_" in name or name.endswith("bias") else 0.1)
+    return model
+
+
+def logits_of(model, tokens):
+    with torch.no_grad():
+        return model.float()(torch.tensor([tokens])).logits[0].numpy()
+
+
+def run(*command, cwd=None):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=cwd)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def our_logits(path, tokens, folder):
+    dump = folder / "logits.safetensors"
+    run(ROOT / "infer", path, "--tokens", ",".join(map(str, tokens)), "-n", 1, "--dump", dump, "--device", "cpu")
+    return load_file(dump)["logits"]
+
+
+def tokens_for(model):
+    c = model.config
+    return np.random.default_rng(1).integers(0, c.vocab_size, c.n_positions).tolist()
+
+
+def report(what, ours, theirs, limit=LIMIT):
+    error = np.abs(ours - theirs).max()
+    print(f"{what:44s} max |dlogit| {error:.2e}   (logits: std {theirs.std():.2f}, max {np.abs(theirs).max():.1f})")
+    if not error < limit:
+        sys.exit(f"{what}: expected below {limit:g}")
+
+
+def without_prefix(folder):
+    from safetensors.torch import load_file as load
+    path = folder / "model.safetensors"
+    tensors = {k.removeprefix("transformer."): v.contiguous() for k, v in load(path).items()}
+    T = json.loads((folder / "config.json").read_text())["n_positions"]
+    for l in range(json.loads((folder / "config.json").read_text())["n_layer"]):  # as in OpenAI's own file
+        tensors[f"h.{l}.attn.bias"] = torch.tril(torch.ones(T, T)).view(1, 1, T, T)
+        tensors[f"h.{l}.attn.masked_bias"] = torch.tensor(-1e4)
+    save_file(tensors, path)
+
+
+def write_llmc(model, path, dtype):
+    """llm.c's layout (train_gpt2.py, write_model): header, then every kind of tensor for all layers; Linear's [out, in],
+    which is Conv1D's transposed; the vocabulary padded with zeros to a multiple of 128."""
+    c, state = model.config, model.state_dict()
+    padded = (c.vocab_size + 127) // 128 * 128
+    header = [20240326, {"fp32": 3, "bf16": 5}[dtype], c.n_positions, c.vocab_size, c.n_layer, c.n_head, c.n_embd, padded]
+    wte = torch.zeros(padded, c.n_embd)
+    wte[:c.vocab_size] = state["transformer.wte.weight"]
+    order = [wte, state["transformer.wpe.weight"]]
+    for kind in ("ln_1.weight ln_1.bias attn.c_attn.weight attn.c_attn.bias attn.c_proj.weight attn.c_proj.bias ln_2.weight "
+                 "ln_2.bias mlp.c_fc.weight mlp.c_fc.bias mlp.c_proj.weight mlp.c_proj.bias").split():
+        for l in range(c.n_layer):
+            t = state[f"transformer.h.{l}.{kind}"]
+            order.append(t.t() if t.dim() == 2 else t)
+    order += [state["transformer.ln_f.weight"], state["transformer.ln_f.bias"]]
+    with open(path, "wb") as f:
+        f.write(struct.pack("<256i", *header, *[0] * (256 - len(header))))
+        for t in order:
+            t = t.contiguous()
+            f.write(t.float().numpy().tobytes() if dtype == "fp32" else t.bfloat16().view(torch.int16).numpy().tobytes())
+
+
+def check_loss(path, model, folder):
+    """The loss that train_gpt prints before its first update, against transformers on the same validation bytes."""
+    T, B = 16, 2
+    rng = np.random.default_rng(2)
+    (folder / "train.txt").write_bytes(rng.integers(32, 127, 4000, dtype=np.uint8).tobytes())
+    val = rng.integers(32, 127, 400, dtype=np.uint8)
+    (folder / "val.txt").write_bytes(val.tobytes())
+    out = run(ROOT / "train_gpt", "--init", path, "-i", "train.txt", "-j", "val.txt", "--tokenizer", "bytes", "-b", B, "-t",
+              T, "-x", 4, "--gate-warmup", 2, "--gate-end", 4, "-m", 1000, "--device", "cpu", cwd=folder)
+    ours = float(re.search(r"validation loss ([\d.]+) before the first update", out)[1])
+    rows = (len(val) - 1) // (T * B) * B
+    ids = torch.tensor(np.stack([val[i * T:i * T + T + 1] for i in range(rows)]).astype(np.int64))
+    with torch.no_grad():
+        logits = model.float()(ids[:, :-1]).logits
+    theirs = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1)).item()
+    print(f"{'  loss before the first update':44s} {ours:.6f}, transformers {theirs:.6f}")
+    if not abs(ours - theirs) < 1e-5:
+        sys.exit("expected the same loss")
+
+
+def check_import(folder):
+    for shape in SHAPES:
+        model = random_gpt2(shape)
+        tokens = tokens_for(model)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            name = f"{shape} {str(dtype).removeprefix('torch.')}"
+            path = folder / name.replace(" ", "-")
+            rounded = random_gpt2(shape).to(dtype)
+            rounded.save_pretrained(path)
+            theirs = logits_of(rounded, tokens)
+            report(name, our_logits(path, tokens, folder), theirs)
+            report(name + ", the file", our_logits(path / "model.safetensors", tokens, folder), theirs)
+            if shape == "tiny":
+                check_loss(path, rounded, folder)
+            without_prefix(path)
+            report(name + ", no prefix, old buffers", our_logits(path, tokens, folder), theirs)
+            shutil.rmtree(path)
+            rounded.save_pretrained(path, max_shard_size="20KB")
+            if shape != "wide":
+                assert (path / "model.safetensors.index.json").exists()
+            report(name + ", sharded", our_logits(path, tokens, folder), theirs)
+        for dtype in ("fp32", "bf16"):
+            path = folder / f"{shape}-{dtype}.bin"
+            write_llmc(model, path, dtype)
+            rounded = random_gpt2(shape, layer_norm_epsilon=1e-5)  # llm.c knows no other
+            rounded.to(torch.float32 if dtype == "fp32" else torch.bfloat16)
+            report(f"{shape} llm.c {dtype}", our_logits(path, tokens, folder), logits_of(rounded, tokens))
+            if shape == "tiny":
+                check_loss(path, rounded, folder)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {"import": check_import}
+    parser.add_argument("part", nargs="?", choices=parts)
+    args = parser.parse_args()
+    transformers.logging.disable_progress_bar()
+    for name, part in parts.items():
+        if args.part in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                part(pathlib.Path(folder))
+    print("all as required")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "io/tokenizer.h"
+#include "model/foreign_model.h"
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+constexpr const char* kConfig = "config.json";
+constexpr const char* kWeights = "model.safetensors";
+constexpr const char* kIndex = "model.safetensors.index.json";
+constexpr const char* kPyTorch = "pytorch_model.bin";
+
+std::string beside(const std::string& file, const char* name) { return (fs::path(file).parent_path() / name).string(); }
+
+json read_json_object(const std::string& path, size_t limit) {
+    const MappedFile file(path);
+    if (file.size() > limit) fail("%s has %zu bytes; expected at most %zu", path.c_str(), file.size(), limit);
+    json parsed = json::parse(file.data(), file.data() + file.size(), nullptr, false);
+    if (!parsed.is_object())
+        fail("%s: expected a JSON object, found %s; the file is damaged or was not copied to its end", path.c_str(),
+             parsed.is_discarded() ? "no valid JSON" : parsed.type_name());
+    return parsed;
+}
+
+// Typed access to config.json. What is absent has the value that GPT2Config gives it.
+class Settings {
+  public:
+    explicit Settings(std::string path) : path_(std::move(path)), json_(read_json_object(path_, 1 << 20)) {}
+
+    const std::string& path() const { return path_; }
+
+    size_t count(const char* key, size_t standard, size_t low, size_t high) const {
+        const json* value = find(key);
+        if (!value) return standard;
+        if (!value->is_number_unsigned() || value->get<uint64_t>() < low || value->get<uint64_t>() > high)
+            refuse(key, strprintf("a whole number from %zu to %zu", low, high), *value);
+        return value->get<size_t>();
+    }
+
+    double real(const char* key, double standard, double low, double high) const {
+        const json* value = find(key);
+        if (!value) return standard;
+        if (!value->is_number() || !(value->get<double>() >= low && value->get<double>() <= high))
+            refuse(key, strprintf("a number from %g to %g", low, high), *value);
+        return value->get<double>();
+    }
+
+    bool flag(const char* key, bool standard) const {
+        const json* value = find(key);
+        if (!value) return standard;
+        if (!value->is_boolean()) refuse(key, "true or false", *value);
+        return value->get<bool>();
+    }
+
+    void require(const char* key, const json& expected) const {
+        if (const json* value = find(key); value && *value != expected) refuse(key, expected.dump(), *value);
+    }
+
+    const json* find(const char* key) const {  // null counts as absent
+        const auto found = json_.find(key);
+        return found == json_.end() || found->is_null() ? nullptr : &*found;
+    }
+
+    [[noreturn]] void refuse(const char* key, const std::string& expected, const json& found) const {
+        std::string text = found.dump(-1, ' ', true, json::error_handler_t::replace);
+        if (text.size() > 60) text = text.substr(0, 57) + "...";
+        fail("%s: \"%s\": expected %s, found %s; this program runs GPT-2 as it was published", path_.c_str(), key,
+             expected.c_str(), text.c_str());
+    }
+
+  private:
+    std::string path_;
+    json json_;
+};
+
+Config read_settings(const Settings& s) {
+    s.require("model_type", "gpt2");
+    s.require("scale_attn_weights", true);
+    s.require("scale_attn_by_inverse_layer_idx", false);
+    s.require("add_cross_attention", false);
+    if (const json* f = s.find("activation_function"); f && *f != "gelu_new" && *f != "gelu_pytorch_tanh")
+        s.refuse("activation_function", "\"gelu_new\"", *f);
+    Config c;
+    c.V = s.count("vocab_size", 50257, 2, 1 << 24);
+    c.T = s.count("n_positions", 1024, 1, 1 << 24);
+    c.L = s.count("n_layer", 12, 1, 100000);
+    c.C = s.count("n_embd", 768, 1, 1 << 20);
+    c.NH = s.count("n_head", 12, 1, c.C);
+    c.eps = s.real("layer_norm_epsilon", 1e-5, 0, 1e30);
+    if (const size_t inner = s.count("n_inner", 4 * c.C, 1, 1 << 24); inner != 4 * c.C)
+        s.refuse("n_inner", strprintf("4 x n_embd = %zu", 4 * c.C), inner);
+    if (c.C % c.NH)
+        fail("%s: n_embd (%zu) is not a multiple of n_head (%zu)", s.path().c_str(), c.C, c.NH);
+    c.norm = NormKind::layernorm, c.mode = GateMode::norm;
+    return c;
+}
+
+// The files that an index names. They lie beside it: a name with a folder in it is no name of a shard.
+std::vector<std::string> shards(const std::string& index) {
+    const json parsed = read_json_object(index, 100 << 20);
+    const auto map = parsed.find("weight_map");
+    std::set<std::string> names;
+    if (map != parsed.end() && map->is_object())
+        for (const auto& [tensor, file] : map->items())
+            if (file.is_string()) names.insert(file.get<std::string>());
+    if (names.empty())
+        fail("%s: expected \"weight_map\": {tensor: file, ...}, found none; it is no index of shards", index.c_str());
+    std::vector<std::string> files;
+    for (const std::string& name : names) {
+        if (name.empty() || name.find('/') != name.npos || name.find('\0') != name.npos || !name.ends_with(".safetensors"))
+            fail("%s: a shard is called %s; expected the name of a .safetensors file beside it", index.c_str(),
+                 in_quotes(name).c_str());
+        files.push_back(beside(index, name.c_str()));
+    }
+    return files;
+}
+
+class HuggingFaceModel : public ModelFile {
+  public:
+    explicit HuggingFaceModel(const std::string& weights) : ModelFile(weights, true) {
+        const std::string config = beside(weights, kConfig);
+        std::error_code ignored;
+        if (!fs::exists(config, ignored))
+            fail("%s is no model of this program (its metadata has no \"format_version\"), and a Hugging Face GPT-2 needs "
+                 "%s, which does not exist",
+                 weights.c_str(), config.c_str());
+        const Settings settings(config);
+        info_.config = read_settings(settings);
+        const bool sharded = weights.ends_with(".json");
+        for (const std::string& file : sharded ? shards(weights) : std::vector{weights}) files_.emplace_back(file);
+        check_tensors();
+        check_head(settings);
+        info_.tokenizer = tokenizer_beside(weights, info_.config.V);
+    }
+
+  private:
+    // The file that has the tensor. The first, where none has it: it then says what is missing.
+    const SafetensorsFile& file_of(const std::string& name) const {
+        for (const SafetensorsFile& file : files_)
+            if (find_tensor(file, name)) return file;
+        return files_.front();
+    }
+
+    void check_tensors() const {
+        size_t tensors = 0;
+        for (const SafetensorsFile& file : files_) tensors += file.entries().size();
+        if (info_.config.L > tensors)  // found before it costs anything
+            fail("%s: \"n_layer\" is %zu, but the model has only %zu tensors", beside(path_, kConfig).c_str(),
+                 info_.config.L, tensors);
+        GptTensors<float> none{};
+        visit_tensors(info_.config, none, [&](const TensorSpec& t, float*&) {
+            checked_tensor(file_of(t.name), t.name, t.shape);
+        });
+    }
+
+    // A tied head is wte, whatever lm_head.weight holds; one of its own has no place in a model with all its norms.
+    void check_head(const Settings& settings) const {
+        if (settings.flag("tie_word_embeddings", true)) return;
+        const TensorSpec wte{"transformer.wte.weight", {info_.config.V, info_.config.C}, {}, true};
+        const TensorSpec head{"lm_head.weight", wte.shape, {}, true};
+        std::vector<float> a(wte.count()), b(a.size());
+        convert(wte, a.data()), convert(head, b.data());
+        if (a != b)
+            fail("%s: lm_head.weight is not wte.weight (\"tie_word_embeddings\": false); expected GPT-2's tied head",
+                 path_.c_str());
+    }
+
+    template <class Real>
+    void read_from(const TensorSpec& t, Real* dst) const {
+        const SafetensorsFile& file = file_of(t.name);
+        file.read(checked_tensor(file, t.name, t.shape), dst);
+    }
+    void convert(const TensorSpec& t, float* dst) const override { read_from(t, dst); }
+    void convert(const TensorSpec& t, double* dst) const override { read_from(t, dst); }
+
+    std::vector<SafetensorsFile> files_;
+};
+
+}  // namespace
+
+std::string hugging_face_weights(const std::string& path) {
+    std::error_code ignored;
+    std::string weights = path;
+    if (fs::is_directory(path, ignored)) {
+        for (const char* name : {kWeights, kIndex, kPyTorch})
+            if (weights == path && fs::exists(fs::path(path) / name, ignored)) weights = (fs::path(path) / name).string();
+        if (weights == path)
+            fail("%s is a folder without %s; expected a model file or the folder of a Hugging Face GPT-2", path.c_str(),
+                 kWeights);
+    }
+    const std::string folder = fs::path(weights).parent_path().string();
+    if (fs::path(weights).filename().string().starts_with("pytorch_model"))
+        fail("%s is PyTorch's own format, which only Python reads; convert it once: python3 -c \"from transformers import "
+             "GPT2LMHeadModel as M; M.from_pretrained('%s').save_pretrained('converted')\"",
+             weights.c_str(), folder.empty() ? "." : folder.c_str());
+    return weights;
+}
+
+std::unique_ptr<ModelFile> open_hugging_face(const std::string& weights) {
+    return std::make_unique<HuggingFaceModel>(weights);
+}
+
+std::map<std::string, std::string> tokenizer_beside(const std::string& file, size_t V) {
+    std::error_code ignored;
+    const fs::path parent = fs::path(file).parent_path(), folder = parent.empty() ? "." : parent;
+    for (const char* name : {"vocab.json", "tokenizer.json", "gpt2_tokenizer.bin"})
+        if (fs::exists(folder / name, ignored)) return Tokenizer::from_path((folder / name).string()).metadata();
+    return {{"tokenizer", V == 50257 || V == 50304 ? "gpt2" : "unknown"}};
+}

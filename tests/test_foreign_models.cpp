@@ -1,0 +1,261 @@
+// Models of other programs: Hugging Face's GPT-2 folders and llm.c's checkpoints. dev/reference/check_hf.py compares
+// the logits with transformers; here the numbers that are read are compared with those of our own file.
+#include <doctest/doctest.h>
+
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "io/tokenizer.h"
+#include "model/model_file.h"
+#include "tests/run_program.h"
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+// kShape as transformers writes it.
+json config_of_base() {
+    return {{"activation_function", "gelu_new"}, {"architectures", {"GPT2LMHeadModel"}}, {"model_type", "gpt2"},
+            {"layer_norm_epsilon", 1e-05}, {"n_embd", 16}, {"n_head", 2}, {"n_inner", nullptr}, {"n_layer", 1},
+            {"n_positions", 16}, {"vocab_size", 256}, {"reorder_and_upcast_attn", true},
+            {"scale_attn_by_inverse_layer_idx", false}, {"scale_attn_weights", true}, {"tie_word_embeddings", true}};
+}
+
+struct Base : Workplace {
+    Cpu dev{1};
+    Base() { ok(kTiny + " -g norm -o base.bin"); }
+
+    // A folder as transformers writes one, with the tensors of base.bin for which `keep` is true.
+    void hugging_face(const std::string& name, const json& config, const std::string& weights = "model.safetensors",
+                      Dtype dtype = Dtype::F32, const std::string& drop = "", const std::function<bool(size_t)>& keep = {}) {
+        fs::create_directory(at(name));
+        write_file(at(name + "/config.json"), config.dump());
+        const SafetensorsFile from(at("base.bin"));
+        std::vector<TensorOut> out;
+        std::vector<std::vector<uint16_t>> rounded;
+        for (size_t i = 0; i < from.entries().size(); i++) {
+            const TensorEntry& e = from.entries()[i];
+            if (keep && !keep(i)) continue;
+            const float* data = reinterpret_cast<const float*>(from.data(e));
+            rounded.emplace_back();
+            for (size_t j = 0; j < e.count(); j++) rounded.back().push_back(bf16_from_float(data[j]));
+            const bool same = dtype == Dtype::F32;
+            out.push_back({e.name.substr(e.name.starts_with(drop) ? drop.size() : 0), dtype, e.shape,
+                           same ? static_cast<const void*>(data) : rounded.back().data()});
+        }
+        static const float mask[16 * 16] = {};
+        if (!drop.empty()) out.push_back({"h.0.attn.bias", Dtype::F32, {1, 1, 16, 16}, mask});
+        write_safetensors(at(name + "/" + weights), {{"format", "pt"}}, out);
+    }
+
+    // base.bin in llm.c's layout, the vocabulary padded to 384.
+    std::string llmc(int version) {
+        const auto model = load_model(dev, at("base.bin"));
+        std::string file;
+        auto add = [&](float x) {
+            const uint16_t half = bf16_from_float(x);
+            version == 3 ? file.append(reinterpret_cast<const char*>(&x), 4)
+                         : file.append(reinterpret_cast<const char*>(&half), 2);
+        };
+        const int32_t header[256] = {20240326, version, 16, 256, 1, 2, 16, 384};
+        file.append(reinterpret_cast<const char*>(header), sizeof header);
+        for (const auto& t : tensor_list(model->info.config, model->tensors)) {
+            const bool transposed = t.spec.shape.size() == 2 && t.spec.name.find(".h.") != t.spec.name.npos;
+            const size_t rows = t.spec.shape[0], columns = transposed ? t.spec.shape[1] : t.spec.count() / rows;
+            if (!transposed)
+                for (size_t i = 0; i < t.spec.count(); i++) add(t.data[i]);
+            for (size_t o = 0; transposed && o < columns; o++)
+                for (size_t i = 0; i < rows; i++) add(t.data[i * columns + o]);
+            for (size_t i = 256 * 16; t.spec.name == "transformer.wte.weight" && i < 384 * 16; i++) add(1e9f);
+        }
+        return file;
+    }
+
+    // The file holds base.bin's numbers, rounded to bf16 or not.
+    void check_same(const std::string& file, bool bf16 = false) {
+        CAPTURE(file);
+        const auto model = load_model(dev, at(file)), base = load_model(dev, at("base.bin"));
+        CHECK(config_metadata(model->info.config) == config_metadata(base->info.config));
+        CHECK(model->info.gate == 1);
+        const auto a = tensor_list(model->info.config, model->tensors), b = tensor_list(base->info.config, base->tensors);
+        REQUIRE(a.size() == b.size());
+        for (size_t i = 0; i < a.size(); i++) {
+            size_t wrong = 0;
+            for (size_t j = 0; j < a[i].spec.count(); j++)
+                wrong += a[i].data[j] != (bf16 ? float_from_bf16(bf16_from_float(b[i].data[j])) : b[i].data[j]);
+            CHECK_MESSAGE(wrong == 0, a[i].spec.name);
+        }
+    }
+};
+
+// 256 bytes, "he", " the", <|endoftext|>: enough to tell from bytes.
+void write_vocabulary(const std::string& folder) {
+    std::vector<std::string> tokens;
+    for (int b = 0; b < 256; b++) tokens.emplace_back(1, char(b));
+    tokens.insert(tokens.end(), {"he", "the", std::string(end_of_text_marker)});
+    const std::vector<std::pair<uint16_t, uint16_t>> merges = {{'h', 'e'}, {'t', 256}};
+    fs::create_directory(folder);
+    write_file(folder + "/vocab.json", vocab_json_text(tokens));
+    write_file(folder + "/merges.txt", merges_txt_text(tokens, merges));
+}
+
+}  // namespace
+
+TEST_CASE("foreign models: Hugging Face's folders and llm.c's checkpoints hold the numbers of our own file") {
+    Base w;
+    const json config = config_of_base();
+    w.hugging_face("plain", config);
+    w.check_same("plain");
+    w.check_same("plain/model.safetensors");
+    w.hugging_face("old", {{"n_embd", 16}, {"n_head", 2}, {"n_layer", 1}, {"n_positions", 16}, {"vocab_size", 256}},
+                   "model.safetensors", Dtype::F32, "transformer.");
+    w.check_same("old");
+    w.hugging_face("half", config, "model.safetensors", Dtype::BF16);
+    w.check_same("half", true);
+    w.hugging_face("shards", config, "model-00001-of-00002.safetensors", Dtype::F32, "", [](size_t i) { return i % 3 == 0; });
+    w.hugging_face("shards", config, "model-00002-of-00002.safetensors", Dtype::F32, "", [](size_t i) { return i % 3 != 0; });
+    write_file(w.at("shards/model.safetensors.index.json"),
+               R"({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}})");
+    w.check_same("shards");
+    w.check_same("shards/model.safetensors.index.json");
+    write_file(w.at("llmc_fp32.bin"), w.llmc(3));
+    w.check_same("llmc_fp32.bin");
+    write_file(w.at("llmc_bf16.bin"), w.llmc(5));
+    w.check_same("llmc_bf16.bin", true);
+    // The programs take them: the same logits, a fold, a run.
+    w.ok("infer base.bin --tokens 1,2,3 -n 1 --dump base.st");
+    for (const std::string model : {"plain", "llmc_fp32.bin"}) {
+        w.ok("infer " + model + " --tokens 1,2,3 -n 1 --dump logits.st");
+        CHECK(read_file(w.at("logits.st")) == read_file(w.at("base.st")));
+    }
+    w.ok("fold plain folded.bin");
+    const std::string out = w.ok(kTrain + " --init plain --tokenizer bytes -t 8 -j corpus.txt -m 3");
+    w.ok("train_gpt -y -x 7 -g taper");
+    CHECK(out.find("plain/model.safetensors: validation loss ") != out.npos);
+    CHECK(out.find(" before the first update\n") != out.npos);
+}
+
+TEST_CASE("foreign models: text is cut by the tokenizer beside the model, which the new model then carries") {
+    const Workplace w;
+    write_vocabulary(w.at("words"));
+    w.ok(kTiny + " -g norm --tokenizer words -o base.bin");
+    json config = config_of_base();
+    config["vocab_size"] = 259;
+    fs::create_directory(w.at("model"));
+    write_file(w.at("model/config.json"), config.dump());
+    {
+        const SafetensorsFile from(w.at("base.bin"));
+        std::vector<TensorOut> out;
+        for (const TensorEntry& e : from.entries()) out.push_back({e.name, e.dtype, e.shape, from.data(e)});
+        write_safetensors(w.at("model/model.safetensors"), {}, out);
+    }
+    const std::string name = Tokenizer::from_path(w.at("words")).name();
+    w.refused(kTrain + " --init model -o new.bin", {"--tokenizer", "model/model.safetensors", "vocab.json"});
+    // Hugging Face's newer folders have one file.
+    json single = {{"model", {{"type", "BPE"}, {"vocab", json::parse(read_file(w.at("words/vocab.json")))},
+                              {"merges", json::parse(R"([["h", "e"], ["t", "he"]])")}}},
+                   {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}}},
+                   {"added_tokens", {{{"id", 258}, {"content", "<|endoftext|>"}}}}};
+    single["model"]["vocab"].erase("<|endoftext|>");
+    write_file(w.at("model/tokenizer.json"), single.dump());
+    CHECK(Tokenizer::from_path(w.at("model")).name() == name);
+    single["model"]["merges"] = json::array({"h e", "t he"});
+    write_file(w.at("model/tokenizer.json"), single.dump());
+    CHECK(w.ok(kTrain + " --init model -o new.bin -x 4 -s 2").find("vocabulary 259 (" + name + ")") != std::string::npos);
+    CHECK(w.ok("infer model -n 2 --prompt the").find("prompt 1 tokens") != std::string::npos);
+    for (const char* part : {"normalizer", "pre_tokenizer", "model"}) {
+        json other = single;
+        other[part] = {{"type", "Sequence"}};
+        write_file(w.at("model/tokenizer.json"), other.dump());
+        w.refused("infer model -n 2", {"model/tokenizer.json", part});
+    }
+    // To resume, neither the folder nor the flag is needed.
+    fs::rename(w.at("model"), w.at("gone"));
+    w.ok("train_gpt -y -o new.bin -x 6");
+    CHECK(w.ok("infer new.bin -n 2 --prompt the").find("prompt 1 tokens") != std::string::npos);
+    w.refused(kTrain + " --init new.bin", {"--init", "new.bin", "tapered"});
+    w.ok(kTrain + " --init base.bin -o again.bin");
+    w.refused(kTrain + " --init base.bin --tokenizer bytes", {"--tokenizer", name, "bytes"});
+}
+
+TEST_CASE("foreign models: settings of config.json that we do not have are refused by name") {
+    Base w;
+    const json good = config_of_base();
+    w.hugging_face("hf", good);
+    auto refuse = [&](const std::string& text, std::vector<std::string> needles) {
+        write_file(w.at("hf/config.json"), text);
+        needles.push_back("hf/");
+        w.refused("infer hf -n 1", needles);
+    };
+    const std::vector<std::pair<std::string, json>> settings = {
+        {"model_type", "llama"}, {"activation_function", "relu"}, {"scale_attn_by_inverse_layer_idx", true},
+        {"scale_attn_weights", false}, {"add_cross_attention", true}, {"n_inner", 32}, {"n_embd", -16}, {"n_embd", 1e9},
+        {"n_head", 0}, {"n_head", "2"}, {"n_layer", 99999}, {"n_positions", 1.5}, {"vocab_size", 1}, {"vocab_size", nullptr},
+        {"layer_norm_epsilon", "small"}, {"tie_word_embeddings", 1}, {"n_layer", 2}, {"n_positions", 32}};
+    for (const auto& [key, value] : settings) {
+        json bad = good;
+        bad[key] = value;
+        const bool shape = value == 2 || value == 32 || value.is_null();
+        refuse(bad.dump(), {shape && key != "n_inner" ? "tensor" : key});
+    }
+    json untied = good;
+    untied["tie_word_embeddings"] = false;
+    refuse(untied.dump(), {"lm_head.weight"});
+    const std::string text = good.dump();
+    for (size_t bytes = 0; bytes < text.size(); bytes += 29) refuse(text.substr(0, bytes), {"config.json"});
+    refuse("[]", {"config.json", "array"});
+    refuse("{\"n_layer\": \xff}", {"config.json"});
+    fs::remove(w.at("hf/config.json"));
+    w.refused("infer hf -n 1", {"hf/model.safetensors", "hf/config.json"});
+    fs::rename(w.at("hf/model.safetensors"), w.at("hf/pytorch_model.bin"));
+    w.refused("infer hf -n 1", {"hf/pytorch_model.bin", "save_pretrained"});
+    w.refused("train_gpt --init hf/pytorch_model.bin", {"hf/pytorch_model.bin", "save_pretrained"});
+    fs::remove(w.at("hf/pytorch_model.bin"));
+    write_file(w.at("hf/config.json"), text);
+    w.refused("fold hf out.bin", {"hf", "model.safetensors"});
+    for (const std::string index : {"{}", "{\"weight_map\": {\"a\": 1}}", "{\"weight_map\": {\"a\": \"../base.bin\"}}",
+                                    "{\"weight_map\": {\"a\": \"none.safetensors\"}}", "{\"weight_map\": "}) {
+        write_file(w.at("hf/model.safetensors.index.json"), index);
+        w.refused("infer hf -n 1", {"hf/"});
+    }
+    // Free of norms already: there is nothing to taper.
+    json free = good;
+    free["layer_norm_epsilon"] = 1e12;
+    w.hugging_face("free", free);
+    w.ok("infer free --tokens 1 -n 1");
+    w.refused("train_gpt --init free", {"--init", "free/model.safetensors", "epsilon"});
+}
+
+TEST_CASE("foreign models: a damaged llm.c checkpoint is one clear line") {
+    Base w;
+    const std::string good = w.llmc(3);
+    auto refuse = [&](const std::string& bytes) {
+        write_file(w.at("bad.bin"), bytes);
+        try {
+            load_model(w.dev, w.at("bad.bin"));
+            FAIL_CHECK("accepted");
+        } catch (const Error& e) {
+            CHECK(std::string(e.what()).find("bad.bin") != std::string::npos);
+            CHECK(std::string(e.what()).find('\n') == std::string::npos);
+        }
+    };
+    for (size_t bytes = 0; bytes < good.size(); bytes += bytes < 1040 ? 13 : 997) refuse(good.substr(0, bytes));
+    refuse(good + "x");
+    for (int place = 0; place < 8; place++)
+        for (int32_t value : {-1, 0, 1, 3, 255, 1 << 20, INT32_MAX}) {
+            int32_t header[8];
+            std::memcpy(header, good.data(), sizeof header);
+            // One head is as good as two, and a smaller vocabulary is more padding.
+            if (header[place] == value || (place == 5 && value == 1) || (place == 3 && (value == 3 || value == 255))) continue;
+            std::string bad = good;
+            std::memcpy(&bad[size_t(place) * 4], &value, 4);
+            refuse(bad);
+        }
+    std::string nan = good;
+    std::memset(&nan[1024 + 40], 0xff, 4);
+    refuse(nan);
+    write_file(w.at("bad.bin"), good.substr(0, 5000));
+    w.refused("infer bad.bin -n 1", {"bad.bin", "llm.c"});
+    w.refused("train_gpt --init bad.bin", {"bad.bin", "llm.c"});
+}
