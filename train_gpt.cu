@@ -714,11 +714,11 @@ std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, co
 struct Run {
     std::vector<std::string> arguments;  // the flags, for the state file
     TokenSource train, val;
-    std::unique_ptr<SafetensorsFile> state;  // to resume from, or
-    std::unique_ptr<ModelFile> init;         // a model to start from
+    std::unique_ptr<SafetensorsFile> state;  // to resume from
     std::map<std::string, std::string> tokenizer;  // as the model file stores it
     std::optional<Tokenizer> decode;               // where there is a vocabulary to decode samples with
     std::string prompt;                            // of samples
+    std::unique_ptr<ModelFile> init = {};          // to start from
 };
 
 // "model.bin" -> "model.state.bin"
@@ -1185,7 +1185,7 @@ static Run open_run(const Settings& s, const std::optional<Start>& start) {
     if (val.size() <= s.T && train.size() > s.T)
         fail("--val: the part of %s to validate on has %zu tokens, one sequence needs %zu (-t %zu and its last target); use "
              "a longer text, a smaller -t or a text of its own", val.name().c_str(), val.size(), s.T + 1, s.T);
-    Run run{{}, train, val, nullptr, nullptr, {}, tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
+    Run run{{}, train, val, nullptr, {}, tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
     if (tokenizer) run.tokenizer = tokenizer->metadata();
     if (corpus.from_shards() && guess) {
         run.tokenizer = tokenizer ? std::map<std::string, std::string>{{"tokenizer", "gpt2"}} : start->tokenizer;
