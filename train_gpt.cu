@@ -967,13 +967,20 @@ bool drifted(const Trainer<Device, Real>& t, const StepReport& r) {
            !(r.stream_scale < limit * t.scale_target && r.stream_scale > t.scale_target / limit);
 }
 
-// The allocations of a run, by lifetime.
+// What a run holds in its device's memory, by purpose.
 template <class Device, class Real>
-std::vector<const Arena<Device>*> arenas(const Trainer<Device, Real>& t) {
+std::vector<std::pair<std::string, size_t>> memory_table(const Trainer<Device, Real>& t) {
     const Gpt<Device, Real>& m = t.model;
-    std::vector<const Arena<Device>*> all = {&m.param_memory, &m.grad_memory, &t.moment_memory, &m.act_memory};
-    if (m.kMaster) all.insert(all.begin() + 1, &m.master_memory);
-    return all;
+    std::vector<std::pair<std::string, size_t>> table;
+    for (const Arena<Device>* a : {&m.param_memory, &m.master_memory, &m.grad_memory, &t.moment_memory, &m.act_memory})
+        if (a->bytes()) table.emplace_back(a->what(), a->bytes());
+#ifdef TN_CUDA
+    if constexpr (std::is_same_v<Device, Cuda>) {
+        table.emplace_back(t.batches.memory().what(), t.batches.memory().bytes());
+        table.emplace_back("workspace of matrix products", m.dev.workspace_bytes);
+    }
+#endif
+    return table;
 }
 
 // "peak memory ...": of the process, or of the GPU with all that runs on it.
@@ -1002,9 +1009,9 @@ void print_start(const Trainer<Device, Real>& t, const Run& run) {
                     t.gate_end > s.steps ? ": after the end of this run, whose model cannot be folded yet" : "");
     std::printf("memory   ");
     size_t total = 0;
-    for (const auto* arena : arenas(t)) {
-        std::printf(" %s %.1f MiB,", arena->what().c_str(), double(arena->bytes()) / 1048576);
-        total += arena->bytes();
+    for (const auto& [purpose, bytes] : memory_table(t)) {
+        std::printf(" %s %.1f MiB,", purpose.c_str(), double(bytes) / 1048576);
+        total += bytes;
     }
     std::printf(" together %.1f MiB\n\n", double(total) / 1048576);
 }
@@ -1025,7 +1032,7 @@ template <class Device, class Real>
 void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) {
     const Settings& s = t.settings;
     size_t held = 0;
-    for (const auto* arena : arenas(t)) held += arena->bytes();
+    for (const auto& [purpose, bytes] : memory_table(t)) held += bytes;
     std::printf("\nvalidation loss %.4f (%s) after %zu updates\n", val_loss, in_bits(val_loss, run).c_str(), t.step);
     std::printf("%s, of which tensors %.1f MiB\n", memory_in_use(t.model.dev).c_str(), double(held) / 1048576);
     std::printf("model %s, state %s, log %s\n", s.out.c_str(), state_path(s).c_str(), log_path(s).c_str());

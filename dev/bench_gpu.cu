@@ -200,6 +200,7 @@ void measure_updates(Cuda& dev, const Sizes& s, const Limits& limits) {
     Settings settings;
     settings.T = s.T, settings.batch = s.B, settings.total_batch = s.N(), settings.steps = 10000;
     settings.gate_warmup = updates(100), settings.gate_end = updates(300);
+    settings.lr = 1e-6;  // the sites' scales are not calibrated here: the model must not move
     Config c;
     c.V = s.V, c.T = s.T, c.L = s.L, c.NH = s.NH, c.C = s.C;
     std::vector<uint16_t> random(s.N() * 4 + 1);

@@ -1,49 +1,81 @@
 #!/usr/bin/env bash
-# The CUDA tests on a real GPU, and under compute-sanitizer where there is one; writes dev/results/<gpu>-test.md.
+# The CUDA tests on a real GPU, the programs on it, and the ops under compute-sanitizer where there is one; writes
+# dev/results/<gpu>-test.md. `make gpu-test` builds what it needs and calls it.
 #   dev/gpu_test.sh build/gpu/run_cuda_tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests=$1
-gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)
-out=dev/results/$(echo "$gpu" | tr 'A-Z ' 'a-z-')-test.md
+ask() { nvidia-smi -i 0 --query-gpu="$1" --format=csv,noheader; }
+gpu=$(ask name)
+out=dev/results/$(echo "$gpu" | tr 'A-Z /' 'a-z--')-test.md
 mkdir -p dev/results
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+folder=$(mktemp -d)
+log=$folder/log
+trap 'rm -rf "$folder"' EXIT
 status=0
 
 check() {  # name, command...
-    local name=$1 begin=$SECONDS
+    local name=$1 begin=$SECONDS result=passed
     shift
-    if "$@" >"$log" 2>&1; then
-        echo "| $name | passed | $((SECONDS - begin)) |" | tee -a "$out"
-    else
-        echo "| $name | **failed** | $((SECONDS - begin)) |" | tee -a "$out"
+    "$@" >"$log" 2>&1 || result="**failed**"
+    echo "| $name | $result | $((SECONDS - begin)) |" | tee -a "$out"
+    if [ "$result" != passed ]; then
         tail -n 40 "$log"
         status=1
     fi
+}
+
+# Skipped cases exit with 0 too: a GPU that the tests cannot use must not look like a pass.
+none_skipped() {
+    "$@" && grep -q ' 0 skipped' "$log"
+}
+
+# Options for both devices: 60 updates, through all phases of the gate.
+train() {  # device, precision, output
+    ./train_gpt --device "$1" --precision "$2" -o "$folder/$3" -x 60 --gate-warmup 10 --gate-end 40 -v 0 -m 2
+}
+same_bits() {
+    train cuda bf16 a.bin && train cuda bf16 b.bin && cmp "$folder/a.bin" "$folder/b.bin"
+}
+# The losses of two logs, update by update, at most $3 apart, relatively.
+same_losses() {
+    paste "$folder/$1" "$folder/$2" | awk -v bound="$3" '
+        { split($0, part, /"loss":/); a = part[2] + 0; b = part[3] + 0; d = (a > b ? a - b : b - a) / b
+          if (!(b > 0 && d <= bound)) { print "update " NR ": loss " a " against " b; bad = 1 } }
+        END { exit bad || NR != 60 }'
+}
+agrees() {  # precision, bound
+    train cuda "$1" gpu.bin && train cpu fp32 cpu.bin && same_losses gpu.log.jsonl cpu.log.jsonl "$2"
+}
+infers() {
+    train cuda bf16 c.bin && ./fold "$folder/c.bin" "$folder/f.bin" && ./infer "$folder/f.bin" --device cuda --last-token &&
+        ./infer "$folder/f.bin" --device cuda -n 400 && ./infer "$folder/c.bin" --device cuda --precision fp32 -n 50
 }
 
 {
     echo "# CUDA tests on $gpu"
     echo
     echo "\`make gpu-test\`, $(date -u +%Y-%m-%d), commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)," \
-        "driver $(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1)."
+        "driver $(ask driver_version)."
     echo
     echo "| check | result | seconds |"
     echo "| --- | --- | ---: |"
 } | tee "$out"
-# Skipped cases would exit with 0 too: a GPU that the program cannot use must not look like a pass.
-check "a GPU was found" bash -c "'$tests' --no-colors=true | grep -q ' 0 skipped'"
-check "all tests" "$tests"
+check "all tests, none skipped" none_skipped "$tests" --no-colors=true
 check "all tests, waiting after each launch" env SYNC_LAUNCHES=1 "$tests"
-sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
+check "train_gpt twice, bf16: the same bits" same_bits
+check "train_gpt, fp32: losses of 60 updates within 0.1% of the CPU's" agrees fp32 1e-3
+check "train_gpt, bf16: losses of 60 updates within 2% of the CPU's" agrees bf16 2e-2
+check "train_gpt, fold, infer" infers
+sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2>/dev/null || true)
 if [ -n "$sanitizer" ]; then
-    # Ops alone: whole runs are too slow under the tools. Mixed reads of padding are the library's own business.
+    # Ops alone: whole runs are too slow under the tools, and cuBLASLt's reads of padding are its own business.
+    ops="cuda sites*,cuda gelu*,cuda cross-entropy*,cuda embedding*,cuda adamw*,cuda attention*,cuda matvec*,cuda sampling*"
     for tool in memcheck racecheck initcheck; do
-        check "compute-sanitizer $tool" "$sanitizer" --tool $tool --error-exitcode 1 "$tests" \
-            -tc="cuda sites*,cuda gelu*,cuda cross-entropy*,cuda embedding*,cuda adamw*,cuda attention*"
+        check "compute-sanitizer $tool" timeout 90 "$sanitizer" --tool $tool --error-exitcode 1 "$tests" -tc="$ops"
     done
 else
     echo "| compute-sanitizer | skipped: not installed | |" | tee -a "$out"
 fi
+echo "wrote $out"
 exit $status

@@ -10,6 +10,7 @@
 #include "io/tokens.h"
 #include "runtime/cpu.h"
 #ifdef TN_CUDA
+#include "runtime/arena.h"
 #include "runtime/cuda.cuh"
 #endif
 
@@ -45,16 +46,14 @@ class Batches<Cpu> {
 template <>
 class Batches<Cuda> {
   public:
-    Batches(Cuda& dev, Loader loader, size_t N) : dev_(dev), loader_(std::move(loader)), N_(N) {
-        for (Slot& slot : slots_)
-            slot.device = static_cast<int*>(device_allocate(dev, 2 * N * sizeof(int), "batches of tokens"));
+    Batches(Cuda& dev, Loader loader, size_t N)
+        : dev_(dev), loader_(std::move(loader)), N_(N), memory_(dev, "batches of tokens") {
+        for (Slot& slot : slots_) memory_.add(slot.device, 2 * N);
+        memory_.allocate(false);
     }
     Batches(const Batches&) = delete;
     Batches& operator=(const Batches&) = delete;
-    ~Batches() {
-        cudaStreamSynchronize(dev_.copy_stream);
-        for (Slot& slot : slots_) device_free(dev_, slot.device);
-    }
+    ~Batches() { cudaStreamSynchronize(dev_.copy_stream); }
 
     Batch next() {
         if (!ready_) fill();
@@ -68,6 +67,8 @@ class Batches<Cuda> {
         at_ = 1 - at_;
         fill();
     }
+
+    const Arena<Cuda>& memory() const { return memory_; }
 
     uint64_t position() const { return ready_ ? position_ : loader_.position(); }
     void seek(uint64_t position) {
@@ -100,6 +101,7 @@ class Batches<Cuda> {
     Loader loader_;
     size_t N_;
     Slot slots_[2];
+    Arena<Cuda> memory_;
     int at_ = 0;
     bool ready_ = false;  // slot at_ holds the batch of position_
     uint64_t position_ = 0;

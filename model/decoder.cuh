@@ -19,6 +19,9 @@ struct Piece {
     size_t n;
 };
 
+template <class Real>
+class DecodeGraph;  // model/decode_graph.cuh: steps without the host
+
 template <class Device, class Real>
 class Decoder {
   public:
@@ -70,6 +73,8 @@ class Decoder {
     void feed(const int* tokens, size_t n, Logits which, Acc<Real>* out) { feed({{0, tokens, n}}, which, out); }
 
   private:
+    friend class DecodeGraph<Real>;
+
     // Rows row .. row + n - 1 of a block are positions first .. of a sequence; `ends` its piece.
     struct Part {
         size_t sequence, row, first, n;

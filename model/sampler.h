@@ -15,6 +15,8 @@ struct Sampling {
     uint64_t seed = 1;
 };
 
+constexpr uint64_t kSampleStream = 0x5a3b1e;  // of random numbers
+
 struct TokenProbability {
     int token;
     double probability;
@@ -52,7 +54,7 @@ inline std::vector<TokenProbability> candidates(const float* logits, size_t V, c
 // The token for the step-th choice of this seed (inverse of the cumulative distribution).
 inline int sample(const float* logits, size_t V, const Sampling& s, uint64_t step) {
     const std::vector<TokenProbability> choice = candidates(logits, V, s);
-    double u = random_uniform(s.seed, 0x5a3b1e, step);
+    double u = random_uniform(s.seed, kSampleStream, step);
     for (const TokenProbability& c : choice)
         if ((u -= c.probability) < 0) return c.token;
     return choice.back().token;

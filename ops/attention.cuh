@@ -294,14 +294,13 @@ void attention_backward(Cuda& dev, Real* dqkv, const Real* dout, const Real* out
     launch<simple_backward_dq_kernel<Real>>(grid, simple_threads, shared, dev.stream, a);
 }
 
-// The smallest instance with room for the head size.
-template <class Real, int packs>
-void launch_decode(Cuda& dev, const AttentionDecode<Real>& a, dim3 grid) {
+// Calls f(std::integral_constant<int, packs>()) of the smallest instance with room for the head size.
+template <class Real, int packs, class F>
+void with_decode_packs(int hs, F&& f) {
     constexpr int channels = 8 * int(kPiece<Real>) * packs;
     if constexpr (channels < simple_max_hs)
-        if (a.hs > channels) return launch_decode<Real, 2 * packs>(dev, a, grid);
-    const size_t shared = size_t(decode_groups) * size_t(a.hs + 2) * sizeof(float);
-    launch<decode_kernel<Real, packs>>(grid, decode_threads, shared, dev.stream, a);
+        if (hs > channels) return with_decode_packs<Real, 2 * packs>(hs, f);
+    f(std::integral_constant<int, packs>());
 }
 
 // One query: a block for each head and 128 keys; if that is more than one a head, their results are combined.
@@ -324,7 +323,10 @@ void attention_decode(Cuda& dev, Real* out, Real* k_cache, Real* v_cache, const 
         .scale = float(1 / std::sqrt(double(hs))),
     };
     const dim3 grid(heads, splits);
-    launch_decode<Real, 1>(dev, a, grid);
+    const size_t shared = size_t(decode_groups) * size_t(a.hs + 2) * sizeof(float);
+    with_decode_packs<Real, 1>(a.hs, [&](auto packs) {
+        launch<decode_kernel<Real, decltype(packs)::value>>(grid, decode_threads, shared, dev.stream, a);
+    });
     if (splits > 1)
         launch<decode_combine_kernel<Real>>(heads, decode_threads, 0, dev.stream, out, partial, int(splits),
                                             int(hs));
@@ -360,6 +362,17 @@ void attention_cached(Cuda& dev, Real* out, const std::vector<CachedRows<Real>>&
         };
         launch_attention_forward(dev, a, 1);
     }
+}
+
+// One new token of each of `rows` sequences against its cache; see AttentionStep. For head sizes of whole 16 bytes.
+template <class Real>
+void attention_step(Cuda& dev, const AttentionStep<Real>& a, size_t rows) {
+    check_head_size(size_t(a.hs));
+    const dim3 grid(unsigned(a.NH), blocks_for(size_t(a.T), decode_keys), unsigned(rows));
+    const size_t shared = size_t(decode_groups) * size_t(a.hs + 2) * sizeof(float);
+    with_decode_packs<Real, 1>(a.hs, [&](auto packs) {
+        launch<decode_step_kernel<Real, decltype(packs)::value>>(grid, decode_threads, shared, dev.stream, a);
+    });
 }
 #endif  // TN_CUDA
 #endif

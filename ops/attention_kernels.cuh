@@ -266,46 +266,36 @@ __global__ void cache_append_kernel(Real* k_cache, Real* v_cache, const Real* qk
 
 constexpr int decode_threads = 128, decode_groups = decode_threads / 8, decode_keys = 128;
 
-// Writes the weighted sums of `count` parts, brought to one scale and added in order. A part is [hs + 2] as
-// in `partial`. `divide`: by the sum of weights, which makes the result final; else that and the scale are
+// Writes the weighted sums of `count` parts, brought to one scale and added in order. part(i, c) is number c of the i-th
+// [hs + 2], as in `partial`. `divide`: by the sum of weights, which makes the result final; else that and the scale are
 // written behind it.
-template <class Out>
-__device__ __forceinline__ void combine_parts(Out* out, const float* parts, int count, int hs, bool divide) {
+template <class Out, class Part>
+__device__ __forceinline__ void combine_parts(Out* out, Part&& part, int count, int hs, bool divide) {
     float top = -INFINITY, weight = 0;
-    for (int i = 0; i < count; i++) top = fmaxf(top, parts[i * (hs + 2) + hs]);
-    for (int i = 0; i < count; i++)
-        weight += parts[i * (hs + 2) + hs + 1] * fast_exp2(parts[i * (hs + 2) + hs] - top);
+    for (int i = 0; i < count; i++) top = fmaxf(top, part(i, hs));
+    for (int i = 0; i < count; i++) weight += part(i, hs + 1) * fast_exp2(part(i, hs) - top);
     for (int c = int(threadIdx.x); c < hs; c += int(blockDim.x)) {
         float sum = 0;
-        for (int i = 0; i < count; i++)
-            sum += parts[i * (hs + 2) + c] * fast_exp2(parts[i * (hs + 2) + hs] - top);
+        for (int i = 0; i < count; i++) sum += part(i, c) * fast_exp2(part(i, hs) - top);
         out[c] = Out(divide ? sum / weight : sum);
     }
     if (!divide && threadIdx.x == 0) out[hs] = Out(top), out[hs + 1] = Out(weight);
 }
 
-// Block (x, y): head x, the y-th 128 keys. Groups of 8 lanes take keys in turn, `ahead` at a time, and each
-// has a softmax of its own; a lane holds 16 bytes of channels out of every 128, `packs` times. Loads depend
-// on no condition, so that many can be under way: lanes without a channel or a key read another's and weigh
-// it with 0. Scores are in units of log 2.
+// One head's query q [hs] against the keys and values [begin, end), whose rows are C apart; leaves decode_groups parts.
+// Groups of 8 lanes take keys in turn, `ahead` at a time, and each has a softmax of its own; a lane holds 16 bytes of
+// channels out of every 128, `packs` times. Loads depend on no condition, so that many can be under way: lanes without a
+// channel or a key read another's and weigh it with 0. Scores are in units of log 2: scale2 is the scale times log2e.
 template <class Real, int packs>
-__global__ void __launch_bounds__(decode_threads) decode_kernel(AttentionDecode<Real> a) {
+__device__ void decode_keys_of_head(float* parts, const Real* q_row, const Real* k, const Real* v, size_t C, int hs,
+                                    int begin, int end, float scale2) {
     constexpr int width = kPiece<Real>, ahead = 4;
-    const int group = int(threadIdx.x / 8), lane = int(threadIdx.x % 8) * width, hs = a.hs;
-    const int begin = int(blockIdx.y) * decode_keys, end = min(a.keys, begin + decode_keys);
-    const size_t C = size_t(a.NH) * size_t(hs), head = size_t(blockIdx.x) * size_t(hs);
-    Real *k = a.k_cache + head, *v = a.v_cache + head;
-    if (end == a.keys)
-        for (size_t c = threadIdx.x; c < size_t(hs); c += decode_threads) {
-            k[size_t(end - 1) * C + c] = a.qkv[C + head + c];
-            v[size_t(end - 1) * C + c] = a.qkv[2 * C + head + c];
-        }
-    __syncthreads();  // the new key and value are in the cache
+    const int group = int(threadIdx.x / 8), lane = int(threadIdx.x % 8) * width;
     auto channel = [&](int i) { return lane + 8 * width * i < hs ? size_t(lane + 8 * width * i) : 0; };
     float q[packs][width] = {}, out[packs][width] = {}, top = -INFINITY, sum = 0, x[width];
 #pragma unroll
     for (int i = 0; i < packs; i++)
-        if (lane + 8 * width * i < hs) load_piece(q[i], a.qkv + head + channel(i), 0, width, true);
+        if (lane + 8 * width * i < hs) load_piece(q[i], q_row + channel(i), 0, width, true);
     for (int key = begin + group; key - group < end; key += decode_groups * ahead) {
         float s[ahead] = {}, new_top = top;
 #pragma unroll
@@ -317,7 +307,7 @@ __global__ void __launch_bounds__(decode_threads) decode_kernel(AttentionDecode<
         }
 #pragma unroll
         for (int j = 0; j < ahead; j++) {
-            s[j] = group_sum<8>(s[j]) * (a.scale * attention_log2e);
+            s[j] = group_sum<8>(s[j]) * scale2;
             if (key + j * decode_groups >= end) s[j] = -INFINITY;
             new_top = fmaxf(new_top, s[j]);
         }
@@ -335,19 +325,41 @@ __global__ void __launch_bounds__(decode_threads) decode_kernel(AttentionDecode<
             for (int w = 0; w < width; w++) out[i % packs][w] += s[j] * x[w];
         }
     }
-    float *parts = dynamic_shared<float>(), *mine = parts + group * (hs + 2);
+    float* mine = parts + group * (hs + 2);
 #pragma unroll
     for (int i = 0; i < packs * width; i++) {
         const int c = lane + 8 * width * (i / width) + i % width;
         if (c < hs) mine[c] = out[i / width][i % width];
     }
     if (lane == 0) mine[hs] = top, mine[hs + 1] = sum;
+}
+
+// Block: adds the head's key and value of a row of qkv to its cache, at `position`.
+template <class Real>
+__device__ __forceinline__ void decode_append(Real* k, Real* v, const Real* qkv, size_t C, int hs, int position) {
+    for (int c = int(threadIdx.x); c < hs; c += decode_threads) {
+        k[size_t(position) * C + size_t(c)] = qkv[C + size_t(c)];
+        v[size_t(position) * C + size_t(c)] = qkv[2 * C + size_t(c)];
+    }
+}
+
+// Block (x, y): head x, the y-th 128 keys.
+template <class Real, int packs>
+__global__ void __launch_bounds__(decode_threads) decode_kernel(AttentionDecode<Real> a) {
+    const int begin = int(blockIdx.y) * decode_keys, end = min(a.keys, begin + decode_keys), hs = a.hs;
+    const size_t C = size_t(a.NH) * size_t(hs), head = size_t(blockIdx.x) * size_t(hs);
+    Real *k = a.k_cache + head, *v = a.v_cache + head;
+    float* const parts = dynamic_shared<float>();
+    if (end == a.keys) decode_append(k, v, a.qkv + head, C, hs, end - 1);
+    __syncthreads();  // the new key and value are in the cache
+    decode_keys_of_head<Real, packs>(parts, a.qkv + head, k, v, C, hs, begin, end, a.scale * attention_log2e);
     __syncthreads();
+    auto part = [&](int i, int c) { return parts[i * (hs + 2) + c]; };
     const size_t split = size_t(blockIdx.x) * gridDim.y + blockIdx.y;
     if (gridDim.y == 1)
-        combine_parts(a.out + head, parts, decode_groups, hs, true);
+        combine_parts(a.out + head, part, decode_groups, hs, true);
     else
-        combine_parts(a.partial + split * size_t(hs + 2), parts, decode_groups, hs, false);
+        combine_parts(a.partial + split * size_t(hs + 2), part, decode_groups, hs, false);
 }
 
 // Block: one head. What decode_kernel left of each 128 keys becomes its output.
@@ -355,7 +367,50 @@ template <class Real>
 __global__ void __launch_bounds__(decode_threads)
     decode_combine_kernel(Real* out, const float* partial, int splits, int hs) {
     const size_t head = blockIdx.x;
-    combine_parts(out + head * size_t(hs), partial + head * size_t(splits) * size_t(hs + 2), splits, hs,
-                  true);
+    const float* parts = partial + head * size_t(splits) * size_t(hs + 2);
+    combine_parts(out + head * size_t(hs), [&](int i, int c) { return parts[i * (hs + 2) + c]; }, splits, hs, true);
+}
+
+// One new token of each of several sequences, at positions that only the device knows.
+template <class Real>
+struct AttentionStep {
+    Real* out;                // [rows, C]
+    float* partial;           // [rows, NH, splits of T keys, hs + 2]
+    unsigned* finished;       // [rows, NH]: 0 before and after
+    Real *k_cache, *v_cache;  // [rows, T, C]
+    const Real* qkv;          // [rows, 3C]
+    const int* positions;     // [rows]
+    int NH, hs, T;
+    float scale;
+};
+
+// Block (x, y, z): head x of sequence z, the y-th 128 keys if there are as many. The last block of a head to finish adds
+// up what all of them left.
+template <class Real, int packs>
+__global__ void __launch_bounds__(decode_threads) decode_step_kernel(const __grid_constant__ AttentionStep<Real> a) {
+    const int keys = a.positions[blockIdx.z] + 1, splits = (keys + decode_keys - 1) / decode_keys, hs = a.hs;
+    const int begin = int(blockIdx.y) * decode_keys, end = min(keys, begin + decode_keys);
+    if (begin >= keys) return;  // the whole block
+    const size_t C = size_t(a.NH) * size_t(hs), head = size_t(blockIdx.x) * size_t(hs), row = blockIdx.z;
+    const size_t cache = row * size_t(a.T) * C + head, task = row * size_t(a.NH) + blockIdx.x;
+    const Real* qkv = a.qkv + row * 3 * C + head;
+    float* const parts = dynamic_shared<float>();
+    if (end == keys) decode_append(a.k_cache + cache, a.v_cache + cache, qkv, C, hs, end - 1);
+    __syncthreads();  // the new key and value are in the cache
+    decode_keys_of_head<Real, packs>(parts, qkv, a.k_cache + cache, a.v_cache + cache, C, hs, begin, end,
+                                     a.scale * attention_log2e);
+    __syncthreads();
+    auto part = [&](int i, int c) { return parts[i * (hs + 2) + c]; };
+    Real* const out = a.out + row * C + head;
+    if (splits == 1) return combine_parts(out, part, decode_groups, hs, true);
+    float* const partial = a.partial + task * gridDim.y * size_t(hs + 2);
+    combine_parts(partial + blockIdx.y * size_t(hs + 2), part, decode_groups, hs, false);
+    __threadfence();   // each thread's numbers are visible to all blocks
+    __syncthreads();   // of the whole block
+    bool last = false;
+    if (threadIdx.x == 0) last = atomicInc(&a.finished[task], unsigned(splits - 1)) == unsigned(splits - 1);
+    if (!__syncthreads_or(last)) return;
+    __threadfence();  // nothing below is read before the counter
+    combine_parts(out, [&](int i, int c) { return __ldcg(&partial[i * (hs + 2) + c]); }, splits, hs, true);
 }
 #endif  // TN_CUDA

@@ -61,6 +61,7 @@ struct Cuda {
     MatmulPlans plans;
     void* workspace = nullptr;  // of cuBLASLt, for matmuls on `stream`
     size_t workspace_bytes = size_t(32) << 20;
+    const char* memory_hint = cuda_hint(cudaErrorMemoryAllocation);  // what this program's user can do about too little
     cudaDeviceProp properties;
 
     explicit Cuda(int device_ = 0) : device(device_) {
@@ -71,7 +72,7 @@ struct Cuda {
         CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
         CUDA_CHECK(cudaStreamCreateWithFlags(&copy_stream, cudaStreamNonBlocking));
         CUBLAS_CHECK(cublasLtCreate(&cublaslt));
-        workspace = device_allocate(*this, workspace_bytes, "the matrix products' workspace");
+        workspace = device_allocate(*this, workspace_bytes, "workspace of matrix products");
     }
     Cuda(const Cuda&) = delete;
     Cuda& operator=(const Cuda&) = delete;
@@ -119,7 +120,7 @@ inline void* device_allocate(Cuda& dev, size_t bytes, const char* what) {
         cudaGetLastError();
         CUDA_CHECK(cudaMemGetInfo(&free, &total));
         fail("out of memory on GPU %d: %s needs %.1f MiB and %.1f of %.1f MiB are free; %s", dev.device, what,
-             double(bytes) / 1048576, double(free) / 1048576, double(total) / 1048576, cuda_hint(error));
+             double(bytes) / 1048576, double(free) / 1048576, double(total) / 1048576, dev.memory_hint);
     }
     CUDA_CHECK(error);
     return p;
@@ -215,14 +216,17 @@ class CudaGraph {
         CUDA_CHECK(cudaStreamEndCapture(dev.stream, &graph));
         if (graph_) cudaGraphExecDestroy(graph_);
         graph_ = nullptr;
+        CUDA_CHECK(cudaGraphGetNodes(graph, nullptr, &nodes_));
         const cudaError_t error = cudaGraphInstantiate(&graph_, graph, 0);
         cudaGraphDestroy(graph);
         CUDA_CHECK(error);
     }
 
     void launch(Cuda& dev) { CUDA_CHECK(cudaGraphLaunch(graph_, dev.stream)); }
+    size_t nodes() const { return nodes_; }  // kernels, copies, products
 
   private:
     cudaGraphExec_t graph_ = nullptr;
+    size_t nodes_ = 0;
 };
 #endif  // TN_CUDA

@@ -4,20 +4,27 @@
 #include <cmath>
 #include <cstdint>
 
+// Kernels draw the same numbers as the host.
+#ifdef __CUDACC__
+#define TN_HOST_DEVICE __host__ __device__
+#else
+#define TN_HOST_DEVICE
+#endif
+
 // SplitMix64's output function: a bijection of 64-bit numbers that passes BigCrush when fed with a counter.
-inline uint64_t mix64(uint64_t x) {
+TN_HOST_DEVICE inline uint64_t mix64(uint64_t x) {
     x += 0x9e3779b97f4a7c15u;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
     return x ^ (x >> 31);
 }
 
-inline uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
+TN_HOST_DEVICE inline uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
     return mix64(mix64(mix64(seed) ^ stream) ^ index);
 }
 
 // In (0, 1), with 53 bits.
-inline double random_uniform(uint64_t seed, uint64_t stream, uint64_t index) {
+TN_HOST_DEVICE inline double random_uniform(uint64_t seed, uint64_t stream, uint64_t index) {
     return (double(random_bits(seed, stream, index) >> 11) + 0.5) * 0x1p-53;
 }
 

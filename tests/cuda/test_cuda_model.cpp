@@ -6,9 +6,16 @@
 
 #include <doctest/doctest.h>
 
+#include <set>
+
 #include "tests/emu/cuda_test.h"
+#ifdef CUDA_EMU
+#include "tests/emu/emu.h"
+#endif
 #include "tests/random_model.h"
 #include "tests/temporary_folder.h"
+
+void fold_file(const std::string& model, const std::string& folded);  // fold_program.cpp
 
 namespace {
 
@@ -199,7 +206,7 @@ CUDA_TEST("cuda trainer: a state of one number type resumes in the other, its we
     CHECK(parameters(second) == expected);
 }
 
-CUDA_TEST("cuda: the model file of a GPU run, normalized, tapering and tapered, infers alike on both devices") {
+CUDA_TEST("cuda: the model file of a GPU run, normalized, tapering, tapered and folded, infers alike on both devices") {
     const TemporaryFolder folder;
     std::vector<int> tokens(11);
     for (size_t i = 0; i < tokens.size(); i++) tokens[i] = int(97 + i * 7 % 26);
@@ -219,6 +226,15 @@ CUDA_TEST("cuda: the model file of a GPU run, normalized, tapering and tapered, 
         // 2 blocks of about 20 roundings each, at 2^-24 and 2^-8.
         check_logits(logits_of<Cuda, float>(*model, tokens), expected, 64 * 0x1p-24 * 32);
         check_logits(logits_of<Cuda, bf16>(*model, tokens), expected, 16 * 0x1p-8);
+        if (steps < 10) continue;
+        // Tapered: it folds, and the folded model is the same function on both devices.
+        const std::string folded_path = folder.path + "/folded.bin";
+        fold_file(run.settings.out, folded_path);
+        const auto folded = load_model(cpu, folded_path);
+        CHECK(folded->info.config.fold == Fold::internal);
+        check_logits(logits_of<Cpu, float>(*folded, tokens), expected, 64 * 0x1p-24 * 32);
+        check_logits(logits_of<Cuda, float>(*folded, tokens), expected, 64 * 0x1p-24 * 32);
+        check_logits(logits_of<Cuda, bf16>(*folded, tokens), expected, 16 * 0x1p-8);
     }
 }
 
@@ -265,6 +281,40 @@ CUDA_TEST("cuda trainer: a loss that is not finite stops the run before anything
     CHECK_THROWS_WITH_AS(t.update(), doctest::Contains("step 2"), Error);
     CHECK(parameters(t) == before);
 }
+
+#ifdef CUDA_EMU
+CUDA_TEST("cuda trainer: out of memory says for what, how much, and which flags help; nothing stays allocated") {
+    const TemporaryFolder folder;
+    CudaRun run(folder.path, NormKind::layernorm, GateMode::taper, 32, 10);
+    run.settings.batch = 64, run.settings.total_batch = 640;
+    size_t whole = 0;
+    {
+        Cuda dev;
+        Trainer<Cuda, bf16> t(dev, run.settings, run.config, run.corpus);
+        for (const auto& [purpose, bytes] : memory_table(t)) whole += bytes;
+    }
+    const size_t memory = emu::settings().memory, living = emu::live_allocations();
+    std::set<std::string> named;
+    for (size_t part = 0; part <= 20; part++) {  // at every size of a GPU it says so or works
+        emu::settings().memory = whole * part / 20;
+        try {
+            Cuda dev;
+            Trainer<Cuda, bf16> t(dev, run.settings, run.config, run.corpus);
+            CHECK(part == 20);
+        } catch (const Error& e) {
+            const std::string message = e.what(), begin = "out of memory on GPU 0: ";
+            CHECK_MESSAGE(message.starts_with(begin), message);
+            CHECK_MESSAGE(message.find("use a smaller -b (batch) or -t (sequence length), or recompute more (-r 1, -r 2)") !=
+                              std::string::npos, message);
+            named.insert(message.substr(begin.size(), message.find(" needs ") - begin.size()));
+        }
+        emu::settings().memory = memory;
+        CHECK(emu::live_allocations() == living);
+    }
+    CHECK(named.contains("workspace of matrix products"));
+    CHECK(named.contains("activations"));
+}
+#endif
 
 CUDA_TEST("cuda trainer: samples") {
     const TemporaryFolder folder;

@@ -70,6 +70,12 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus* 
     return cudaSuccess;
 }
 
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
+    if (!graph || nodes) return refuse(cudaErrorInvalidValue, "cudaGraphGetNodes: only the number of nodes is known here");
+    *count = work_of(graph)->size();
+    return cudaSuccess;
+}
+
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
     if (!graph) return refuse(cudaErrorInvalidValue);
     *executable = reinterpret_cast<cudaGraphExec_t>(new Work(*work_of(graph)));

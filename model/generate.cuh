@@ -1,0 +1,76 @@
+// Generating tokens for all sequences of a decoder: on the CPU one step after the other, on a GPU without the host.
+#pragma once
+#include <cmath>
+#include <functional>
+#include <optional>
+
+#include "model/decoder.cuh"
+#include "model/sampler.h"
+#ifdef TN_CUDA
+#include "model/decode_graph.cuh"
+#endif
+
+// Called for every step i in turn with its tokens, one for each sequence; -1: the logits were not finite numbers, and what
+// follows in that sequence means nothing.
+using OnStep = std::function<void(size_t i, const int* tokens)>;
+
+// n tokens for every sequence, the first chosen from logits [sequences, V of the model], which are used up; all but the last
+// are fed to the decoder, so no sequence may have more than config.T - n + 1 tokens before. Ids below V may be chosen.
+// first: number of the first choice, for the random numbers.
+template <class Device, class Real>
+void generate_on_host(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s,
+                      size_t first, const OnStep& on_step) {
+    const size_t rows = decoder.sequences(), stride = logits.size() / rows;
+    std::vector<int> tokens(rows);
+    std::vector<Piece> next(rows);
+    for (size_t i = 0; i < n; i++) {
+        for (size_t row = 0; row < rows; row++) {
+            const Acc<Real>* z = &logits[row * stride];
+            const bool finite = std::all_of(z, z + stride, [](Acc<Real> x) { return std::isfinite(x); });
+            const std::vector<float> as_float(z, z + V);
+            tokens[row] = finite ? sample(as_float.data(), V, s, first + i) : -1;
+        }
+        on_step(i, tokens.data());
+        for (size_t row = 0; row < rows; row++) {
+            tokens[row] = std::max(tokens[row], 0);
+            next[row] = {row, &tokens[row], 1};
+        }
+        if (i + 1 < n) decoder.feed(next, Logits::last, logits.data());
+    }
+}
+
+// The way of a device to do so; decoder must outlive it.
+template <class Device, class Real>
+class Generator {
+  public:
+    Generator(Device&, Decoder<Device, Real>& decoder) : decoder_(decoder) {}
+    // See generate_on_host.
+    void generate(std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s, size_t first, const OnStep& on_step) {
+        generate_on_host(decoder_, logits, V, n, s, first, on_step);
+    }
+
+  private:
+    Decoder<Device, Real>& decoder_;
+};
+
+#ifdef TN_CUDA
+template <class Real>
+class Generator<Cuda, Real> {
+  public:
+    Generator(Cuda& dev, Decoder<Cuda, Real>& decoder) : decoder_(decoder) {
+        if (DecodeGraph<Real>::supports(decoder)) graph_.emplace(dev, decoder);
+    }
+    void generate(std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s, size_t first, const OnStep& on_step) {
+        if (graph_)
+            graph_->generate(logits, V, n, s, first, on_step);
+        else
+            generate_on_host(decoder_, logits, V, n, s, first, on_step);
+    }
+    // Kernels and products that one step launches, where it is a graph that has been recorded; else 0.
+    size_t launches() const { return graph_ ? graph_->launches() : 0; }
+
+  private:
+    Decoder<Cuda, Real>& decoder_;
+    std::optional<DecodeGraph<Real>> graph_;
+};
+#endif

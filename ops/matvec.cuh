@@ -1,0 +1,205 @@
+// Products with few rows on a GPU, for decoding one token a sequence: out [rows, N] = epilogue(site(x) [rows, K] W).
+//
+// Such a product takes the time that reading W takes. So every element of W is read once, 16 bytes a thread, and serves all
+// rows; what surrounds the product costs no pass of its own: the site before it is applied while a block brings x into
+// shared memory, bias, GELU and residual stream are added to the finished sums. A folded model has no site there, and no
+// block computes statistics of a row before it can begin.
+#pragma once
+#ifdef TN_CUDA
+#include "ops/gelu.cuh"
+#include "ops/reduce.cuh"
+#include "tapernorm.cuh"
+
+constexpr unsigned kMatvecThreads = 256, kMatvecWarps = kMatvecThreads / 32;
+constexpr unsigned kMatvecMostRows = 16;
+constexpr unsigned kMatvecNumbers = 10 << 10;  // of x that a block holds at a time, all rows together
+
+template <class Real>
+struct Matvec {
+    Real* out;           // [rows, N]
+    const Real* x;       // [rows, K]
+    Site<Real> site;     // of x; Phase::folded: none
+    const Real* weight;  // [K, N], or [N, K] in matvec_transposed
+    const Real* bias = nullptr;      // [N]
+    const Real* residual = nullptr;  // [rows, N], added behind the GELU
+    bool gelu = false;
+    unsigned rows = 0, K = 0, N = 0;
+    unsigned lanes = 0, chunk = 0;  // threads side by side on a row of W; k that are in shared memory at a time
+};
+
+// Mean and 1 / s of every row, as far as the site needs them. A warp computes a row.
+template <class Real>
+__device__ void matvec_statistics(float2* statistics, const Matvec<Real>& a) {
+    for (unsigned r = threadIdx.x / 32; r < a.rows; r += kMatvecWarps) {
+        const Real* x = a.x + size_t(r) * a.K;
+        const float m = a.site.kind == NormKind::layernorm ? row_mean_warp(x, a.K, true) : 0.0f;
+        const float s = a.site.phase != Phase::scale ? row_scale_warp(x, m, a.site.eps, a.K, true) : 1.0f;
+        if (threadIdx.x % 32 == 0) statistics[r] = {m, 1 / s};
+    }
+}
+
+// shared [rows, chunk] = site(x) at k0 .. k0 + count.
+template <Phase phase, class Real>
+__device__ void matvec_stage(float* shared, const float2* statistics, const Matvec<Real>& a, unsigned k0, unsigned count) {
+    constexpr unsigned P = kPiece<Real>;
+    const unsigned pieces = count / P;
+    for (unsigned at = threadIdx.x; at < a.rows * pieces; at += kMatvecThreads) {
+        const unsigned r = at / pieces, k = at % pieces * P;
+        float u[P], scale[P], shift[P];
+        load_piece(u, a.x + size_t(r) * a.K, k0 + k, a.K, true);
+        if constexpr (phase != Phase::folded) {
+            site_factors<phase>(scale, shift, a.site, statistics[r].y, k0 + k, a.K, true);
+#pragma unroll
+            for (unsigned j = 0; j < P; j++) u[j] = (u[j] - statistics[r].x) * scale[j] + shift[j];
+        }
+#pragma unroll
+        for (unsigned j = 0; j < P; j++) shared[r * a.chunk + k + j] = u[j];
+    }
+}
+
+template <class Real>
+__device__ __forceinline__ void matvec_stage(float* shared, const float2* statistics, const Matvec<Real>& a, unsigned k0,
+                                             unsigned count) {
+    switch (a.site.phase) {
+        case Phase::norm:
+            return matvec_stage<Phase::norm>(shared, statistics, a, k0, count);
+        case Phase::blend:
+            return matvec_stage<Phase::blend>(shared, statistics, a, k0, count);
+        case Phase::scale:
+            return matvec_stage<Phase::scale>(shared, statistics, a, k0, count);
+        case Phase::unweighted:
+            return matvec_stage<Phase::unweighted>(shared, statistics, a, k0, count);
+        case Phase::folded:
+            return matvec_stage<Phase::folded>(shared, statistics, a, k0, count);
+    }
+}
+
+template <class Real>
+__device__ __forceinline__ void matvec_store(const Matvec<Real>& a, float sum, unsigned r, unsigned n) {
+    if (a.bias) sum += float(a.bias[n]);
+    if (a.gelu) sum = gelu_cuda(sum);
+    if (a.residual) sum += float(a.residual[size_t(r) * a.N + n]);
+    a.out[size_t(r) * a.N + n] = Real(sum);
+}
+
+// W [K, N]. A block computes lanes pieces of columns of all rows (R >= a.rows of them, those behind a.rows are never
+// stored); its threads share out k, and their sums are added in a fixed order.
+template <class Real, int R>
+__global__ void __launch_bounds__(kMatvecThreads) matvec_kernel(const __grid_constant__ Matvec<Real> a) {
+    constexpr unsigned P = kPiece<Real>;
+    float2* const statistics = dynamic_shared<float2>();  // [kMatvecMostRows]
+    float* const shared = reinterpret_cast<float*>(statistics + kMatvecMostRows);
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, tile = a.lanes * P;
+    const unsigned group = threadIdx.x / a.lanes, groups = kMatvecThreads / a.lanes;
+    const unsigned n = blockIdx.x * tile + threadIdx.x % a.lanes * P;
+    float sum[R][P] = {};
+    if (a.site.phase != Phase::folded) matvec_statistics(statistics, a);
+    for (unsigned k0 = 0; k0 < a.K; k0 += a.chunk) {
+        const unsigned count = min(a.chunk, a.K - k0);
+        __syncthreads();  // the statistics are there, and everyone has left the chunk before
+        matvec_stage(shared, statistics, a, k0, count);
+        __syncthreads();
+        if (n >= a.N) continue;
+#pragma unroll 4
+        for (unsigned k = group; k < count; k += groups) {
+            const Pack<Real> w = load_pack_readonly(a.weight + size_t(k0 + k) * a.N + n);
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+                const float x = shared[unsigned(r) * a.chunk + k];
+#pragma unroll
+                for (unsigned j = 0; j < P; j++) sum[r][j] += x * float(w[int(j)]);
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < R * int(P); i++)
+        for (unsigned lanes = a.lanes; lanes < 32; lanes *= 2)
+            sum[i / P][i % P] += __shfl_xor_sync(~0u, sum[i / P][i % P], int(lanes));
+    __syncthreads();  // everyone has left the last chunk
+    if (lane < a.lanes)
+#pragma unroll
+        for (int i = 0; i < R * int(P); i++) shared[(warp * R + i / P) * tile + lane * P + i % P] = sum[i / P][i % P];
+    __syncthreads();
+    for (unsigned at = threadIdx.x; at < a.rows * tile; at += kMatvecThreads) {
+        const unsigned r = at / tile, c = at % tile;
+        float total = 0;
+        for (unsigned w = 0; w < kMatvecWarps; w++) total += shared[(w * R + r) * tile + c];
+        if (blockIdx.x * tile + c < a.N) matvec_store(a, total, r, blockIdx.x * tile + c);
+    }
+}
+
+// W [N, K], the token embedding as the head: a warp computes a few elements of the output of all rows.
+constexpr unsigned kMatvecDots = 4;
+
+template <class Real, int R>
+__global__ void __launch_bounds__(kMatvecThreads) matvec_transposed_kernel(const __grid_constant__ Matvec<Real> a) {
+    constexpr unsigned P = kPiece<Real>;
+    float2* const statistics = dynamic_shared<float2>();  // [kMatvecMostRows]
+    float* const shared = reinterpret_cast<float*>(statistics + kMatvecMostRows);
+    const unsigned lane = threadIdx.x % 32, n = (blockIdx.x * kMatvecWarps + threadIdx.x / 32) * kMatvecDots;
+    float sum[kMatvecDots][R] = {};
+    if (a.site.phase != Phase::folded) matvec_statistics(statistics, a);
+    for (unsigned k0 = 0; k0 < a.K; k0 += a.chunk) {
+        const unsigned count = min(a.chunk, a.K - k0);
+        __syncthreads();  // the statistics are there, and everyone has left the chunk before
+        matvec_stage(shared, statistics, a, k0, count);
+        __syncthreads();
+        for (unsigned k = lane * P; k < count; k += 32 * P) {
+            Pack<Real> w[kMatvecDots];
+#pragma unroll
+            for (unsigned d = 0; d < kMatvecDots; d++)
+                w[d] = load_pack_readonly(a.weight + size_t(min(n + d, a.N - 1)) * a.K + k0 + k);
+#pragma unroll
+            for (int r = 0; r < R; r++)
+#pragma unroll
+                for (unsigned j = 0; j < P; j++) {
+                    const float x = shared[unsigned(r) * a.chunk + k + j];
+#pragma unroll
+                    for (unsigned d = 0; d < kMatvecDots; d++) sum[d][r] += x * float(w[d][int(j)]);
+                }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < R * int(kMatvecDots); i++) {
+        const unsigned d = unsigned(i) % kMatvecDots, r = unsigned(i) / kMatvecDots;
+        const float total = warp_sum(sum[d][r]);
+        if (lane == 0 && r < a.rows && n + d < a.N) matvec_store(a, total, r, n + d);
+    }
+}
+
+// Whether the kernels can do it; what cannot goes through cuBLASLt.
+template <class Real>
+bool fits_matvec(const Matvec<Real>& a, bool transposed) {
+    return a.rows <= kMatvecMostRows && a.K % kPiece<Real> == 0 && (transposed || a.N % kPiece<Real> == 0) &&
+           aligned_16(a.x, a.weight) && site_aligned<Real>(a.site);
+}
+
+// Calls f(std::integral_constant<int, R>()) with the rows that the kernels round up to.
+template <class F>
+void with_matvec_rows(unsigned rows, F&& f) {
+    if (rows <= 1) return f(std::integral_constant<int, 1>());
+    if (rows <= 2) return f(std::integral_constant<int, 2>());
+    if (rows <= 4) return f(std::integral_constant<int, 4>());
+    if (rows <= 8) return f(std::integral_constant<int, 8>());
+    f(std::integral_constant<int, 16>());
+}
+
+// For what fits_matvec(a, transposed) says. a.lanes and a.chunk are chosen here.
+template <class Real>
+void matvec(Cuda& dev, Matvec<Real> a, bool transposed) {
+    constexpr unsigned P = kPiece<Real>;
+    with_matvec_rows(a.rows, [&](auto size) {
+        constexpr int R = decltype(size)::value;
+        a.chunk = std::min(a.K, kMatvecNumbers / R / P * P);
+        // As many columns a block as leave every multiprocessor a block: whole cache lines where that is possible.
+        for (a.lanes = 8; a.lanes > 2 && blocks_for(a.N, a.lanes * P) < unsigned(dev.multiprocessors());) a.lanes /= 2;
+        const size_t sums = transposed ? 0 : kMatvecWarps * R * a.lanes * P;
+        const size_t shared = kMatvecMostRows * sizeof(float2) + std::max<size_t>(size_t(R) * a.chunk, sums) * sizeof(float);
+        if (transposed)
+            launch<matvec_transposed_kernel<Real, R>>(blocks_for(a.N, kMatvecWarps * kMatvecDots), kMatvecThreads, shared,
+                                                      dev.stream, a);
+        else
+            launch<matvec_kernel<Real, R>>(blocks_for(a.N, a.lanes * P), kMatvecThreads, shared, dev.stream, a);
+    });
+}
+#endif  // TN_CUDA

@@ -1,0 +1,278 @@
+// What decodes on a GPU without the host (ops/matvec.cuh, ops/sampling.cuh, attention_step, model/decode_graph.cuh) against
+// the CPU's ops in double, the host's sampler, and the Decoder.
+#ifdef TN_CUDA
+#include <doctest/doctest.h>
+
+#include <limits>
+
+#include "model/generate.cuh"
+#include "tests/emu/cuda_test.h"
+#include "tests/random_model.h"
+
+namespace {
+
+template <class Real>
+constexpr double kStore = std::is_same_v<Real, float> ? 0x1p-24 : 0x1p-8;
+
+// Random values that Real holds exactly, on the device and in double.
+template <class Real>
+struct Both {
+    std::vector<double> exact;
+    DeviceArray<Real> device;
+
+    Both(Cuda& dev, size_t n, uint64_t seed, double scale = 1) : exact(n), device(dev, n) {
+        std::vector<Real> values(n);
+        for (size_t i = 0; i < n; i++) {
+            values[i] = Real(float(scale * random_normal(11, seed, i)));
+            exact[i] = double(float(values[i]));
+        }
+        device_copy_in(dev, device.data(), values.data(), n * sizeof(Real));
+    }
+    Real* data() const { return device.data(); }
+};
+
+struct MatvecCase {
+    size_t rows, K, N;
+    bool transposed;
+};
+
+// |got - expected| <= what rounding the result costs, and `steps` roundings of fp32 at the size of the sum's terms.
+template <class Real>
+void check_matvec(Cuda& dev, const MatvecCase& s, NormKind kind, Phase phase, bool gelu) {
+    Cpu cpu(1);
+    const auto [rows, K, N, transposed] = s;
+    CAPTURE(rows);
+    CAPTURE(K);
+    CAPTURE(N);
+    CAPTURE(int(phase));
+    const Both<Real> x(dev, rows * K, 1), w(dev, K * N, 2, 1 / std::sqrt(double(K))), bias(dev, N, 3), residual(dev, rows * N, 4);
+    const Both<Real> weight(dev, K, 5), shift(dev, K, 6), taper(dev, K, 7), taper_shift(dev, K, 8);
+    const double g = phase == Phase::blend ? double(0.37f) : phase == Phase::norm;
+    Site<Real> site{kind, phase, 1e-5f, float(g), 0.75f, weight.data(), shift.data(), taper.data(), taper_shift.data()};
+    Site<double> site_ref{kind, phase, double(1e-5f), g, 0.75, weight.exact.data(), shift.exact.data(), taper.exact.data(),
+                          taper_shift.exact.data()};
+    if (kind == NormKind::rmsnorm) site.bias = site.taper_bias = nullptr, site_ref.bias = site_ref.taper_bias = nullptr;
+    const DeviceArray<Real> out(dev, std::vector<Real>(rows * N, Real(std::numeric_limits<float>::quiet_NaN())));
+    const Matvec<Real> a{.out = out.data(), .x = x.data(), .site = site, .weight = w.data(), .bias = bias.data(),
+                         .residual = gelu ? nullptr : residual.data(), .gelu = gelu, .rows = unsigned(rows),
+                         .K = unsigned(K), .N = unsigned(N)};
+    REQUIRE(fits_matvec(a, transposed));
+    matvec(dev, a, transposed);
+    std::vector<double> y(rows * K), mean(rows), scale(rows), ref(rows * N);
+    if (phase == Phase::folded)
+        y = x.exact;
+    else
+        site_forward<double>(cpu, y.data(), mean.data(), scale.data(), nullptr, x.exact.data(), site_ref, rows, K);
+    if (transposed)
+        head_forward<double>(cpu, ref.data(), y.data(), w.exact.data(), bias.exact.data(), rows, K, N);
+    else if (gelu)
+        matmul_gelu_forward<double>(cpu, ref.data(), nullptr, y.data(), w.exact.data(), bias.exact.data(), rows, K, N);
+    else
+        matmul_forward<double>(cpu, ref.data(), y.data(), w.exact.data(), bias.exact.data(), nullptr, rows, K, N);
+    if (!gelu)
+        for (size_t i = 0; i < ref.size(); i++) ref[i] += residual.exact[i];
+    double largest = 0;
+    for (double e : ref) largest = std::max(largest, std::abs(e));
+    const auto got = out.values();
+    for (size_t i = 0; i < ref.size(); i++) {
+        INFO("element ", i, ": ", float(got[i]), " against ", ref[i]);
+        REQUIRE(std::abs(double(float(got[i])) - ref[i]) <= kStore<Real> * std::abs(ref[i]) + (double(K) + 64) * 0x1p-22 * largest);
+    }
+}
+
+template <class Real>
+void matvec_agrees() {
+    Cuda dev;
+    // Fewer rows than a kernel rounds up to; columns that do not fill a block; more k than a chunk holds (16 rows of 640).
+    for (const MatvecCase& s : {MatvecCase{1, 24, 72, false}, {3, 32, 40, false}, {5, 96, 136, false}, {16, 648, 24, false},
+                                {1, 24, 37, true}, {2, 264, 50, true}, {16, 656, 5, true}}) {
+        check_matvec<Real>(dev, s, NormKind::layernorm, Phase::folded, false);
+        check_matvec<Real>(dev, s, NormKind::layernorm, Phase::norm, !s.transposed);
+    }
+    for (const NormKind kind : {NormKind::layernorm, NormKind::rmsnorm})
+        for (const Phase phase : {Phase::norm, Phase::blend, Phase::scale, Phase::unweighted})
+            check_matvec<Real>(dev, {2, 32, 40, false}, kind, phase, true);
+}
+
+// ids that the device and the host choose from the same logits, [steps].
+template <class Real>
+std::pair<std::vector<int>, std::vector<int>> choices(Cuda& dev, const std::vector<float>& logits, const Sampling& s,
+                                                      size_t steps) {
+    const size_t V = logits.size(), C = 4, T = steps + 1;
+    const std::vector<Real> rounded(logits.begin(), logits.end());
+    const std::vector<float> as_float(rounded.begin(), rounded.end());
+    const SampleSettings settings{s.temperature > 0 ? 1 / s.temperature : 0, s.top_p, unsigned(s.top_k), s.seed,
+                                  kSampleStream, 7};
+    const DeviceArray<SampleSettings> on_device(dev, std::vector<SampleSettings>{settings});
+    const DeviceArray<Real> z(dev, rounded), wte(dev, std::vector<Real>(V * C, Real(1.0f))),
+        wpe(dev, std::vector<Real>(T * C, Real(1.0f))), x(dev, C);
+    const DeviceArray<int> ids(dev, steps), positions(dev, std::vector<int>{-1});
+    const DeviceArray<unsigned> done(dev, std::vector<unsigned>{0});
+    std::vector<int> expected;
+    for (size_t i = 0; i < steps; i++) {
+        sample_step<Real>(dev, {on_device.data(), z.data(), V, unsigned(V), ids.data(), done.data(), positions.data(),
+                                x.data(), wte.data(), wpe.data(), unsigned(C), unsigned(T)}, 1);
+        expected.push_back(sample(as_float.data(), V, s, 7 + i));
+    }
+    CHECK(positions.values()[0] == int(steps) - 1);
+    CHECK(float(x.values()[C - 1]) == 2);
+    return {ids.values(), expected};
+}
+
+template <class Real>
+void sampling_agrees() {
+    Cuda dev;
+    for (const size_t V : {1, 2, 37, 100}) {
+        std::vector<float> logits(V);
+        for (size_t i = 0; i < V; i++) logits[i] = float(2 * random_normal(3, V, i));
+        if (V == 100)
+            for (size_t i = 0; i < V; i++) logits[i] = std::round(logits[i]);  // many ties
+        for (const Sampling& s :
+             {Sampling{.temperature = 0}, Sampling{.temperature = 1}, Sampling{.temperature = 0.3, .seed = 2},
+              Sampling{.temperature = 30, .seed = 3}, Sampling{.temperature = 1, .top_k = 1},
+              Sampling{.temperature = 1, .top_k = 5, .seed = 4}, Sampling{.temperature = 1, .top_k = 1000},
+              Sampling{.temperature = 1, .top_p = 0}, Sampling{.temperature = 1, .top_p = 0.6, .seed = 5},
+              Sampling{.temperature = 2, .top_k = 9, .top_p = 0.9, .seed = 6}}) {
+            CAPTURE(V);
+            CAPTURE(s.temperature);
+            CAPTURE(s.top_k);
+            CAPTURE(s.top_p);
+            const auto [got, expected] = choices<Real>(dev, logits, s, 6);
+            CHECK(got == expected);
+        }
+    }
+    std::vector<float> logits(37, 0.0f);
+    logits[20] = std::numeric_limits<float>::infinity();
+    CHECK(choices<Real>(dev, logits, {}, 1).first[0] == -1);
+    logits[20] = std::numeric_limits<float>::quiet_NaN();
+    CHECK(choices<Real>(dev, logits, {}, 1).first[0] == -1);
+}
+
+// The logits that a prompt of each sequence leaves, [sequences, V].
+template <class Device, class Real>
+std::vector<float> prefill(Decoder<Device, Real>& decoder, const std::vector<std::vector<int>>& prompts, size_t V) {
+    std::vector<Piece> pieces;
+    for (size_t s = 0; s < prompts.size(); s++) pieces.push_back({s, prompts[s].data(), prompts[s].size()});
+    std::vector<float> logits(prompts.size() * V);
+    decoder.feed(pieces, Logits::last, logits.data());
+    return logits;
+}
+
+std::vector<std::vector<int>> some_prompts(size_t sequences, size_t V) {
+    std::vector<std::vector<int>> prompts(sequences);
+    for (size_t s = 0; s < sequences; s++)
+        for (size_t i = 0; i < 1 + s % 3 * 7 + (s == 1 ? 110 : 0); i++) prompts[s].push_back(int((3 + 5 * i + s) % V));
+    return prompts;
+}
+
+// Tokens [n, sequences] of the graph; and, of the tokens' sequences fed to a Decoder on the CPU, by how much the largest
+// logit was larger than that of the token that was chosen greedily.
+template <class Real>
+void greedy_agrees(const Config& config, size_t sequences) {
+    CAPTURE(sequences);
+    Cuda dev;
+    Cpu cpu;
+    const RandomModel<float> model(cpu, config);
+    GptTensors<float> host = model.tensors;
+    const DeviceWeights<Cuda, Real> weights(dev, model.config, host);
+    const size_t V = config.V, n = 14;
+    Decoder<Cuda, Real> decoder(dev, config, weights.tensors, model.taper_scale, 0, sequences);
+    Decoder<Cpu, float> reference(cpu, config, host, model.taper_scale, 0, sequences);
+    DecodeGraph<Real> graph(dev, decoder);
+    const auto prompts = some_prompts(sequences, V);
+    const std::vector<float> logits = prefill(decoder, prompts, V);
+    std::vector<float> expected = prefill(reference, prompts, V);
+    std::vector<int> tokens;
+    graph.generate(logits, V, n, {.temperature = 0}, 0, [&](size_t i, const int* chosen) {
+        CHECK(i * sequences == tokens.size());
+        tokens.insert(tokens.end(), chosen, chosen + sequences);
+    });
+    REQUIRE(tokens.size() == n * sequences);
+    CHECK(graph.launches() == 5 * config.L + 2);
+    for (size_t i = 0; i < n; i++) {
+        std::vector<Piece> next;
+        for (size_t s = 0; s < sequences; s++) {
+            const int* token = &tokens[i * sequences + s];
+            const float* z = &expected[s * V];
+            const double short_of = *std::max_element(z, z + V) - z[*token];
+            double largest = 0;
+            for (size_t v = 0; v < V; v++) largest = std::max(largest, std::abs(double(z[v])));
+            CHECK(short_of <= (std::is_same_v<Real, float> ? 0x1p-12 : 0x1p-3) * largest);
+            next.push_back({s, token, 1});
+        }
+        if (i + 1 < n) reference.feed(next, Logits::last, expected.data());
+    }
+    for (size_t s = 0; s < sequences; s++) CHECK(decoder.length(s) == prompts[s].size() + n - 1);
+}
+
+template <class Real>
+void generation_agrees() {
+    for (const Fold fold : {Fold::none, Fold::affine, Fold::internal}) greedy_agrees<Real>(small_config(fold), 2);
+    for (const size_t sequences : {1, 5}) greedy_agrees<Real>(small_config(Fold::internal), sequences);
+}
+
+}  // namespace
+
+#define FOR_BOTH_TYPES(check)           \
+    do {                                \
+        SUBCASE("fp32") { check<float>(); } \
+        SUBCASE("bf16") { check<bf16>(); }  \
+    } while (0)
+
+CUDA_TEST("cuda matvec: sites, epilogues, rows") { FOR_BOTH_TYPES(matvec_agrees); }
+CUDA_TEST("cuda sampling: the host's choices") { FOR_BOTH_TYPES(sampling_agrees); }
+CUDA_TEST("cuda decoding: greedy tokens are the CPU's") { FOR_BOTH_TYPES(generation_agrees); }
+
+CUDA_TEST("cuda decoding: the same graph for other settings; the same tokens again; no sequence beyond its context") {
+    Cuda dev;
+    Cpu cpu;
+    const Config config = small_config(Fold::internal);
+    const RandomModel<float> model(cpu, config);
+    GptTensors<float> host = model.tensors;
+    const DeviceWeights<Cuda, float> weights(dev, config, host);
+    Decoder<Cuda, float> decoder(dev, config, weights.tensors, {}, 0, 2);
+    DecodeGraph<float> graph(dev, decoder);
+    const std::vector<std::vector<int>> prompts = {{1, 2, 3}, {4}};
+    auto generate = [&](const Sampling& s, size_t n) {
+        for (size_t i = 0; i < 2; i++) decoder.rewind(0, i);
+        const std::vector<float> logits = prefill(decoder, prompts, config.V);
+        std::vector<int> tokens;
+        graph.generate(logits, config.V, n, s, 0, [&](size_t, const int* t) { tokens.insert(tokens.end(), t, t + 2); });
+        return tokens;
+    };
+    const std::vector<int> greedy = generate({.temperature = 0}, 30), warm = generate({.temperature = 1.5, .seed = 3}, 30);
+    CHECK(greedy != warm);
+    CHECK(generate({.temperature = 0}, 30) == greedy);
+    CHECK(generate({.temperature = 1.5, .seed = 3}, 30) == warm);
+    // The host's loop over the same logits.
+    for (size_t i = 0; i < 2; i++) decoder.rewind(0, i);
+    std::vector<float> logits = prefill(decoder, prompts, config.V);
+    std::vector<int> expected;
+    generate_on_host(decoder, logits, config.V, 30, {.temperature = 1.5, .seed = 3}, 0,
+                     [&](size_t, const int* t) { expected.insert(expected.end(), t, t + 2); });
+    CHECK(warm == expected);
+    CHECK(generate({.temperature = 0}, config.T - 3 + 1).size() == 2 * (config.T - 2));  // to the very end
+    CHECK_THROWS_WITH_AS(generate({.temperature = 0}, config.T - 3 + 2), doctest::Contains("context of 140"), Error);
+}
+
+CUDA_TEST("cuda decoding: a head size that the kernels do not take goes through the host") {
+    Cuda dev;
+    Cpu cpu;
+    Config config = small_config(Fold::internal);
+    config.C = 21;  // heads of 7
+    const RandomModel<float> model(cpu, config);
+    GptTensors<float> host = model.tensors;
+    const DeviceWeights<Cuda, float> weights(dev, config, host);
+    Decoder<Cuda, float> decoder(dev, config, weights.tensors, {}, 0);
+    Decoder<Cpu, float> reference(cpu, config, host, {}, 0);
+    Generator<Cuda, float> generator(dev, decoder);
+    Generator<Cpu, float> expected_generator(cpu, reference);
+    std::vector<float> logits = prefill(decoder, {{1, 2}}, config.V), expected_logits = prefill(reference, {{1, 2}}, config.V);
+    std::vector<int> tokens, expected;
+    generator.generate(logits, config.V, 9, {.temperature = 0}, 0, [&](size_t, const int* t) { tokens.push_back(*t); });
+    expected_generator.generate(expected_logits, config.V, 9, {.temperature = 0}, 0,
+                                [&](size_t, const int* t) { expected.push_back(*t); });
+    CHECK(generator.launches() == 0);
+    CHECK(tokens == expected);
+}
+#endif  // TN_CUDA
