@@ -26,8 +26,10 @@
 #include <vector>
 
 #include "data/stories.h"
+#include "io/checkpoints.h"
 #include "io/options.h"
 #include "io/run_log.h"
+#include "io/tensorboard.h"
 #include "io/tokenizer.h"
 #include "io/tokens.h"
 #include "model/batches.cuh"
@@ -35,6 +37,7 @@
 #include "model/decoder.cuh"
 #include "model/model_file.h"
 #include "model/sampler.h"
+#include "model/watch.cuh"
 #include "ops/adamw.cuh"
 #include "ops/attention.cuh"
 #include "ops/cross_entropy.cuh"
@@ -53,7 +56,7 @@
 struct Settings {
     std::string train, val, out = "model.bin", init;
     bool resume = false;
-    size_t checkpoint_every = 0, seed = 1, threads = 0;
+    size_t checkpoint_every = 0, keep = 2, seed = 1, threads = 0;
     std::string device = "auto", precision = "bf16", tokenizer;
 
     std::string depth;
@@ -73,6 +76,8 @@ struct Settings {
     double ema_decay = 0.99, scale_loss = 0.1;
 
     size_t val_every = 300, val_batches = 20, sample_every = 0;
+    std::string tensorboard;
+    size_t log_norms = 0;
 };
 
 static Options make_options(Settings& s) {
@@ -94,6 +99,8 @@ static Options make_options(Settings& s) {
            .help = "go on from the state beside -o, with its flags; flags given now replace them"});
     o.add({.short_name = "-n", .long_name = "--checkpoint-every", .to = &s.checkpoint_every, .metavar = "N",
            .default_text = "end only", .help = "updates between checkpoints"});
+    o.add({.long_name = "--keep", .to = &s.keep, .metavar = "K", .range = {.low = 1, .high = Checkpoints::kMost},
+           .help = "checkpoints to keep: the state and K - 1 before it; -y falls back to one where the newest is damaged"});
     o.section("Model");
     o.add({.short_name = "-e", .long_name = "--model", .to = &s.depth, .metavar = "dN", .default_text = "none",
            .help = "a GPT-2 shape by depth: d12 is 124M parameters (12 heads, 768 channels), d24 350M, d36 774M, d48 1.6B"});
@@ -149,6 +156,10 @@ static Options make_options(Settings& s) {
            .range = {.low = 1}, .help = "batches of B x T tokens in each of them; ten times as many at the end"});
     o.add({.short_name = "-s", .long_name = "--sample-every", .to = &s.sample_every, .metavar = "N",
            .help = "updates between samples of generated text; 0: none"});
+    o.add({.long_name = "--tensorboard", .to = &s.tensorboard, .metavar = "DIR", .default_text = "none",
+           .help = "write the log's numbers there for TensorBoard, too"});
+    o.add({.long_name = "--log-norms", .to = &s.log_norms, .metavar = "N",
+           .help = "updates between logs of every tensor's gradient norm and every norm site's s(h); 0: none"});
     o.add({.long_name = "--seed", .to = &s.seed, .help = "of initial weights, data order and samples"});
     o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"}, .help = "where to run"});
     o.add({.long_name = "--precision", .to = &s.precision, .choices = {"bf16", "fp32"},
@@ -540,6 +551,9 @@ struct LossWindow {
     }
 };
 
+// A factor by which a stream may leave the scale that it was calibrated at before the trainer warns.
+constexpr double kDrift = 4;
+
 // What one update reports.
 struct StepReport {
     size_t step = 0;
@@ -618,12 +632,34 @@ struct Trainer {
         return r;
     }
 
-    [[noreturn]] void report_divergence(const StepReport& r) const {
-        fail("step %zu: %s is not finite (loss %g, gradient norm %g, s(h) %.4g, g %.3g): the run diverged; nothing was "
+    [[noreturn]] void report_divergence(const StepReport& r) {
+        const bool loss = !std::isfinite(r.loss + r.scale_loss);
+        fail("step %zu: %s is not finite (loss %g, gradient norm %g, s(h) %.4g, g %.3g): the run diverged; %s; nothing was "
              "written since the last checkpoint; try a smaller -l%s",
-             r.step, std::isfinite(r.loss + r.scale_loss) ? "the gradient" : "the loss", r.loss + r.scale_loss,
-             r.grad_norm, r.stream_scale, r.g,
+             r.step, loss ? "the loss" : "the gradient", r.loss + r.scale_loss, r.grad_norm, r.stream_scale, r.g,
+             which_moved_first(site_scales(), kDrift).c_str(),
              model.config.mode == GateMode::norm ? "" : ", a longer --gate-warmup or --scale-loss 0.1");
+    }
+
+    // s(h) at every norm site, of the last micro-batch. Until the next forward pass.
+    std::vector<SiteScale> site_scales() {
+        std::vector<const Real*> streams;
+        for (size_t l = 0; l < model.config.L; l++)
+            streams.insert(streams.end(), {model.stream_into(l), model.act.h[l].mid});
+        streams.push_back(model.stream_into(model.config.L));
+        std::vector<double> averages;
+        if (calibration.updates)
+            for (const auto& site : calibration.sites) averages.push_back(site.scale / calibration.bias_correction());
+        return measure_site_scales(model.dev, model.config, streams, &model.sums()->stream, averages, model.B * model.T);
+    }
+
+    // Every tensor's gradient norm, before clipping, in the order of the table. Until the next update.
+    std::vector<std::pair<std::string, double>> gradient_norms() {
+        std::vector<std::pair<std::string, double>> norms;
+        for (const auto& t : tensor_list(model.config, model.grads))
+            norms.push_back({t.spec.name, std::sqrt(sum_of_squares(model.dev, static_cast<const Real*>(t.data),
+                                                                   t.spec.count()))});
+        return norms;
     }
 
     double gradient_norm() {
@@ -719,6 +755,7 @@ struct Run {
     std::optional<Tokenizer> decode;               // where there is a vocabulary to decode samples with
     std::string prompt;                            // of samples
     std::unique_ptr<ModelFile> init = {};          // to start from
+    Checkpoints checkpoints = Checkpoints("");     // the states, as they are written
 };
 
 // "model.bin" -> "model.state.bin"
@@ -752,7 +789,7 @@ struct HostTensors {
 // The state file holds all that the next update depends on, the parameters included, so that one file is one whole
 // checkpoint whatever happens to the others.
 template <class Device, class Real>
-void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& arguments,
+void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& arguments, Checkpoints& checkpoints,
                 const std::map<std::string, std::string>& tokenizer = {}) {
     HostTensors<Device, Acc<Real>> tensors;
     tensors.add(t.model.dev, "", tensor_list(t.model.config, t.model.exact()));
@@ -780,7 +817,7 @@ void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& argume
                      {"gate_warmup", std::to_string(t.gate_warmup)},
                      {"gate_end", std::to_string(t.gate_end)},
                      {"arguments", lines}});
-    write_safetensors(state_path(t.settings), metadata, tensors.out);
+    checkpoints.write(metadata, tensors.out, t.settings.keep);
 }
 
 static const std::string& state_metadata(const SafetensorsFile& file, const char* key) {
@@ -876,9 +913,19 @@ void save_model_file(Trainer<Device, Real>& t, const Run& run) {
 
 // The state first: a crash between the two leaves a state from which the model is written again.
 template <class Device, class Real>
-void save_checkpoint(Trainer<Device, Real>& t, const Run& run) {
-    save_state(t, run.arguments, run.tokenizer);
+void save_checkpoint(Trainer<Device, Real>& t, Run& run) {
+    save_state(t, run.arguments, run.checkpoints, run.tokenizer);
     save_model_file(t, run);
+}
+
+// In the middle of a run: a disk that is full now may have room again later, and the checkpoint of before is whole.
+template <class Device, class Real>
+void try_checkpoint(Trainer<Device, Real>& t, Run& run) {
+    try {
+        save_checkpoint(t, run);
+    } catch (const Error& e) {
+        std::fprintf(stderr, "warning: no checkpoint after update %zu: %s; the run goes on\n", t.step, e.what());
+    }
 }
 
 // --init: every tensor that a model with all its norms has, by read(row of the table, numbers); sites that will taper get
@@ -962,9 +1009,8 @@ class Progress {
 // A frozen scale that no longer fits: early calibration of a young stream, without an anchor.
 template <class Device, class Real>
 bool drifted(const Trainer<Device, Real>& t, const StepReport& r) {
-    const double limit = 4;
     return r.step > t.gate_warmup && t.scale_target > 0 && t.model.config.mode != GateMode::norm &&
-           !(r.stream_scale < limit * t.scale_target && r.stream_scale > t.scale_target / limit);
+           !(r.stream_scale < kDrift * t.scale_target && r.stream_scale > t.scale_target / kDrift);
 }
 
 // What a run holds in its device's memory, by purpose.
@@ -1044,66 +1090,85 @@ void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) 
 }
 
 template <class Device, class Real>
-void log_update(RunLog& log, const Trainer<Device, Real>& t, const StepReport& r, std::optional<double> val_loss) {
+RunLog::Fields log_fields(Trainer<Device, Real>& t, const StepReport& r) {
     RunLog::Fields fields = {{"tokens", uint64_t(r.step * t.settings.total_batch)}, {"loss", r.loss},
                              {"scale_loss", r.scale_loss}, {"g", r.g}, {"lr", r.lr}, {"grad_norm", r.grad_norm},
                              {"stream_scale", r.stream_scale},
                              {"tokens_per_second", double(t.settings.total_batch) / r.seconds}};
     if (r.skipped) fields.push_back({"skipped", uint64_t(1)});
-    if (val_loss) fields.push_back({"val_loss", *val_loss});
     if (r.step == t.gate_warmup) {
         fields.push_back({"scale_target", t.scale_target});
         const auto names = taper_site_names(t.model.config);
         for (size_t i = 0; i < names.size(); i++)
             fields.push_back({names[i] + ".taper_scale", double(t.model.taper_scale[i])});
     }
-    log.write(r.step, fields);
+    if (t.settings.log_norms && r.step % t.settings.log_norms == 0) {
+        for (const auto& [tensor, norm] : t.gradient_norms()) fields.push_back({"grad_norm/" + tensor, norm});
+        for (const SiteScale& s : t.site_scales()) fields.push_back({"stream_scale/" + s.site, s.now});
+    }
+    return fields;
 }
+
+// The log beside the model, and TensorBoard's. Begun by the first update, so that one that fails leaves older ones alone.
+struct Logs {
+    RunLog log;
+    std::optional<TensorBoardLog> board;
+
+    Logs(const Settings& s, std::optional<size_t> resumed_at) : log(log_path(s), resumed_at) {
+        if (!s.tensorboard.empty()) board.emplace(s.tensorboard, resumed_at);
+    }
+    void write(size_t step, const RunLog::Fields& fields) {
+        log.write(step, fields);
+        if (board) board->write(step, fields);
+    }
+};
 
 // The loop. Returns the signal that ended it early, or 0.
 template <class Device, class Real>
-int train(Trainer<Device, Real>& t, const Run& run) {
+int train(Trainer<Device, Real>& t, Run& run) {
     const Settings& s = t.settings;
-    const std::optional<size_t> resumed_at = run.state ? std::optional<size_t>(t.step) : std::nullopt;
-    std::optional<RunLog> log;  // begun by the first update, so that one that fails leaves an older log alone
+    const std::optional<size_t> resumed_at = s.resume ? std::optional<size_t>(t.step) : std::nullopt;
+    std::optional<Logs> logs;
     Progress progress(s, t.step);
     bool warned = false;
     while (t.step < s.steps && !interrupted) {
         const StepReport r = t.update();
-        std::optional<double> val_loss;
         progress.update(r);
-        if (s.val_every && r.step % s.val_every == 0) {
-            val_loss = evaluate(t, run.val, s.val_batches);
-            progress.note(strprintf("step %zu | validation loss %.4f", r.step, *val_loss));
-        }
-        if (!log) log.emplace(log_path(s), resumed_at);
-        log_update(*log, t, r, val_loss);
         if (!warned && drifted(t, r)) {
             warned = true;
-            progress.note(strprintf("warning: s(h) is %.3g now and was %.3g when the sites were calibrated (update %zu): the "
-                                    "stream was still growing; use a longer --gate-warmup or --scale-loss 0.1",
-                                    r.stream_scale, t.scale_target, t.gate_warmup));
+            progress.note(strprintf("warning: s(h) is %.3g now and was %.3g when the sites were calibrated (update %zu); %s; "
+                                    "the stream was still growing: use a longer --gate-warmup or --scale-loss 0.1",
+                                    r.stream_scale, t.scale_target, t.gate_warmup,
+                                    which_moved_first(t.site_scales(), kDrift).c_str()));
         }
+        RunLog::Fields fields = log_fields(t, r);
+        if (s.val_every && r.step % s.val_every == 0) {
+            const double val_loss = evaluate(t, run.val, s.val_batches);
+            progress.note(strprintf("step %zu | validation loss %.4f", r.step, val_loss));
+            fields.push_back({"val_loss", val_loss});
+        }
+        if (!logs) logs.emplace(s, resumed_at);
+        logs->write(r.step, fields);
         if (s.sample_every && r.step % s.sample_every == 0 && run.decode)
             progress.note(sample_text(t, *run.decode, run.prompt, 200));
-        if (s.checkpoint_every && r.step % s.checkpoint_every == 0 && r.step < s.steps) save_checkpoint(t, run);
+        if (s.checkpoint_every && r.step % s.checkpoint_every == 0 && r.step < s.steps) try_checkpoint(t, run);
     }
     return interrupted;
 }
 
 template <class Device, class Real>
-int run_training(Device& dev, const Settings& s, const Config& config, const Run& run) {
+int run_training(Device& dev, const Settings& s, const Config& config, Run& run) {
     Trainer<Device, Real> t(dev, s, config, run.train);
     initialize(t.model, s.seed);
     if (run.state)
-        load_state(t, *run.state);
+        load_state(t, *run.state), run.state.reset();  // its disk space is free once it is replaced
     else if (run.init)
         initialize_from(t.model, [&](const TensorSpec& spec, auto* numbers) { run.init->read(spec, numbers); });
     print_start(t, run);
     if (run.init)
         std::printf("%s: validation loss %.6f before the first update\n", run.init->path().c_str(),
                     evaluate(t, run.val, s.val_batches));
-    if (run.state && t.step >= s.steps)
+    if (s.resume && t.step >= s.steps)
         std::printf("complete  %zu of %zu updates are done; more: -x with a larger number\n", t.step, s.steps);
     watch_signals();
     const int signal = train(t, run);
@@ -1201,15 +1266,22 @@ static Run open_run(const Settings& s, const std::optional<Start>& start) {
     return run;
 }
 
-static std::unique_ptr<SafetensorsFile> open_state(const Settings& s) {
-    const std::string path = state_path(s);
-    if (!std::filesystem::exists(path))
-        fail("--resume: no state %s; expected the one that a run with -o %s writes; start it without -y", path.c_str(),
-             s.out.c_str());
-    auto state = std::make_unique<SafetensorsFile>(path);
-    if (const std::string& version = state_metadata(*state, "state_version"); version != "1")
-        fail("%s: state version: expected 1, found %s; use the version of this program that wrote the file", path.c_str(),
-             in_quotes(version).c_str());
+// Before anything is allocated: a state of this version, with the tensors of the model that it says it has.
+static void check_state(const SafetensorsFile& state) {
+    if (const std::string& version = state_metadata(state, "state_version"); version != "1")
+        fail("%s: state version: expected 1, found %s; use the version of this program that wrote the file",
+             state.path().c_str(), in_quotes(version).c_str());
+    check_tensors(state, read_config(state));
+}
+
+static std::unique_ptr<SafetensorsFile> open_state(const Settings& s, Checkpoints& checkpoints) {
+    std::string note;
+    auto state = checkpoints.open_newest(note);
+    if (!note.empty()) std::fprintf(stderr, "warning: %s\n", note.c_str());
+    if (!state)
+        fail("--resume: no state %s; expected the one that a run with -o %s writes; start it without -y",
+             state_path(s).c_str(), s.out.c_str());
+    check_state(*state);
     return state;
 }
 
@@ -1257,11 +1329,12 @@ static void check_outputs(const Settings& s) {
     std::vector<std::string> arguments(argv + 1, argv + argc);
     std::unique_ptr<SafetensorsFile> state;
     std::unique_ptr<ModelFile> init;
+    Checkpoints checkpoints(state_path(s));
     std::optional<Start> start;
     std::optional<Options> resumed;
     if (s.resume) {
         if (options.given("--init")) fail("--init and --resume: expected one of them, found both");
-        state = open_state(s);
+        state = open_state(s, checkpoints);
         resumed = resume_settings(s, arguments, *state);
         start = Start{state->path(), read_config(*state), read_tokenizer(*state), false};
     } else if (!s.init.empty()) {
@@ -1287,6 +1360,7 @@ static void check_outputs(const Settings& s) {
     std::printf("%s\n", make_options(shown).table().c_str());
     Run run = open_run(s, start);
     run.arguments = arguments, run.state = std::move(state), run.init = std::move(init);
+    run.checkpoints = checkpoints;
     const Config config = make_config(s, run, start);
 #ifdef TN_CUDA
     if (choice.cuda) {

@@ -150,8 +150,11 @@ void AtomicFile::write(const void* data, size_t bytes) {
     }
 }
 
-void AtomicFile::commit() {
+void AtomicFile::commit(size_t keep) {
     if (fsync(fd_) != 0) fail_with(errno, "flush to the disk (what was there before is untouched)");
+    for (size_t i = target_ == path_ ? keep : 0; i-- > 1;)
+        if (rename(numbered(path_, i - 1).c_str(), numbered(path_, i).c_str()) != 0 && errno != ENOENT)
+            fail_with(errno, "rename the file of before");
     if (rename(temporary_.c_str(), target_.c_str()) != 0) fail_with(errno, "rename the finished file");
     // Network file systems may report a failed write only here, but fsync has already reported all of them.
     close(std::exchange(fd_, -1));
@@ -164,6 +167,12 @@ void AtomicFile::commit() {
     const int error = errno;
     close(directory);
     if (!flushed) fail_with(error, "flush its directory to the disk (the new file is in place)");
+}
+
+std::string numbered(const std::string& path, size_t number) {
+    if (number == 0) return path;
+    const fs::path p(path);
+    return (p.parent_path() / p.stem()).string() + "." + std::to_string(number) + p.extension().string();
 }
 
 void check_writable(const std::string& path) { AtomicFile probe(path); }

@@ -15,7 +15,11 @@ class AtomicFile {
     AtomicFile& operator=(const AtomicFile&) = delete;
 
     void write(const void* data, size_t bytes);
-    void commit();
+
+    // keep > 1: the file of before gets the number 1 (numbered(path, 1)), 1 becomes 2 and so on; keep - 1 of them stay.
+    // All of this is renaming, after the new file is on the disk: at any moment, every name holds a whole file. (Behind
+    // a symbolic link, which may lead to another file system, nothing is kept.)
+    void commit(size_t keep = 1);
 
   private:
     [[noreturn]] void fail_with(int error, const char* action);
@@ -25,6 +29,9 @@ class AtomicFile {
     std::string temporary_;
     int fd_ = -1;
 };
+
+// "model.state.bin", 2 -> "model.state.2.bin"; number 0 is the file itself.
+std::string numbered(const std::string& path, size_t number);
 
 // Fails as writing `path` would, before hours of work depend on it. Leaves no trace.
 void check_writable(const std::string& path);

@@ -1,14 +1,9 @@
 #include "io/run_log.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <charconv>
 #include <cmath>
-#include <cstdio>
-#include <cstring>
 #include <nlohmann/json.hpp>
 #include <string_view>
 
@@ -55,39 +50,18 @@ void drop_later_lines(const std::string& path, size_t resume_step) {
 
 }  // namespace
 
-RunLog::RunLog(const std::string& path, std::optional<size_t> resume_step) : path_(path) {
+RunLog::RunLog(const std::string& path, std::optional<size_t> resume_step) : file_(path, "log") {
     try {
         if (resume_step) drop_later_lines(path, *resume_step);
     } catch (const Error& e) {
-        warn(e.what());
+        file_.warn(e.what());
         return;
     }
-    const int fresh = resume_step ? 0 : O_TRUNC;
-    fd_ = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | fresh, 0666);
-    if (fd_ < 0) warn(std::strerror(errno));
-}
-
-RunLog::~RunLog() {
-    if (fd_ >= 0) close(fd_);
-}
-
-void RunLog::warn(const std::string& problem) {
-    if (!warned_)
-        std::fprintf(stderr, "warning: cannot write the log %s: %s; the run goes on without it\n",
-                     in_quotes(path_).c_str(), problem.c_str());
-    warned_ = true;
+    file_.open(!resume_step);
 }
 
 void RunLog::write(size_t step, const Fields& fields) {
-    if (fd_ < 0) return;
     std::string line = "{\"step\": " + std::to_string(step);
     for (const auto& [name, value] : fields) line += ", " + json_text(Value(name)) + ": " + json_text(value);
-    line += "}\n";
-    const off_t before = lseek(fd_, 0, SEEK_END);
-    const ssize_t done = ::write(fd_, line.data(), line.size());
-    if (done == ssize_t(line.size())) return;
-    const int error = done < 0 ? errno : ENOSPC;
-    // A half-written line would spoil the next one, should there be space again.
-    if (done > 0 && before >= 0) (void)!ftruncate(fd_, before);
-    warn(std::strerror(error));
+    file_.append(line + "}\n");
 }

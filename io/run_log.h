@@ -8,6 +8,8 @@
 #include <variant>
 #include <vector>
 
+#include "io/appended_file.h"
+
 class RunLog {
   public:
     using Value = std::variant<double, int64_t, uint64_t, std::string>;
@@ -16,18 +18,11 @@ class RunLog {
     // A fresh run empties the file. A resumed one drops what was logged after `resume_step` (those updates
     // will run again) and a last line torn by a crash; the file is replaced as a whole.
     explicit RunLog(const std::string& path, std::optional<size_t> resume_step = std::nullopt);
-    ~RunLog();
-    RunLog(const RunLog&) = delete;
-    RunLog& operator=(const RunLog&) = delete;
 
     // Numbers in the shortest form that reads back to the same bits; NaN and infinities as null. A log that
     // cannot be written (disk full) is one warning on stderr, and the run goes on.
     void write(size_t step, const Fields& fields);
 
   private:
-    void warn(const std::string& problem);
-
-    std::string path_;
-    int fd_ = -1;
-    bool warned_ = false;
+    AppendedFile file_;
 };

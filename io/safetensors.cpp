@@ -7,6 +7,7 @@
 #include <set>
 #include <type_traits>
 
+#include "io/checksum.h"
 #include "runtime/error.h"
 
 static_assert(std::endian::native == std::endian::little, "the file's numbers are used in place");
@@ -271,6 +272,15 @@ std::string make_header(const std::string& path, const std::map<std::string, std
     return header;
 }
 
+const std::string no_checksum(16, '0');
+
+// Where a header's checksum has its digits. Within a JSON string the quotes would be escaped.
+size_t checksum_place(std::string_view header, const std::string& digits) {
+    const std::string row = "\"checksum\":\"" + digits + "\"";
+    const size_t found = header.find(row);
+    return found == std::string_view::npos ? found : found + row.size() - 1 - digits.size();
+}
+
 }  // namespace
 
 size_t dtype_bytes(Dtype dtype) { return info(dtype).bytes; }
@@ -345,16 +355,45 @@ void SafetensorsFile::read(const TensorEntry& entry, Real* dst) const {
 template void SafetensorsFile::read<float>(const TensorEntry&, float*) const;
 template void SafetensorsFile::read<double>(const TensorEntry&, double*) const;
 
+void SafetensorsFile::verify() const {
+    const auto stored = metadata_.find("checksum");
+    if (stored == metadata_.end())
+        fail("%s has no checksum; it is damaged or was written by another version", in_quotes(path_).c_str());
+    const std::string_view header(reinterpret_cast<const char*>(file_.data()), data_begin_);
+    const size_t place = checksum_place(header, stored->second);
+    Checksum sum;
+    if (place != std::string_view::npos) {
+        sum.add(file_.data(), place);
+        sum.add(no_checksum.data(), no_checksum.size());
+        const size_t rest = place + stored->second.size();
+        sum.add(file_.data() + rest, file_.size() - rest);
+    }
+    const std::string found = strprintf("%016llx", (unsigned long long)sum.value());
+    if (found != stored->second)
+        fail("%s is damaged: its checksum is %s, expected %s", in_quotes(path_).c_str(), found.c_str(),
+             in_quotes(stored->second).c_str());
+}
+
 void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata,
-                       const std::vector<TensorOut>& tensors) {
+                       const std::vector<TensorOut>& tensors, const WriteOptions& options) {
     std::vector<size_t> bytes;
-    const std::string header = make_header(path, metadata, tensors, &bytes);
+    auto with_checksum = metadata;
+    if (options.checksum) with_checksum["checksum"] = no_checksum;
+    std::string header = make_header(path, with_checksum, tensors, &bytes);
     const uint64_t length = header.size();
+    if (options.checksum) {
+        Checksum sum;
+        sum.add(&length, sizeof length);
+        sum.add(header.data(), header.size());
+        for (size_t i = 0; i < tensors.size(); i++) sum.add(tensors[i].data, bytes[i]);
+        const std::string digits = strprintf("%016llx", (unsigned long long)sum.value());
+        header.replace(checksum_place(header, no_checksum), digits.size(), digits);
+    }
     AtomicFile file(path);
     file.write(&length, sizeof length);
     file.write(header.data(), header.size());
     for (size_t i = 0; i < tensors.size(); i++) file.write(tensors[i].data, bytes[i]);
-    file.commit();
+    file.commit(options.keep);
 }
 
 float float_from_f16(uint16_t x) {

@@ -41,6 +41,9 @@ class SafetensorsFile {
     const std::map<std::string, std::string>& metadata() const { return metadata_; }
     const std::vector<TensorEntry>& entries() const { return entries_; }  // in the order of their data
 
+    // Reads all of the file; fails unless its bytes are those that were written. For files written with a checksum.
+    void verify() const;
+
     const TensorEntry* find(std::string_view name) const;  // nullptr: no such tensor
 
     // The tensor's bytes in the file's dtype; files of other programs need not align them.
@@ -69,10 +72,15 @@ struct TensorOut {
     const void* data;  // row major, in `dtype`
 };
 
+struct WriteOptions {
+    bool checksum = false;  // metadata "checksum": of the whole file, with this number's digits as zeros
+    size_t keep = 1;        // of this file, the new one among them: see AtomicFile::commit
+};
+
 // Replaces `path` as a whole, or fails and leaves it as it was. Tensors keep their order; the data section
 // and every tensor whose predecessors are multiples of 64 bytes are 64-byte aligned.
 void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata,
-                       const std::vector<TensorOut>& tensors);
+                       const std::vector<TensorOut>& tensors, const WriteOptions& options = {});
 
 // Round to nearest, ties to even; a NaN stays a NaN, quiet, with its sign.
 inline uint16_t bf16_from_float(float x) {

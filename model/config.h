@@ -143,12 +143,19 @@ inline size_t parameter_count(const Config& c) {
     return n;
 }
 
-// Names of the tapering sites, in the order of Calibration::sites and of taper_scale values.
-inline std::vector<std::string> taper_site_names(const Config& c) {
+// Names of all norm sites, in the order of the forward pass.
+inline std::vector<std::string> site_names(const Config& c) {
     std::vector<std::string> names;
-    for (size_t l = 0; l < c.L && c.internal_tapers(); l++)
+    for (size_t l = 0; l < c.L; l++)
         for (const char* site : {"ln_1", "ln_2"}) names.push_back("transformer.h." + std::to_string(l) + "." + site);
-    if (c.final_tapers()) names.push_back("transformer.ln_f");
+    names.push_back("transformer.ln_f");
+    return names;
+}
+
+// Those of the tapering sites, in the order of Calibration::sites and of taper_scale values.
+inline std::vector<std::string> taper_site_names(const Config& c) {
+    std::vector<std::string> names = site_names(c);
+    names.resize(c.tapering_sites());  // the final site, which may stay, is the last
     return names;
 }
 

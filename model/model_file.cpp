@@ -128,16 +128,6 @@ class Metadata {
     const SafetensorsFile& file_;
 };
 
-void check_tensors(const SafetensorsFile& file, const Config& config) {
-    // Every block has tensors of its own, so a damaged layer count is found before it costs anything.
-    if (config.L > file.entries().size())
-        fail("%s: metadata \"n_layer\" says %zu layers, but the file has only %zu tensors; the file is damaged",
-             file.path().c_str(), config.L, file.entries().size());
-    GptTensors<float> none{};
-    visit_tensors(config, none,
-                  [&](const TensorSpec& spec, float*&) { checked_tensor(file, spec.name, spec.shape); });
-}
-
 std::vector<float> read_taper_scales(const SafetensorsFile& file, const Config& config) {
     std::vector<float> scales;
     for (const std::string& site : taper_site_names(config)) {
@@ -169,6 +159,16 @@ const char* fold_name(Fold fold) { return name_of(kFolds, fold); }
 HostModel::HostModel(Cpu& dev, ModelInfo info_) : info(std::move(info_)), arena_(dev, "the model's parameters") {
     visit_tensors(info.config, tensors, [&](const TensorSpec& spec, float*& slot) { arena_.add(slot, spec.count()); });
     arena_.allocate(true);
+}
+
+void check_tensors(const SafetensorsFile& file, const Config& config) {
+    // Every block has tensors of its own, so a damaged layer count is found before it costs anything.
+    if (config.L > file.entries().size())
+        fail("%s: metadata \"n_layer\" says %zu layers, but the file has only %zu tensors; the file is damaged",
+             file.path().c_str(), config.L, file.entries().size());
+    GptTensors<float> none{};
+    visit_tensors(config, none,
+                  [&](const TensorSpec& spec, float*&) { checked_tensor(file, spec.name, spec.shape); });
 }
 
 std::map<std::string, std::string> config_metadata(const Config& c) {

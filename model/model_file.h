@@ -35,6 +35,10 @@ std::map<std::string, std::string> config_metadata(const Config& config);
 Config read_config(const SafetensorsFile& file);
 std::map<std::string, std::string> read_tokenizer(const SafetensorsFile& file);  // as Tokenizer::metadata() made it
 
+// Fails unless every tensor of the configuration's table is there with its shape and a floating-point type. Until then, a
+// configuration may claim any size.
+void check_tensors(const SafetensorsFile& file, const Config& config);
+
 // A model in a file of any kind that we read. Opening checks all that can be checked without reading the numbers:
 // sizes, every tensor's presence, shape and type. Errors name the file, the tensor or key, expected and found.
 class ModelFile {

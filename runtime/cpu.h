@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <new>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -16,13 +17,30 @@ inline const char* isa_name(Isa isa) {
     return isa == Isa::avx512 ? "AVX-512" : isa == Isa::avx2 ? "AVX2+FMA" : "baseline";
 }
 
+// The best one of this machine; TAPERNORM_ISA=base, avx2 or avx512 in the environment asks for a lesser one (to compare,
+// or under valgrind, which does not know all instructions).
 inline Isa best_isa() {
+    Isa best = Isa::base;
 #if defined(__x86_64__)
+    // x86-64-v3 and -v4 by their parts: Clang knows the levels' names only from version 18 on.
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("x86-64-v4")) return Isa::avx512;
-    if (__builtin_cpu_supports("x86-64-v3")) return Isa::avx2;
+    auto has_all = [](auto... has) { return (has && ...); };
+    if (has_all(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("bmi"),
+                __builtin_cpu_supports("bmi2")))
+        best = Isa::avx2;
+    if (best == Isa::avx2 && has_all(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
+                                     __builtin_cpu_supports("avx512cd"), __builtin_cpu_supports("avx512dq"),
+                                     __builtin_cpu_supports("avx512vl")))
+        best = Isa::avx512;
 #endif
-    return Isa::base;
+    const char* wanted = std::getenv("TAPERNORM_ISA");
+    if (!wanted || !*wanted) return best;
+    const std::string name = wanted;
+    const Isa isa = name == "avx512" ? Isa::avx512 : name == "avx2" ? Isa::avx2 : Isa::base;
+    if (isa > best || (isa == Isa::base && name != "base"))
+        fail("TAPERNORM_ISA: expected base%s, found %s", best == Isa::base ? "" : best == Isa::avx2 ? " or avx2" : ", avx2 or avx512",
+             wanted);
+    return isa;
 }
 
 // Device memory of the CPU: 64-byte aligned, freed on destruction, contents undefined.

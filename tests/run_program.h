@@ -32,6 +32,15 @@ inline std::vector<std::string> words(const std::string& line) {
     return list;
 }
 
+// The program of this name that is tested.
+inline std::string program_path(const std::string& name) {
+    const char* bin = std::getenv("TAPERNORM_BIN");
+    const std::string path = (std::filesystem::absolute(bin ? bin : ".") / name).string();
+    if (access(path.c_str(), X_OK) != 0)
+        throw std::runtime_error(path + " is missing: build it first, or set TAPERNORM_BIN");
+    return path;
+}
+
 struct Outcome {
     int status =
         -1;  // of the exit; 128 + signal where one ended the program, the time limit's SIGKILL among them
@@ -42,10 +51,7 @@ class Program {
   public:
     // file_limit: bytes that a file may grow to (RLIMIT_FSIZE), as if the disk were full there; 0: none.
     Program(const std::string& folder, const std::vector<std::string>& command, size_t file_limit = 0) {
-        const char* bin = std::getenv("TAPERNORM_BIN");
-        const std::string path = (std::filesystem::absolute(bin ? bin : ".") / command.at(0)).string();
-        if (access(path.c_str(), X_OK) != 0)
-            throw std::runtime_error(path + " is missing: build it first, or set TAPERNORM_BIN");
+        const std::string path = program_path(command.at(0));
         std::vector<char*> argv;
         for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
         argv.push_back(nullptr);

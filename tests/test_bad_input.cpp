@@ -144,7 +144,7 @@ TEST_CASE("train_gpt: refuses to resume what does not fit") {
     const float nan = std::nanf("");
     std::memcpy(&broken[broken.size() - 400], &nan, sizeof nan);
     write_file(w.at("model.state.bin"), broken);
-    w.refused("train_gpt -y", {"model.state.bin", "finite"});
+    w.refused("train_gpt -y", {"model.state.bin", "damaged", "checksum"});
     for (size_t bytes :
          {size_t(0), size_t(7), size_t(8), size_t(100), size_t(4000), state.size() / 2, state.size() - 1}) {
         write_file(w.at("model.state.bin"), state.substr(0, bytes));

@@ -295,7 +295,8 @@ TEST_CASE("trainer: resuming at any update gives the same bits, and so does anot
                 Trainer<Cpu, float> first(dev, run.settings, run.config, run.corpus);
                 initialize(first.model, 1);
                 while (first.step < stop) first.update();
-                save_state(first, {});
+                Checkpoints states(state_path(run.settings));
+                save_state(first, {}, states);
             }
             Cpu other(int(1 + stop % 3));
             Trainer<Cpu, float> second(other, run.settings, run.config, run.corpus);

@@ -127,7 +127,8 @@ void resume_exactly() {
             Trainer<Cuda, Real> first(dev, run.settings, run.config, run.corpus);
             initialize(first.model, 1);
             while (first.step < stop) first.update();
-            save_state(first, {});
+            Checkpoints states(state_path(run.settings));
+            save_state(first, {}, states);
         }
         Trainer<Cuda, Real> second(dev, run.settings, run.config, run.corpus);
         load_state(second, SafetensorsFile(state_path(run.settings)));
@@ -198,7 +199,8 @@ CUDA_TEST("cuda trainer: a state of one number type resumes in the other, its we
         initialize(first.model, 1);
         while (first.step < 3) first.update();
         expected = parameters(first);
-        save_state(first, {});
+        Checkpoints states(state_path(run.settings));
+        save_state(first, {}, states);
     }
     Cpu cpu;
     Trainer<Cpu, float> second(cpu, run.settings, run.config, run.corpus);
