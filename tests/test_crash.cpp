@@ -179,7 +179,7 @@ TEST_CASE("crash: a damaged newest checkpoint falls back to the one before it, a
     w.ok(kTiny + " --keep 1 -n 2");
     CHECK(!std::filesystem::exists(w.at("model.state.1.bin")));
     state = read_file(w.at("model.state.bin"));
-    write_file(w.at("model.state.bin"), state.substr(0, 5000) + "x" + state.substr(5001));
+    write_file(w.at("model.state.bin"), state.substr(0, state.size() - 9) + "x" + state.substr(state.size() - 8));
     w.refused("train_gpt -y", {"model.state.bin", "damaged", "checksum"});
 }
 
