@@ -125,21 +125,10 @@ def draw_field(ax, logs, colors, field, title, log_scale=False, averaged=True):
             steps, values = smooth(steps, values)
         ax.plot(steps, values, color=color, lw=1.3)
     if log_scale and any(line.get_ydata().size and line.get_ydata().min() > 0 for line in ax.lines):
-        log_axis(ax)
+        plot_style.log_axis(ax)
     ax.set(title=title, xlabel="update")
     if not any(len(line.get_ydata()) for line in ax.lines):
         note_absent(ax)
-
-
-def log_axis(ax):
-    """Ticks at 1, 2, 5 times the powers of ten, as plain numbers."""
-    from matplotlib import ticker
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    steps = (1, 2, 5) if high < 100 * low else (1,)
-    ax.yaxis.set_major_locator(ticker.LogLocator(subs=steps))
-    ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
-    ax.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def note_absent(ax):
@@ -220,8 +209,16 @@ def final_rows(logs):
 def setting_rows(logs):
     """The settings of the runs; those in which they differ come first."""
     names = list(dict.fromkeys(name for log in logs for name in log.settings))
-    rows = [[name, *(log.settings.get(name, "") for log in logs)] for name in names]
+    rows = [[name, *(plain(log.settings.get(name, "")) for log in logs)] for name in names]
     return sorted(rows, key=lambda row: len(set(row[1:])) == 1)
+
+
+def plain(text):
+    """A setting as one would write it: 1.0000000000000001e-05 is 1e-05."""
+    try:
+        return text if text.isdigit() else f"{float(text):g}"
+    except ValueError:
+        return text
 
 
 def html_table(header, rows):

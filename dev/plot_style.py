@@ -16,6 +16,17 @@ def load():
     return plt, COLORS
 
 
+def log_axis(ax):
+    """Ticks at 1, 2, 5 times the powers of ten, as plain numbers."""
+    from matplotlib import ticker
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    steps = (1, 2, 5) if high < 100 * low else (1,)
+    ax.yaxis.set_major_locator(ticker.LogLocator(subs=steps))
+    ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
 def save(figure, stem, kinds=("png", "svg")):
     """STEM.png and so on; the same bytes for the same figure. Returns the paths."""
     for kind in kinds:

@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""Norm against taper, each at its own best learning rate, over paired seeds.
+
+    dev/experiments/parity.py [--report]        (--help: where corpora, program and work folder are)
+
+tinyshakespeare, bytes, last 10% as validation; 0.2M parameters; learning rate with 5% warm-up and a cosine to a tenth, as in
+nanoGPT's CPU recipe; SETTINGS: two run lengths.
+
+1. Rates. The modes of TUNED are tried at every rate of RATES with a seed that is used for nothing else (100). A mode's rate is the
+   one of the lowest final validation loss; where that is the edge of RATES, RATES is to be extended before going on. The
+   modes of BORROWED are not tuned and take the rate of another.
+2. Seeds. Every mode at its own rate, seeds 1 to 5. A seed sets initial weights and data order, equal in all modes, so gaps
+   are taken seed by seed. The RMSNorm kind uses the rates found for LayerNorm.
+
+Stated before the first run. What counts as a win, a gap being val(mode) / val(other) - 1 with its paired 95% interval:
+  H1  taper + scale loss (the default) costs nothing: its gap to norm has an upper end of at most +0.3%.
+  H2  past the paper: the gap of taper + scale loss to norm, and to norm + scale loss, lies below 0 with its whole interval.
+      If it does against norm alone, the scale loss or the rate was the reason, not the taper.
+  H3  taper-all + scale loss: upper end against norm at most +0.5%.
+  H4  without the scale loss: the late taper (20%/80%) meets H1, the early one (5%/40%) does not.
+  H5  no run of norm, of either mode with scale loss, or of the late taper diverges.
+Added after the tuning runs and the first cells of schedule.py, before its runs:
+  H6  freezing earlier still (k_warm 2%: "early") is better than 5% with the scale loss: interval of the gap below 0.
+"""
+import dataclasses
+import math
+import statistics
+
+import runs
+from runs import MODES, SHAPE, Run, plot_style
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    steps: int
+    rates: tuple
+    kinds: dict  # kind of norm: modes
+
+    @property
+    def name(self):
+        return f"{self.steps} updates"
+
+
+TUNED = ["norm", "norm + scale loss", "taper + scale loss"]
+BORROWED = {"taper-all + scale loss": "taper + scale loss", "taper": "taper + scale loss", "taper, late": "norm",
+            "norm + scale loss, early": "norm + scale loss", "taper + scale loss, early": "taper + scale loss"}
+TUNING_SEED, SEEDS = 100, range(1, 6)
+SETTINGS = [
+    Setting(2000, ("1e-3", "2e-3", "4e-3", "8e-3", "16e-3"), {"layernorm": [*TUNED, "taper-all + scale loss"]}),
+    Setting(500, ("1e-3", "2e-3", "4e-3", "8e-3"), {"layernorm": list(MODES), "rmsnorm": TUNED}),
+]
+
+
+def make_run(setting, kind, mode, rate, seed):
+    norm = "" if kind == "layernorm" else f" --norm {kind}"
+    flags = f"{SHAPE} -x {setting.steps} -l {rate} -u 5% -q 0.1 {MODES[mode]}{norm} -v 500"
+    return Run("shakespeare", flags, seed)
+
+
+def tuning_runs(setting):
+    return {(mode, rate): make_run(setting, "layernorm", mode, rate, TUNING_SEED)
+            for rate in setting.rates for mode in TUNED}
+
+
+def loss_of(records, run):
+    return records[run]["val_loss"] if run in records else None
+
+
+def best_rates(setting, records):
+    best = {}
+    for mode in TUNED:
+        tried = {rate: loss_of(records, run) for (m, rate), run in tuning_runs(setting).items() if m == mode}
+        finite = {rate: loss for rate, loss in tried.items() if loss}
+        if finite:
+            best[mode] = min(finite, key=finite.get)
+    return best | {mode: best[other] for mode, other in BORROWED.items() if other in best}
+
+
+def seed_runs(setting, best):
+    return {(kind, mode, seed): make_run(setting, kind, mode, best[mode], seed)
+            for tuned in (True, False) for kind, modes in setting.kinds.items() for seed in SEEDS for mode in modes
+            if mode in best and (mode in TUNED) == tuned}
+
+
+def rate_table(setting, records, best):
+    rows = []
+    for mode in TUNED:
+        row = [mode]
+        for rate in setting.rates:
+            run = tuning_runs(setting)[mode, rate]
+            loss = loss_of(records, run)
+            shown = f"{loss:.4f}" if loss else "diverged" if run in records else ""
+            row.append(f"**{shown}**" if best.get(mode) == rate else shown)
+        rows.append(row)
+    return runs.table([f"{setting.name}, seed {TUNING_SEED}", *setting.rates], rows)
+
+
+def losses_of(setting, kind, records, best):
+    """{mode: {seed: validation loss}}, of the seeds that were run; a diverged run has none."""
+    chosen = seed_runs(setting, best)
+    return {mode: {seed: loss for seed in SEEDS if (loss := loss_of(records, chosen[kind, mode, seed]))}
+            for mode in setting.kinds[kind] if mode in best}
+
+
+def seed_table(setting, records, best):
+    rows = []
+    for kind in setting.kinds:
+        losses = losses_of(setting, kind, records, best)
+        for mode, values in losses.items():
+            if values:
+                gaps = ["" if mode == base else runs.gap_text(values, losses[base]) for base in ("norm", "norm + scale loss")]
+                shown = " ".join(f"{values[seed]:.4f}" if seed in values else "-" for seed in SEEDS)
+                rows.append([f"{setting.name}, {kind}", mode, best[mode], shown, runs.losses_text(values), *gaps])
+    return runs.table(["setting", "mode", "rate", "validation loss, seeds 1 to 5", "mean ± deviation",
+                       "gap to norm [95%]", "gap to norm + scale loss [95%]"], rows)
+
+
+def readme_table(records, best_of):
+    """The first setting's modes, for README.md."""
+    setting, rows = SETTINGS[0], []
+    for kind in setting.kinds:
+        losses = losses_of(setting, kind, records, best_of[setting.name])
+        for mode, values in losses.items():
+            if len(values) > 1:
+                gap = "" if mode == "norm" else runs.gap_text(values, losses["norm"])
+                rows.append([f"{mode}{'' if kind == 'layernorm' else ', RMSNorm'}", best_of[setting.name][mode],
+                             len(values), runs.losses_text(values), gap])
+    return runs.table(["mode", "learning rate", "seeds", "validation loss", "gap to norm [95% interval]"], rows)
+
+
+def draw_rates(ax, setting, records, colors):
+    """Validation loss over the learning rate: each mode's own best is what the seeds are run at."""
+    for mode, color in zip(TUNED, colors):
+        tried = [(float(rate), loss_of(records, tuning_runs(setting)[mode, rate])) for rate in setting.rates]
+        tried = [(rate, loss) for rate, loss in tried if loss]
+        ax.plot([rate for rate, _ in tried], [loss for _, loss in tried], color=color, marker="o", ms=3.5, label=mode)
+    rates = [float(rate) for rate in setting.rates]
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    ax.set(xlabel="peak learning rate", title=f"{setting.name}, one seed: validation loss by rate")
+    ax.minorticks_off()
+    ax.legend(fontsize=8)
+
+
+def draw_gaps(ax, records, best_of, colors):
+    """Gap to norm at each mode's own rate: every seed a dot, the mean and its paired 95% interval."""
+    labels = []
+    for setting in SETTINGS:
+        for kind in setting.kinds:
+            losses = losses_of(setting, kind, records, best_of[setting.name])
+            for mode, values in losses.items():
+                mean, half = runs.paired_gap(values, losses["norm"])
+                if mode == "norm" or half == math.inf:
+                    continue
+                color, at = colors[TUNED.index(mode)] if mode in TUNED else "#777777", -len(labels)
+                ax.plot([100 * (values[seed] / losses["norm"][seed] - 1) for seed in values if seed in losses["norm"]],
+                        [at] * len(values.keys() & losses["norm"].keys()), ".", color=color, alpha=0.5)
+                ax.errorbar(100 * mean, at, xerr=100 * half, color=color, marker="o", ms=4, capsize=3, lw=1.5)
+                labels.append(f"{mode}: {setting.name}{'' if kind == 'layernorm' else ', RMSNorm'}")
+    ax.axvline(0, color="black", lw=0.8)
+    ax.set_ylim(0.5 - max(len(labels), 1), 0.5)
+    ax.set_yticks([-i for i in range(len(labels))], labels, fontsize=8)
+    ax.grid(axis="y", visible=False)
+    ax.set(xlabel="gap to norm, % (below 0: better)", title="seeds 1 to 5, each mode at its best rate")
+
+
+def figure(records, best_of):
+    plt, colors = plot_style.load()
+    fig, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    draw_rates(axes[0], SETTINGS[0], records, colors)
+    draw_gaps(axes[1], records, best_of, colors)
+    fig.suptitle("tinyshakespeare: norm against taper, each at its own best learning rate", fontweight="bold")
+    plot_style.save(fig, runs.RESULTS / "parity", ["png"])
+
+
+def main():
+    args = runs.arguments(__doc__)
+    text, all_records, best_of = "", {}, {}
+    for setting in SETTINGS:
+        records = runs.run_all(args, tuning_runs(setting).values())
+        best = best_of[setting.name] = best_rates(setting, records)
+        records |= runs.run_all(args, seed_runs(setting, best).values())
+        all_records |= records
+        text += rate_table(setting, records, best) + "\n" + seed_table(setting, records, best) + "\n"
+    print(text)
+    runs.write_block(runs.RESULTS / "experiments.md", "parity", text)
+    runs.write_block(runs.ROOT / "README.md", "parity", readme_table(all_records, best_of))
+    figure(all_records, best_of)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""What the experiments share: training runs that are done once, their records, and the statistics of paired seeds.
+
+A run is a list of flags. Its record, one line of dev/results/runs.jsonl, is found again by a hash of those flags, so an
+experiment that is started anew trains only what is missing, and two experiments share the runs they have in common.
+Tables and figures are made from the records alone: `--report` needs neither corpus nor program.
+"""
+import argparse
+import concurrent.futures
+import dataclasses
+import datetime
+import fcntl
+import hashlib
+import json
+import math
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.append(str(ROOT / "dev"))
+import plot_style  # noqa: E402, F401 (for the experiments)
+
+RESULTS = ROOT / "dev" / "results"
+RECORDS = RESULTS / "runs.jsonl"
+CORPORA = {  # name: flags, with files of --data
+    "shakespeare": {"-i": "tinyshakespeare.txt"},
+    "books": {"-i": "books_train.txt", "-j": "books_val.txt"},
+}
+SHAPE = "--n-layer 4 --n-head 4 --n-embd 64 -t 64 -b 12"  # 0.22M parameters with bytes; 768 tokens an update
+MODES = {  # name: flags
+    "norm": "-g norm",
+    "norm + scale loss": "-g norm --gate-warmup 5% --scale-loss 0.1",
+    "taper": "-g taper --gate-warmup 5% --gate-end 40% --scale-loss 0",
+    "taper, late": "-g taper --gate-warmup 20% --gate-end 80% --scale-loss 0",
+    "taper + scale loss": "-g taper --gate-warmup 5% --gate-end 40% --scale-loss 0.1",
+    "taper-all + scale loss": "-g taper-all --gate-warmup 5% --gate-end 40% --scale-loss 0.1",
+    "norm + scale loss, early": "-g norm --gate-warmup 2% --scale-loss 0.1",
+    "taper + scale loss, early": "-g taper --gate-warmup 2% --gate-end 40% --scale-loss 0.1",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    corpus: str
+    flags: str               # everything but files, seed and threads
+    seed: int = 1
+    start: "Run | None" = None  # begins with the weights of this run
+    keep: bool = False       # its weights, for others to start from
+
+    @property
+    def key(self):
+        text = f"{self.corpus} | {self.flags} | {self.seed}" + (f" | {self.start.key}" if self.start else "")
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_records():
+    if not RECORDS.exists():
+        return {}
+    return {record["key"]: record for record in map(json.loads, RECORDS.read_text().splitlines())}
+
+
+def digits(x):
+    return x if x is None else float(f"{x:.4g}")
+
+
+def summary(log):
+    """A run's log, thinned: about 32 updates spaced evenly on a logarithmic scale, training loss as a local mean."""
+    last, picked = log[-1]["step"], []
+    for i in range(33):
+        step = round(last ** (i / 32))
+        if not picked or step > picked[-1]:
+            picked.append(step)
+    curve = {"step": picked}
+    for field in ("loss", "stream_scale", "grad_norm"):
+        curve[field] = []
+        for step in picked:
+            near = [e[field] for e in log[int(step * 0.95):max(step, int(step * 0.95) + 1)] if e[field] is not None]
+            curve[field].append(digits(statistics.mean(near)) if near else None)
+    c = {name.removesuffix(".taper_scale").removeprefix("transformer."): digits(value)
+         for e in log for name, value in e.items() if name.endswith(".taper_scale")}
+    return {"steps": last, "curve": curve, "c": c,
+            "scale_target": next((digits(e["scale_target"]) for e in log if "scale_target" in e), None),
+            "val": [[e["step"], digits(e["val_loss"])] for e in log if "val_loss" in e]}
+
+
+class Trainer:
+    def __init__(self, args):
+        self.program, self.data, self.work = args.program, args.data, args.work
+        self.commit = args.commit or subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True,
+                                                    capture_output=True, check=True).stdout.strip()
+
+    def model(self, run):
+        return self.work / run.key / "model.bin"
+
+    def train(self, run, wait):
+        """Trains a run unless it is done. One that another process has in work is waited for, or left to it."""
+        self.model(run).parent.mkdir(parents=True, exist_ok=True)
+        with (self.model(run).parent / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                return "in work elsewhere"
+            return "done elsewhere" if self.is_done(run) else self.train_claimed(run)
+
+    def is_done(self, run):
+        return run.key in read_records() and (self.model(run).exists() or not run.keep)
+
+    def train_claimed(self, run):
+        command = [self.program, "-o", str(self.model(run)), "--seed", str(run.seed), "--threads", "1", *run.flags.split()]
+        for flag, name in CORPORA[run.corpus].items():
+            command += [flag, str(self.data / name)]
+        if run.start:
+            command += ["--init", str(self.model(run.start))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        final = re.search(r"^validation loss ([0-9.]+) \(", done.stdout, re.M)
+        if not final and "the run diverged" not in done.stderr:
+            return f"not recorded, exit status {done.returncode}: {done.stderr.strip()}\n  {' '.join(command)}"
+        log = self.model(run).with_suffix(".log.jsonl")
+        record = {"key": run.key, "corpus": run.corpus, "flags": run.flags, "seed": run.seed,
+                  "start": run.start.key if run.start else None, "val_loss": float(final[1]) if final else None,
+                  "error": None if final else done.stderr.strip().splitlines()[-1],
+                  "date": datetime.date.today().isoformat(), "commit": self.commit,
+                  **summary([json.loads(line) for line in log.read_text().splitlines()])}
+        if run.key not in read_records():  # else only its weights were missing
+            with RECORDS.open("a") as file:
+                file.write(json.dumps(record) + "\n")  # one write, whole whoever else appends
+        if not run.keep:
+            for path in self.model(run).parent.glob("*.bin"):
+                path.unlink()
+        return record["val_loss"] or record["error"]
+
+
+def run_all(args, runs):
+    """Trains what is missing, --jobs at a time and in order; returns the records by run, those there are."""
+    runs = list(dict.fromkeys(runs))
+    for wait in () if args.report else (False, True):
+        trainer = Trainer(args)
+        missing = [run for run in runs if run.key not in read_records()]
+        for some in ({run.start for run in missing if run.start}, missing):
+            train_missing(trainer, [run for run in some if not trainer.is_done(run)], wait or some is not missing, args.jobs)
+    records = read_records()
+    return {run: records[run.key] for run in runs if run.key in records}
+
+
+def train_missing(trainer, missing, wait, jobs):
+    begun = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        pending = {pool.submit(trainer.train, run, wait): run for run in missing}
+        for i, future in enumerate(concurrent.futures.as_completed(pending), 1):
+            run, left = pending[future], (time.monotonic() - begun) / i * (len(missing) - i)
+            print(f"[{i}/{len(missing)}, {left / 60:.0f} min left] {run.corpus}, seed {run.seed}: {future.result()}   "
+                  f"{run.flags}", flush=True)
+
+
+# ---- statistics -----------------------------------------------------------------------------------------------------
+
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def paired_gap(losses, base):
+    """Mean relative gap over the seeds that both have ({seed: loss}), and half the width of its 95% interval."""
+    gaps = [losses[seed] / base[seed] - 1 for seed in losses if seed in base]
+    if len(gaps) < 2:
+        return statistics.mean(gaps) if gaps else math.nan, math.inf
+    return statistics.mean(gaps), T_975[len(gaps) - 1] * statistics.stdev(gaps) / math.sqrt(len(gaps))
+
+
+def gap_text(losses, base):
+    mean, half = paired_gap(losses, base)
+    if math.isnan(mean):
+        return ""
+    return f"{100 * mean:+.2f}%" + (f" [{100 * (mean - half):+.2f}, {100 * (mean + half):+.2f}]" if math.isfinite(half) else "")
+
+
+def losses_text(losses):
+    """Mean, and deviation where there are several."""
+    deviation = f" ± {statistics.stdev(losses.values()):.4f}" if len(losses) > 1 else ""
+    return f"{statistics.mean(losses.values()):.4f}{deviation}" if losses else ""
+
+
+# ---- reports --------------------------------------------------------------------------------------------------------
+
+def table(header, rows):
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows]]
+    return "\n".join(lines) + "\n"
+
+
+def write_block(path, name, text):
+    """Puts text between `<!-- block: NAME -->` and `<!-- end -->`."""
+    pattern = re.compile(rf"(<!-- block: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    old = path.read_text()
+    if not pattern.search(old):
+        sys.exit(f"{path}: no block {name}")
+    path.write_text(pattern.sub(lambda m: m[1] + text.strip("\n") + "\n" + m[2], old))
+
+
+def arguments(doc):
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report", action="store_true", help="train nothing: tables and figures from the records")
+    parser.add_argument("--data", type=pathlib.Path, default=ROOT / "data" / "text",
+                        help="folder with tinyshakespeare.txt, books_train.txt, books_val.txt (default data/text)")
+    parser.add_argument("--work", type=pathlib.Path, default=ROOT / "scratch" / "experiments", help="models and logs")
+    parser.add_argument("--program", default=str(ROOT / "train_gpt"))
+    parser.add_argument("--commit", help="of the program, where it is a copy (default HEAD)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    return parser.parse_args()
