@@ -226,4 +226,6 @@ format:
 clean:
 	rm -rf $(BUILD) $(PROGRAMS)
 
+# Not made from anything: else make would try, by its built-in rules.
+$(BUILD)/%.d: ;
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -153,41 +153,52 @@ struct CachedRows {
     size_t row, first, n;
 };
 
+// The keys and values of a part's new rows, channels [c0, c1), go into its caches. qkv [N, 3C]
+template <class Real>
+void cache_append(const CachedRows<Real>& p, const Real* qkv, size_t C, size_t c0, size_t c1) {
+    for (size_t t = 0; t < p.n; t++) {
+        const Real* row = qkv + (p.row + t) * 3 * C;
+        std::copy(row + C + c0, row + C + c1, p.k_cache + (p.first + t) * C + c0);
+        std::copy(row + 2 * C + c0, row + 2 * C + c1, p.v_cache + (p.first + t) * C + c0);
+    }
+}
+
+// Head h of a part's rows begin .. begin + attention_block - 1, on one thread.
+template <class Real>
+void attention_cached_head(Cpu& dev, int thread, Real* out, const CachedRows<Real>& p, size_t begin, const Real* qkv,
+                           size_t C, size_t hs, size_t h) {
+    const size_t T = p.first + p.n, block = attention_block(T), rows = std::min(block, p.n - begin);
+    const size_t keys = p.first + begin + rows, row = p.row + begin;
+    const AttentionScratch<Real> s(dev, thread, T);
+    Real* o = out + row * C + h * hs;
+    gemm_single<Real>(dev, thread, {.M = rows, .N = keys, .K = hs, .A = qkv + row * 3 * C + h * hs, .lda = 3 * C,
+                                    .trans_a = false, .B = p.k_cache + h * hs, .ldb = C, .trans_b = true,
+                                    .C = s.scores, .ldc = T, .alpha = Real(1 / std::sqrt(double(hs))), .pack = s.pack});
+    leaf<Real>(dev).softmax_causal(s.scores, s.rows + block, s.rows, T, rows, p.first + begin);
+    gemm_single<Real>(dev, thread, {.M = rows, .N = hs, .K = keys, .A = s.scores, .lda = T, .trans_a = false,
+                                    .B = p.v_cache + h * hs, .ldb = C, .trans_b = false, .C = o, .ldc = C,
+                                    .pack = s.pack});
+    for (size_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < hs; i++) o[r * C + i] *= s.rows[r];
+}
+
 // Attention of every sequence against its own cache, to which the keys and values of its rows are added.
 // out [N, C], qkv [N, 3C], N rows of all parts together; each sequence is in one part.
 template <class Real>
 void attention_cached(Cpu& dev, Real* out, const std::vector<CachedRows<Real>>& parts, const Real* qkv, size_t C,
                       size_t NH) {
-    const size_t hs = C / NH;
-    const Real scale = Real(1 / std::sqrt(double(hs)));
     struct Task {
         const CachedRows<Real>* part;
-        size_t begin;  // the block's first row within the part
+        size_t begin;
     };
     std::vector<Task> tasks;
     for (const CachedRows<Real>& p : parts) {
-        for (size_t t = 0; t < p.n; t++) {
-            const Real* row = qkv + (p.row + t) * 3 * C;
-            std::copy_n(row + C, C, p.k_cache + (p.first + t) * C);
-            std::copy_n(row + 2 * C, C, p.v_cache + (p.first + t) * C);
-        }
+        cache_append(p, qkv, C, 0, C);
         for (size_t begin = 0; begin < p.n; begin += attention_block(p.first + p.n)) tasks.push_back({&p, begin});
     }
     parallel_tasks(dev, tasks.size() * NH, [&](size_t task, int thread) {
-        const CachedRows<Real>& p = *tasks[task / NH].part;
-        const size_t h = task % NH, begin = tasks[task / NH].begin, T = p.first + p.n, block = attention_block(T);
-        const size_t rows = std::min(block, p.n - begin), keys = p.first + begin + rows, row = p.row + begin;
-        const AttentionScratch<Real> s(dev, thread, T);
-        Real* o = out + row * C + h * hs;
-        gemm_single<Real>(dev, thread, {.M = rows, .N = keys, .K = hs, .A = qkv + row * 3 * C + h * hs, .lda = 3 * C,
-                                        .trans_a = false, .B = p.k_cache + h * hs, .ldb = C, .trans_b = true,
-                                        .C = s.scores, .ldc = T, .alpha = scale, .pack = s.pack});
-        leaf<Real>(dev).softmax_causal(s.scores, s.rows + block, s.rows, T, rows, p.first + begin);
-        gemm_single<Real>(dev, thread, {.M = rows, .N = hs, .K = keys, .A = s.scores, .lda = T, .trans_a = false,
-                                        .B = p.v_cache + h * hs, .ldb = C, .trans_b = false, .C = o, .ldc = C,
-                                        .pack = s.pack});
-        for (size_t r = 0; r < rows; r++)
-            for (size_t i = 0; i < hs; i++) o[r * C + i] *= s.rows[r];
+        const Task& t = tasks[task / NH];
+        attention_cached_head(dev, thread, out, *t.part, t.begin, qkv, C, C / NH, task % NH);
     });
 }
 

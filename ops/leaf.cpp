@@ -7,6 +7,7 @@
 #include "ops/cross_entropy.cuh"
 #include "ops/gelu.cuh"
 #include "ops/matmul.cuh"
+#include "ops/panels.cuh"
 #include "tapernorm.cuh"
 
 #ifndef LEAF_ISA
@@ -28,6 +29,7 @@ static constexpr Leaf<Real> leaf_table() {
         .adamw = leaf_adamw<Real>,
         .sum_squares = leaf_sum_squares<Real>,
         .gemm = leaf_gemm<Real>,
+        .panel_product = leaf_panel_product,
         .gelu_forward = leaf_gelu_forward<Real>,
         .gelu_backward = leaf_gelu_backward<Real>,
     };

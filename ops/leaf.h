@@ -23,6 +23,8 @@ struct AdamwArgs;
 template <class Real>
 struct Gemm;
 struct Band;
+struct Panels;
+struct PanelProduct;
 
 template <class Real>
 struct Leaf {
@@ -45,6 +47,8 @@ struct Leaf {
     double (*sum_squares)(const Real* x, size_t n);
     // ops/matmul.cuh
     void (*gemm)(const Gemm<Real>& g, Band band, void* pack);
+    // ops/panels.cuh, fp32 in both tables
+    void (*panel_product)(const PanelProduct& p, size_t first, size_t last, void* scratch);
     // ops/gelu.cuh
     void (*gelu_forward)(Real* out, const Real* in, size_t n);
     void (*gelu_backward)(Real* din, const Real* dout, const Real* in, size_t n);

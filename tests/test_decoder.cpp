@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include "model/decoder.cuh"
+#include "model/packed_model.h"
 #include "tests/random_model.h"
 
 namespace {
@@ -18,7 +19,7 @@ std::vector<int> sequence_tokens(size_t s, size_t n, size_t V) {
 TEST_CASE("decoder: sequences of different lengths, together and alone") {
     Cpu dev(2);
     // More rows than a block has, so that prompts are cut.
-    const std::vector<size_t> prompts = {5, 1, 130, 64, 90};
+    const std::vector<size_t> prompts = {5, 1, 530, 64, 90};
     for (Fold fold : {Fold::none, Fold::internal}) {
         const RandomModel<double> model(dev, small_config(fold));
         const size_t V = model.config.V, S = prompts.size(), steps = 3;
@@ -30,7 +31,7 @@ TEST_CASE("decoder: sequences of different lengths, together and alone") {
         auto together = decoder(S);
         std::vector<Piece> pieces;
         for (size_t s = 0; s < S; s++) pieces.push_back({s, tokens[s].data(), prompts[s]});
-        std::vector<double> prefill(S * V), decode(S * V), all(290 * V);
+        std::vector<double> prefill(S * V), decode(S * V), all(690 * V);
         together.feed(pieces, Logits::last, prefill.data());
         std::vector<Piece> next;
         for (size_t i = 0; i < steps; i++) {  // in another order
@@ -58,5 +59,83 @@ TEST_CASE("decoder: sequences of different lengths, together and alone") {
         CHECK(max_difference(decode.data(), &all[(prompts[0] + prompts[1] + 2) * V], V) <= 1e-12);
         CHECK(together.length(2) == 3);
         CHECK(together.length(3) == prompts[3] + steps);
+    }
+}
+
+namespace {
+
+std::vector<float> decode_together(Cpu& dev, const RandomModel<float>& model, const PackedModel& packed,
+                                   const std::vector<std::vector<int>>& tokens, const std::vector<size_t>& prompts) {
+    Decoder<Cpu, float> decoder(dev, model.config, model.tensors, model.taper_scale, 0, tokens.size(), &packed);
+    const size_t V = model.config.V, S = tokens.size();
+    std::vector<float> out;
+    auto feed = [&](auto&& piece_of) {
+        std::vector<Piece> pieces;
+        for (size_t s = 0; s < S; s++) pieces.push_back(piece_of(s));
+        out.resize(out.size() + S * V);
+        decoder.feed(pieces, Logits::last, &out[out.size() - S * V]);
+    };
+    feed([&](size_t s) { return Piece{s, tokens[s].data(), prompts[s]}; });
+    for (size_t i = 0; i < 3; i++) feed([&](size_t s) { return Piece{s, &tokens[s][prompts[s] + i], 1}; });
+    return out;  // [prompt and 3 steps, S, V]
+}
+
+}  // namespace
+
+TEST_CASE("decoder: with packed weights a sequence has the same bits together and alone, for any number of threads") {
+    const std::vector<size_t> prompts = {5, 1, 520, 64, 90, 1, 2, 3};
+    Cpu one(1), three(3);
+    const RandomModel<float> model(one, small_config(Fold::none));
+    const size_t V = model.config.V, S = prompts.size();
+    std::vector<std::vector<int>> tokens;
+    for (size_t s = 0; s < S; s++) tokens.push_back(sequence_tokens(s, prompts[s] + 3, V));
+    for (WeightType type : {WeightType::fp32, WeightType::bf16, WeightType::int8}) {
+        CAPTURE(int(type));
+
+        const PackedModel packed(one, model.config, model.tensors, type);
+        const std::vector<float> together = decode_together(three, model, packed, tokens, prompts);
+        CHECK(decode_together(one, model, packed, tokens, prompts) == together);
+        for (size_t s = 0; s < S; s++) {
+            const std::vector<float> alone = decode_together(three, model, packed, {tokens[s]}, {prompts[s]});
+            for (size_t i = 0; i < 4; i++)
+                CHECK(std::equal(&alone[i * V], &alone[i * V] + V, &together[(i * S + s) * V]));
+        }
+    }
+}
+
+TEST_CASE("decoder: packed weights give the model's logits, up to the rounding of the weights") {
+    Cpu dev(2);
+    for (Fold fold : {Fold::none, Fold::affine, Fold::internal, Fold::all}) {
+        const GateMode mode = fold == Fold::affine ? GateMode::norm
+                              : fold == Fold::all  ? GateMode::taper_all
+                                                   : GateMode::taper;
+        const RandomModel<float> model(dev, small_config(fold, mode));
+        const RandomModel<double> exact(dev, model.config);
+        const size_t V = model.config.V, n = 9;
+        const std::vector<int> tokens = sequence_tokens(1, n, V);
+        std::vector<double> expected(n * V);
+        Decoder<Cpu, double>(dev, exact.config, exact.tensors, exact.taper_scale, 0)
+            .feed(tokens.data(), n, Logits::all, expected.data());
+        double largest = 0;
+        for (double z : expected) largest = std::max(largest, std::abs(z));
+        // Relative errors of a weight: 2^-24, 2^-8, 1/254 of the column's largest, about three deviations. Errors of
+        // the C-term sums of two blocks add up like a random walk; a factor of 16 is over the two blocks' growth.
+        for (const auto& [type, unit] :
+             {std::pair(WeightType::fp32, 0x1p-24), {WeightType::bf16, 0x1p-9}, {WeightType::int8, 3.0 / 254}}) {
+            const PackedModel packed(dev, model.config, model.tensors, type);
+            for (size_t prompt : {1, 4, 8}) {
+                CAPTURE(int(type));
+                CAPTURE(prompt);
+                std::vector<float> got(V);
+                Decoder<Cpu, float> decoder(dev, model.config, model.tensors, model.taper_scale, 0, 1, &packed);
+                decoder.feed(tokens.data(), prompt, Logits::none, nullptr);
+                for (size_t i = prompt; i < n; i++) decoder.feed(&tokens[i], 1, Logits::last, got.data());
+                double error = 0;
+                for (size_t i = 0; i < V; i++)
+                    error = std::max(error, std::abs(double(got[i]) - expected[(n - 1) * V + i]));
+                CHECK(error <= 16 * unit * largest);
+                if (type != WeightType::fp32) CHECK(error >= unit * largest / 64);  // they are rounded
+            }
+        }
     }
 }

@@ -1,0 +1,221 @@
+// Weights for inference on the CPU: a matrix W [K, N] cut into panels of 64 columns, each of which lies in memory as
+// it is read, row after row, so that a product with a few rows runs at the speed of the memory. Numbers are
+//
+//   fp32
+//   bf16   rounded to nearest; one 32-bit word holds columns c (low) and c + 16 (high), so that a shift and a mask
+//          are all that it takes to get 2 x 16 neighbours
+//   int8   q[k, n] = round(W[k, n] / scale[n]), scale[n] = max_k |W[k, n]| / 127: symmetric, by output channel
+//
+// The product: out[r, n] = scale[n] (sum_k in[r, k] q[k, n]) + bias[n] + residual[r, n], then GELU. The sum is one
+// chain of multiply-adds over k, whatever the number of rows or threads: the bits of a row depend on nothing but that
+// row.
+#pragma once
+#include "ops/matmul.cuh"
+
+enum class WeightType { fp32, bf16, int8 };
+
+constexpr size_t kPanelColumns = 64;
+
+struct Panels {
+    size_t K = 0, N = 0;
+    WeightType type = WeightType::fp32;
+    const unsigned char* data = nullptr;  // [panels, K, 64], 64-byte aligned; columns behind N are 0
+    const float* scale = nullptr;         // int8: [panels, 64]
+
+    static size_t element_bytes(WeightType t) { return t == WeightType::fp32 ? 4 : t == WeightType::bf16 ? 2 : 1; }
+    size_t count() const { return (N + kPanelColumns - 1) / kPanelColumns; }
+    size_t row_bytes() const { return kPanelColumns * element_bytes(type); }
+    size_t bytes() const { return count() * K * row_bytes(); }
+    const unsigned char* row(size_t panel, size_t k) const { return data + (panel * K + k) * row_bytes(); }
+};
+
+// in [M, K] with leading dimension ld_in, out and residual [M, N] contiguous. residual may be out.
+struct PanelProduct {
+    const Panels* weights;
+    const float* in;
+    size_t ld_in, M;
+    float* out;
+    const float* bias;      // [N] or null
+    const float* residual;  // or null
+    bool gelu;
+};
+
+// Rows that share one pass over a panel, and what one thread needs for their sums and a converted block of the panel.
+constexpr size_t kPanelRows = 256;
+constexpr size_t kPanelScratch = (kPanelRows + kBlockK) * kPanelColumns * sizeof(float);
+
+#ifdef LEAF_BUILD  // ---- CPU leaf loops
+namespace {
+
+using Floats = Simd<float>::V;
+constexpr size_t kFloatLanes = Simd<float>::kLanes;
+using Words [[gnu::vector_size(kVectorBytes)]] = uint32_t;
+
+// kTileVectors vectors of one row of a panel, as floats. kColumn: where each begins within the panel.
+template <WeightType type>
+struct PanelRow {
+    static constexpr size_t kVectors = kTileVectors, kTiles = kPanelColumns / (kVectors * kFloatLanes);
+    static constexpr size_t column(size_t tile, size_t v) {
+        if (type != WeightType::bf16) return (tile * kVectors + v) * kFloatLanes;
+        const size_t word = (tile * kVectors + v) / 2 * kFloatLanes;  // low halves in even vectors, high in odd
+        return word / 16 * 32 + word % 16 + v % 2 * 16;
+    }
+    [[gnu::always_inline]] static inline void load_row(Floats (&w)[kVectors], const unsigned char* row, size_t tile) {
+        if constexpr (type == WeightType::fp32) {
+#pragma GCC unroll 4
+            for (size_t v = 0; v < kVectors; v++) load(w[v], reinterpret_cast<const float*>(row) + column(tile, v));
+        } else if constexpr (type == WeightType::bf16) {
+#pragma GCC unroll 4
+            for (size_t v = 0; v < kVectors; v += 2) {
+                Words words;
+                load(words, reinterpret_cast<const uint32_t*>(row) + (tile * kVectors + v) / 2 * kFloatLanes);
+                const Words low = words << 16, high = words & 0xffff0000u;
+                w[v] = __builtin_bit_cast(Floats, low), w[v + 1] = __builtin_bit_cast(Floats, high);
+            }
+        } else {
+            using Bytes [[gnu::vector_size(kFloatLanes)]] = signed char;
+            using Integers [[gnu::vector_size(kVectorBytes)]] = int32_t;
+#pragma GCC unroll 4
+            for (size_t v = 0; v < kVectors; v++) {
+                Bytes bytes;
+                load(bytes, reinterpret_cast<const signed char*>(row) + column(tile, v));
+                w[v] = __builtin_convertvector(__builtin_convertvector(bytes, Integers), Floats);
+            }
+        }
+    }
+};
+
+// sums [rows, 64] (+)= in [rows, kc] panel rows, one tile of columns.
+template <WeightType type, size_t kRows>
+[[gnu::always_inline]] inline void panel_tile(float* sums, const float* in, size_t ld_in, const unsigned char* w,
+                                              size_t row_bytes, size_t kc, size_t tile, bool first) {
+    using Row = PanelRow<type>;
+    Floats sum[kRows][kTileVectors];
+#pragma GCC unroll 6
+    for (size_t r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+        for (size_t v = 0; v < kTileVectors; v++) {
+            sum[r][v] = Floats{};
+            if (!first) load(sum[r][v], sums + r * kPanelColumns + Row::column(tile, v));
+        }
+    for (size_t k = 0; k < kc; k++, w += row_bytes) {
+        Floats row[kTileVectors];
+        Row::load_row(row, w, tile);
+#pragma GCC unroll 6
+        for (size_t r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+            for (size_t v = 0; v < kTileVectors; v++) sum[r][v] += row[v] * in[r * ld_in + k];
+    }
+#pragma GCC unroll 6
+    for (size_t r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+        for (size_t v = 0; v < kTileVectors; v++) store(sums + r * kPanelColumns + Row::column(tile, v), sum[r][v]);
+}
+
+template <WeightType type, size_t kRows>
+void panel_rows(float* sums, const float* in, size_t ld_in, const unsigned char* w, size_t kc, bool first) {
+    const size_t row_bytes = kPanelColumns * Panels::element_bytes(type);
+    for (size_t tile = 0; tile < PanelRow<type>::kTiles; tile++)
+        panel_tile<type, kRows>(sums, in, ld_in, w, row_bytes, kc, tile, first);
+}
+
+template <WeightType type>
+void panel_block(size_t rows, float* sums, const float* in, size_t ld_in, const unsigned char* w, size_t kc,
+                 bool first) {
+    switch (rows) {
+        case 1:
+            return panel_rows<type, 1>(sums, in, ld_in, w, kc, first);
+        case 2:
+            return panel_rows<type, 2>(sums, in, ld_in, w, kc, first);
+        case 3:
+            return panel_rows<type, 3>(sums, in, ld_in, w, kc, first);
+        case 4:
+            return panel_rows<type, 4>(sums, in, ld_in, w, kc, first);
+        case 5:
+            return panel_rows<type, 5>(sums, in, ld_in, w, kc, first);
+        default:
+            return panel_rows<type, 6>(sums, in, ld_in, w, kc, first);
+    }
+}
+
+// kc rows of a panel from k0 on, as floats.
+template <WeightType type>
+void unpack_panel(float* out, const Panels& p, size_t panel, size_t k0, size_t kc) {
+    for (size_t k = 0; k < kc; k++, out += kPanelColumns)
+        for (size_t tile = 0; tile < PanelRow<type>::kTiles; tile++) {
+            Floats w[kTileVectors];
+            PanelRow<type>::load_row(w, p.row(panel, k0 + k), tile);
+            for (size_t v = 0; v < kTileVectors; v++) store(out + PanelRow<type>::column(tile, v), w[v]);
+        }
+}
+
+// sums [rows, 64]: of rows row0 .. of `in` with one panel. Few rows take it as it comes from memory; for more, a
+// block of it stays in the cache while they pass over it, converted where that pays.
+template <WeightType type>
+void panel_sums(float* sums, float* unpacked, const PanelProduct& p, size_t panel, size_t row0, size_t rows) {
+    const size_t K = p.weights->K;
+    const bool convert = type != WeightType::fp32 && rows > 4 * kTileRows;
+    const size_t block = rows <= kTileRows && PanelRow<type>::kTiles == 1 ? K : even_block(K, kBlockK, 8);
+    for (size_t k = 0; k < K; k += block) {
+        const size_t kc = K - k < block ? K - k : block;
+        if (convert) unpack_panel<type>(unpacked, *p.weights, panel, k, kc);
+        for (size_t r = 0; r < rows; r += kTileRows) {
+            const size_t n = rows - r < kTileRows ? rows - r : kTileRows;
+            const float* in = p.in + (row0 + r) * p.ld_in + k;
+            float* to = sums + r * kPanelColumns;
+            if (rows > kTileRows) prefetch_rows(in + kTileRows * p.ld_in, p.ld_in, 0, kc);
+            if (convert)
+                panel_block<WeightType::fp32>(n, to, in, p.ld_in, reinterpret_cast<const unsigned char*>(unpacked),
+                                              kc, k == 0);
+            else
+                panel_block<type>(n, to, in, p.ld_in, p.weights->row(panel, k), kc, k == 0);
+        }
+    }
+}
+
+void finish_panel(const PanelProduct& p, float* sums, size_t panel, size_t row0, size_t rows) {
+    const size_t j0 = panel * kPanelColumns, N = p.weights->N;
+    const size_t n = N - j0 < kPanelColumns ? N - j0 : kPanelColumns;
+    for (size_t r = 0; r < rows; r++, sums += kPanelColumns) {
+        const size_t at = (row0 + r) * N + j0;
+        if (p.weights->scale)
+            for (size_t j = 0; j < kPanelColumns; j++) sums[j] *= p.weights->scale[j0 + j];
+        for (size_t j = 0; j < n && p.bias; j++) sums[j] += p.bias[j0 + j];
+        for (size_t j = 0; j < n && p.residual; j++) sums[j] += p.residual[at + j];
+        if (p.gelu) leaf_gelu_forward(sums, sums, kPanelColumns);
+        copy(p.out + at, sums, n);
+    }
+}
+
+// Panels [first, last) of the product. scratch: kPanelScratch bytes, 64-byte aligned.
+void leaf_panel_product(const PanelProduct& p, size_t first, size_t last, void* scratch) {
+    float* const sums = static_cast<float*>(scratch);
+    float* const unpacked = sums + kPanelRows * kPanelColumns;
+    for (size_t panel = first; panel < last; panel++)
+        for (size_t row = 0; row < p.M; row += kPanelRows) {
+            const size_t rows = p.M - row < kPanelRows ? p.M - row : kPanelRows;
+            if (p.weights->type == WeightType::fp32)
+                panel_sums<WeightType::fp32>(sums, unpacked, p, panel, row, rows);
+            else if (p.weights->type == WeightType::bf16)
+                panel_sums<WeightType::bf16>(sums, unpacked, p, panel, row, rows);
+            else
+                panel_sums<WeightType::int8>(sums, unpacked, p, panel, row, rows);
+            finish_panel(p, sums, panel, row, rows);
+        }
+}
+
+}  // namespace
+#else  // ---- CPU
+
+// Panels [first, last) on one thread.
+inline void panel_product_single(Cpu& dev, int thread, const PanelProduct& p, size_t first, size_t last) {
+    leaf<float>(dev).panel_product(p, first, last, dev.scratch(thread, kPanelScratch));
+}
+
+// The whole product, by all threads.
+inline void panel_product(Cpu& dev, const PanelProduct& p) {
+    parallel_ranges(dev, p.weights->count(), 1, [&](size_t first, size_t last, int thread) {
+        panel_product_single(dev, thread, p, first, last);
+    });
+}
+#endif
