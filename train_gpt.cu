@@ -169,29 +169,6 @@ static Options make_options(Settings& s) {
     return o;
 }
 
-// --model's sizes.
-static void apply_depth(Settings& s) {
-    if (!s.depth.empty()) {
-        char* end = nullptr;
-        const long depth = s.depth[0] == 'd' ? std::strtol(s.depth.c_str() + 1, &end, 10) : 0;
-        if (depth < 1 || depth > 1000 || *end)
-            fail("--model: expected d and a number of layers, such as d12, found \"%s\"", s.depth.c_str());
-        s.L = size_t(depth);
-        // OpenAI's and llm.c's shapes, by depth.
-        struct Shape {
-            size_t L, C, NH;
-        };
-        static const Shape kShapes[] = {{6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
-        const Shape* shape = nullptr;
-        for (const Shape& known : kShapes)
-            if (known.L == s.L) shape = &known;
-        if (!shape)
-            fail("--model: no GPT-2 shape has %zu layers; expected d6, d12, d24, d36 or d48; other shapes: --n-layer, "
-                 "--n-head, --n-embd", s.L);
-        s.C = shape->C, s.NH = shape->NH;
-    }
-}
-
 // What a run that starts from a file (--init, --resume) takes over from it. Flags given now may not say otherwise.
 static void adopt_shape(Settings& s, const Options& now, const std::string& path, const Config& c) {
     auto adopt = [&](const char* flag, size_t& setting, size_t in_file) {
@@ -1348,7 +1325,7 @@ static void check_outputs(const Settings& s) {
     for (const char* flag : {"--n-layer", "--n-head", "--n-embd"})
         if (options.given("--model") && options.given(flag)) fail("--model and %s: expected one of them, found both", flag);
     if (start && !options.given("--model")) s.depth.clear();
-    apply_depth(s);
+    if (!s.depth.empty()) set_shape_by_depth(s.depth, s.L, s.NH, s.C);
     if (start) adopt_shape(s, options, start->path, start->config);
     complete_settings(s);
     check_outputs(s);

@@ -265,7 +265,7 @@ bool Options::parse(int argc, const char* const* argv) {
     for (size_t i = 0; i < rows_.size(); i++) {
         const Option& o = rows_[i].option;
         if (parsed[i]->count() == 0) {
-            if (is_positional(o)) fail("%s is missing: %s (see --help)", label(o).c_str(), o.help.c_str());
+            if (is_positional(o) && !o.optional) fail("%s is missing: %s (see --help)", label(o).c_str(), o.help.c_str());
             continue;
         }
         const std::string value = is_flag(o) ? "" : parsed[i]->results().back();
@@ -303,7 +303,7 @@ std::string Options::help() const {
     bool only_arguments = true;
     for (const Row& row : rows_) {
         if (is_positional(row.option))
-            usage += " " + metavar(row.option);
+            usage += row.option.optional ? " [" + metavar(row.option) + "]" : " " + metavar(row.option);
         else
             only_arguments = false, short_width = std::max(short_width, row.option.short_name.size());
     }

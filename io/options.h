@@ -41,7 +41,7 @@ using OptionTarget = std::variant<std::string*, size_t*, int64_t*, double*, bool
 
 struct Option {
     std::string short_name = {};  // "-g"; llm.c's two letters ("-sl") too; "" for none
-    std::string long_name;        // "--gate"; without dashes ("model") it is a positional argument, required
+    std::string long_name;        // "--gate"; without dashes ("model") it is a positional argument, required unless `optional`
     OptionTarget to;              // a flag flips its bool, so that --no-shuffle may point to `shuffle`
     std::string metavar = {};     // "FILE"; "" for the choices, or what suits the kind
     std::vector<std::string> choices = {};
@@ -49,6 +49,7 @@ struct Option {
     std::string default_text = {};  // in the help instead of the default's value ("4 x C")
     std::string help;
     std::string section = {};  // "" for the one begun by Options::section
+    bool optional = false;     // of a positional argument: it may be left out
 };
 
 class Options {

@@ -1,9 +1,11 @@
 // What a model is: its sizes, the state of its norm sites, and the one table of its tensors.
 #pragma once
 #include <cstddef>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
+#include "runtime/error.h"
 #include "tapernorm.cuh"
 
 // Which norm sites have been folded away.
@@ -29,6 +31,22 @@ struct Config {
     bool untied_head() const { return fold == Fold::affine || fold == Fold::all; }
     size_t tapering_sites() const { return (internal_tapers() ? 2 * L : 0) + (final_tapers() ? 1 : 0); }
 };
+
+// The sizes of --model: OpenAI's and llm.c's shapes, by depth ("d12").
+inline void set_shape_by_depth(const std::string& depth, size_t& L, size_t& NH, size_t& C) {
+    struct Shape {
+        size_t L, C, NH;
+    };
+    static const Shape kShapes[] = {{6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
+    char* end = nullptr;
+    const long layers = depth[0] == 'd' ? std::strtol(depth.c_str() + 1, &end, 10) : 0;
+    if (layers < 1 || layers > 1000 || *end)
+        fail("--model: expected d and a number of layers, such as d12, found \"%s\"", depth.c_str());
+    for (const Shape& s : kShapes)
+        if (s.L == size_t(layers)) return void((L = s.L, NH = s.NH, C = s.C));
+    fail("--model: no GPT-2 shape has %ld layers; expected d6, d12, d24, d36 or d48; other shapes: --n-layer, --n-head, "
+         "--n-embd", layers);
+}
 
 inline double default_eps(NormKind kind) { return kind == NormKind::layernorm ? 1e-5 : 1e-6; }
 

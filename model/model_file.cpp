@@ -1,5 +1,6 @@
 #include "model/model_file.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstdlib>
@@ -171,6 +172,35 @@ void check_tensors(const SafetensorsFile& file, const Config& config) {
                   [&](const TensorSpec& spec, float*&) { checked_tensor(file, spec.name, spec.shape); });
 }
 
+// Whether all are finite, quickly: x - x is 0 then, and else NaN.
+static bool all_finite(Cpu& dev, const float* x, size_t n) {
+    constexpr size_t kChunk = 1 << 16;
+    std::vector<char> bad((n + kChunk - 1) / kChunk, 0);
+    parallel_ranges(dev, bad.size(), 1, [&](size_t chunk, size_t last, int) {
+        for (; chunk < last; chunk++) {
+            float sum[16] = {};
+            const size_t begin = chunk * kChunk, end = std::min(n, begin + kChunk);
+            for (size_t i = begin; i < end; i++) sum[i % 16] += x[i] - x[i];
+            for (float s : sum) bad[chunk] |= s != 0;
+        }
+    });
+    return std::find(bad.begin(), bad.end(), char(1)) == bad.end();
+}
+
+HostModel::HostModel(Cpu& dev, std::unique_ptr<const ModelFile> file)
+    : info(file->info()), file_(std::move(file)), arena_(dev, "the model's parameters") {
+    visit_tensors(info.config, tensors, [&](const TensorSpec& spec, float*& slot) {
+        slot = const_cast<float*>(file_->in_place(spec));
+        if (!slot) arena_.add(slot, spec.count());
+    });
+    arena_.allocate(false);
+    for (const Tensor<float>& t : tensor_list(info.config, tensors))
+        if (t.data != file_->in_place(t.spec))
+            file_->read(t.spec, t.data);
+        else if (!all_finite(dev, t.data, t.spec.count()))
+            file_->check_finite(t.spec, t.data);
+}
+
 std::map<std::string, std::string> config_metadata(const Config& c) {
     return {
         {"n_layer", std::to_string(c.L)},
@@ -239,6 +269,12 @@ class OurModel : public ModelFile {
     explicit OurModel(SafetensorsFile file) : ModelFile(file.path(), false), file_(std::move(file)) {
         info_ = read_model_info(file_);
     }
+    const float* in_place(const TensorSpec& t) const override {
+        const TensorEntry& e = checked_tensor(file_, t.name, t.shape);
+        const unsigned char* data = file_.data(e);
+        const bool usable = e.dtype == Dtype::F32 && reinterpret_cast<uintptr_t>(data) % alignof(float) == 0;
+        return usable ? reinterpret_cast<const float*>(data) : nullptr;
+    }
 
   private:
     void convert(const TensorSpec& t, float* dst) const override { file_.read(checked_tensor(file_, t.name, t.shape), dst); }
@@ -261,10 +297,7 @@ std::unique_ptr<ModelFile> ModelFile::open(const std::string& path) {
 }
 
 std::unique_ptr<HostModel> load_model(Cpu& dev, const std::string& path) {
-    const std::unique_ptr<ModelFile> file = ModelFile::open(path);
-    auto model = std::make_unique<HostModel>(dev, file->info());
-    visit_tensors(model->info.config, model->tensors, [&](const TensorSpec& t, float*& slot) { file->read(t, slot); });
-    return model;
+    return std::make_unique<HostModel>(dev, ModelFile::open(path));
 }
 
 void save_model(const std::string& path, const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype) {

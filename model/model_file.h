@@ -18,6 +18,8 @@ struct ModelInfo {
     std::vector<float> taper_scale;  // c of every tapering site (taper_site_names); 1 before the calibration
 };
 
+class ModelFile;
+
 // A model in host memory, as folding and inference take it.
 struct HostModel {
     ModelInfo info;
@@ -26,7 +28,11 @@ struct HostModel {
     // Memory for every tensor of info.config, zero.
     HostModel(Cpu& dev, ModelInfo info_);
 
+    // The model of a file, read only: tensors that the file has in fp32 stay where they are mapped, others are converted.
+    HostModel(Cpu& dev, std::unique_ptr<const ModelFile> file);
+
   private:
+    std::unique_ptr<const ModelFile> file_;
     Arena<Cpu> arena_;
 };
 
@@ -59,6 +65,13 @@ class ModelFile {
         check_finite(spec, dst);
     }
 
+    // Where the tensor is mapped, if it can be used as it lies there: read only, and not checked. Else null.
+    virtual const float* in_place(const TensorSpec&) const { return nullptr; }
+
+    // Fails where a number is not finite.
+    template <class Real>
+    void check_finite(const TensorSpec& spec, const Real* numbers) const;
+
   protected:
     ModelFile(std::string path, bool foreign) : path_(std::move(path)), foreign_(foreign) {}
     virtual void convert(const TensorSpec& spec, float* dst) const = 0;
@@ -68,9 +81,6 @@ class ModelFile {
     ModelInfo info_;
 
   private:
-    template <class Real>
-    void check_finite(const TensorSpec& spec, const Real* numbers) const;
-
     bool foreign_;
 };
 

@@ -32,7 +32,7 @@ void pack_panel_row(unsigned char* row, WeightType type, const float* scale, siz
     } else {
         signed char* bytes = reinterpret_cast<signed char*>(row);
         for (size_t j = 0; j < kPanelColumns; j++)
-            bytes[j] = static_cast<signed char>(std::lrint(values[j] / scale[j]));
+            bytes[j % 16 * 4 + j / 16] = static_cast<signed char>(std::lrint(values[j] / scale[j]));
     }
 }
 

@@ -2,8 +2,7 @@
 // it is read, row after row, so that a product with a few rows runs at the speed of the memory. Numbers are
 //
 //   fp32
-//   bf16   rounded to nearest; one 32-bit word holds columns c (low) and c + 16 (high), so that a shift and a mask
-//          are all that it takes to get 2 x 16 neighbours
+//   bf16   rounded to nearest; a 32-bit word holds columns c (low) and c + 16
 //   int8   q[k, n] = round(W[k, n] / scale[n]), scale[n] = max_k |W[k, n]| / 127: symmetric, by output channel
 //
 // The product: out[r, n] = scale[n] (sum_k in[r, k] q[k, n]) + bias[n] + residual[r, n], then GELU. The sum is one
@@ -49,38 +48,33 @@ namespace {
 
 using Floats = Simd<float>::V;
 constexpr size_t kFloatLanes = Simd<float>::kLanes;
-using Words [[gnu::vector_size(kVectorBytes)]] = uint32_t;
+using Integers [[gnu::vector_size(kVectorBytes)]] = int32_t;
 
-// kTileVectors vectors of one row of a panel, as floats. kColumn: where each begins within the panel.
+// kTileVectors vectors of one row of a panel, as floats. A vector is one of the `parts` of the same words.
 template <WeightType type>
 struct PanelRow {
     static constexpr size_t kVectors = kTileVectors, kTiles = kPanelColumns / (kVectors * kFloatLanes);
+    static constexpr size_t parts = type == WeightType::fp32 ? 1 : type == WeightType::bf16 ? 2 : 4;
+
+    // Where vector v of a tile begins: among the words of a row, and among the columns of the panel.
+    static constexpr size_t word(size_t tile, size_t v) { return (tile * kVectors + v) / parts * kFloatLanes; }
     static constexpr size_t column(size_t tile, size_t v) {
-        if (type != WeightType::bf16) return (tile * kVectors + v) * kFloatLanes;
-        const size_t word = (tile * kVectors + v) / 2 * kFloatLanes;  // low halves in even vectors, high in odd
-        return word / 16 * 32 + word % 16 + v % 2 * 16;
+        if (type == WeightType::fp32) return word(tile, v);
+        const size_t w = word(tile, v), part = (tile * kVectors + v) % parts;
+        return w / 16 * 16 * parts + 16 * part + w % 16;
     }
-    [[gnu::always_inline]] static inline void load_row(Floats (&w)[kVectors], const unsigned char* row, size_t tile) {
-        if constexpr (type == WeightType::fp32) {
+    [[gnu::always_inline]] static inline void load_row(Floats (&out)[kVectors], const unsigned char* row,
+                                                       size_t tile) {
 #pragma GCC unroll 4
-            for (size_t v = 0; v < kVectors; v++) load(w[v], reinterpret_cast<const float*>(row) + column(tile, v));
-        } else if constexpr (type == WeightType::bf16) {
-#pragma GCC unroll 4
-            for (size_t v = 0; v < kVectors; v += 2) {
-                Words words;
-                load(words, reinterpret_cast<const uint32_t*>(row) + (tile * kVectors + v) / 2 * kFloatLanes);
-                const Words low = words << 16, high = words & 0xffff0000u;
-                w[v] = __builtin_bit_cast(Floats, low), w[v + 1] = __builtin_bit_cast(Floats, high);
-            }
-        } else {
-            using Bytes [[gnu::vector_size(kFloatLanes)]] = signed char;
-            using Integers [[gnu::vector_size(kVectorBytes)]] = int32_t;
-#pragma GCC unroll 4
-            for (size_t v = 0; v < kVectors; v++) {
-                Bytes bytes;
-                load(bytes, reinterpret_cast<const signed char*>(row) + column(tile, v));
-                w[v] = __builtin_convertvector(__builtin_convertvector(bytes, Integers), Floats);
-            }
+        for (size_t v = 0; v < kVectors; v++) {
+            Integers w;
+            load(w, reinterpret_cast<const int32_t*>(row) + word(tile, v));
+            const size_t part = (tile * kVectors + v) % parts;
+            if constexpr (type == WeightType::fp32) out[v] = __builtin_bit_cast(Floats, w);
+            if constexpr (type == WeightType::bf16)
+                out[v] = __builtin_bit_cast(Floats, part ? w & (Integers{} + int32_t(0xffff0000)) : w << 16);
+            if constexpr (type == WeightType::int8)
+                out[v] = __builtin_convertvector(w << int(24 - 8 * part) >> 24, Floats);
         }
     }
 };
