@@ -204,7 +204,7 @@ $(BUILD)/gpu/%.o: %.cu
 $(BUILD)/gpu/bench_gpu: $(BUILD)/gpu/dev/bench_gpu.o $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(CUDA_LIBS) -o $@
 gpu-bench:
-	$(MAKE) $(PARALLEL) $(BUILD)/gpu/bench_gpu GPU=native
+	$(MAKE) $(PARALLEL) $(BUILD)/gpu/bench_gpu infer GPU=native
 	dev/gpu_bench.sh $(BUILD)/gpu/bench_gpu
 
 # Python with the references and peers that dev/ compares with; nothing else needs it.

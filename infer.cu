@@ -27,6 +27,7 @@
 #include "model/bench_infer.cuh"
 #include "model/decoder.cuh"
 #include "model/evaluate.cuh"
+#include "model/generate.cuh"
 #include "model/model_file.h"
 #include "model/sampler.h"
 #include "runtime/device.h"
@@ -201,11 +202,11 @@ static std::vector<Prompt> read_prompts(const Settings& s, const ModelInfo& info
 }
 
 // Weights are finite (load_model), but numbers in between may still overflow.
+[[noreturn]] static void fail_not_finite(const std::string& model) {
+    fail("%s: its logits are not finite numbers; the file is damaged or its training diverged", model.c_str());
+}
 static void require_finite(const std::string& model, const std::vector<float>& logits) {
-    float sum = 0;  // of x - x, which is NaN unless x is finite
-    for (float z : logits) sum += z - z;
-    if (sum != 0)
-        fail("%s: its logits are not finite numbers; the file is damaged or its training diverged", model.c_str());
+    if (!all_finite(logits.data(), logits.size())) fail_not_finite(model);
 }
 
 static void dump_logits(const std::string& path, const std::vector<float>& logits, size_t V) {
@@ -273,15 +274,21 @@ void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& p
     std::fwrite(prompt.text.data(), 1, prompt.text.size(), stdout);
     const size_t V = tokenizer ? std::min(c.V, tokenizer->vocab_size()) : c.V;
     const auto decode = std::chrono::steady_clock::now();
-    for (size_t i = 0; i < s.n; i++) {
-        tokens.push_back(sample(logits.data(), V, sampling_of(s), i));
-        const std::string text = tokenizer ? std::string(tokenizer->token(size_t(tokens.back())))
-                                           : strprintf(i ? ",%d" : "%d", tokens.back());
+    Generator<Device, Real> generator(decoder);
+    auto show = [&](size_t, const int* token) {
+        if (*token < 0) fail_not_finite(s.model);
+        const bool first = tokens.size() == prompt.tokens.size();
+        tokens.push_back(*token);
+        const std::string text =
+            tokenizer ? std::string(tokenizer->token(size_t(*token))) : strprintf(first ? "%d" : ",%d", *token);
         std::fwrite(text.data(), 1, text.size(), stdout);
         std::fflush(stdout);
-        if (i + 1 == s.n) break;
-        decoder.feed({next_piece(decoder, 0, tokens, c.T)}, Logits::last, logits.data());
-        require_finite(s.model, logits);
+    };
+    for (size_t done = 0; done < s.n;) {
+        const size_t n = std::min(s.n - done, c.T - decoder.length() + 1);  // the context holds as many
+        generator.generate(logits, V, n, sampling_of(s), done, show);
+        done += n;
+        if (done < s.n) decoder.feed({next_piece(decoder, 0, tokens, c.T)}, Logits::last, logits.data());
     }
     const double seconds = seconds_since(decode);
     std::printf("\n\nprompt %zu tokens in %.1f ms; %zu generated in %.2f s (%.2f ms per token)\n", prompt.tokens.size(),
@@ -294,6 +301,7 @@ void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::
                   const Tokenizer& tokenizer) {
     const size_t V = std::min(c.V, tokenizer.vocab_size());
     const auto start = std::chrono::steady_clock::now();
+    Generator<Device, Real> generator(decoder);
     for (size_t first = 0; first < prompts.size(); first += s.batch) {
         const size_t B = std::min(s.batch, prompts.size() - first);
         std::vector<std::vector<int>> tokens;
@@ -301,12 +309,20 @@ void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::
         std::vector<float> logits(B * c.V);
         for (size_t b = 0; b < B; b++) tokens.push_back(prompts[first + b].tokens);
         for (size_t b = 0; b < B; b++) decoder.rewind(0, b), pieces.push_back({b, tokens[b].data(), tokens[b].size()});
-        for (size_t i = 0; i < s.n; i++) {
+        auto keep = [&](size_t, const int* next) {
+            for (size_t b = 0; b < B; b++) {
+                if (next[b] < 0) fail_not_finite(s.model);
+                tokens[b].push_back(next[b]);
+            }
+        };
+        for (size_t done = 0; done < s.n;) {
             decoder.feed(pieces, Logits::last, logits.data());
-            require_finite(s.model, logits);
+            size_t n = s.n - done;  // or as many as every context holds
+            for (size_t b = 0; b < B; b++) n = std::min(n, c.T - decoder.length(b) + 1);
+            generator.generate(logits, V, n, sampling_of(s), done, keep);
+            done += n;
             pieces.clear();
-            for (size_t b = 0; b < B; b++) tokens[b].push_back(sample(&logits[b * c.V], V, sampling_of(s), i));
-            for (size_t b = 0; b < B; b++) pieces.push_back(next_piece(decoder, b, tokens[b], c.T));
+            for (size_t b = 0; b < B && done < s.n; b++) pieces.push_back(next_piece(decoder, b, tokens[b], c.T));
         }
         for (size_t b = 0; b < B; b++) {
             const Prompt& p = prompts[first + b];
@@ -400,6 +416,7 @@ void run(const Settings& s, const Engine<Device, Real>& engine, const Inputs& in
 template <class Real>
 void run_on_gpu(const Settings& s, Cpu& cpu, HostModel& model, const Inputs& in) {
     Cuda cuda;
+    cuda.memory_hint = "use fewer sequences at a time, --precision bf16 or --device cpu";
     const DeviceWeights<Cuda, Real> weights(cuda, model.info.config, model.tensors);
     run<Cuda, Real>(s, {cuda, cpu, model.info, weights.tensors, nullptr}, in);
 }

@@ -34,9 +34,8 @@
 #include "io/tokens.h"
 #include "model/batches.cuh"
 #include "model/config.h"
-#include "model/decoder.cuh"
+#include "model/generate.cuh"
 #include "model/model_file.h"
-#include "model/sampler.h"
 #include "model/watch.cuh"
 #include "ops/adamw.cuh"
 #include "ops/attention.cuh"
@@ -707,16 +706,15 @@ std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, co
     Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.taper_scale,
                                   t.gate(std::max<size_t>(t.step, 1)));
     const std::vector<uint16_t> start = tokenizer.encode(prompt);
-    std::vector<int> ids(start.begin(), start.begin() + ptrdiff_t(std::min(start.size(), (t.settings.T + 1) / 2)));
+    const std::vector<int> ids(start.begin(), start.begin() + ptrdiff_t(std::min(start.size(), (t.settings.T + 1) / 2)));
     std::vector<Acc<Real>> logits(model.config.V);
+    decoder.feed(ids.data(), ids.size(), Logits::last, logits.data());
     std::string text = tokenizer.decode({start.data(), ids.size()});
-    const Sampling sampling{.temperature = 0.7, .top_k = 40, .seed = t.settings.seed + t.step};
-    for (size_t i = 0; i < tokens && decoder.length() + ids.size() <= t.settings.T; i++) {
-        decoder.feed(ids.data(), ids.size(), Logits::last, logits.data());
-        const std::vector<float> as_float(logits.begin(), logits.end());
-        ids = {sample(as_float.data(), std::min(as_float.size(), tokenizer.vocab_size()), sampling, i)};
-        text += tokenizer.token(size_t(ids[0]));
-    }
+    Generator<Device, Real> generator(decoder);
+    generator.generate(logits, std::min(logits.size(), tokenizer.vocab_size()),
+                       std::min(tokens, t.settings.T - ids.size() + 1),
+                       {.temperature = 0.7, .top_k = 40, .seed = t.settings.seed + t.step}, 0,
+                       [&](size_t, const int* token) { text += tokenizer.token(size_t(std::max(*token, 0))); });
     return text;
 }
 

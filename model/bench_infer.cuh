@@ -17,9 +17,10 @@
 #include <string>
 #include <vector>
 
-#include "model/decoder.cuh"
+#include "model/generate.cuh"
 #include "model/model_file.h"
 #include "model/sampler.h"
+#include "ops/adamw.cuh"
 
 // What --bench runs on: everything that a decoder needs of one model.
 template <class Device, class Real>
@@ -226,6 +227,8 @@ class InferenceBench {
         std::vector<int> next(B);
         std::vector<double> bandwidth;
         counts_.assign(list.size(), {});
+        std::vector<std::unique_ptr<Generator<Device, Real>>> generators;
+        for (auto& decoder : list) generators.push_back(std::make_unique<Generator<Device, Real>>(*decoder));
         const auto times = time_in_turns(list.size(), budget_, [&](size_t i) {
             if constexpr (kOnHost)
                 if (i == 0) bandwidth.push_back(bandwidth_->measure());
@@ -234,6 +237,11 @@ class InferenceBench {
             decoder.feed(pieces_of(prompts), Logits::last, logits.data());
             const size_t regions = m_.cpu.regions, barriers = m_.cpu.barriers, passes = decoder.stream_passes();
             const double start = bench_seconds();
+            if constexpr (!kOnHost) {  // a first token from the prompt's logits, then as many steps as on the host
+                generators[i]->generate(logits, V, kNew + 1, {.temperature = 0}, 0, [](size_t, const int*) {});
+                counts_[i] = {double(generators[i]->stream_passes()), double(generators[i]->launches()), 0};
+                return (bench_seconds() - start) / kNew;
+            }
             for (size_t step = 0; step < kNew; step++) {
                 std::vector<Piece> pieces;
                 for (size_t b = 0; b < B; b++) {
@@ -254,13 +262,27 @@ class InferenceBench {
                         m_.weight_bytes / s.median * 1e-9);
         }
         print_ratio(times);
-        if (kOnHost) {
-            const double top = spread_of(bandwidth).median,
-                         reached = m_.weight_bytes / spread_of(times.back()).median * 1e-9;
-            std::printf(" %.0f%% of %.1f GB/s read |", 100 * reached / top, top);
-        }
+        if constexpr (!kOnHost) bandwidth = device_bandwidth();
+        const double top = spread_of(bandwidth).median, reached = m_.weight_bytes / spread_of(times.back()).median * 1e-9;
+        std::printf(" %.0f%% of %.1f GB/s read |", 100 * reached / top, top);
         std::printf("\n");
         std::fflush(stdout);
+    }
+
+    // GB/s at which a GPU sums up memory that its caches do not hold, waiting for the sum included.
+    std::vector<double> device_bandwidth() {
+        const size_t n = std::min(size_t(1) << 30, size_t(8 * m_.weight_bytes / sizeof(Real)));
+        Arena<Device> memory(m_.dev, "the bandwidth test");
+        Real* x = nullptr;
+        memory.add(x, n);
+        memory.allocate(true);
+        std::vector<double> result;
+        for (int i = 0; i < 10; i++) {
+            const double start = bench_seconds();
+            sum_of_squares(m_.dev, x, n);
+            result.push_back(double(n * sizeof(Real)) / (bench_seconds() - start) * 1e-9);
+        }
+        return result;
     }
 
     // Speed of the last state over the first's: the median over neighbours in time; and the repetitions.
@@ -272,10 +294,8 @@ class InferenceBench {
 
     void print_counts() {
         if (counts_.empty()) return;
-        std::printf(
-            "\nOne decoding step, counted while it ran:\n\n| state | passes over the residual stream | parallel "
-            "regions "
-            "| barriers | MB of weights |\n| --- | --- | --- | --- | --- |\n");
+        std::printf("\nOne decoding step, counted while it ran:\n\n| state | passes over the residual stream | %s | barriers | MB "
+                    "of weights |\n| --- | --- | --- | --- | --- |\n", kOnHost ? "parallel regions" : "kernels in the graph");
         for (size_t i = 0; i < states_.size(); i++)
             std::printf("| %s | %.0f | %.0f | %.0f | %.1f |\n", states_[i].name, counts_[i].passes,
                         counts_[i].regions, counts_[i].barriers, m_.weight_bytes * 1e-6);

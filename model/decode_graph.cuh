@@ -2,7 +2,10 @@
 // it through the blocks, new logits) is recorded once as a CUDA graph and launched once a token. Tokens, positions and the
 // settings of sampling are in device memory, so the graph stays as it is; the host runs ahead and reads the tokens later.
 //
-// Launches a step: 2 and 5 a block (ops/matvec.cuh: norms, biases, GELU and residual stream are parts of the products).
+// Launches a step: 2 and 5 a block (ops/matvec.cuh: norms, biases, GELU and residual stream are parts of the products). They
+// are as many for a folded model as for a normalized one, and so are the bytes of weights; what folding saves here is that no
+// product waits for statistics of its input. (A folded model could merge attn_proj into mlp_fc, since nothing nonlinear is left
+// between them: one launch a block fewer, for a third more bytes of weights. Not done.)
 // More sequences than those kernels take go through cuBLASLt, in the same graph.
 #pragma once
 #ifdef TN_CUDA
@@ -20,8 +23,8 @@ class DecodeGraph {
     static constexpr size_t kAhead = 16;  // steps that the host may be ahead of the tokens it has read
 
     // All sequences of the decoder take part. It must outlive this.
-    DecodeGraph(Cuda& dev, Decoder<Cuda, Real>& decoder)
-        : dev_(dev), decoder_(decoder), rows_(decoder.sequences()), memory_(dev, "the decoding graph"),
+    explicit DecodeGraph(Decoder<Cuda, Real>& decoder)
+        : dev_(decoder.device()), decoder_(decoder), rows_(decoder.sequences()), memory_(dev_, "the decoding graph"),
           read_(kAhead * rows_), copied_(kAhead) {
         const Config& c = decoder.config_;
         const size_t splits = blocks_for(c.T, decode_keys);
@@ -32,8 +35,8 @@ class DecodeGraph {
     }
 
     // Head sizes whose rows are whole 16 bytes; others take the host's loop.
-    static bool supports(const Decoder<Cuda, Real>& decoder) {
-        const size_t hs = decoder.config_.C / decoder.config_.NH;
+    static bool supports(const Config& c) {
+        const size_t hs = c.C / c.NH;
         return hs % kPiece<Real> == 0 && hs <= size_t(simple_max_hs);
     }
 
@@ -57,18 +60,36 @@ class DecodeGraph {
     // Kernels a step, and 0 before the first one was recorded.
     size_t launches() const { return graph_.nodes(); }
 
+    // Of one step over the residual stream of its rows: the embedding writes it; a block adds to it twice, a read and a write
+    // each; and a site's input is read once, before that once for its mean and once for its scale where it needs them.
+    size_t stream_passes() const {
+        const Config& c = decoder_.config_;
+        size_t passes = 1 + 4 * c.L;
+        auto count = [&](const Site<Real>& s) {
+            passes += 1 + (s.phase == Phase::folded ? 0 : site_passes(s.kind, s.phase) - 2);  // - 2: no copy of its output
+        };
+        for (size_t l = 0; l < c.L; l++) count(site(l, 0)), count(site(l, 1));
+        count(site(c.L, 0));
+        return passes;
+    }
+
   private:
     void begin(const std::vector<Acc<Real>>& logits, size_t n, const Sampling& s, size_t first) {
+        // Sequences without logits take part as well, from their beginning; nobody reads what they say.
+        const std::vector<Real> rounded(logits.begin(), logits.end());
+        std::fill(decoder_.lengths_.begin() + ptrdiff_t(logits.size() / decoder_.config_.V), decoder_.lengths_.end(), 0);
         const size_t longest = *std::max_element(decoder_.lengths_.begin(), decoder_.lengths_.end());
         if (longest + n - 1 > decoder_.config_.T)
             fail("decoding: %zu tokens after %zu are more than the context of %zu", n, longest, decoder_.config_.T);
         const SampleSettings settings{s.temperature > 0 ? 1 / s.temperature : 0, s.top_p, unsigned(s.top_k), s.seed,
                                       kSampleStream, first};
-        const std::vector<Real> rounded(logits.begin(), logits.end());
         std::vector<int> positions;
         for (const size_t length : decoder_.lengths_) positions.push_back(int(length) - 1);
         device_copy_in(dev_, settings_, &settings, sizeof settings);
-        device_copy_in(dev_, decoder_.logits_, rounded.data(), rounded.size() * sizeof(Real));
+        const size_t V = decoder_.config_.V;
+        device_zero(dev_, decoder_.logits_, rows_ * decoder_.ld_logits_ * sizeof(Real));
+        for (size_t row = 0; row * V < rounded.size(); row++)
+            device_copy_in(dev_, decoder_.logits_ + row * decoder_.ld_logits_, &rounded[row * V], V * sizeof(Real));
         device_copy_in(dev_, positions_, positions.data(), positions.size() * sizeof(int));
         device_zero(dev_, steps_, rows_ * sizeof(unsigned));
     }
@@ -85,7 +106,7 @@ class DecodeGraph {
     void choose() {
         const Config& c = decoder_.config_;
         const GptTensors<Real>& w = decoder_.weights_;
-        sample_step<Real>(dev_, {settings_, decoder_.logits_, c.V, unsigned(V_), ids_, steps_, positions_, decoder_.x_, w.wte,
+        sample_step<Real>(dev_, {settings_, decoder_.logits_, decoder_.ld_logits_, unsigned(V_), ids_, steps_, positions_, decoder_.x_, w.wte,
                                  w.wpe, unsigned(c.C), unsigned(c.T)}, rows_);
     }
 
@@ -106,7 +127,7 @@ class DecodeGraph {
                     .residual = d.mid_}, 4 * C, C);
         }
         linear({.out = d.logits_, .x = d.x_, .site = site(c.L, 0), .weight = d.weights_.head(),
-                .bias = d.weights_.lm_head_bias}, C, c.V, true);
+                .bias = d.weights_.lm_head_bias, .ld_out = unsigned(d.ld_logits_)}, C, c.V, true);
     }
 
     Site<Real> site(size_t l, size_t which) const {
@@ -127,7 +148,7 @@ class DecodeGraph {
             x = decoder_.site_;
         }
         if (transposed)
-            head_forward(dev_, a.out, x, a.weight, a.bias, rows_, K, N);
+            head_forward(dev_, a.out, x, a.weight, a.bias, rows_, K, N, a.ld_out);
         else if (a.gelu)
             matmul_gelu_forward<Real>(dev_, a.out, nullptr, x, a.weight, a.bias, rows_, K, N);
         else

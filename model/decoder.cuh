@@ -40,12 +40,13 @@ class Decoder {
           lengths_(sequences, 0),
           block_(std::min(config.T * sequences, kBlock)),
           step_rows_(std::min(sequences, block_)),
+          ld_logits_((config.V + 7) / 8 * 8),
           memory_(dev, "the KV cache and activations") {
         const size_t C = config.C;
         memory_.add(tokens_, block_), memory_.add(positions_, block_), memory_.add(x_, block_ * C);
         memory_.add(mid_, block_ * C), memory_.add(site_, block_ * C), memory_.add(qkv_, block_ * 3 * C);
         memory_.add(att_, block_ * C), memory_.add(gelu_, block_ * 4 * C),
-            memory_.add(logits_, kOnHost ? 0 : block_ * config.V);
+            memory_.add(logits_, kOnHost ? 0 : block_ * ld_logits_);
         if constexpr (kCanPack) memory_.add(own_sites_, packed ? size_t(dev.threads) * step_rows_ * C : 0);
         k_cache_.resize(config.L), v_cache_.resize(config.L);
         for (size_t l = 0; l < config.L; l++)
@@ -53,6 +54,8 @@ class Decoder {
         memory_.allocate(false);
     }
 
+    Device& device() const { return dev_; }
+    const Config& config() const { return config_; }
     size_t sequences() const { return lengths_.size(); }
     size_t length(size_t sequence = 0) const { return lengths_[sequence]; }  // tokens fed so far
     void rewind(size_t length, size_t sequence = 0) { lengths_[sequence] = std::min(length, lengths_[sequence]); }
@@ -191,10 +194,11 @@ class Decoder {
         if constexpr (kOnHost) {
             head_forward(dev_, out, y, weights_.head(), weights_.lm_head_bias, rows, C, V);
         } else {
-            head_forward(dev_, logits_, y, weights_.head(), weights_.lm_head_bias, rows, C, V);
-            std::vector<Real> values(n);
-            device_copy_out(dev_, values.data(), logits_, n * sizeof(Real));
-            std::copy(values.begin(), values.end(), out);
+            head_forward(dev_, logits_, y, weights_.head(), weights_.lm_head_bias, rows, C, V, ld_logits_);
+            std::vector<Real> values(rows * ld_logits_);
+            device_copy_out(dev_, values.data(), logits_, values.size() * sizeof(Real));
+            for (size_t row = 0; row < rows; row++)
+                std::copy_n(&values[row * ld_logits_], V, out + row * V);
         }
         return out + n;
     }
@@ -263,6 +267,7 @@ class Decoder {
     std::vector<size_t> lengths_;  // of the sequences
     std::vector<Part> parts_;      // of the block at hand
     size_t block_, step_rows_;     // most rows of a block, of a step
+    size_t ld_logits_;             // on a GPU, where rows of logits start at multiples of 16 bytes
     size_t stream_passes_ = 0;
     Arena<Device> memory_;
     int *tokens_, *positions_;  // [block]

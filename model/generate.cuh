@@ -10,25 +10,33 @@
 #include "model/decode_graph.cuh"
 #endif
 
+inline bool all_finite(const float* x, size_t n) {
+    float sum = 0;  // of x - x, which is NaN unless x is finite
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = 0; i < n; i++) sum += x[i] - x[i];
+    return sum == 0;
+}
+
 // Called for every step i in turn with its tokens, one for each sequence; -1: the logits were not finite numbers, and what
 // follows in that sequence means nothing.
 using OnStep = std::function<void(size_t i, const int* tokens)>;
 
-// n tokens for every sequence, the first chosen from logits [sequences, V of the model], which are used up; all but the last
-// are fed to the decoder, so no sequence may have more than config.T - n + 1 tokens before. Ids below V may be chosen.
-// first: number of the first choice, for the random numbers.
+// n tokens for each of the first sequences, the first chosen from logits [sequences, V of the model], which are used up; all
+// but the last are fed to the decoder, so no sequence may have more than config.T - n + 1 tokens before. Ids below V may be
+// chosen. first: number of the first choice, for the random numbers.
 template <class Device, class Real>
 void generate_on_host(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s,
                       size_t first, const OnStep& on_step) {
-    const size_t rows = decoder.sequences(), stride = logits.size() / rows;
+    const size_t stride = decoder.config().V, rows = logits.size() / stride;
     std::vector<int> tokens(rows);
     std::vector<Piece> next(rows);
     for (size_t i = 0; i < n; i++) {
         for (size_t row = 0; row < rows; row++) {
             const Acc<Real>* z = &logits[row * stride];
-            const bool finite = std::all_of(z, z + stride, [](Acc<Real> x) { return std::isfinite(x); });
-            const std::vector<float> as_float(z, z + V);
-            tokens[row] = finite ? sample(as_float.data(), V, s, first + i) : -1;
+            if constexpr (std::is_same_v<Acc<Real>, float>)
+                tokens[row] = all_finite(z, stride) ? sample(z, V, s, first + i) : -1;
+            else
+                tokens[row] = sample(std::vector<float>(z, z + V).data(), V, s, first + i);
         }
         on_step(i, tokens.data());
         for (size_t row = 0; row < rows; row++) {
@@ -43,7 +51,7 @@ void generate_on_host(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& lo
 template <class Device, class Real>
 class Generator {
   public:
-    Generator(Device&, Decoder<Device, Real>& decoder) : decoder_(decoder) {}
+    explicit Generator(Decoder<Device, Real>& decoder) : decoder_(decoder) {}
     // See generate_on_host.
     void generate(std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s, size_t first, const OnStep& on_step) {
         generate_on_host(decoder_, logits, V, n, s, first, on_step);
@@ -57,8 +65,8 @@ class Generator {
 template <class Real>
 class Generator<Cuda, Real> {
   public:
-    Generator(Cuda& dev, Decoder<Cuda, Real>& decoder) : decoder_(decoder) {
-        if (DecodeGraph<Real>::supports(decoder)) graph_.emplace(dev, decoder);
+    explicit Generator(Decoder<Cuda, Real>& decoder) : decoder_(decoder) {
+        if (DecodeGraph<Real>::supports(decoder.config())) graph_.emplace(decoder);
     }
     void generate(std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s, size_t first, const OnStep& on_step) {
         if (graph_)
@@ -66,8 +74,10 @@ class Generator<Cuda, Real> {
         else
             generate_on_host(decoder_, logits, V, n, s, first, on_step);
     }
-    // Kernels and products that one step launches, where it is a graph that has been recorded; else 0.
+    // What one step launches and how often it passes over the residual stream, where it is a graph that has been recorded;
+    // else 0.
     size_t launches() const { return graph_ ? graph_->launches() : 0; }
+    size_t stream_passes() const { return graph_ ? graph_->stream_passes() : 0; }
 
   private:
     Decoder<Cuda, Real>& decoder_;

@@ -531,40 +531,40 @@ void gemm_single(Cpu& dev, int thread, const Gemm<Real>& g) {
 #include "ops/gelu.cuh"
 #include "ops/reduce.cuh"
 
-// C = value's epilogue, for a C that holds alpha op(A) op(B) + residual. All [M, N], contiguous. A thread
+// C = value's epilogue, for a C that holds alpha op(A) op(B) + residual. All [M, N], rows ld apart. A thread
 // computes one piece of one row.
 template <class Real>
 __global__ void __launch_bounds__(256)
     matmul_epilogue_kernel(Real* C, Real* pre_gelu, const Real* bias, const Real* gelu_grad_at, bool gelu, size_t M,
-                           unsigned N, unsigned pieces, bool whole) {
+                           unsigned N, size_t ld, unsigned pieces, bool whole) {
     const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x, row = at / pieces;
     if (row >= M) return;
     const unsigned i = unsigned(at % pieces) * kPiece<Real>;
     float value[kPiece<Real>], v[kPiece<Real>];
-    load_piece(value, C + row * N, i, N, whole);
+    load_piece(value, C + row * ld, i, N, whole);
     if (bias) {
         load_piece(v, bias, i, N, whole);
 #pragma unroll
         for (unsigned j = 0; j < kPiece<Real>; j++) value[j] += v[j];
     }
-    if (pre_gelu) store_piece(pre_gelu + row * N, value, i, N, whole);
-    if (gelu_grad_at) load_piece(v, gelu_grad_at + row * N, i, N, whole);
+    if (pre_gelu) store_piece(pre_gelu + row * ld, value, i, N, whole);
+    if (gelu_grad_at) load_piece(v, gelu_grad_at + row * ld, i, N, whole);
 #pragma unroll
     for (unsigned j = 0; j < kPiece<Real>; j++) {
         if (gelu) value[j] = gelu_cuda(value[j]);
         if (gelu_grad_at) value[j] *= gelu_slope_cuda(v[j]);
     }
-    store_piece(C + row * N, value, i, N, whole);
+    store_piece(C + row * ld, value, i, N, whole);
 }
 
 template <class Real>
 void matmul_epilogue(Cuda& dev, const Gemm<Real>& g) {
     if (!g.bias && !g.gelu && !g.gelu_grad_at) return;
-    if (g.ldc != g.N) fail("matmul: expected contiguous rows (%zu), found rows %zu apart", g.N, g.ldc);
     const unsigned pieces = blocks_for(g.N, kPiece<Real>);
-    const bool whole = g.N % kPiece<Real> == 0 && aligned_16(g.C, g.pre_gelu, g.bias, g.gelu_grad_at);
+    const bool whole = g.N % kPiece<Real> == 0 && g.ldc % kPiece<Real> == 0 &&
+                       aligned_16(g.C, g.pre_gelu, g.bias, g.gelu_grad_at);
     launch<matmul_epilogue_kernel<Real>>(blocks_for(g.M * pieces, 256), 256, 0, dev.stream, g.C, g.pre_gelu, g.bias,
-                                         g.gelu_grad_at, g.gelu, g.M, unsigned(g.N), pieces, whole);
+                                         g.gelu_grad_at, g.gelu, g.M, unsigned(g.N), g.ldc, pieces, whole);
 }
 
 // C = alpha op(A) op(B) + init, any alignment: 16 x 16 elements a block, one a thread. Correct, not fast: for sizes

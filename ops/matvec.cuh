@@ -12,17 +12,20 @@
 
 constexpr unsigned kMatvecThreads = 256, kMatvecWarps = kMatvecThreads / 32;
 constexpr unsigned kMatvecMostRows = 16;
-constexpr unsigned kMatvecNumbers = 10 << 10;  // of x that a block holds at a time, all rows together
+// Numbers of x that a block holds at a time, all rows together. A row's share, for any number of rows, is a multiple of what
+// the threads take in one turn: so a row's sums have one order, whatever rows are beside it.
+constexpr unsigned kMatvecNumbers = 12 << 10;
 
 template <class Real>
 struct Matvec {
-    Real* out;           // [rows, N]
+    Real* out;           // [rows, N], rows ld_out apart (0: N)
     const Real* x;       // [rows, K]
     Site<Real> site;     // of x; Phase::folded: none
     const Real* weight;  // [K, N], or [N, K] in matvec_transposed
     const Real* bias = nullptr;      // [N]
     const Real* residual = nullptr;  // [rows, N], added behind the GELU
     bool gelu = false;
+    unsigned ld_out = 0;
     unsigned rows = 0, K = 0, N = 0;
     unsigned lanes = 0, chunk = 0;  // threads side by side on a row of W; k that are in shared memory at a time
 };
@@ -79,7 +82,7 @@ __device__ __forceinline__ void matvec_store(const Matvec<Real>& a, float sum, u
     if (a.bias) sum += float(a.bias[n]);
     if (a.gelu) sum = gelu_cuda(sum);
     if (a.residual) sum += float(a.residual[size_t(r) * a.N + n]);
-    a.out[size_t(r) * a.N + n] = Real(sum);
+    a.out[size_t(r) * a.ld_out + n] = Real(sum);
 }
 
 // W [K, N]. A block computes lanes pieces of columns of all rows (R >= a.rows of them, those behind a.rows are never
@@ -188,6 +191,7 @@ void with_matvec_rows(unsigned rows, F&& f) {
 template <class Real>
 void matvec(Cuda& dev, Matvec<Real> a, bool transposed) {
     constexpr unsigned P = kPiece<Real>;
+    if (a.ld_out == 0) a.ld_out = a.N;
     with_matvec_rows(a.rows, [&](auto size) {
         constexpr int R = decltype(size)::value;
         a.chunk = std::min(a.K, kMatvecNumbers / R / P * P);

@@ -3,6 +3,7 @@
 #ifdef TN_CUDA
 #include <doctest/doctest.h>
 
+#include <cstring>
 #include <limits>
 
 #include "model/generate.cuh"
@@ -178,7 +179,7 @@ void greedy_agrees(const Config& config, size_t sequences) {
     const size_t V = config.V, n = 14;
     Decoder<Cuda, Real> decoder(dev, config, weights.tensors, model.taper_scale, 0, sequences);
     Decoder<Cpu, float> reference(cpu, config, host, model.taper_scale, 0, sequences);
-    DecodeGraph<Real> graph(dev, decoder);
+    DecodeGraph<Real> graph(decoder);
     const auto prompts = some_prompts(sequences, V);
     const std::vector<float> logits = prefill(decoder, prompts, V);
     std::vector<float> expected = prefill(reference, prompts, V);
@@ -220,18 +221,42 @@ void generation_agrees() {
     } while (0)
 
 CUDA_TEST("cuda matvec: sites, epilogues, rows") { FOR_BOTH_TYPES(matvec_agrees); }
+template <class Real>
+static void rows_are_independent() {
+    Cuda dev;
+    for (const bool transposed : {false, true}) {
+        const size_t K = 1600, N = 40;
+        Site<Real> none{};
+        none.phase = Phase::folded;
+        const Both<Real> x(dev, 16 * K, 1), w(dev, K * N, 2);
+        const DeviceArray<Real> together(dev, 16 * N), alone(dev, N);
+        const Matvec<Real> a{.out = together.data(), .x = x.data(), .site = none, .weight = w.data(),
+                             .rows = 16, .K = unsigned(K), .N = unsigned(N)};
+        matvec(dev, a, transposed);
+        const std::vector<Real> all = together.values();
+        for (const unsigned row : {0u, 9u}) {
+            Matvec<Real> one = a;
+            one.out = alone.data(), one.x = x.data() + row * K, one.rows = 1;
+            matvec(dev, one, transposed);
+            const std::vector<Real> got = alone.values();
+            CHECK(std::memcmp(got.data(), &all[row * N], N * sizeof(Real)) == 0);
+        }
+    }
+}
+CUDA_TEST("cuda matvec: a row has the same bits alone and with others") { FOR_BOTH_TYPES(rows_are_independent); }
 CUDA_TEST("cuda sampling: the host's choices") { FOR_BOTH_TYPES(sampling_agrees); }
 CUDA_TEST("cuda decoding: greedy tokens are the CPU's") { FOR_BOTH_TYPES(generation_agrees); }
 
 CUDA_TEST("cuda decoding: the same graph for other settings; the same tokens again; no sequence beyond its context") {
     Cuda dev;
     Cpu cpu;
-    const Config config = small_config(Fold::internal);
+    Config config = small_config(Fold::internal);
+    config.T = 140;
     const RandomModel<float> model(cpu, config);
     GptTensors<float> host = model.tensors;
     const DeviceWeights<Cuda, float> weights(dev, config, host);
     Decoder<Cuda, float> decoder(dev, config, weights.tensors, {}, 0, 2);
-    DecodeGraph<float> graph(dev, decoder);
+    DecodeGraph<float> graph(decoder);
     const std::vector<std::vector<int>> prompts = {{1, 2, 3}, {4}};
     auto generate = [&](const Sampling& s, size_t n) {
         for (size_t i = 0; i < 2; i++) decoder.rewind(0, i);
@@ -265,8 +290,8 @@ CUDA_TEST("cuda decoding: a head size that the kernels do not take goes through 
     const DeviceWeights<Cuda, float> weights(dev, config, host);
     Decoder<Cuda, float> decoder(dev, config, weights.tensors, {}, 0);
     Decoder<Cpu, float> reference(cpu, config, host, {}, 0);
-    Generator<Cuda, float> generator(dev, decoder);
-    Generator<Cpu, float> expected_generator(cpu, reference);
+    Generator<Cuda, float> generator(decoder);
+    Generator<Cpu, float> expected_generator(reference);
     std::vector<float> logits = prefill(decoder, {{1, 2}}, config.V), expected_logits = prefill(reference, {{1, 2}}, config.V);
     std::vector<int> tokens, expected;
     generator.generate(logits, config.V, 9, {.temperature = 0}, 0, [&](size_t, const int* t) { tokens.push_back(*t); });

@@ -475,6 +475,17 @@ static void check_all_matmuls() {
     check_head<Real>(dev, 6, 128, 513, 520);
 }
 CUDA_TEST("cuda matmul: every epilogue, fused and apart") { FOR_BOTH_TYPES(check_all_matmuls); }
+#ifdef CUDA_EMU
+// What a GPU's cuBLASLt does not have, it may say when asked, or when called.
+CUDA_TEST("cuda matmul: epilogues that the library refuses run behind the product") {
+    for (bool emu::Settings::*refusal : {&emu::Settings::no_epilogues, &emu::Settings::late_refusals}) {
+        emu::settings().*refusal = true;
+        check_all_matmuls<bf16>();
+        check_all_matmuls<float>();
+        emu::settings().*refusal = false;
+    }
+}
+#endif
 
 template <class Real>
 static void check_all_cross_entropies() {

@@ -477,6 +477,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     if (!handle || !preference || requested < 1) return refuse(CUBLAS_STATUS_INVALID_VALUE, "arguments");
     const Problem p = make_problem(op, a, b, c, d);
     if (const cublasStatus_t status = check(p); status != CUBLAS_STATUS_SUCCESS) return status;
+    if (settings().no_epilogues && p.op.epilogue != CUBLASLT_EPILOGUE_DEFAULT)
+        return refuse(CUBLAS_STATUS_NOT_SUPPORTED, "the test wants no epilogues");
     results[0] = {};
     results[0].algo.data[0] = fingerprint(p);
     results[0].state = CUBLAS_STATUS_SUCCESS;
@@ -498,6 +500,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t op, 
     p.D = static_cast<char*>(D);
     if (const cublasStatus_t status = check(p); status != CUBLAS_STATUS_SUCCESS) return status;
     if (const cublasStatus_t status = check_memory(p); status != CUBLAS_STATUS_SUCCESS) return status;
+    if (settings().late_refusals && p.op.epilogue != CUBLASLT_EPILOGUE_DEFAULT)
+        return refuse(CUBLAS_STATUS_NOT_SUPPORTED, "the test wants a late refusal");
     if (algorithm && algorithm->data[0] != fingerprint(p))
         return refuse(CUBLAS_STATUS_INVALID_VALUE, "the algorithm was found for another problem");
     if (workspace_bytes && !check_range(workspace, workspace_bytes).empty())

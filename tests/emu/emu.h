@@ -21,6 +21,8 @@ struct Settings {
     int sm = 80;
     size_t memory = size_t(8192) << 20;
     int devices = 1;
+    bool no_epilogues = false;   // cuBLASLt's heuristics know plain products only
+    bool late_refusals = false;  // its products refuse the epilogues that its heuristics promise
 };
 Settings& settings();
 
