@@ -1,6 +1,7 @@
 # make             builds train_gpt, fold and infer: with nvcc where there is one, else for the CPU alone
 # make demo        installs what is missing, builds, trains, folds, runs (about 4 minutes)
 # make test        installs what is missing, builds and runs all tests
+# make fuzz        readers of files under libFuzzer (clang), FUZZ_SECONDS=600 each; make crash-test: 200 kills -9
 # make bench       speed and memory, as ratios to peers and limits measured in the same run
 # make data-tools  prepare, bpe_train, make_stories: corpora and vocabularies (data/README.md)
 # make dev-env     Python with the references and peers that dev/ compares with
@@ -186,6 +187,36 @@ $(BUILD)/gpu/run_cuda_tests: $(GPU_SOURCES:%.cpp=$(BUILD)/gpu/%.o) $(BUILD)/test
 gpu-test:
 	$(MAKE) $(PARALLEL) $(BUILD)/gpu/run_cuda_tests $(PROGRAMS) GPU=native
 	dev/gpu_test.sh $(BUILD)/gpu/run_cuda_tests
+
+# ---- fuzzing, crashes -----------------------------------------------------------------------------------------------
+# The readers of tests/fuzz under libFuzzer, AddressSanitizer and UBSan, FUZZ_SECONDS each, from the seeds of
+# dev/fuzz_seeds.sh and what earlier runs found (build/fuzz/corpus). Needs clang; without it, says so.
+FUZZ_SECONDS ?= 600
+.PHONY: fuzz crash-test
+FUZZ_CXX ?= $(firstword $(shell command -v clang++ clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++-14))
+FUZZ_TARGETS = $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
+# No OpenMP: one thread, so that a finding can be repeated.
+FUZZ_FLAGS = -std=c++20 -O1 -g1 -fno-math-errno -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined \
+             -fno-sanitize-recover=undefined -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed
+FUZZ_LIBRARY = $(LIBRARY_SOURCES:%.cpp=$(BUILD)/fuzz/%.o) $(LEAF_ISAS:%=$(BUILD)/ops/leaf_%.o)
+$(BUILD)/fuzz/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(FUZZ_CXX) $(CPPFLAGS) $(FUZZ_FLAGS) -MMD -MP -c $< -o $@
+$(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/tests/fuzz/fuzz_%.o $(FUZZ_LIBRARY)
+	$(FUZZ_CXX) -fsanitize=fuzzer,address,undefined $^ $(LDLIBS) -o $@
+HAVE_FUZZER := $(if $(FUZZ_CXX),$(shell echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }' | \
+    $(FUZZ_CXX) -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null && echo 1))
+ifeq ($(HAVE_FUZZER),1)
+fuzz: $(PROGRAMS) bpe_train $(FUZZ_TARGETS:%=$(BUILD)/fuzz/fuzz_%)
+	dev/fuzz.sh $(BUILD)/fuzz $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+else
+fuzz:
+	@echo "fuzz: skipped: no clang with libFuzzer (packages clang and libclang-rt-dev)"
+endif
+
+# 200 kills -9 at random moments of a run; make test has ten.
+crash-test: $(PROGRAMS) $(BUILD)/run_tests
+	CRASH_KILLS=200 $(BUILD)/run_tests -tc="crash*"
 
 # ---- benchmarks -----------------------------------------------------------------------------------------------------
 HAVE_DNNL := $(shell printf '\#include <dnnl.h>\n' | $(CXX) -x c++ -E - >/dev/null 2>&1 && echo 1)

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Valid inputs for the fuzz targets to start from, as small as they can be: dev/fuzz_seeds.sh FOLDER
+# Run from the project's folder, its programs built.
+set -euo pipefail
+seeds=$1
+[ -e "$seeds/done" ] && exit 0
+mkdir -p "$seeds"/{safetensors,model,foreign_model,state,tokens,tokenizer,run_log,options}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+for i in 1 2 3 4 5 6 7 8 9; do echo "The cat number $i sat on the mat and saw $((7 * i)) birds."; done > "$work/corpus.txt"
+
+# A safetensors file without its first 8 bytes, its header without padding and ended by 0xff (tests/fuzz/fuzz.h).
+seed() { # seed <file> <seed>
+    local length
+    length=$(od -An -tu8 -N8 "$1" | tr -d ' ')
+    { tail -c +9 "$1" | head -c "$length" | sed 's/ *$//' | tr -d '\n'; printf '\xff'; tail -c +$((9 + length)) "$1"; } > "$2"
+}
+for gate in norm taper taper-all; do
+    for norm in layernorm rmsnorm; do
+        ./train_gpt --device cpu --threads 1 -i "$work/corpus.txt" -o "$work/model.bin" -b 1 -x 4 --gate-warmup 1 --gate-end 3 \
+            -m 1 -g $gate --norm $norm --n-layer 1 --n-embd 2 --n-head 1 -t 4 > /dev/null
+        ./fold "$work/model.bin" "$work/folded.bin" --threads 1 > /dev/null
+        for kind in model folded; do
+            seed "$work/$kind.bin" "$seeds/model/$gate-$norm-$kind"
+            cp "$work/$kind.bin" "$seeds/safetensors/$gate-$norm-$kind"
+        done
+        seed "$work/model.state.bin" "$seeds/state/$gate-$norm"
+        seed "$work/model.state.bin" "$seeds/safetensors/$gate-$norm-state"
+    done
+done
+{ printf '%s' '{"model_type":"gpt2","n_layer":1,"n_embd":2,"n_head":1,"n_positions":4,"vocab_size":256,' \
+    '"activation_function":"gelu_new","layer_norm_epsilon":1e-05,"n_inner":null}'; printf '\xff'; cat "$seeds/model/norm-layernorm-model"; } \
+    > "$seeds/foreign_model/hugging-face"
+# A checkpoint of llm.c: 256 int32 (magic, version, T, V, L, heads, C, padded V), then 90 floats.
+{ printf '\xc6\xd7\x34\x01'; for n in 3 4 2 1 1 2 2; do printf "\\x$n\0\0\0"; done; head -c 992 /dev/zero; head -c 360 /dev/zero; } \
+    > "$seeds/foreign_model/llmc"
+cp "$work/model.log.jsonl" "$seeds/run_log/log"
+cp "$work/corpus.txt" "$seeds/tokens/text"
+# A shard of llm.c: 256 int32 (magic, version, count, zeros), then uint16.
+{ printf '\x88\xd8\x34\x01\x01\0\0\0\x40\0\0\0'; head -c 1012 /dev/zero; head -c 128 /dev/zero | tr '\0' '\5'; } > "$seeds/tokens/shard"
+./bpe_train "$work/corpus.txt" -o "$work/bpe" --vocab-size 300 > /dev/null
+{ cat "$work/bpe/vocab.json"; printf '\xff'; cat "$work/bpe/merges.txt"; printf '\xff'; head -c 60 "$work/corpus.txt"; } \
+    > "$seeds/tokenizer/bpe"
+printf '%s\n' -i corpus.txt -e d12 -d 32 --gate-warmup 5% -k wsd --no-shuffle -l=3e-4 > "$seeds/options/line"
+touch "$seeds/done"

@@ -1,0 +1,23 @@
+// A model file, as fold and infer read it, to its logits.
+#include "io/tokenizer.h"
+#include "model/decoder.cuh"
+#include "model/model_file.h"
+#include "tests/fuzz/fuzz.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+    const std::string path = file_with(safetensors_bytes(as_text(data, size)));
+    return expect_clean([&] {
+        Cpu dev(1, Isa::base);
+        const auto model = load_model(dev, path);
+        const Config& c = model->info.config;
+        describe(model->info);
+        try {
+            Tokenizer::from_metadata(model->info.tokenizer, path);
+        } catch (const Error&) {  // infer goes on with ids
+        }
+        Decoder<Cpu, float> decoder(dev, c, model->tensors, model->info.taper_scale, model->info.gate);
+        std::vector<float> logits(c.V);
+        const int tokens[] = {0, 1};
+        decoder.feed(tokens, std::min<size_t>(2, c.T), Logits::last, logits.data());
+    });
+}

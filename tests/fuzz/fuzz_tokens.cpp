@@ -1,0 +1,17 @@
+// Token shards and texts, and the batches cut from them.
+#include "io/tokens.h"
+#include "tests/fuzz/fuzz.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+    const std::string path = file_with(as_text(data, size));
+    return expect_clean([&] {
+        const TokenSource source = open_tokens(path);
+        require(source.size() <= size, "more tokens than bytes");
+        const auto [train, val] = source.split_tail(0.1);
+        for (const bool shuffle : {true, false}) {
+            Loader loader(train, 2, 3, {.shuffle = shuffle, .seed = size, .vocab_size = 50257});
+            int inputs[6], targets[6];
+            for (int i = 0; i < 4; i++) loader.next(inputs, targets);
+        }
+    });
+}
