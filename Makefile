@@ -195,7 +195,7 @@ FUZZ_SECONDS ?= 600
 .PHONY: fuzz crash-test
 FUZZ_CXX ?= $(firstword $(shell command -v clang++ clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++-14))
 FUZZ_TARGETS = $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
-# No OpenMP: one thread, so that a finding can be repeated.
+# No OpenMP but its number of threads, 1, so that a finding can be repeated.
 FUZZ_FLAGS = -std=c++20 -O1 -g1 -fno-math-errno -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined \
              -fno-sanitize-recover=undefined -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed
 FUZZ_LIBRARY = $(LIBRARY_SOURCES:%.cpp=$(BUILD)/fuzz/%.o) $(LEAF_ISAS:%=$(BUILD)/ops/leaf_%.o)
@@ -203,15 +203,17 @@ $(BUILD)/fuzz/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(FUZZ_CXX) $(CPPFLAGS) $(FUZZ_FLAGS) -MMD -MP -c $< -o $@
 $(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/tests/fuzz/fuzz_%.o $(FUZZ_LIBRARY)
-	$(FUZZ_CXX) -fsanitize=fuzzer,address,undefined $^ $(LDLIBS) -o $@
-HAVE_FUZZER := $(if $(FUZZ_CXX),$(shell echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }' | \
-    $(FUZZ_CXX) -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null && echo 1))
+	$(FUZZ_CXX) -fsanitize=fuzzer,address,undefined $^ $(LDLIBS) -lgomp -o $@
+# (%: is C++'s other spelling of the number sign, which make would not pass on in all of its versions.)
+HAVE_FUZZER := $(if $(FUZZ_CXX),$(shell printf '%s\n' '%:include <omp.h>' \
+    'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return omp_get_thread_num(); }' | \
+    $(FUZZ_CXX) -x c++ -fsanitize=fuzzer,address - -lgomp -o /dev/null 2>/dev/null && echo 1))
 ifeq ($(HAVE_FUZZER),1)
 fuzz: $(PROGRAMS) bpe_train $(FUZZ_TARGETS:%=$(BUILD)/fuzz/fuzz_%)
 	dev/fuzz.sh $(BUILD)/fuzz $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 else
 fuzz:
-	@echo "fuzz: skipped: no clang with libFuzzer (packages clang and libclang-rt-dev)"
+	@echo "fuzz: skipped: no clang with libFuzzer (packages clang, libclang-rt-dev and libomp-dev)"
 endif
 
 # 200 kills -9 at random moments of a run; make test has ten.
