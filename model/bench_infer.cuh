@@ -235,25 +235,24 @@ class InferenceBench {
             Decoder<Device, Real>& decoder = *list[i];
             for (size_t b = 0; b < B; b++) decoder.rewind(0, b);
             decoder.feed(pieces_of(prompts), Logits::last, logits.data());
-            const size_t regions = m_.cpu.regions, barriers = m_.cpu.barriers, passes = decoder.stream_passes();
             const double start = bench_seconds();
-            if constexpr (!kOnHost) {  // a first token from the prompt's logits, then as many steps as on the host
+            if constexpr (kOnHost) {
+                const size_t regions = m_.cpu.regions, barriers = m_.cpu.barriers, passes = decoder.stream_passes();
+                for (size_t step = 0; step < kNew; step++) {
+                    std::vector<Piece> pieces;
+                    for (size_t b = 0; b < B; b++) {
+                        next[b] = int(argmax(&logits[b * V], V));
+                        pieces.push_back({b, &next[b], 1});
+                    }
+                    decoder.feed(pieces, Logits::last, logits.data());
+                }
+                counts_[i] = {double(decoder.stream_passes() - passes) / kNew, double(m_.cpu.regions - regions) / kNew,
+                              double(m_.cpu.barriers - barriers) / kNew};
+            } else {  // a first token from the prompt's logits, then as many steps as on the host
                 generators[i]->generate(logits, V, kNew + 1, {.temperature = 0}, 0, [](size_t, const int*) {});
                 counts_[i] = {double(generators[i]->stream_passes()), double(generators[i]->launches()), 0};
-                return (bench_seconds() - start) / kNew;
             }
-            for (size_t step = 0; step < kNew; step++) {
-                std::vector<Piece> pieces;
-                for (size_t b = 0; b < B; b++) {
-                    next[b] = int(argmax(&logits[b * V], V));
-                    pieces.push_back({b, &next[b], 1});
-                }
-                decoder.feed(pieces, Logits::last, logits.data());
-            }
-            const double seconds = bench_seconds() - start;
-            counts_[i] = {double(decoder.stream_passes() - passes) / kNew, double(m_.cpu.regions - regions) / kNew,
-                          double(m_.cpu.barriers - barriers) / kNew};
-            return seconds / kNew;
+            return (bench_seconds() - start) / kNew;
         });
         std::printf("| decoding, ms per step (GB/s of weights) | %zu |", B);
         for (const auto& t : times) {
