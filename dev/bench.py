@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """make bench: speed and memory of the CPU path, as ratios to peers and limits measured in the same run.
 
-    dev/bench.py [--rounds N] [--quick] [--llmc PATH] [--torch PYTHON]
+    dev/bench.py [--rounds N] [--quick] [--only PART] [--llmc PATH] [--torch PYTHON] [--llamacpp PROGRAM --gguf FILES]
 
 Peers that are not there are left out and named: oneDNN (libdnnl-dev), PyTorch (make dev-env), llm.c (--llmc, a local
-clone). Ours and the peers run in turn; every figure is a median.
+clone), llama.cpp (--llamacpp, its llama-bench; --gguf, files of dev/reference/gguf_gpt2.py). Ours and the peers run in
+turn; every figure is a median.
 """
 import argparse
 import datetime
@@ -79,20 +80,55 @@ def training(args):
           "update's own matrix products in the same rounds. blend, g = 0: time over `norm`, neighbours in time.")
 
 
+def peer_rate(text):
+    """llama-bench -o json: tokens/s of its one test, else None."""
+    return json.loads(text)[0]["avg_ts"] if text else None
+
+
+def inference(args):
+    """infer's own tables, and beside them PyTorch's last-token logits and llama.cpp's decoding."""
+    print("\n## Inference, random weights\n\nWhat is measured: model/bench_infer.cuh.")
+    seconds = ["--bench-seconds", "0.3" if args.quick else "2"]
+    shapes = {"30M: L8 C512 H8 V10000": ["--n-layer", "8", "--n-head", "8", "--n-embd", "512", "--vocab", "10000"],
+              "124M": ["--model", "d12"]}
+    for name, shape in shapes.items():
+        for weights in ("fp32", "bf16", "int8"):
+            if weights == "fp32" or (name == "124M" and not args.quick):
+                table = output(["./infer", "--device", "cpu", "--bench", "--weights", weights, *shape, *seconds])
+                print(f"\n### {name}, {weights}\n\n" + (table or "failed").partition("\n\n")[2].strip(), flush=True)
+    peers = [peer for peer in (args.torch, args.llamacpp) if peer and os.path.exists(peer)]
+    print("\nPeers: " + (", ".join(peers) or "none here") + ".")
+    if os.path.exists(args.torch):
+        for B, T in [(1, 128), (1, 512), (4, 512)]:
+            row = last_json(output([args.torch, "dev/reference/bench_infer_torch.py", "--n-layer", "8", "--n-head", "8",
+                                    "--n-embd", "512", "--vocab", "10000", "--batch", str(B), "--seq-len", str(T)]))
+            print(f"PyTorch, 30M, last-token logits, B {B}, T {T}: {row['tokens_per_s'] if row else 'failed'} tokens/s.")
+    for gguf in args.gguf if args.llamacpp else []:
+        rate = peer_rate(output([args.llamacpp, "-m", gguf, "-p", "0", "-n", "128", "-o", "json",
+                                 "-t", str(len(os.sched_getaffinity(0)))]))
+        print(f"llama.cpp, {os.path.basename(gguf)}, decoding: {f'{1e3 / rate:.3f} ms a token' if rate else 'failed'}.")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="no matmul table, few rounds")
     parser.add_argument("--llmc", default=os.environ.get("LLMC", ""), help="a local clone of karpathy/llm.c")
     parser.add_argument("--torch", default=str(ROOT / "dev/.venv/bin/python"), help="a python that has torch")
+    parser.add_argument("--only", choices=["training", "matmul", "inference"], help="one part")
+    parser.add_argument("--llamacpp", default=os.environ.get("LLAMA_BENCH", ""), help="llama.cpp's llama-bench")
+    parser.add_argument("--gguf", nargs="*", default=[], help="models for it")
     args = parser.parse_args()
     if args.quick:
         args.rounds = 3
     commit = (output(["git", "describe", "--always", "--dirty"]) or "unknown").strip()
     print(f"# CPU benchmark\n\n{cpu_name()}, {len(os.sched_getaffinity(0))} cores, {datetime.date.today()}, commit {commit}; "
           f"command: `{' '.join(['dev/bench.py', *sys.argv[1:]])}`")
-    training(args)
-    if not args.quick:
+    if args.only in (None, "training"):
+        training(args)
+    if args.only in (None, "inference"):
+        inference(args)
+    if args.only == "matmul" or (args.only is None and not args.quick):
         print("\n## Matrix products\n")
         print(output(["build/bench_matmul", str(args.rounds)]), flush=True)
 

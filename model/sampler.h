@@ -1,6 +1,7 @@
 // Choosing the next token from logits.
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
@@ -29,84 +30,88 @@ inline size_t argmax(const float* x, size_t n) {
     return size_t(std::find(x, x + n, top) - x);
 }
 
-// Tokens by falling probability of softmax(logits / temperature), equal logits by token id. Only as many are put in order
-// as are looked at: few, in general. Weights are exp((logit - largest) / temperature).
-class RankedTokens {
-  public:
-    RankedTokens(const float* logits, size_t V, double temperature) : logits_(logits), weights_(V), order_(V) {
-        const float top = row_max(logits, V), scale = float(1 / temperature);
-        float* const w = weights_.data();
+// exp((logit - largest) / temperature), [V]
+inline std::vector<float> sampling_weights(const float* logits, size_t V, double temperature) {
+    const float top = row_max(logits, V), scale = float(1 / temperature);
+    std::vector<float> w(V);
+    float* const to = w.data();
 #pragma omp simd
-        for (size_t i = 0; i < V; i++) w[i] = exp_r((logits[i] - top) * scale);
-        std::iota(order_.begin(), order_.end(), 0);
-    }
-    size_t token(size_t rank) {
-        if (rank >= sorted_) {
-            const size_t n = std::min(order_.size(), std::max<size_t>(rank + 1, 8 * std::max<size_t>(sorted_, 8)));
-            auto before = [&](int a, int b) { return logits_[a] > logits_[b] || (logits_[a] == logits_[b] && a < b); };
-            const auto begin = order_.begin() + ptrdiff_t(sorted_), end = order_.begin() + ptrdiff_t(n);
-            if (n < order_.size()) std::nth_element(begin, end, order_.end(), before);
-            std::sort(begin, end, before);
-            sorted_ = n;
-        }
-        return size_t(order_[rank]);
-    }
-    double weight(size_t rank) { return double(weights_[token(rank)]); }
-
-    // Of the first `keep` weights.
-    double sum(size_t keep) {
-        double total = 0;
-        if (keep < weights_.size()) {
-            for (size_t i = 0; i < keep; i++) total += weight(i);
-            return total;
-        }
-        constexpr size_t kBlock = 256;  // added in fp32
-        for (size_t i = 0; i < keep; i += kBlock) {
-            const float* const w = &weights_[i];
-            const size_t n = std::min(kBlock, keep - i);
-            float part = 0;
-#pragma omp simd reduction(+ : part)
-            for (size_t j = 0; j < n; j++) part += w[j];
-            total += double(part);
-        }
-        return total;
-    }
-
-  private:
-    const float* logits_;
-    std::vector<float> weights_;
-    std::vector<int> order_;
-    size_t sorted_ = 0;
-};
+    for (size_t i = 0; i < V; i++) to[i] = exp_r((logits[i] - top) * scale);
+    return w;
+}
 
 // The tokens that may be sampled, most probable first, with their probabilities: softmax(logits / temperature), cut by
-// top_k, then by top_p (at least one token stays), renormalized.
+// top_k, then by top_p (at least one token stays), renormalized. Equal logits are ordered by token id.
 inline std::vector<TokenProbability> candidates(const float* logits, size_t V, const Sampling& s) {
     if (s.temperature == 0) return {{int(argmax(logits, V)), 1.0}};
-    RankedTokens ranked(logits, V, s.temperature);
+    const std::vector<float> w = sampling_weights(logits, V, s.temperature);
+    std::vector<int> order(V);
+    std::iota(order.begin(), order.end(), 0);
     const size_t keep = s.top_k ? std::min(s.top_k, V) : V;
-    const double sum = ranked.sum(keep);
+    std::partial_sort(order.begin(), order.begin() + ptrdiff_t(keep), order.end(), [&](int a, int b) {
+        return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+    });
+    double sum = 0, kept_sum = 0;
+    for (size_t i = 0; i < keep; i++) sum += double(w[size_t(order[i])]);
     std::vector<TokenProbability> result;
-    double kept_sum = 0;
     while (result.size() < keep && (result.empty() || kept_sum < s.top_p)) {
-        result.push_back({int(ranked.token(result.size())), ranked.weight(result.size()) / sum});
+        const int token = order[result.size()];
+        result.push_back({token, double(w[size_t(token)]) / sum});
         kept_sum += result.back().probability;
     }
     for (auto& candidate : result) candidate.probability /= kept_sum;
     return result;
 }
 
+// Looks for a token by the sum of the weights down to it, without putting all of them in order: the upper half of a weight's
+// bits is its bucket, and only one bucket is sorted.
+class WeightBuckets {
+  public:
+    WeightBuckets(const float* logits, size_t V, double temperature)
+        : logits_(logits), weights_(sampling_weights(logits, V, temperature)), sums_(bucket(1.0f) + 1, 0.0) {
+        for (const float w : weights_) sums_[bucket(w)] += double(w);
+        for (const double x : sums_) total_ += x;
+    }
+    double total() const { return total_; }
+
+    struct Place {
+        size_t token;
+        double sum;  // of the weights down to it, its own included
+    };
+    // The most probable token for which that sum reaches `target`; the least probable one where none does.
+    Place find(double target) const {
+        size_t b = sums_.size() - 1;
+        double sum = 0;
+        while (b > 0 && (sums_[b] == 0 || sum + sums_[b] < target)) sum += sums_[b--];
+        while (sums_[b] == 0) b++;  // rounding: the last one that has any, again
+        std::vector<size_t> tokens;
+        for (size_t i = 0; i < weights_.size(); i++)
+            if (bucket(weights_[i]) == b && weights_[i] > 0) tokens.push_back(i);
+        std::sort(tokens.begin(), tokens.end(), [&](size_t x, size_t y) {
+            return logits_[x] > logits_[y] || (logits_[x] == logits_[y] && x < y);
+        });
+        size_t i = 0;
+        while ((sum += double(weights_[tokens[i]])) < target && i + 1 < tokens.size()) i++;
+        return {tokens[i], sum};
+    }
+
+  private:
+    static size_t bucket(float w) { return std::bit_cast<uint32_t>(w) >> 16; }
+
+    const float* logits_;
+    std::vector<float> weights_;
+    std::vector<double> sums_;
+    double total_ = 0;
+};
+
 // The token for the step-th choice of this seed (inverse of the cumulative distribution over the candidates).
 inline int sample(const float* logits, size_t V, const Sampling& s, uint64_t step) {
     if (s.temperature == 0) return int(argmax(logits, V));
     double u = random_uniform(s.seed, kSampleStream, step);
-    if (s.top_p >= 1) {  // no need to know all candidates
-        RankedTokens ranked(logits, V, s.temperature);
-        const size_t keep = s.top_k ? std::min(s.top_k, V) : V;
-        u *= ranked.sum(keep);
-        size_t rank = 0;  // stays at the last token that has a weight, where rounding leaves u behind all of them
-        while ((u -= ranked.weight(rank)) >= 0 && rank + 1 < keep && ranked.weight(rank + 1) > 0) rank++;
-        return int(ranked.token(rank));
+    if (s.top_k == 0 || s.top_k >= V) {
+        const WeightBuckets buckets(logits, V, s.temperature);
+        const double total = buckets.total();
+        return int(buckets.find(u * (s.top_p < 1 ? buckets.find(s.top_p * total).sum : total)).token);
     }
     const std::vector<TokenProbability> choice = candidates(logits, V, s);
     for (const TokenProbability& c : choice)
