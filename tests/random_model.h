@@ -8,7 +8,7 @@
 
 inline Config small_config(Fold fold, GateMode mode = GateMode::taper) {
     Config c;
-    c.V = 37, c.T = 600, c.L = 2, c.NH = 3, c.C = 24;
+    c.V = 37, c.T = 140, c.L = 2, c.NH = 3, c.C = 24;
     c.mode = mode, c.fold = fold;
     return c;
 }

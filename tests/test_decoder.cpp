@@ -7,6 +7,13 @@
 
 namespace {
 
+// With a context longer than a block of rows.
+Config long_config(Fold fold, GateMode mode = GateMode::taper) {
+    Config c = small_config(fold, mode);
+    c.T = 600;
+    return c;
+}
+
 // The tokens that sequence s is fed, and in what portions: a prompt, then one at a time, and again some together.
 std::vector<int> sequence_tokens(size_t s, size_t n, size_t V) {
     std::vector<int> tokens(n);
@@ -21,7 +28,7 @@ TEST_CASE("decoder: sequences of different lengths, together and alone") {
     // More rows than a block has, so that prompts are cut.
     const std::vector<size_t> prompts = {5, 1, 530, 64, 90};
     for (Fold fold : {Fold::none, Fold::internal}) {
-        const RandomModel<double> model(dev, small_config(fold));
+        const RandomModel<double> model(dev, long_config(fold));
         const size_t V = model.config.V, S = prompts.size(), steps = 3;
         std::vector<std::vector<int>> tokens;
         for (size_t s = 0; s < S; s++) tokens.push_back(sequence_tokens(s, prompts[s] + steps, V));
@@ -85,7 +92,7 @@ std::vector<float> decode_together(Cpu& dev, const RandomModel<float>& model, co
 TEST_CASE("decoder: with packed weights a sequence has the same bits together and alone, for any number of threads") {
     const std::vector<size_t> prompts = {5, 1, 520, 64, 90, 1, 2, 3};
     Cpu one(1), three(3);
-    const RandomModel<float> model(one, small_config(Fold::none));
+    const RandomModel<float> model(one, long_config(Fold::none));
     const size_t V = model.config.V, S = prompts.size();
     std::vector<std::vector<int>> tokens;
     for (size_t s = 0; s < S; s++) tokens.push_back(sequence_tokens(s, prompts[s] + 3, V));
