@@ -87,6 +87,7 @@ class WeightBuckets {
         std::vector<size_t> tokens;
         for (size_t i = 0; i < weights_.size(); i++)
             if (bucket(weights_[i]) == b && weights_[i] > 0) tokens.push_back(i);
+        if (tokens.empty()) return {0, sum};  // logits that are not finite numbers
         std::sort(tokens.begin(), tokens.end(), [&](size_t x, size_t y) {
             return logits_[x] > logits_[y] || (logits_[x] == logits_[y] && x < y);
         });
@@ -96,7 +97,7 @@ class WeightBuckets {
     }
 
   private:
-    static size_t bucket(float w) { return std::bit_cast<uint32_t>(w) >> 16; }
+    static size_t bucket(float w) { return w >= 0 && w <= 1 ? std::bit_cast<uint32_t>(w) >> 16 : 0; }
 
     const float* logits_;
     std::vector<float> weights_;

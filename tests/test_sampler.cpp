@@ -107,6 +107,16 @@ TEST_CASE("sampler: edges of the cuts") {
     // A token that cannot be drawn: its weight is 0.
     const std::vector<float> apart = {0, 200, -std::numeric_limits<float>::infinity()};
     for (uint64_t i = 0; i < 1000; i++) CHECK(sample(apart.data(), 3, {1, 0, 1, 1}, i) == 1);
+    // Logits that are not numbers give some token: the callers check them.
+    for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()})
+        for (const double top_p : {1.0, 0.5})
+            for (size_t at = 0; at < 3; at++) {
+                std::vector<float> broken(3, 1.0f);
+                broken[at] = bad;
+                const int token = sample(broken.data(), 3, {1, 0, top_p, 1}, 1);
+                CHECK(token >= 0);
+                CHECK(token < 3);
+            }
     const std::vector<float> equal(5, 1.0f);
     CHECK(argmax(equal.data(), 5) == 0);
     CHECK(sample(equal.data(), 5, {0, 0, 1, 1}, 3) == 0);
