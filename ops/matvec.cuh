@@ -86,9 +86,10 @@ __device__ __forceinline__ void matvec_store(const Matvec<Real>& a, float sum, u
 }
 
 // W [K, N]. A block computes lanes pieces of columns of all rows (R >= a.rows of them, those behind a.rows are never
-// stored); its threads share out k, and their sums are added in a fixed order.
+// stored); its threads share out k, and their sums are added in a fixed order. One block a multiprocessor is enough, so that
+// the compiler keeps all sums in registers.
 template <class Real, int R>
-__global__ void __launch_bounds__(kMatvecThreads) matvec_kernel(const __grid_constant__ Matvec<Real> a) {
+__global__ void __launch_bounds__(kMatvecThreads, 1) matvec_kernel(const __grid_constant__ Matvec<Real> a) {
     constexpr unsigned P = kPiece<Real>;
     float2* const statistics = dynamic_shared<float2>();  // [kMatvecMostRows]
     float* const shared = reinterpret_cast<float*>(statistics + kMatvecMostRows);
