@@ -11,8 +11,8 @@
 # For CUDA: make emu-test runs its kernels on the CPU, emu-schedules in other orders, emu-asan and emu-tsan under sanitizers;
 # cuda-compile-check builds them for all architectures; gpu-test and gpu-bench need a GPU.
 #
-# Settings: CXX, CUDA_HOME, NVCC, USE_CUDA=0 (ignore nvcc), GPU=native or e.g. GPU="80 90", SANITIZE=address,undefined,
-#           BUILD=<folder>
+# Settings: CXX, CUDA_HOME, NVCC, USE_CUDA=0 (ignore nvcc), USE_MPI=0, GPU=native or e.g. GPU="80 90",
+#           SANITIZE=address,undefined, BUILD=<folder>
 CXX ?= g++
 BUILD ?= build
 OPT ?= -O3
@@ -45,6 +45,17 @@ CPPFLAGS += -DHAVE_PCRE2=1
 LDLIBS += -lpcre2-8
 endif
 
+# ---- many ranks -----------------------------------------------------------------------------------------------------
+# Of the trainer and what contains it. Open MPI where there is one; without it, no ranks on CPUs and none by mpirun.
+RANKS = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard runtime/*.cpp))
+ifneq ($(USE_MPI),0)
+MPI_LIBS := $(or $(shell mpicc --showme:link 2>/dev/null),$(shell pkg-config --libs ompi-c 2>/dev/null))
+MPI_FLAGS := $(or $(shell mpicc --showme:compile 2>/dev/null),$(shell pkg-config --cflags ompi-c 2>/dev/null))
+endif
+ifneq ($(MPI_LIBS),)
+$(BUILD)/runtime/mpi_link.o: CPPFLAGS += -DHAVE_MPI $(patsubst -I%,-isystem %,$(MPI_FLAGS))
+endif
+
 # ---- CUDA -----------------------------------------------------------------------------------------------------------
 # nvcc and cuBLASLt, where there are both. The programs then run on a GPU, and where they find none, on the CPU.
 comma := ,
@@ -52,7 +63,10 @@ NVCC ?= $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc) $
 CUDA_HOME ?= $(if $(NVCC),$(abspath $(dir $(realpath $(NVCC)))..),/usr/local/cuda)
 CUDA_INCLUDE = $(CUDA_HOME)/include
 CUDA_LIB = $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/lib))
-CUDA_LIBS = -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcublasLt -lcudart_static -lrt -ldl -lpthread
+# NCCL, for many GPUs, where it is: beside CUDA or in the system's folders.
+HAVE_NCCL := $(and $(shell printf '\#include <nccl.h>\n' | $(CXX) -x c++ -isystem $(CUDA_INCLUDE) -E - >/dev/null 2>&1 && echo 1),$(wildcard \
+               $(CUDA_LIB)/libnccl.so /usr/lib/$(ARCH)-linux-gnu/libnccl.so /usr/lib64/libnccl.so),1)
+CUDA_LIBS = -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcublasLt $(if $(HAVE_NCCL),-lnccl) -lcudart_static -lrt -ldl -lpthread
 CUDA_HEADERS := $(wildcard $(CUDA_INCLUDE)/cublasLt.h)
 ifneq ($(USE_CUDA),0)
 HAVE_CUDA := $(and $(NVCC),$(CUDA_HEADERS),$(wildcard $(CUDA_LIB)/libcublasLt.so),1)
@@ -65,7 +79,7 @@ newest = $(lastword $(GPU))
 GPU_FLAGS = $(if $(filter native,$(GPU)),-arch=native,$(foreach g,$(GPU),$(call gencode,$(g))) \
             -gencode arch=compute_$(newest)$(comma)code=compute_$(newest))
 NVCC_HOST = $(foreach f,$(filter-out -std=% -O% -Werror,$(CXXFLAGS)),-Xcompiler=$(f))
-NVCC_FLAGS = -std=c++20 -O3 --threads 0 -DTN_CUDA $(CPPFLAGS) $(NVCC_HOST) -ccbin $(CXX)
+NVCC_FLAGS = -std=c++20 -O3 --threads 0 -DTN_CUDA $(if $(HAVE_NCCL),-DHAVE_NCCL) $(CPPFLAGS) $(NVCC_HOST) -ccbin $(CXX)
 NVCC_STRICT = --Werror all-warnings -Xcompiler=-Werror
 
 # ---- programs -------------------------------------------------------------------------------------------------------
@@ -81,7 +95,8 @@ $(BUILD)/compile_cu: FORCE
 	@echo '$(COMPILE_CU)' | cmp -s - $@ || echo '$(COMPILE_CU)' > $@
 FORCE:
 
-train_gpt: $(BUILD)/train_gpt.o $(LIBRARY)
+train_gpt: $(BUILD)/train_gpt.o $(RANKS) $(LIBRARY)
+train_gpt: LDLIBS += $(MPI_LIBS)
 infer: $(BUILD)/infer.o $(LIBRARY)
 fold: $(BUILD)/fold.o $(LIBRARY)
 $(PROGRAMS):
@@ -111,8 +126,8 @@ $(DATA_TOOLS):
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
 # ---- tests ----------------------------------------------------------------------------------------------------------
-$(BUILD)/run_tests: $(TEST_OBJECTS) $(LIBRARY)
-	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
+$(BUILD)/run_tests: $(TEST_OBJECTS) $(RANKS) $(LIBRARY)
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) -o $@
 
 # Recursive, so that what deps installs is seen by the build.
 test: deps
@@ -128,16 +143,22 @@ EMU_SANITIZE ?= $(SANITIZE)
 EMU = $(BUILD)/emu$(EMU_SANITIZE:%=-%)
 EMU_SOURCES = $(wildcard tests/emu/*.cpp tests/test_emu*.cpp tests/cuda/*.cpp) tests/main.cpp
 EMU_FLAGS = -std=c++20 -O2 -g1 -fno-math-errno -fno-strict-aliasing -fsanitize=alignment -fno-sanitize-recover=alignment \
-            -fopenmp -Wall -Wextra -Werror -Wno-unknown-pragmas -DTN_CUDA -DCUDA_EMU -Itests/emu $(CPPFLAGS) \
+            -fopenmp -Wall -Wextra -Werror -Wno-unknown-pragmas -DTN_CUDA -DCUDA_EMU -DHAVE_NCCL -Itests/emu $(CPPFLAGS) \
             -isystem $(CUDA_INCLUDE) $(if $(filter thread,$(EMU_SANITIZE)),-DEMU_TSAN)
 EMU_INSTRUMENT = $(EMU_SANITIZE:%=-fsanitize=% -fno-omit-frame-pointer)
 $(EMU)/tests/emu/%.o: EMU_FLAGS += $(filter-out %=thread,$(EMU_INSTRUMENT))
-$(EMU)/tests/cuda/%.o $(EMU)/tests/test_%.o: EMU_FLAGS += $(EMU_INSTRUMENT)
+$(EMU)/tests/cuda/%.o $(EMU)/tests/test_%.o $(EMU)/train_gpt.o: EMU_FLAGS += $(EMU_INSTRUMENT)
 $(EMU)/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(CXX) $(EMU_FLAGS) -MMD -MP -c $< -o $@
-$(EMU)/run_cuda_tests: $(EMU_SOURCES:%.cpp=$(EMU)/%.o) $(LIBRARY)
-	$(CXX) $(LDFLAGS) -fsanitize=alignment $(EMU_INSTRUMENT) $^ $(LDLIBS) -lrt -ldl -lpthread -o $@
+$(EMU)/%.o: %.cu
+	@mkdir -p $(@D)
+	$(CXX) $(EMU_FLAGS) -MMD -MP -x c++ -c $< -o $@
+$(EMU)/train_gpt: $(EMU)/train_gpt.o $(patsubst %.cpp,$(EMU)/%.o,$(wildcard tests/emu/*.cpp)) $(RANKS) $(LIBRARY)
+	$(CXX) $(LDFLAGS) -fsanitize=alignment $(EMU_INSTRUMENT) $^ $(LDLIBS) $(MPI_LIBS) -lrt -ldl -lpthread -o $@
+$(EMU)/run_cuda_tests: | $(EMU)/train_gpt
+$(EMU)/run_cuda_tests: $(EMU_SOURCES:%.cpp=$(EMU)/%.o) $(RANKS) $(LIBRARY)
+	$(CXX) $(LDFLAGS) -fsanitize=alignment $(EMU_INSTRUMENT) $^ $(LDLIBS) $(MPI_LIBS) -lrt -ldl -lpthread -o $@
 
 # Orders in which a GPU may run the threads, with streams that run as late as they may, and the sanitizers: without the
 # longest training runs, under ThreadSanitizer without any.
@@ -182,8 +203,8 @@ $(CHECK)/%.o: %.cu
 $(BUILD)/gpu/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) $(GPU_FLAGS) -MMD -MP -x cu -c $< -o $@
-$(BUILD)/gpu/run_cuda_tests: $(GPU_SOURCES:%.cpp=$(BUILD)/gpu/%.o) $(BUILD)/tests/main.o $(LIBRARY)
-	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(CUDA_LIBS) -o $@
+$(BUILD)/gpu/run_cuda_tests: $(GPU_SOURCES:%.cpp=$(BUILD)/gpu/%.o) $(BUILD)/tests/main.o $(RANKS) $(LIBRARY)
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(CUDA_LIBS) -o $@
 gpu-test:
 	$(MAKE) $(PARALLEL) $(BUILD)/gpu/run_cuda_tests $(PROGRAMS) GPU=native
 	dev/gpu_test.sh $(BUILD)/gpu/run_cuda_tests
@@ -223,8 +244,8 @@ crash-test: $(PROGRAMS) $(BUILD)/run_tests
 # ---- benchmarks -----------------------------------------------------------------------------------------------------
 HAVE_DNNL := $(shell printf '\#include <dnnl.h>\n' | $(CXX) -x c++ -E - >/dev/null 2>&1 && echo 1)
 DNNL = $(if $(HAVE_DNNL),-DHAVE_DNNL -ldnnl)
-$(BUILD)/bench_%: dev/bench_%.cpp train_gpt.cu $(LIBRARY)
-	$(CXX) $(CPPFLAGS) $(CXXFLAGS) $< $(LIBRARY) $(LDLIBS) $(DNNL) -o $@
+$(BUILD)/bench_%: dev/bench_%.cpp train_gpt.cu $(RANKS) $(LIBRARY)
+	$(CXX) $(CPPFLAGS) $(CXXFLAGS) $< $(RANKS) $(LIBRARY) $(LDLIBS) $(MPI_LIBS) $(DNNL) -o $@
 
 bench: deps
 	$(MAKE) $(PARALLEL) $(PROGRAMS) $(BUILD)/bench_train $(BUILD)/bench_matmul
@@ -234,8 +255,8 @@ bench: deps
 $(BUILD)/gpu/%.o: %.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) $(GPU_FLAGS) -MMD -MP -c $< -o $@
-$(BUILD)/gpu/bench_gpu: $(BUILD)/gpu/dev/bench_gpu.o $(LIBRARY)
-	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(CUDA_LIBS) -o $@
+$(BUILD)/gpu/bench_gpu: $(BUILD)/gpu/dev/bench_gpu.o $(RANKS) $(LIBRARY)
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(CUDA_LIBS) -o $@
 gpu-bench:
 	$(MAKE) $(PARALLEL) $(BUILD)/gpu/bench_gpu infer GPU=native
 	dev/gpu_bench.sh $(BUILD)/gpu/bench_gpu

@@ -20,6 +20,8 @@
 #include <cstring>
 #include <deque>
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -34,6 +36,7 @@
 #include "io/tokens.h"
 #include "model/batches.cuh"
 #include "model/config.h"
+#include "model/data_parallel.cuh"
 #include "model/generate.cuh"
 #include "model/model_file.h"
 #include "model/watch.cuh"
@@ -47,6 +50,7 @@
 #include "runtime/device.h"
 #include "runtime/profile.h"
 #include "runtime/random.h"
+#include "runtime/ranks.h"
 #include "tapernorm.cuh"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -77,6 +81,9 @@ struct Settings {
     size_t val_every = 300, val_batches = 20, sample_every = 0;
     std::string tensorboard;
     size_t log_norms = 0;
+
+    size_t gpus = 1, zero = 0;
+    double rank_timeout = 600;
 };
 
 static Options make_options(Settings& s) {
@@ -115,7 +122,8 @@ static Options make_options(Settings& s) {
     o.add({.short_name = "-b", .long_name = "--batch", .to = &s.batch, .metavar = "B",
            .range = {.low = 1, .high = 1 << 20}, .help = "sequences in a micro-batch"});
     o.add({.short_name = "-d", .long_name = "--total-batch", .to = &s.total_batch, .metavar = "N",
-           .default_text = "B x T", .help = "tokens in an update, a multiple of B x T: gradients accumulate"});
+           .default_text = "B x T x ranks",
+           .help = "tokens in an update over all ranks, a multiple of B x T x ranks: gradients accumulate"});
     o.add({.short_name = "-x", .long_name = "--steps", .to = &s.steps, .metavar = "N", .range = {.low = 1},
            .help = "updates"});
     o.add({.long_name = "--no-shuffle", .to = &s.shuffle, .help = "read the corpus in sequence"});
@@ -164,7 +172,14 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--precision", .to = &s.precision, .choices = {"bf16", "fp32"},
            .help = "of activations and gradients on a GPU; sums and the optimizer use fp32, and so does the CPU"});
     o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = 1024}, .default_text = "all cores",
-           .help = "CPU threads"});
+           .help = "CPU threads of a rank"});
+    o.section("Many ranks");
+    o.add({.long_name = "--gpus", .to = &s.gpus, .metavar = "N", .range = {.low = 1, .high = 1024},
+           .help = "start one rank on each of N GPUs of this machine; elsewhere: mpirun, torchrun or srun"});
+    o.add({.short_name = "-z", .long_name = "--zero", .to = &s.zero, .metavar = "Z", .range = {.low = 0, .high = 1},
+           .help = "1: each rank keeps its part of the optimizer's state only (ZeRO-1)"});
+    o.add({.long_name = "--rank-timeout", .to = &s.rank_timeout, .metavar = "S", .range = {.low = 0, .low_open = true},
+           .help = "seconds that ranks wait for one that hangs before all stop"});
     return o;
 }
 
@@ -189,17 +204,17 @@ static void adopt_shape(Settings& s, const Options& now, const std::string& path
 }
 
 // What flags imply for one another; errors name the flags.
-static void complete_settings(Settings& s) {
+static void complete_settings(Settings& s, const Ranks& ranks = single_rank()) {
     if (s.C % s.NH) fail("--n-embd: expected a multiple of --n-head (%zu), found %zu", s.NH, s.C);
     // Below this, every size in bytes fits 64 bits; no machine comes near.
     if (double(s.batch) * double(s.T) * double(std::max(s.L, s.NH)) * double(s.C) > 0x1p50)
         fail("--batch: %zu sequences of %zu tokens with %zu layers of %zu channels are more than any memory holds; expected "
              "smaller -b, -t, --n-layer or --n-embd", s.batch, s.T, s.L, s.C);
-    const size_t micro = s.batch * s.T;
+    const size_t micro = s.batch * s.T * size_t(ranks.size);
     if (s.total_batch == 0) s.total_batch = micro;
     if (s.total_batch % micro)
-        fail("--total-batch: expected a multiple of -b x -t = %zu x %zu = %zu tokens, found %zu", s.batch, s.T, micro,
-             s.total_batch);
+        fail("--total-batch: expected a multiple of -b x -t x ranks = %zu x %zu x %d = %zu tokens, found %zu", s.batch, s.T,
+             ranks.size, micro, s.total_batch);
     // Parts of a run of a few updates may round to the same update.
     if (s.gate_end.is_fraction && s.gate_warmup.is_fraction && s.gate_end.value > s.gate_warmup.value)
         s.gate_end = updates(std::max(s.gate_end.resolve(s.steps), s.gate_warmup.resolve(s.steps) + 1));
@@ -267,34 +282,42 @@ struct Gpt {
     Config config;
     size_t B, T;
     int recompute;
+    Ranks& ranks;
     std::vector<float> taper_scale;  // c of every tapering site
 
     GptTensors<Real> params{}, grads{};
-    GptTensors<Acc<Real>> master{};  // the parameters before rounding, where Real is too coarse to be updated
+    Shards shards;                    // of which parameters this rank keeps the optimizer's state
+    std::vector<Acc<Real>*> master;   // of these pieces: the parameters before rounding, where Real is too coarse to be updated
     Activations<Real> act{};
     size_t Vp;     // rows of wte in memory: V, rounded up as the device likes it; those behind V stay 0
     size_t chunk;  // rows of logits held at a time
     Arena<Device> param_memory, master_memory, grad_memory, act_memory;
     static constexpr bool kMaster = !std::is_same_v<Real, Acc<Real>>;
 
-    // train = false leaves out what only the backward pass needs.
-    Gpt(Device& dev_, const Config& config_, size_t B_, size_t T_, int recompute_, bool train)
-        : dev(dev_), config(config_), B(B_), T(T_), recompute(recompute_), taper_scale(config.tapering_sites(), 1.0f),
+    // train = false leaves out what only the backward pass needs. zero: see Shards.
+    Gpt(Device& dev_, const Config& config_, size_t B_, size_t T_, int recompute_, bool train, Ranks& ranks_ = single_rank(),
+        bool zero = false)
+        : dev(dev_), config(config_), B(B_), T(T_), recompute(recompute_), ranks(ranks_),
+          taper_scale(config.tapering_sites(), 1.0f),
           Vp((config.V + Device::kVocabularyGrain - 1) / Device::kVocabularyGrain * Device::kVocabularyGrain),
           chunk(logits_rows(B * T, Vp)), param_memory(dev, "parameters"),
           master_memory(dev, "master weights"), grad_memory(dev, "gradients"), act_memory(dev, "activations") {
         plan(param_memory, params);
         if (train) plan(grad_memory, grads);
-        if (train && kMaster) plan(master_memory, master);
+        shards = make_shards(config, params, param_memory.data(), param_memory.bytes(), ranks, zero);
+        if (train && kMaster) add_pieces(master_memory, shards, master), master_memory.allocate(true);
         plan_activations(train);
         act_memory.allocate(false);
     }
 
-    template <class Scalar>
-    void plan(Arena<Device>& memory, GptTensors<Scalar>& tensors) {
-        visit_tensors(config, tensors, [&](const TensorSpec& t, Scalar*& slot) {
+    // Regions (see Shards) begin where every rank's slices are aligned.
+    void plan(Arena<Device>& memory, GptTensors<Real>& tensors) {
+        size_t region = 0;
+        visit_tensors(config, tensors, [&](const TensorSpec& t, Real*& slot) {
+            if (region_of(config, t.name) != std::exchange(region, region_of(config, t.name))) memory.pad(size_t(ranks.size));
             memory.add(slot, &slot == &tensors.wte ? Vp * config.C : t.count());
         });
+        memory.pad(size_t(ranks.size));
         memory.allocate(true);
     }
 
@@ -340,28 +363,26 @@ struct Gpt {
         return gate.calibrate && tapers ? &sums()->site[2 * l + which] : nullptr;
     }
 
-    // The parameters as the optimizer keeps them.
-    GptTensors<Acc<Real>>& exact() {
-        if constexpr (kMaster)
-            return master;
-        else
-            return params;
-    }
-
     // Sets every tensor for which fill(spec, values), values a vector of its size, returns true.
     template <class Fill>
     void set_parameters(Fill&& fill) {
-        const auto rounded = tensor_list(config, params);
-        const auto list = tensor_list(config, exact());
+        const auto list = tensor_list(config, params);
         for (size_t i = 0; i < list.size(); i++) {
             std::vector<Acc<Real>> values(list[i].spec.count());
             if (!fill(list[i].spec, values)) continue;
-            if (list[i].data) device_copy_in(dev, list[i].data, values.data(), values.size() * sizeof(Acc<Real>));
-            if constexpr (kMaster) {
-                const std::vector<Real> copy(values.begin(), values.end());
-                device_copy_in(dev, rounded[i].data, copy.data(), copy.size() * sizeof(Real));
-            }
+            set_pieces(dev, shards, master, i, values.data());
+            const std::vector<Real> rounded(values.begin(), values.end());
+            device_copy_in(dev, list[i].data, rounded.data(), rounded.size() * sizeof(Real));
         }
+    }
+
+    // The values of tensor number i of the table as the optimizer keeps them, in rank 0's memory; all ranks call it.
+    std::vector<Acc<Real>> exact(size_t i) {
+        if (kMaster) return gather_tensor(dev, ranks, shards, master, i);
+        const Tensor<Real> t = tensor_list(config, params)[i];
+        std::vector<Real> values(t.spec.count());
+        device_copy_out(dev, values.data(), t.data, values.size() * sizeof(Real));
+        return {values.begin(), values.end()};
     }
 
     void use_batch(const Batch& batch) { act.tokens = batch.tokens, act.targets = batch.targets; }
@@ -413,7 +434,9 @@ struct Gpt {
 
     // The forward pass reversed, from act.d_narrow to the parameters' gradients. Matrices: = or +=, as `accumulate`
     // says; vectors and wpe: += (begin_gradients zeroes them). tokens: of the whole update, for the scale loss's mean.
-    void backward(double g, const ScaleLoss& scale_loss, double tokens, bool accumulate) {
+    // ready(region): the gradients of this region and of those behind it are complete (see Shards).
+    void backward(double g, const ScaleLoss& scale_loss, double tokens, bool accumulate,
+                  const std::function<void(size_t)>& ready = [](size_t) {}) {
         const size_t N = B * T, C = config.C, NH = config.NH, L = config.L;
         Real *d_stream = act.d_stream, *d_narrow = act.d_narrow, *d_wide = act.d_wide;
         site_backward(dev, d_stream, site_grads(grads.ln_f), d_narrow, stream_into(L), act.ln_f_mean, act.ln_f_rscale,
@@ -421,6 +444,7 @@ struct Gpt {
         if (scale_loss.lambda != 0)
             scale_loss_backward(dev, d_stream, stream_into(L), config.norm, config.eps, scale_loss.target,
                                 scale_loss.lambda, tokens, N, C);
+        ready(L + 1);
         for (size_t l = L; l-- > 0;) {
             const ProfileRange range("backward", l);
             BlockActivations<Real>& a = act.h[l];
@@ -441,8 +465,10 @@ struct Gpt {
                                   3 * C, accumulate);
             site_backward(dev, d_stream, site_grads(d.ln_1), d_narrow, stream_into(l), a.ln_1_mean, a.ln_1_rscale,
                           site(g, l, 0), N, C, true);
+            ready(1 + l);
         }
         embedding_backward(dev, grads.wte, grads.wpe, d_stream, act.tokens, B, T, C);
+        ready(0);
     }
 
     void recompute_site(Real* y, const Real* x, const Site<Real>& s) {
@@ -538,6 +564,7 @@ struct StepReport {
     double g = 1, lr = 0, grad_norm = 0;
     double stream_scale = 0;  // mean s(h)
     bool skipped = false;     // a loss spike: the parameters were left alone
+    bool stop = false;        // a rank was told to stop
     double seconds = 0;
 };
 
@@ -547,25 +574,30 @@ struct Trainer {
     Gpt<Device, Real> model;
     Batches<Device> batches;
     Arena<Device> moment_memory;
-    GptTensors<Acc<Real>> m{}, v{};  // AdamW's moments
+    std::vector<Acc<Real>*> m, v;  // AdamW's moments, of model.shards' pieces
+    DataParallel<Device, Real> parallel;
     Calibration calibration;
     double scale_target = 0;  // s_tgt, once calibrated
     LossWindow window;
     size_t step = 0;  // updates done
     size_t gate_warmup, gate_end;
 
-    Trainer(Device& dev, const Settings& s, const Config& config, const TokenSource& corpus)
-        : settings(s), model(dev, config, s.batch, s.T, int(s.recompute), true),
-          batches(dev, Loader(corpus, s.batch, s.T, {.shuffle = s.shuffle, .seed = s.seed, .vocab_size = config.V}),
-                  s.batch * s.T),
-          moment_memory(dev, "optimizer moments"), gate_warmup(s.gate_warmup.resolve(s.steps)),
-          gate_end(s.gate_end.resolve(s.steps)) {
-        for (auto* moments : {&m, &v})
-            visit_tensors(config, *moments,
-                          [&](const TensorSpec& t, Acc<Real>*& slot) { moment_memory.add(slot, t.count()); });
+    Trainer(Device& dev, const Settings& s, const Config& config, const TokenSource& corpus, Ranks& ranks = single_rank())
+        : settings(s), model(dev, config, s.batch, s.T, int(s.recompute), true, ranks, s.zero == 1),
+          batches(dev, loader(corpus, s.shuffle), s.batch * s.T), moment_memory(dev, "optimizer moments"),
+          parallel(dev, ranks, model.shards, model.param_memory.data(), model.grad_memory.data()),
+          gate_warmup(s.gate_warmup.resolve(s.steps)), gate_end(s.gate_end.resolve(s.steps)) {
+        add_pieces(moment_memory, model.shards, m), add_pieces(moment_memory, model.shards, v);
         moment_memory.allocate(true);
         calibration.decay = s.ema_decay;
         calibration.sites.resize(config.tapering_sites());
+    }
+
+    // This rank's batches: rank r's micro-batch i is number i x ranks + r of the update.
+    Loader loader(const TokenSource& corpus, bool shuffle) const {
+        return Loader(corpus, settings.batch, settings.T,
+                      {.shuffle = shuffle, .seed = settings.seed, .vocab_size = model.config.V,
+                       .rank = size_t(model.ranks.rank), .world_size = size_t(model.ranks.size)});
     }
 
     double gate(size_t k) const {
@@ -575,10 +607,13 @@ struct Trainer {
         return {k > gate_warmup ? settings.scale_loss : 0, scale_target};
     }
 
-    // One update. A loss or gradient that is not finite throws before any parameter has changed.
-    StepReport update() {
+    // One update: every rank adds the gradients of its micro-batches, the ranks add theirs up, and each updates the
+    // parameters that it keeps the optimizer's state of. A loss or gradient that is not finite throws, on all ranks, before
+    // any parameter has changed. stop: not 0 where this rank was told to stop; reported where any was.
+    StepReport update(const volatile sig_atomic_t* stop = nullptr) {
         const auto start = std::chrono::steady_clock::now();
-        const size_t k = step + 1, micro_steps = settings.total_batch / (settings.batch * settings.T);
+        const size_t k = step + 1;
+        const size_t micro_steps = settings.total_batch / (settings.batch * settings.T * size_t(model.ranks.size));
         const double tokens = double(settings.total_batch);
         const Gate g{gate(k), k <= gate_warmup};
         const ScaleLoss anchor = scale_loss(k);
@@ -588,15 +623,21 @@ struct Trainer {
             model.use_batch(batches.next());
             model.forward(g, anchor.target);
             model.classify(true, 1 / tokens, micro > 0);
-            model.backward(g.g, anchor, tokens, micro > 0);
+            model.backward(g.g, anchor, tokens, micro > 0, [&](size_t region) {
+                if (micro + 1 == micro_steps) parallel.gradients_ready(region);
+            });
             batches.prefetch();
         }
-        const std::vector<double> memory = model.read_sums();
+        parallel.finish_gradients();
+        std::vector<double> memory = model.read_sums();
+        memory.push_back(parallel.gradient_squares(model.grad_memory.bytes() / sizeof(Real)));
+        memory.push_back(stop && *stop);
+        const int bad_rank = model.ranks.sum(memory, strprintf("the end of update %zu", k).c_str());
         const Sums& sums = *reinterpret_cast<const Sums*>(memory.data());
         StepReport r{.step = k, .loss = sums.loss / tokens, .scale_loss = anchor.lambda * sums.stream.squares / tokens,
                      .g = g.g, .lr = lr_schedule(settings, k), .stream_scale = sums.stream.sum / tokens};
-        r.grad_norm = gradient_norm();
-        if (!std::isfinite(r.loss + r.scale_loss) || !std::isfinite(r.grad_norm)) report_divergence(r);
+        r.grad_norm = std::sqrt(memory.end()[-2]), r.stop = memory.back() > 0;
+        if (!std::isfinite(r.loss + r.scale_loss) || !std::isfinite(r.grad_norm)) report_divergence(r, bad_rank);
         r.skipped = settings.skip_loss_z > 0 && window.z_score(r.loss) > settings.skip_loss_z;
         window.add(r.loss);
         if (!r.skipped) adamw(k, r.lr, r.grad_norm);
@@ -608,13 +649,15 @@ struct Trainer {
         return r;
     }
 
-    [[noreturn]] void report_divergence(const StepReport& r) {
+    [[noreturn]] void report_divergence(const StepReport& r, int bad_rank) {
         const bool loss = !std::isfinite(r.loss + r.scale_loss);
-        fail("step %zu: %s is not finite (loss %g, gradient norm %g, s(h) %.4g, g %.3g): the run diverged; %s; nothing was "
-             "written since the last checkpoint; try a smaller -l%s",
-             r.step, loss ? "the loss" : "the gradient", r.loss + r.scale_loss, r.grad_norm, r.stream_scale, r.g,
-             which_moved_first(site_scales(), kDrift).c_str(),
-             model.config.mode == GateMode::norm ? "" : ", a longer --gate-warmup or --scale-loss 0.1");
+        const std::string where = model.ranks.size > 1 && bad_rank >= 0 ? strprintf(" on rank %d", bad_rank) : "";
+        model.ranks.fail_together(strprintf(
+            "step %zu: %s is not finite%s (loss %g, gradient norm %g, s(h) %.4g, g %.3g): the run diverged; %s; nothing was "
+            "written since the last checkpoint; try a smaller -l%s",
+            r.step, loss ? "the loss" : "the gradient", where.c_str(), r.loss + r.scale_loss, r.grad_norm, r.stream_scale, r.g,
+            which_moved_first(site_scales(), kDrift).c_str(),
+            model.config.mode == GateMode::norm ? "" : ", a longer --gate-warmup or --scale-loss 0.1"));
     }
 
     // s(h) at every norm site, of the last micro-batch. Until the next forward pass.
@@ -631,16 +674,14 @@ struct Trainer {
 
     // Every tensor's gradient norm, before clipping, in the order of the table. Until the next update.
     std::vector<std::pair<std::string, double>> gradient_norms() {
+        const auto list = tensor_list(model.config, model.grads);
+        std::vector<double> squares(list.size());
+        for (const ShardPiece& p : model.shards.pieces())
+            squares[p.tensor] += sum_of_squares(model.dev, static_cast<const Real*>(list[p.tensor].data) + p.begin, p.count);
+        if (model.shards.sharded()) model.ranks.sum(squares, "the norms of gradients");
         std::vector<std::pair<std::string, double>> norms;
-        for (const auto& t : tensor_list(model.config, model.grads))
-            norms.push_back({t.spec.name, std::sqrt(sum_of_squares(model.dev, static_cast<const Real*>(t.data),
-                                                                   t.spec.count()))});
+        for (size_t i = 0; i < list.size(); i++) norms.push_back({list[i].spec.name, std::sqrt(squares[i])});
         return norms;
-    }
-
-    double gradient_norm() {
-        return std::sqrt(sum_of_squares(model.dev, static_cast<const Real*>(model.grad_memory.data()),
-                                        model.grad_memory.bytes() / sizeof(Real)));
     }
 
     void adamw(size_t k, double lr, double grad_norm) {
@@ -650,13 +691,14 @@ struct Trainer {
         const AdamwArgs<Scalar> args{Scalar(lr), Scalar(b1), Scalar(b2), Scalar(1e-8), 0,
                                Scalar(1 - std::pow(b1, double(k))), Scalar(1 - std::pow(b2, double(k))), Scalar(scale)};
         const auto w = tensor_list(model.config, model.params), grad = tensor_list(model.config, model.grads);
-        const auto exact = tensor_list(model.config, model.exact());
-        const auto m_list = tensor_list(model.config, m), v_list = tensor_list(model.config, v);
         std::vector<AdamwTensor<Real>> tensors;
-        for (size_t i = 0; i < w.size(); i++)
-            tensors.push_back({w[i].data, model.kMaster ? exact[i].data : nullptr, m_list[i].data, v_list[i].data,
-                               grad[i].data, w[i].spec.count(), Scalar(w[i].spec.decay ? settings.weight_decay : 0)});
+        for (size_t i = 0; i < m.size(); i++) {
+            const auto [t, begin, count] = model.shards.pieces()[i];
+            tensors.push_back({w[t].data + begin, model.kMaster ? model.master[i] : nullptr, m[i], v[i],
+                               grad[t].data + begin, count, Scalar(w[t].spec.decay ? settings.weight_decay : 0)});
+        }
         adamw_update(model.dev, tensors, args);
+        parallel.gather_parameters();
     }
 
     // End of update gate_warmup: c and s_tgt freeze, and each scaling branch starts from its normalizing branch.
@@ -664,17 +706,16 @@ struct Trainer {
         scale_target = calibration.target_scale();
         for (size_t i = 0; i < model.taper_scale.size(); i++)
             model.taper_scale[i] = float(calibration.taper_scale(i));
-        auto start = [&]<class Scalar>(SiteTensors<Scalar>& s) {
-            const size_t bytes = model.config.C * sizeof(Scalar);
-            if (s.taper_weight) device_copy(model.dev, s.taper_weight, s.weight, bytes);
-            if (s.taper_bias) device_copy(model.dev, s.taper_bias, s.bias, bytes);
-        };
-        auto start_all = [&](auto& tensors) {
-            for (auto& block : tensors.h) start(block.ln_1), start(block.ln_2);
-            start(tensors.ln_f);
-        };
-        start_all(model.params);
-        if (model.kMaster) start_all(model.master);
+        std::map<std::string, size_t> numbers;
+        for (const auto& t : tensor_list(model.config, model.params)) numbers.emplace(t.spec.name, numbers.size());
+        model.set_parameters([&](const TensorSpec& t, std::vector<Acc<Real>>& values) {
+            const std::string taper = "taper_";
+            const size_t at = t.name.find(taper);
+            if (at == std::string::npos) return false;
+            values = model.exact(numbers.at(t.name.substr(0, at) + t.name.substr(at + taper.size())));
+            model.ranks.broadcast(values.data(), values.size() * sizeof(values[0]), "the start of the taper");
+            return true;
+        });
     }
 };
 
@@ -686,18 +727,19 @@ struct Trainer {
 template <class Device, class Real>
 double evaluate(Trainer<Device, Real>& t, const TokenSource& corpus, size_t batches) {
     const Settings& s = t.settings;
-    Loader loader(corpus, s.batch, s.T, {.vocab_size = t.model.config.V});
+    Loader loader = t.loader(corpus, false);
     batches = std::clamp<size_t>(loader.rows_per_epoch() / s.batch, 1, batches);
     t.model.begin_sums();
     std::vector<int> tokens(s.batch * s.T), targets(s.batch * s.T);
-    for (size_t i = 0; i < batches; i++) {
+    for (size_t i = size_t(t.model.ranks.rank); i < batches; i += size_t(t.model.ranks.size)) {
         loader.next(tokens.data(), targets.data());
         t.model.load_batch(tokens.data(), targets.data());
         t.model.forward({t.gate(std::max<size_t>(t.step, 1)), false}, 0);
         t.model.classify(false, 0, false);
     }
-    const std::vector<double> memory = t.model.read_sums();
-    return reinterpret_cast<const Sums*>(memory.data())->loss / double(batches * s.batch * s.T);
+    std::vector<double> loss = {reinterpret_cast<const Sums*>(t.model.read_sums().data())->loss};
+    t.model.ranks.sum(loss, "the end of a validation");
+    return loss[0] / double(batches * s.batch * s.T);
 }
 
 template <class Device, class Real>
@@ -742,21 +784,37 @@ static std::string beside(const std::string& out, const std::string& ending) {
 static std::string state_path(const Settings& s) { return beside(s.out, ".state.bin"); }
 static std::string log_path(const Settings& s) { return beside(s.out, ".log.jsonl"); }
 
-// Tensors on their way to or from a state file; on the CPU they are the trainer's own memory.
+// Tensors on their way to a state file, in rank 0's memory; on the CPU, what is whole there is not copied. All ranks that
+// keep a part of the state call these.
 template <class Device, class Real>
 struct HostTensors {
-    std::vector<std::vector<Real>> copies;
-    std::vector<TensorOut> out;
+    using Scalar = Acc<Real>;
+    Gpt<Device, Real>& model;
+    std::deque<std::vector<Scalar>> copies = {};
+    std::vector<TensorOut> out = {};
 
-    void add(Device& dev, const std::string& prefix, const std::vector<Tensor<Real>>& list) {
-        for (const Tensor<Real>& t : list) {
-            const Real* data = t.data;
-            if constexpr (!std::is_same_v<Device, Cpu>) {
-                auto& copy = copies.emplace_back(t.spec.count());
-                device_copy_out(dev, copy.data(), t.data, copy.size() * sizeof(Real));
-                data = copy.data();
-            }
-            out.push_back({prefix + t.spec.name, sizeof(Real) == 8 ? Dtype::F64 : Dtype::F32, t.spec.shape, data});
+    void add(const std::string& name, const TensorSpec& spec, const Scalar* in_place, std::vector<Scalar> copy) {
+        if (!model.ranks.first()) return;
+        const Scalar* data = in_place ? in_place : copies.emplace_back(std::move(copy)).data();
+        out.push_back({name, sizeof(Scalar) == 8 ? Dtype::F64 : Dtype::F32, spec.shape, data});
+    }
+    void add_parameters() {
+        const auto list = tensor_list(model.config, model.params);
+        for (size_t i = 0; i < list.size(); i++) {
+            if constexpr (std::is_same_v<Device, Cpu> && !model.kMaster)
+                add(list[i].spec.name, list[i].spec, list[i].data, {});
+            else
+                add(list[i].spec.name, list[i].spec, nullptr, model.exact(i));
+        }
+    }
+    void add_state(const std::string& prefix, const std::vector<Scalar*>& pieces) {
+        const auto list = tensor_list(model.config, model.params);
+        for (size_t i = 0; i < list.size(); i++) {
+            if (std::is_same_v<Device, Cpu> && !model.shards.sharded())
+                add(prefix + list[i].spec.name, list[i].spec, pieces[i], {});
+            else
+                add(prefix + list[i].spec.name, list[i].spec, nullptr,
+                    gather_tensor(model.dev, model.ranks, model.shards, pieces, i));
         }
     }
 };
@@ -766,10 +824,9 @@ struct HostTensors {
 template <class Device, class Real>
 void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& arguments, Checkpoints& checkpoints,
                 const std::map<std::string, std::string>& tokenizer = {}) {
-    HostTensors<Device, Acc<Real>> tensors;
-    tensors.add(t.model.dev, "", tensor_list(t.model.config, t.model.exact()));
-    tensors.add(t.model.dev, "m.", tensor_list(t.model.config, t.m));
-    tensors.add(t.model.dev, "v.", tensor_list(t.model.config, t.v));
+    HostTensors<Device, Real> tensors{t.model};
+    tensors.add_parameters(), tensors.add_state("m.", t.m), tensors.add_state("v.", t.v);
+    if (!t.model.ranks.first()) return;
     const Calibration& c = t.calibration;
     std::vector<double> averages;
     for (const Calibration::Ema& site : c.sites) averages.insert(averages.end(), {site.num, site.den, site.scale});
@@ -789,6 +846,7 @@ void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& argume
     metadata.insert({{"state_version", "1"},
                      {"step", std::to_string(t.step)},
                      {"position", std::to_string(t.batches.position())},
+                     {"total_batch", std::to_string(t.settings.total_batch)},
                      {"gate_warmup", std::to_string(t.gate_warmup)},
                      {"gate_end", std::to_string(t.gate_end)},
                      {"arguments", lines}});
@@ -814,12 +872,13 @@ static uint64_t state_number(const SafetensorsFile& file, const char* key) {
 }
 
 template <class Device, class Real>
-void read_tensors(Device& dev, const SafetensorsFile& file, const std::string& prefix,
-                  const std::vector<Tensor<Real>>& list) {
-    for (const Tensor<Real>& t : list) {
-        std::vector<Real> values(t.spec.count());
-        read_tensor(file, prefix + t.spec.name, t.spec.shape, values.data());
-        device_copy_in(dev, t.data, values.data(), values.size() * sizeof(Real));
+void read_moments(Gpt<Device, Real>& model, const SafetensorsFile& file, const std::string& prefix,
+                  const std::vector<Acc<Real>*>& pieces) {
+    const auto list = tensor_list(model.config, model.params);
+    for (size_t i = 0; i < list.size(); i++) {
+        std::vector<Acc<Real>> values(list[i].spec.count());
+        read_tensor(file, prefix + list[i].spec.name, list[i].spec.shape, values.data());
+        set_pieces(model.dev, model.shards, pieces, i, values.data());
     }
 }
 
@@ -838,7 +897,6 @@ void check_gate_schedule(const Trainer<Device, Real>& t, const SafetensorsFile& 
 
 template <class Device, class Real>
 void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
-    Device& dev = t.model.dev;
     t.step = state_number(file, "step");
     check_gate_schedule(t, file);
     t.batches.seek(state_number(file, "position"));
@@ -862,35 +920,37 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
         read_tensor(file, spec.name, spec.shape, values.data());
         return true;
     });
-    read_tensors(dev, file, "m.", tensor_list(t.model.config, t.m));
-    read_tensors(dev, file, "v.", tensor_list(t.model.config, t.v));
+    read_moments(t.model, file, "m.", t.m), read_moments(t.model, file, "v.", t.v);
 }
 
+// The model in rank 0's host memory, where it is not there already; null on the CPU. All ranks with a part of it call this.
 template <class Device, class Real>
-void save_model_file(Trainer<Device, Real>& t, const Run& run) {
-    Gpt<Device, Real>& model = t.model;
-    const ModelInfo info{model.config, t.gate(std::max<size_t>(t.step, 1)), t.step, run.tokenizer, model.taper_scale};
-    if constexpr (std::is_same_v<Device, Cpu> && std::is_same_v<Real, float>) {
-        save_model(t.settings.out, info, model.params);
-    } else {
-        Cpu cpu;
-        HostModel host(cpu, info);
-        auto to = tensor_list(model.config, host.tensors);
-        auto from = tensor_list(model.config, model.exact());
-        for (size_t i = 0; i < to.size(); i++) {
-            std::vector<Acc<Real>> values(to[i].spec.count());
-            device_copy_out(model.dev, values.data(), from[i].data, values.size() * sizeof(Acc<Real>));
-            std::copy(values.begin(), values.end(), to[i].data);
-        }
-        save_model(t.settings.out, info, host.tensors);
+std::unique_ptr<HostModel> host_model(Trainer<Device, Real>& t, const ModelInfo& info) {
+    if (std::is_same_v<Device, Cpu> && !t.model.kMaster) return nullptr;
+    Cpu cpu;
+    auto host = std::make_unique<HostModel>(cpu, info);
+    auto to = tensor_list(info.config, host->tensors);
+    for (size_t i = 0; i < to.size(); i++) {
+        const std::vector<Acc<Real>> values = t.model.exact(i);
+        std::copy(values.begin(), values.end(), to[i].data);
     }
+    return host;
 }
 
-// The state first: a crash between the two leaves a state from which the model is written again.
+// The state first: a crash between the two leaves a state from which the model is written again. Rank 0 writes; the others
+// give it what they alone have, all of it before the first file, which may fail on rank 0.
 template <class Device, class Real>
 void save_checkpoint(Trainer<Device, Real>& t, Run& run) {
+    Gpt<Device, Real>& model = t.model;
+    if (!model.ranks.first() && !model.shards.sharded()) return;
+    const ModelInfo info{model.config, t.gate(std::max<size_t>(t.step, 1)), t.step, run.tokenizer, model.taper_scale};
+    const std::unique_ptr<HostModel> host = host_model(t, info);
     save_state(t, run.arguments, run.checkpoints, run.tokenizer);
-    save_model_file(t, run);
+    if (!model.ranks.first()) return;
+    if constexpr (std::is_same_v<Real, float> && std::is_same_v<Device, Cpu>)
+        save_model(t.settings.out, info, model.params);
+    else
+        save_model(t.settings.out, info, host->tensors);
 }
 
 // In the middle of a run: a disk that is full now may have room again later, and the checkpoint of before is whole.
@@ -946,9 +1006,9 @@ static std::string shell_word(const std::string& path) {
 // One line per update on a terminal, overwritten in place, with the time left; elsewhere about 40 lines a run.
 class Progress {
   public:
-    Progress(const Settings& s, size_t first_step)
+    Progress(const Settings& s, size_t first_step, const Ranks& ranks)
         : steps_(s.steps), tokens_(s.total_batch), every_(std::max<size_t>(1, s.steps / 40)), first_(first_step),
-          terminal_(isatty(STDOUT_FILENO)) {}
+          terminal_(isatty(STDOUT_FILENO) && ranks.launcher != "mpirun") {}  // whose output always looks like one
 
     void update(const StepReport& r) {
         seconds_ = seconds_ == 0 ? r.seconds : 0.9 * seconds_ + 0.1 * r.seconds;
@@ -994,7 +1054,9 @@ std::vector<std::pair<std::string, size_t>> memory_table(const Trainer<Device, R
     const Gpt<Device, Real>& m = t.model;
     std::vector<std::pair<std::string, size_t>> table;
     for (const Arena<Device>* a : {&m.param_memory, &m.master_memory, &m.grad_memory, &t.moment_memory, &m.act_memory})
-        if (a->bytes()) table.emplace_back(a->what(), a->bytes());
+        if (a->bytes())
+            table.emplace_back(a->what() + (m.shards.sharded() && (a == &t.moment_memory || a == &m.master_memory)
+                                                ? strprintf(" (1/%d by -z 1)", m.ranks.size) : ""), a->bytes());
 #ifdef TN_CUDA
     if constexpr (std::is_same_v<Device, Cuda>) {
         table.emplace_back(t.batches.memory().what(), t.batches.memory().bytes());
@@ -1028,13 +1090,17 @@ void print_start(const Trainer<Device, Real>& t, const Run& run) {
     if (t.model.config.mode != GateMode::norm)
         std::printf("gate      1 up to update %zu (calibration), 0 from update %zu on%s\n", t.gate_warmup, t.gate_end,
                     t.gate_end > s.steps ? ": after the end of this run, whose model cannot be folded yet" : "");
+    const Ranks& ranks = t.model.ranks;
+    if (ranks.size > 1)
+        std::printf("ranks     %d, started by %s; an update is %zu micro-batches on each\n", ranks.size,
+                    ranks.launcher.c_str(), s.total_batch / (s.batch * s.T * size_t(ranks.size)));
     std::printf("memory   ");
     size_t total = 0;
     for (const auto& [purpose, bytes] : memory_table(t)) {
         std::printf(" %s %.1f MiB,", purpose.c_str(), double(bytes) / 1048576);
         total += bytes;
     }
-    std::printf(" together %.1f MiB\n\n", double(total) / 1048576);
+    std::printf(" together %.1f MiB%s\n\n", double(total) / 1048576, ranks.size > 1 ? " a rank" : "");
 }
 
 // A loss in nats per token, as "0.39 bits per byte": what models with different tokenizers are compared by. Where the
@@ -1104,10 +1170,11 @@ int train(Trainer<Device, Real>& t, Run& run) {
     const Settings& s = t.settings;
     const std::optional<size_t> resumed_at = s.resume ? std::optional<size_t>(t.step) : std::nullopt;
     std::optional<Logs> logs;
-    Progress progress(s, t.step);
-    bool warned = false;
-    while (t.step < s.steps && !interrupted) {
-        const StepReport r = t.update();
+    Progress progress(s, t.step, t.model.ranks);
+    bool warned = false, stop = false;
+    while (t.step < s.steps && !stop) {
+        const StepReport r = t.update(&interrupted);
+        stop = r.stop;
         progress.update(r);
         if (!warned && drifted(t, r)) {
             warned = true;
@@ -1122,23 +1189,37 @@ int train(Trainer<Device, Real>& t, Run& run) {
             progress.note(strprintf("step %zu | validation loss %.4f", r.step, val_loss));
             fields.push_back({"val_loss", val_loss});
         }
-        if (!logs) logs.emplace(s, resumed_at);
-        logs->write(r.step, fields);
-        if (s.sample_every && r.step % s.sample_every == 0 && run.decode)
+        if (!logs && t.model.ranks.first()) logs.emplace(s, resumed_at);
+        if (logs) logs->write(r.step, fields);
+        if (s.sample_every && r.step % s.sample_every == 0 && run.decode && t.model.ranks.first())
             progress.note(sample_text(t, *run.decode, run.prompt, 200));
         if (s.checkpoint_every && r.step % s.checkpoint_every == 0 && r.step < s.steps) try_checkpoint(t, run);
     }
-    return interrupted;
+    return !stop ? 0 : interrupted ? interrupted : SIGTERM;  // another rank's signal, where this one had none
+}
+
+// All ranks do the same, on the same files.
+template <class Device, class Real>
+void check_ranks(Trainer<Device, Real>& t, const Run& run) {
+    const Settings& s = t.settings;
+    if (t.model.ranks.size == 1) return;
+    const double squares = sum_of_squares(t.model.dev, static_cast<const Real*>(t.model.param_memory.data()),
+                                          t.model.param_memory.bytes() / sizeof(Real));
+    t.model.ranks.agree({sizeof(Real), double(s.steps), double(s.batch), double(s.total_batch),
+                         double(s.zero), double(s.seed), double(run.train.size()), double(run.val.size()), double(t.step), squares},
+                        {"bytes of a number (--precision)", "--steps", "--batch", "--total-batch", "--zero",
+                         "--seed", "tokens of --train", "tokens of --val", "updates done", "squares of the parameters"});
 }
 
 template <class Device, class Real>
-int run_training(Device& dev, const Settings& s, const Config& config, Run& run) {
-    Trainer<Device, Real> t(dev, s, config, run.train);
+int run_training(Device& dev, const Settings& s, const Config& config, Run& run, Ranks& ranks) {
+    Trainer<Device, Real> t(dev, s, config, run.train, ranks);
     initialize(t.model, s.seed);
     if (run.state)
         load_state(t, *run.state), run.state.reset();  // its disk space is free once it is replaced
     else if (run.init)
         initialize_from(t.model, [&](const TensorSpec& spec, auto* numbers) { run.init->read(spec, numbers); });
+    check_ranks(t, run);
     print_start(t, run);
     if (run.init)
         std::printf("%s: validation loss %.6f before the first update\n", run.init->path().c_str(),
@@ -1249,10 +1330,10 @@ static void check_state(const SafetensorsFile& state) {
     check_tensors(state, read_config(state));
 }
 
-static std::unique_ptr<SafetensorsFile> open_state(const Settings& s, Checkpoints& checkpoints) {
+static std::unique_ptr<SafetensorsFile> open_state(const Settings& s, Checkpoints& checkpoints, const Ranks& ranks) {
     std::string note;
     auto state = checkpoints.open_newest(note);
-    if (!note.empty()) std::fprintf(stderr, "warning: %s\n", note.c_str());
+    if (!note.empty() && ranks.first()) std::fprintf(stderr, "warning: %s\n", note.c_str());
     if (!state)
         fail("--resume: no state %s; expected the one that a run with -o %s writes; start it without -y",
              state_path(s).c_str(), s.out.c_str());
@@ -1263,13 +1344,14 @@ static std::unique_ptr<SafetensorsFile> open_state(const Settings& s, Checkpoint
 // The flags of the run that wrote the state, then those given now (`arguments`, which becomes all of them): the last one
 // counts. The gate's updates stay, also where they were fractions of a run that -x makes longer now. Returns all options.
 static Options resume_settings(Settings& s, std::vector<std::string>& arguments, const SafetensorsFile& state) {
-    const std::string out = s.out;
+    const Settings now = s;
     std::vector<std::string> all;
     std::string lines = state_metadata(state, "arguments");
     for (size_t end; (end = lines.find('\n')) != std::string::npos; lines.erase(0, end + 1))
         all.push_back(lines.substr(0, end));
     all.insert(all.end(), {"--gate-warmup", state_metadata(state, "gate_warmup"), "--gate-end",
                            state_metadata(state, "gate_end")});
+    if (state.metadata().count("total_batch")) all.insert(all.end(), {"--total-batch", state_metadata(state, "total_batch")});
     all.insert(all.end(), arguments.begin(), arguments.end());
     std::vector<const char*> pointers = {"train_gpt"};
     for (const std::string& a : all) pointers.push_back(a.c_str());
@@ -1280,7 +1362,8 @@ static Options resume_settings(Settings& s, std::vector<std::string>& arguments,
     } catch (const Error& error) {
         fail("%s: the flags in it are damaged: %s", state.path().c_str(), error.what());
     }
-    s.out = out, s.resume = true;
+    s.out = now.out, s.resume = true;
+    s.gpus = now.gpus;  // the ranks run already
     arguments = all;
     return options;
 }
@@ -1296,11 +1379,12 @@ static void check_outputs(const Settings& s) {
     }
 }
 
-[[maybe_unused]] static int run_program(int argc, char** argv) {
+[[maybe_unused]] static int run_program(int argc, char** argv, Ranks& ranks) {
     signal(SIGXFSZ, SIG_IGN);  // a limit of file sizes (ulimit -f) is then an error of the write
     Settings s;
     Options options = make_options(s);
     if (!options.parse(argc, argv)) return 0;
+    if (s.gpus > 1) ranks.fork_local(s.gpus);
     std::vector<std::string> arguments(argv + 1, argv + argc);
     std::unique_ptr<SafetensorsFile> state;
     std::unique_ptr<ModelFile> init;
@@ -1309,7 +1393,7 @@ static void check_outputs(const Settings& s) {
     std::optional<Options> resumed;
     if (s.resume) {
         if (options.given("--init")) fail("--init and --resume: expected one of them, found both");
-        state = open_state(s, checkpoints);
+        state = open_state(s, checkpoints, ranks);
         resumed = resume_settings(s, arguments, *state);
         start = Start{state->path(), read_config(*state), read_tokenizer(*state), false};
     } else if (!s.init.empty()) {
@@ -1325,10 +1409,14 @@ static void check_outputs(const Settings& s) {
     if (start && !options.given("--model")) s.depth.clear();
     if (!s.depth.empty()) set_shape_by_depth(s.depth, s.L, s.NH, s.C);
     if (start) adopt_shape(s, options, start->path, start->config);
-    complete_settings(s);
-    check_outputs(s);
+    complete_settings(s, ranks);
+    ranks.set_time_limit(s.rank_timeout);
+    if (ranks.first()) check_outputs(s);
+    if (ranks.size > 1 && s.threads == 0) s.threads = size_t(threads_for_rank(ranks.local_size));
     Cpu cpu{int(s.threads)};
-    const DeviceChoice choice = choose_device(s.device);
+    const DeviceChoice choice = choose_device(s.device, ranks.local_rank);
+    ranks.agree({double(choice.cuda)}, {"--device (1: cuda)"});
+    if (s.gpus > 1 && !choice.cuda) fail("--gpus: %s; ranks on the CPU: mpirun -np %zu", choice.why.c_str(), s.gpus);
     std::printf("device    %s\n", choice.cuda ? strprintf("cuda: %s, %s", choice.why.c_str(), s.precision.c_str()).c_str()
                                                : describe(cpu, choice).c_str());
     Settings shown = s;
@@ -1339,22 +1427,22 @@ static void check_outputs(const Settings& s) {
     const Config config = make_config(s, run, start);
 #ifdef TN_CUDA
     if (choice.cuda) {
-        Cuda cuda;
-        return s.precision == "fp32" ? run_training<Cuda, float>(cuda, s, config, run)
-                                     : run_training<Cuda, bf16>(cuda, s, config, run);
+        Cuda cuda(ranks.local_rank);
+        return s.precision == "fp32" ? run_training<Cuda, float>(cuda, s, config, run, ranks)
+                                     : run_training<Cuda, bf16>(cuda, s, config, run, ranks);
     }
 #endif
-    return run_training<Cpu, float>(cpu, s, config, run);
+    return run_training<Cpu, float>(cpu, s, config, run, ranks);
 }
 
 #ifndef TAPERNORM_NO_MAIN
 int main(int argc, char** argv) {
+    Ranks ranks;
     try {
-        return run_program(argc, argv);
+        ranks.join();
+        return run_program(argc, argv, ranks);
     } catch (const std::exception& error) {
-        std::fflush(stdout);
-        std::fprintf(stderr, "train_gpt: error: %s\n", error.what());
-        return 1;
+        return ranks.fail_all("train_gpt", error);
     }
 }
 #endif

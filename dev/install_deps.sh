@@ -17,6 +17,8 @@ need nlohmann-json3-dev nlohmann/json.hpp ""
 need libcli11-dev CLI/CLI.hpp ""
 need doctest-dev doctest/doctest.h ""
 need libpcre2-dev pcre2.h "-DPCRE2_CODE_UNIT_WIDTH=8"
+need libopenmpi-dev mpicc ""
+need openmpi-bin mpirun ""
 [ -z "$missing" ] && exit 0
 
 echo "missing packages:$missing"

@@ -41,6 +41,9 @@ class Arena {
         bytes_ += (count * sizeof(T) + 255) / 256 * 256;
     }
 
+    // What is asked for from here on starts at a multiple of `pieces` x 256 bytes.
+    void pad(size_t pieces) { bytes_ = (bytes_ + 256 * pieces - 1) / (256 * pieces) * (256 * pieces); }
+
     void allocate(bool zero) {
         data_ = device_allocate(dev_, bytes_, what_.c_str());
         if (zero) device_zero(dev_, data_, bytes_);

@@ -183,6 +183,16 @@ class CudaEvent {
     void block(cudaStream_t stream) { CUDA_CHECK(cudaStreamWaitEvent(stream, event_, 0)); }
     // The host waits.
     void synchronize() { CUDA_CHECK(cudaEventSynchronize(event_)); }
+    // The host asks.
+    bool passed() {
+        const cudaError_t error = cudaEventQuery(event_);
+        if (error == cudaErrorNotReady) {
+            cudaGetLastError();  // that is an answer: later calls must not see it
+            return false;
+        }
+        CUDA_CHECK(error);
+        return true;
+    }
 
   private:
     cudaEvent_t event_ = nullptr;

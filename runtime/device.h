@@ -12,11 +12,11 @@ struct DeviceChoice {
     std::string why;  // the GPU, or why there is none, for the program's first line
 };
 
-// wanted: auto, cpu or cuda. Having no GPU is an error only where one was asked for.
-inline DeviceChoice choose_device(const std::string& wanted) {
+// wanted: auto, cpu or cuda; gpu: which one. Having no GPU is an error only where one was asked for.
+inline DeviceChoice choose_device(const std::string& wanted, [[maybe_unused]] int gpu = 0) {
     if (wanted == "cpu") return {false, "as --device says"};
 #ifdef TN_CUDA
-    const CudaProbe probe = probe_cuda();
+    const CudaProbe probe = probe_cuda(gpu);
     if (wanted == "cuda" && !probe.usable)
         fail("--device cuda: %s; run with --device cpu", probe.description.c_str());
     return {probe.usable, probe.description};

@@ -86,6 +86,7 @@ class Program {
     }
 
     void send(int signal) const { kill(pid_, signal); }
+    pid_t pid() const { return pid_; }
 
     Outcome finish() {
         while (read_some()) {}

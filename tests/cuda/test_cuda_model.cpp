@@ -44,9 +44,8 @@ struct Trace {
 template <class Device, class Real>
 std::vector<float> parameters(Trainer<Device, Real>& t) {
     std::vector<float> all;
-    for (const auto& tensor : tensor_list(t.model.config, t.model.exact())) {
-        std::vector<float> values(tensor.spec.count());
-        device_copy_out(t.model.dev, values.data(), tensor.data, values.size() * sizeof(float));
+    for (size_t i = 0; i < tensor_list(t.model.config, t.model.params).size(); i++) {
+        const std::vector<float> values = t.model.exact(i);
         all.insert(all.end(), values.begin(), values.end());
     }
     return all;
@@ -220,7 +219,9 @@ CUDA_TEST("cuda: the model file of a GPU run, normalized, tapering, tapered and 
             Trainer<Cuda, bf16> t(dev, run.settings, run.config, run.corpus);
             initialize(t.model, 1);
             while (t.step < steps) t.update();
-            save_model_file(t, Run{{}, run.corpus, run.corpus, nullptr, {{"tokenizer", "bytes"}}, std::nullopt, ""});
+            Run files{{}, run.corpus, run.corpus, nullptr, {{"tokenizer", "bytes"}}, std::nullopt, ""};
+            files.checkpoints = Checkpoints(state_path(run.settings));
+            save_checkpoint(t, files);
         }
         Cpu cpu;
         const auto model = load_model(cpu, run.settings.out);

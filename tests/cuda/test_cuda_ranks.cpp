@@ -1,0 +1,119 @@
+// Two ranks on GPUs, as a user starts them: train_gpt --gpus 2, through NCCL. Here both are the CPU stand-in's; with real
+// GPUs the test needs two.
+#ifdef TN_CUDA
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "tests/emu/cuda_test.h"
+#include "tests/run_program.h"
+
+namespace {
+
+bool too_few_gpus() {
+#ifdef CUDA_EMU
+    return false;
+#else
+    return probe_cuda().devices < 2;
+#endif
+}
+
+// The program for GPUs: beside this test, where the stand-in's is built, else the usual one.
+std::string program() {
+    const std::filesystem::path beside = std::filesystem::read_symlink("/proc/self/exe").parent_path() / "train_gpt";
+    return std::filesystem::exists(beside) ? beside.string() : "train_gpt";
+}
+
+// An environment variable for the programs started from here on.
+struct Variable {
+    const char* name;
+    Variable(const char* name_, const char* value) : name(name_) { setenv(name, value, 1); }
+    ~Variable() { unsetenv(name); }
+};
+
+// Phases g = 1, 1, 0.5, 0, 0, 0; an update is 2 micro-batches: both on one rank, or one on each of two.
+std::vector<std::string> command(const std::string& flags) {
+    std::vector<std::string> all = words("-i corpus.txt -b 1 -t 8 -d 16 -x 6 --gate-warmup 2 --gate-end 4 -l 0.01 -v 3 -m 3 "
+                                         "--n-layer 1 --n-embd 16 --n-head 2 --threads 1 --device cuda " + flags);
+    all.insert(all.begin(), program());
+    return all;
+}
+
+std::vector<nlohmann::json> run_ranks(const Workplace& w, const std::string& flags) {
+    const Outcome outcome = run_program_in(w.path, command(flags));
+    CHECK(outcome.err == "");
+    CHECK_MESSAGE(outcome.status == 0, outcome.out);
+    std::vector<nlohmann::json> lines;
+    std::istringstream in(read_file(w.at("model.log.jsonl")));
+    for (std::string line; std::getline(in, line);) {
+        lines.push_back(nlohmann::json::parse(line));
+        lines.back().erase("tokens_per_second");
+    }
+    return lines;
+}
+
+// The processes of a run that has begun.
+std::vector<pid_t> children(pid_t parent) {
+    std::istringstream in(read_file("/proc/" + std::to_string(parent) + "/task/" + std::to_string(parent) + "/children"));
+    std::vector<pid_t> list;
+    for (pid_t pid; in >> pid;) list.push_back(pid);
+    return list;
+}
+
+}  // namespace
+
+CUDA_TEST("cuda trainer: --gpus 2 is the run on one up to rounding, ZeRO changes no bit, a sharded state resumes whole") {
+    if (too_few_gpus()) return;
+    const Variable devices("EMU_DEVICES", "2");
+    for (const std::string precision : {"fp32", "bf16"}) {
+        CAPTURE(precision);
+        const std::string mode = "-g taper-all --precision " + precision;
+        const Workplace w1, w2, wz;
+        const auto one = run_ranks(w1, mode), two = run_ranks(w2, mode + " --gpus 2");
+        const auto zero = run_ranks(wz, mode + " --gpus 2 -z 1");
+        REQUIRE(one.size() == 6);
+        REQUIRE(two.size() == 6);
+        // As between CPU and GPU in test_cuda_model.cpp: fp32 through AdamW's first steps; bf16 rounds at 2^-8.
+        const double tolerance = precision == "fp32" ? 1e-3 : 0x1p-4;
+        for (size_t k = 0; k < 6; k++)
+            for (const char* key : {"loss", "grad_norm", "stream_scale"})
+                CHECK(std::abs(double(two[k].at(key)) - double(one[k].at(key))) <= tolerance * double(one[k].at(key)));
+        // The stand-in adds in the order of ranks in every collective; NCCL promises no order between two kinds of them.
+#ifdef CUDA_EMU
+        CHECK(zero == two);
+        CHECK(read_file(wz.at("model.bin")) == read_file(w2.at("model.bin")));
+        const Workplace w;
+        run_ranks(w, mode + " --gpus 2 -z 1 -x 3 -k constant -u 0");
+        run_ranks(w, "-y --gpus 2 -z 0 -x 6");
+        run_ranks(w2, mode + " --gpus 2 -k constant -u 0");
+        CHECK(read_file(w.at("model.bin")) == read_file(w2.at("model.bin")));
+        run_ranks(w, "-y -x 7");  // and on one
+#endif
+    }
+}
+
+CUDA_TEST("cuda trainer: a rank that is killed or hangs ends the other, and its number is said") {
+    if (too_few_gpus()) return;
+    // Lazy: a collective runs when somebody waits for it, as on a GPU.
+    const Variable devices("EMU_DEVICES", "2"), lazy("EMU_LAZY", "1");
+    for (const int signal : {SIGKILL, SIGSTOP}) {
+        const Workplace w;
+        Program run(w.path, command("-x 10000000 -v 0 --gate-warmup 2 --gate-end 4 --gpus 2 --rank-timeout 2"));
+        REQUIRE(run.wait_until([](const std::string& text) { return text.find("\nstep ") != std::string::npos; }));
+        const std::vector<pid_t> ranks = children(run.pid());
+        REQUIRE(ranks.size() == 2);
+        kill(ranks[1], signal);
+        const Outcome outcome = run.finish();
+        CHECK(outcome.status != 0);
+        const std::string said = signal == SIGKILL ? "rank 1 of 2 was ended by signal 9"
+                                                   : "train_gpt: error: rank 0 of 2: rank 1 did not come to ";
+        CHECK_MESSAGE(outcome.err.find(said) != std::string::npos, outcome.err);
+        for (pid_t rank : ranks) CHECK(kill(rank, 0) != 0);  // nobody is left behind
+    }
+    const Workplace w;
+    const Outcome outcome = run_program_in(w.path, command("--gpus 3 -d 24"));
+    CHECK(outcome.status == 1);
+    CHECK_MESSAGE(outcome.err.find("GPU 2 was asked for and 2 found") != std::string::npos, outcome.err);
+}
+#endif  // TN_CUDA
