@@ -235,7 +235,8 @@ void Ranks::broadcast(void* data, size_t bytes, const char* what) {
 }
 
 void Ranks::agree(const std::vector<double>& values, const std::vector<const char*>& names) {
-    std::vector<double> expected = values;
+    std::vector<double> expected = values, here = {0};
+    sum(here, "the start of the run");  // a rank that cannot start says so before others wait for it elsewhere
     broadcast(expected.data(), expected.size() * sizeof(double), "the start of the run");
     for (size_t i = 0; i < values.size(); i++)
         if (values[i] != expected[i])
