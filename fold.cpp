@@ -198,12 +198,14 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
 
 [[maybe_unused]] static int run_program(int argc, char** argv) {
     signal(SIGXFSZ, SIG_IGN);  // a limit of file sizes (ulimit -f) is then an error of the write
-    std::string in, out;
+    std::string in, out, dtype = "fp32";
     size_t threads = 0;
     Options options("fold", "Folds the norms of a finished model into the matrices that follow them.");
     options.section("Files");
     options.add({.long_name = "model", .to = &in, .metavar = "MODEL", .help = "a model whose gate is 0, or a -g norm model"});
     options.add({.long_name = "folded", .to = &out, .metavar = "FOLDED", .help = "the folded model to write"});
+    options.add({.long_name = "--dtype", .to = &dtype, .choices = {"fp32", "bf16"},
+                 .help = "of its weights; the check before writing is of fp32"});
     options.section("Run");
     options.add({.long_name = "--threads", .to = &threads, .range = {.high = 1024}, .default_text = "all cores",
                  .help = "CPU threads of the check"});
@@ -232,7 +234,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     HostModel folded(dev, info);
     convert(tensor_list(info.config, folded_exact.tensors), tensor_list(info.config, folded.tensors));
     check(dev, *model, exact, folded, folded_exact);
-    save_model(out, info, folded.tensors);
+    save_model(out, info, folded.tensors, dtype == "bf16" ? Dtype::BF16 : Dtype::F32);
     std::printf("wrote     %s: %s\n", out.c_str(), describe(info).c_str());
     return 0;
 }

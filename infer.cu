@@ -28,12 +28,13 @@
 #include "model/decoder.cuh"
 #include "model/evaluate.cuh"
 #include "model/generate.cuh"
+#include "model/hellaswag.cuh"
 #include "model/model_file.h"
 #include "model/sampler.h"
 #include "runtime/device.h"
 
 struct Settings {
-    std::string model, prompt, tokens, prompts, eval, dump, shape, device = "auto", precision = "bf16", weights = "fp32";
+    std::string model, prompt, tokens, prompts, eval, hellaswag, tokenizer, dump, shape, device = "auto", precision = "bf16", weights = "fp32";
     bool last_token = false, greedy = false, bench = false;
     size_t n = 256, top_k = 0, seed = 1, threads = 0, show = 8, batch = 16;
     size_t L = 12, NH = 12, C = 768, V = 50257;  // of random weights
@@ -47,7 +48,8 @@ struct Settings {
 static Options make_options(Settings& s) {
     Options o("infer", "Runs a model written by train_gpt or fold.");
     o.section("Input");
-    o.add({.long_name = "file", .to = &s.model, .metavar = "MODEL", .help = "model.bin or folded.bin", .optional = true});
+    o.add({.long_name = "file", .to = &s.model, .metavar = "MODEL",
+           .help = "model.bin or folded.bin, the folder of a Hugging Face GPT-2, or a checkpoint of llm.c", .optional = true});
     o.add({.short_name = "-p", .long_name = "--prompt", .to = &s.prompt, .metavar = "TEXT",
            .default_text = "a story's opening", .help = "text to go on from"});
     o.add({.long_name = "--tokens", .to = &s.tokens, .metavar = "IDS", .default_text = "none",
@@ -58,6 +60,10 @@ static Options make_options(Settings& s) {
            .help = "prompts of --prompts at a time"});
     o.add({.long_name = "--eval", .to = &s.eval, .metavar = "FILE", .default_text = "none",
            .help = "the loss of this text: nats per token, perplexity, bits per byte"});
+    o.add({.long_name = "--hellaswag", .to = &s.hellaswag, .metavar = "FILE", .default_text = "none",
+           .help = "the scores of this file of HellaSwag's: llm.c's .bin or the original JSON lines"});
+    o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH", .default_text = "the model's own",
+           .help = "bytes, a folder with vocab.json and merges.txt, or llm.c's gpt2_tokenizer.bin"});
     o.section("Output");
     o.add({.long_name = "--last-token", .to = &s.last_token,
            .help = "only the next token's probabilities, from the last position's logits"});
@@ -152,8 +158,8 @@ static void check_tokens(const Settings& s, const Config& c, const std::string& 
 static const Tokenizer& require_tokenizer(const Settings& s, const ModelInfo& info,
                                           const std::optional<Tokenizer>& tokenizer) {
     if (!tokenizer)
-        fail("%s: its tokenizer (%s) is not in the file and no vocab.json lies beside it; give ids with --tokens",
-             s.model.c_str(), info.tokenizer.at("tokenizer").c_str());
+        fail("%s: its tokenizer (%s) is not in the file and no vocab.json lies beside it; give --tokenizer, or ids with "
+             "--tokens", s.model.c_str(), info.tokenizer.at("tokenizer").c_str());
     return *tokenizer;
 }
 
@@ -398,6 +404,7 @@ struct Inputs {
     std::optional<Tokenizer> tokenizer;
     Prompt prompt;
     std::vector<Prompt> prompts;
+    std::vector<Choice> choices;
 };
 
 template <class Device, class Real>
@@ -407,6 +414,10 @@ void run(const Settings& s, const Engine<Device, Real>& engine, const Inputs& in
     if (!s.eval.empty()) return evaluate(s, engine, *in.tokenizer);
     auto decoder = engine.decoder(s.prompts.empty() ? 1 : std::min(s.batch, in.prompts.size()));
     if (!s.prompts.empty()) return generate_all(s, decoder, in.prompts, c, *in.tokenizer);
+    if (!s.hellaswag.empty()) {
+        std::printf("hellaswag %s\n", evaluate_hellaswag(decoder, in.choices, c.V).text().c_str());
+        return;
+    }
     if (s.last_token) return last_token(s, decoder, in.prompt, c, in.tokenizer);
     std::printf("\n");
     generate(s, decoder, in.prompt, c, in.tokenizer);
@@ -424,7 +435,7 @@ void run_on_gpu(const Settings& s, Cpu& cpu, HostModel& model, const Inputs& in)
 
 static void check_flags(const Settings& s, const Options& o) {
     std::vector<const char*> modes;
-    for (const char* flag : {"--bench", "--eval", "--prompts", "--last-token"})
+    for (const char* flag : {"--bench", "--eval", "--hellaswag", "--prompts", "--last-token"})
         if (o.given(flag)) modes.push_back(flag);
     if (modes.size() > 1) fail("%s and %s: expected one of them, found both", modes[0], modes[1]);
     for (const char* flag : {"--model", "--n-layer", "--n-head", "--n-embd", "--vocab"}) {
@@ -438,7 +449,7 @@ static void check_flags(const Settings& s, const Options& o) {
     if (s.model.empty() && !s.bench)
         fail("the argument MODEL is missing: model.bin or folded.bin; or --bench with random weights (see --help)");
     for (const char* flag : {"--prompt", "--tokens", "--dump"})
-        if (o.given(flag) && (s.bench || !s.eval.empty() || !s.prompts.empty()))
+        if (o.given(flag) && (s.bench || !s.eval.empty() || !s.hellaswag.empty() || !s.prompts.empty()))
             fail("%s and %s: expected one of them, found both", flag, modes[0]);
     std::error_code ignored;
     if (std::filesystem::equivalent(s.dump, s.model, ignored))
@@ -482,11 +493,14 @@ static std::unique_ptr<HostModel> random_model(Cpu& cpu, Settings& s) {
     const ModelInfo& info = model->info;
     Inputs in;
     try {
-        in.tokenizer = Tokenizer::from_metadata(info.tokenizer, s.model);
+        if (s.tokenizer.empty()) in.tokenizer = Tokenizer::from_metadata(info.tokenizer, s.model);
     } catch (const Error&) {
         // Ids still work; a prompt of text says what is missing.
     }
-    if (!s.prompts.empty())
+    if (!s.tokenizer.empty()) in.tokenizer = Tokenizer::from_path(s.tokenizer);
+    if (!s.hellaswag.empty())
+        in.choices = read_hellaswag(s.hellaswag, in.tokenizer, info.config.V, info.config.T);
+    else if (!s.prompts.empty())
         in.prompts = read_prompts(s, info, in.tokenizer);
     else if (!s.eval.empty())
         require_tokenizer(s, info, in.tokenizer);

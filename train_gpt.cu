@@ -37,7 +37,9 @@
 #include "model/batches.cuh"
 #include "model/config.h"
 #include "model/data_parallel.cuh"
+#include "model/export.h"
 #include "model/generate.cuh"
+#include "model/hellaswag.cuh"
 #include "model/model_file.h"
 #include "model/watch.cuh"
 #include "ops/adamw.cuh"
@@ -81,13 +83,15 @@ struct Settings {
     size_t val_every = 300, val_batches = 20, sample_every = 0;
     std::string tensorboard;
     size_t log_norms = 0;
+    std::string hellaswag;
 
     size_t gpus = 1, zero = 0;
     double rank_timeout = 600;
 };
 
 static Options make_options(Settings& s) {
-    Options o("train_gpt", "Trains a GPT-2 without normalization layers (TaperNorm), on a CPU or a GPU.");
+    Options o("train_gpt", "Trains a GPT-2 without normalization layers (TaperNorm), on a CPU or a GPU.\n"
+                           "./train_gpt export MODEL DIR writes a model for Hugging Face's transformers (see its --help).");
     o.section("Files");
     o.add({.short_name = "-i", .long_name = "--train", .to = &s.train, .metavar = "FILE",
            .default_text = "built-in stories",
@@ -161,6 +165,8 @@ static Options make_options(Settings& s) {
            .help = "updates between validations; 0: only at the end"});
     o.add({.short_name = "-m", .long_name = "--val-batches", .to = &s.val_batches, .metavar = "N",
            .range = {.low = 1}, .help = "batches of B x T tokens in each of them; ten times as many at the end"});
+    o.add({.long_name = "--hellaswag", .to = &s.hellaswag, .metavar = "FILE", .default_text = "none",
+           .help = "score this file with every validation: llm.c's .bin or the original JSON lines"});
     o.add({.short_name = "-s", .long_name = "--sample-every", .to = &s.sample_every, .metavar = "N",
            .help = "updates between samples of generated text; 0: none"});
     o.add({.long_name = "--tensorboard", .to = &s.tensorboard, .metavar = "DIR", .default_text = "none",
@@ -743,6 +749,14 @@ double evaluate(Trainer<Device, Real>& t, const TokenSource& corpus, size_t batc
 }
 
 template <class Device, class Real>
+HellaSwag score_choices(Trainer<Device, Real>& t, const std::vector<Choice>& choices) {
+    Gpt<Device, Real>& model = t.model;
+    Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.taper_scale,
+                                  t.gate(std::max<size_t>(t.step, 1)));
+    return evaluate_hellaswag(decoder, choices, model.config.V);
+}
+
+template <class Device, class Real>
 std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, const std::string& prompt, size_t tokens) {
     Gpt<Device, Real>& model = t.model;
     Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.taper_scale,
@@ -773,6 +787,7 @@ struct Run {
     std::string prompt;                            // of samples
     std::unique_ptr<ModelFile> init = {};          // to start from
     Checkpoints checkpoints = Checkpoints("");     // the states, as they are written
+    std::vector<Choice> hellaswag = {};            // to score with every validation
 };
 
 // "model.bin" -> "model.state.bin"
@@ -1188,6 +1203,11 @@ int train(Trainer<Device, Real>& t, Run& run) {
             const double val_loss = evaluate(t, run.val, s.val_batches);
             progress.note(strprintf("step %zu | validation loss %.4f", r.step, val_loss));
             fields.push_back({"val_loss", val_loss});
+            if (!run.hellaswag.empty()) {
+                const HellaSwag scores = score_choices(t, run.hellaswag);
+                progress.note(strprintf("step %zu | hellaswag: %s", r.step, scores.text().c_str()));
+                fields.insert(fields.end(), {{"hellaswag_acc", scores.acc()}, {"hellaswag_acc_norm", scores.acc_norm()}});
+            }
         }
         if (!logs && t.model.ranks.first()) logs.emplace(s, resumed_at);
         if (logs) logs->write(r.step, fields);
@@ -1235,6 +1255,7 @@ int run_training(Device& dev, const Settings& s, const Config& config, Run& run,
         return 128 + signal;
     }
     print_end(t, run, evaluate(t, run.val, 10 * s.val_batches));
+    if (!run.hellaswag.empty()) std::printf("hellaswag: %s\n", score_choices(t, run.hellaswag).text().c_str());
     return 0;
 }
 
@@ -1381,6 +1402,7 @@ static void check_outputs(const Settings& s) {
 
 [[maybe_unused]] static int run_program(int argc, char** argv, Ranks& ranks) {
     signal(SIGXFSZ, SIG_IGN);  // a limit of file sizes (ulimit -f) is then an error of the write
+    if (argc > 1 && std::strcmp(argv[1], "export") == 0) return export_command(argc - 1, argv + 1);
     Settings s;
     Options options = make_options(s);
     if (!options.parse(argc, argv)) return 0;
@@ -1425,6 +1447,7 @@ static void check_outputs(const Settings& s) {
     run.arguments = arguments, run.state = std::move(state), run.init = std::move(init);
     run.checkpoints = checkpoints;
     const Config config = make_config(s, run, start);
+    if (!s.hellaswag.empty()) run.hellaswag = read_hellaswag(s.hellaswag, run.decode, config.V, config.T);
 #ifdef TN_CUDA
     if (choice.cuda) {
         Cuda cuda(ranks.local_rank);

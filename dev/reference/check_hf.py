@@ -3,13 +3,26 @@
 downloaded. Build the programs first.
 
     dev/.venv/bin/python dev/reference/check_hf.py import    # models of others, read by us
+    dev/.venv/bin/python dev/reference/check_hf.py export    # ours, read by transformers
+    dev/.venv/bin/python dev/reference/check_hf.py hellaswag # scores of tests/golden/hf/hellaswag.jsonl
     dev/.venv/bin/python dev/reference/check_hf.py           # all
+    dev/.venv/bin/python dev/reference/check_hf.py --write   # makes tests/golden/hf anew
 
 import  GPT-2s of several shapes, with every parameter away from its usual start, saved by transformers in fp32, bf16 and
         fp16, with and without the prefix "transformer.", sharded, with the buffers of old files, and as llm.c's
         checkpoints (fp32, bf16; written here from the published layout): the logits of `infer MODEL --dump` against
         those of the same numbers in transformers, and the loss that `train_gpt --init MODEL` prints before its first
         update.
+
+export  Models trained for a few updates at a high rate in every mode, of both kinds of norm, folded and not, with bytes
+        and with a small BPE: `train_gpt export`, then from_pretrained; GPT2LMHeadModel where the export says so, else
+        AutoModelForCausalLM with the modeling file. Logits, ids of the tokenizer, and reading the folder back.
+
+hellaswag  `infer --hellaswag` on the items as JSON lines and in llm.c's format, against scores computed here from
+        transformers' logits.
+
+--write trains three tiny models, exports them, and stores what transformers makes of the exports: tests/test_export.cpp
+compares that with the programs.
 
 In fp32 max |dlogit| < 1e-4 is required; logits have a standard deviation of about 1 or more here.
 """
@@ -56,7 +69,7 @@ def logits_of(model, tokens):
 
 
 def run(*command, cwd=None):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=cwd)
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, errors="replace", cwd=cwd)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
     return done.stdout
@@ -64,7 +77,8 @@ def run(*command, cwd=None):
 
 def our_logits(path, tokens, folder):
     dump = folder / "logits.safetensors"
-    run(ROOT / "infer", path, "--tokens", ",".join(map(str, tokens)), "-n", 1, "--dump", dump, "--device", "cpu")
+    prompt = ["--prompt", tokens] if isinstance(tokens, str) else ["--tokens", ",".join(map(str, tokens))]
+    run(ROOT / "infer", path, *prompt, "-n", 1, "--dump", dump, "--device", "cpu")
     return load_file(dump)["logits"]
 
 
@@ -164,14 +178,166 @@ def check_import(folder):
                 check_loss(path, rounded, folder)
 
 
+TEXT = "Once upon a time, the cat sat on the mat.\n\n  It's 12 o'clock \u2014 caf\u00e9 \u2603!\tThe end<|endoftext|>"
+
+
+def train(folder, out, *flags):
+    corpus = folder / "corpus.txt"
+    if not corpus.exists():
+        corpus.write_text("".join(f"The cat number {i} sat on the mat and saw {7 * i} birds.\n" for i in range(400)))
+    run(ROOT / "train_gpt", "-i", corpus, "-b", 4, "-t", 24, "--n-layer", 2, "--n-head", 2, "--n-embd", 32, "-l", 0.02,
+        "--device", "cpu", "-o", folder / out, *flags)
+
+
+def small_bpe(folder):
+    import tokenizers
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train([str(folder / "corpus.txt")], vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    (folder / "vocabulary").mkdir()
+    bpe.save_model(str(folder / "vocabulary"))
+    return folder / "vocabulary"
+
+
+def check_exported(folder, model, plain, dtype="fp32"):
+    out = folder / f"hf-{model.removesuffix('.bin')}-{dtype}"
+    said = run(ROOT / "train_gpt", "export", folder / model, out, "--dtype", dtype)
+    assert ("GPT2LMHeadModel.from_pretrained" in said) == plain, said
+    if plain:
+        hf = GPT2LMHeadModel.from_pretrained(out, output_loading_info=True, dtype=torch.float32)
+    else:
+        hf = transformers.AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True, output_loading_info=True,
+                                                               dtype=torch.float32)
+    hf, info = hf
+    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=not plain)
+    ids = tokenizer(TEXT)["input_ids"]
+    assert tokenizer.decode(ids) == TEXT
+    assert len(tokenizer) <= hf.config.vocab_size
+    if hf.config.vocab_size == 256:
+        assert ids == list(TEXT.encode())
+    tokens = ids[:24]
+    theirs = logits_of(hf.eval(), tokens)
+    limit = LIMIT if dtype == "fp32" else 0.05 * np.abs(theirs).max()  # weights of 8 bits
+    what = f"{model} {dtype}: {type(hf).__name__}"
+    report(what, our_logits(folder / model, tokens, folder), theirs, limit)
+    if not plain or hf.config.tie_word_embeddings:  # what we read of theirs, rounding and all
+        report("  the folder, read by infer", our_logits(out, tokens, folder), theirs)
+    text = "caf\u00e9 \u2603 the mat"  # the same text, cut by each side's tokenizer
+    report("  from text", our_logits(folder / model, text, folder), logits_of(hf, tokenizer(text)["input_ids"]), limit)
+
+
+def check_export(folder):
+    train(folder, "norm.bin", "-g", "norm", "-x", 30)
+    train(folder, "tapering.bin", "-g", "taper", "-x", 30, "--gate-warmup", 10, "--gate-end", 50)
+    bpe = small_bpe(folder)
+    for gate in ("norm", "taper", "taper-all"):
+        for kind in ("layernorm", "rmsnorm"):
+            name = f"{gate}-{kind}.bin"
+            train(folder, name, "-g", gate, "--norm", kind, "-x", 40, "--tokenizer", bpe if kind == "layernorm" else "bytes")
+            run(ROOT / "fold", folder / name, folder / f"folded-{name}")
+            for model in (name, "folded-" + name):
+                check_exported(folder, model, kind == "layernorm" and gate != "taper")
+    check_exported(folder, "norm.bin", True)
+    check_exported(folder, "tapering.bin", False)
+    for model in ("norm.bin", "taper-layernorm.bin", "taper-all-layernorm.bin", "folded-taper-all-layernorm.bin"):
+        check_exported(folder, model, not model.startswith("taper-l"), "bf16")
+
+
+ITEMS = ROOT / "tests" / "golden" / "hf" / "hellaswag.jsonl"
+
+
+def choices(tokenize, T):
+    for line in ITEMS.read_text().splitlines():
+        item = json.loads(line)
+        endings = [tokenize(" " + e) for e in item["endings"]]
+        keep = T - max(map(len, endings))
+        yield tokenize(item["ctx"])[-keep:], endings, int(item["label"])
+
+
+def hellaswag_scores(model, items):
+    """acc by the sum, acc_norm by the mean of the log-likelihoods of an ending's tokens, and the mean over the items of
+    the right ending's: one whole row per ending, no cache."""
+    acc, acc_norm, likelihood, n = 0, 0, 0, 0
+    for context, endings, label in items:
+        sums, means = [], []
+        for ending in endings:
+            logp = torch.log_softmax(torch.tensor(logits_of(model, context + ending)).double(), -1)
+            rows = range(len(context) - 1, len(context) + len(ending) - 1)
+            sums.append(sum(logp[r, t].item() for r, t in zip(rows, ending)))
+            means.append(sums[-1] / len(ending))
+        acc += int(np.argmax(sums)) == label
+        acc_norm += int(np.argmax(means)) == label
+        likelihood += means[label]
+        n += 1
+    return acc / n, acc_norm / n, likelihood / n
+
+
+def write_hellaswag_bin(path, items):
+    """llm.c's layout (data_common.py, write_evalfile)."""
+    stream, longest, items = [], 0, list(items)
+    for i, (context, endings, label) in enumerate(items):
+        one = [65535, 0, i, label, len(endings), len(context), *context]
+        for ending in endings:
+            one += [len(ending), *ending]
+        one[1] = 2 * len(one)
+        longest = max(longest, one[1])
+        stream += one
+    with open(path, "wb") as f:
+        f.write(struct.pack("<256i", 20240522, 1, len(items), longest, *[0] * 252))
+        f.write(np.array(stream, dtype=np.uint16).tobytes())
+
+
+def check_hellaswag(folder):
+    train(folder, "bytes.bin", "-g", "norm", "-x", 200, "-t", 64)
+    bpe = small_bpe(folder)
+    train(folder, "bpe.bin", "-g", "norm", "-x", 200, "-t", 64, "--tokenizer", bpe)
+    for name in ("bytes", "bpe"):
+        run(ROOT / "train_gpt", "export", folder / f"{name}.bin", folder / name)
+        hf = GPT2LMHeadModel.from_pretrained(folder / name).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder / name)
+        items = list(choices(lambda text: tokenizer(text)["input_ids"], hf.config.n_positions))
+        write_hellaswag_bin(folder / f"{name}-items.bin", items)
+        expected = hellaswag_scores(hf, items)
+        for file in (ITEMS, folder / f"{name}-items.bin"):
+            out = run(ROOT / "infer", folder / f"{name}.bin", "--hellaswag", file, "--device", "cpu")
+            found = [float(x) for x in re.search(r"acc ([\d.]+), acc_norm ([\d.]+), log-likelihood (-[\d.]+)", out).groups()]
+            print(f"{name} {file.suffix:8} ours {found}, transformers {[round(x, 5) for x in expected]}")
+            if not np.allclose(found, expected, rtol=0, atol=6e-5):
+                sys.exit("expected the same scores")
+
+
+def write_goldens(folder):
+    golden = ROOT / "tests" / "golden" / "hf"
+    text = list(b"The cat number 7 sat")
+    values = {"tokens": text}
+    for gate in ("norm", "taper", "taper-all"):
+        name = gate
+        train(folder, "corpus-maker.bin", "-x", 1, "--gate-warmup", 1, "--gate-end", 2)
+        run(ROOT / "train_gpt", "-i", folder / "corpus.txt", "-b", 4, "-t", 48, "--n-layer", 1, "--n-head", 2, "--n-embd", 8,
+            "-x", 300, "-l", 0.02, "--device", "cpu", "-g", gate, "-o", golden / f"{name}.bin")
+        for left in ("state.bin", "log.jsonl"):
+            (golden / f"{name}.{left}").unlink()
+        run(ROOT / "train_gpt", "export", golden / f"{name}.bin", folder / name)
+        hf = transformers.AutoModelForCausalLM.from_pretrained(folder / name, trust_remote_code=True).eval()
+        logits = logits_of(hf, text)
+        values[gate] = [float(f"{x:.9g}") for x in logits[-1]]
+        if gate == "norm":
+            values["hellaswag"] = hellaswag_scores(hf, choices(lambda t: list(t.encode()), 48))
+    (golden / "logits.json").write_text(json.dumps(values, separators=(",", ":")) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"import": check_import}
+    parts = {"import": check_import, "export": check_export, "hellaswag": check_hellaswag}
     parser.add_argument("part", nargs="?", choices=parts)
+    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    if args.write:
+        parts = {"write": write_goldens}
     for name, part in parts.items():
-        if args.part in (None, name):
+        if args.part in (None, name) or args.write:
             with tempfile.TemporaryDirectory() as folder:
                 part(pathlib.Path(folder))
     print("all as required")

@@ -1,0 +1,232 @@
+#include "model/export.h"
+
+#include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "io/options.h"
+#include "io/tokenizer.h"
+#include "model/modeling_tapernorm.h"
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+static bool normed(const ModelInfo& info) { return info.config.mode == GateMode::norm || info.gate == 1; }
+
+bool fits_gpt2_lm_head_model(const ModelInfo& info) {
+    const Config& c = info.config;
+    const bool fixed = c.mode == GateMode::taper_all && info.gate == 0;
+    return c.norm == NormKind::layernorm && (normed(info) || fixed);
+}
+
+// Rows of W may be shifted by a constant, for z has mean 0: head = W - mean(row) + s b 1^T. Then head z = W z, and with
+// site_bias = 1 / (C s) in every place head site_bias = b. s, a power of two, makes the two terms equally large, so that
+// rounding to fp32 costs neither of them.
+void export_head(std::vector<double>& head, std::vector<double>& site_bias, const float* W, const float* b, size_t V,
+                 size_t C) {
+    head.assign(W, W + V * C);
+    site_bias.assign(C, 0);
+    double squares = 0, bias_squares = 0;
+    for (size_t v = 0; v < V; v++) {
+        double mean = 0;
+        for (size_t i = 0; i < C; i++) mean += head[v * C + i] / double(C);
+        for (size_t i = 0; i < C; i++) head[v * C + i] -= mean, squares += head[v * C + i] * head[v * C + i] / double(C);
+        if (b) bias_squares += double(b[v]) * double(b[v]);
+    }
+    if (bias_squares == 0 || squares == 0) return;
+    const double s = std::exp2(std::round(std::log2(std::sqrt(squares / bias_squares))));
+    for (size_t v = 0; v < V; v++)
+        for (size_t i = 0; i < C; i++) head[v * C + i] += s * double(b[v]);
+    site_bias.assign(C, 1 / (double(C) * s));
+}
+
+namespace {
+
+constexpr double kFixedEps = 1e12, kFixedScale = 1e6;
+
+// A model of GPT2LMHeadModel: tensors of a -g norm configuration, and a head where it is not tied.
+struct Gpt2Tensors {
+    double eps;
+    std::vector<TensorSpec> specs;
+    std::vector<std::vector<float>> values;
+
+    void add(const TensorSpec& spec, const std::vector<double>& exact) {
+        specs.push_back(spec);
+        values.emplace_back(exact.begin(), exact.end());
+    }
+};
+
+// Weight and bias of a site as nn.LayerNorm has them.
+void add_site(Gpt2Tensors& out, const std::string& name, const ModelInfo& info, const SiteTensors<float>& site, double c) {
+    const size_t C = info.config.C;
+    std::vector<double> weight(C, 1), bias(C, 0);
+    const float* w = normed(info) ? site.weight : site.taper_weight;  // null where folded
+    const float* b = normed(info) ? site.bias : site.taper_bias;
+    if (w) weight.assign(w, w + C);
+    if (b) bias.assign(b, b + C);
+    if (!normed(info))
+        for (double& x : weight) x *= c * kFixedScale;
+    out.add({name + ".weight", {C}, {}, false}, weight);
+    out.add({name + ".bias", {C}, {}, false}, bias);
+}
+
+Gpt2Tensors as_gpt2(const HostModel& model) {
+    const ModelInfo& info = model.info;
+    const Config& c = info.config;
+    Gpt2Tensors out{normed(info) ? c.eps : kFixedEps, {}, {}};
+    auto scale = [&](size_t site) { return info.taper_scale.empty() ? 1.0 : double(info.taper_scale[site]); };
+    GptTensors<float> tensors = model.tensors;
+    visit_tensors(c, tensors, [&](const TensorSpec& t, float*& data) {
+        const bool of_site = t.name.find(".ln_") != t.name.npos, head = t.name.starts_with("lm_head");
+        if (!of_site && !head) out.add(t, {data, data + t.count()});
+    });
+    for (size_t l = 0; l < c.L; l++) {
+        const std::string h = "transformer.h." + std::to_string(l);
+        add_site(out, h + ".ln_1", info, tensors.h[l].ln_1, scale(2 * l));
+        add_site(out, h + ".ln_2", info, tensors.h[l].ln_2, scale(2 * l + 1));
+    }
+    add_site(out, "transformer.ln_f", info, tensors.ln_f, c.final_tapers() ? scale(2 * c.L) : 1);
+    if (tensors.lm_head) {
+        std::vector<double> head, bias;
+        export_head(head, bias, tensors.lm_head, tensors.lm_head_bias, c.V, c.C);
+        out.values.back().assign(bias.begin(), bias.end());
+        out.add({"lm_head.weight", {c.V, c.C}, {}, true}, head);
+    }
+    return out;
+}
+
+void write_gpt2(const std::string& path, const Gpt2Tensors& model, Dtype dtype) {
+    std::vector<TensorOut> out;
+    std::vector<std::vector<uint16_t>> rounded(model.specs.size());
+    for (size_t i = 0; i < model.specs.size(); i++) {
+        const std::vector<float>& values = model.values[i];
+        if (dtype == Dtype::BF16)
+            for (float x : values) rounded[i].push_back(bf16_from_float(x));
+        const void* data = dtype == Dtype::BF16 ? static_cast<const void*>(rounded[i].data()) : values.data();
+        out.push_back({model.specs[i].name, dtype, model.specs[i].shape, data});
+    }
+    write_safetensors(path, {{"format", "pt"}}, out);
+}
+
+void write_text(const std::string& path, const std::string& text) {
+    AtomicFile file(path);
+    file.write(text.data(), text.size());
+    file.commit();
+}
+
+json config_json(const ModelInfo& info, double eps, Dtype dtype, const std::optional<Tokenizer>& tokenizer) {
+    const Config& c = info.config;
+    const json end = tokenizer && tokenizer->end_of_text() ? json(*tokenizer->end_of_text()) : json();
+    json config = {{"model_type", "gpt2"},
+                   {"architectures", {"GPT2LMHeadModel"}},
+                   {"activation_function", "gelu_new"},
+                   {"attn_pdrop", 0.0},
+                   {"embd_pdrop", 0.0},
+                   {"resid_pdrop", 0.0},
+                   {"bos_token_id", end},
+                   {"eos_token_id", end},
+                   {"layer_norm_epsilon", eps},
+                   {"n_embd", c.C},
+                   {"n_head", c.NH},
+                   {"n_inner", nullptr},
+                   {"n_layer", c.L},
+                   {"n_positions", c.T},
+                   {"tie_word_embeddings", !c.untied_head()},
+                   {"torch_dtype", dtype == Dtype::BF16 ? "bfloat16" : "float32"},
+                   {"use_cache", true},
+                   {"vocab_size", c.V}};
+    if (fits_gpt2_lm_head_model(info)) return config;
+    config["model_type"] = "tapernorm_gpt2";
+    config["architectures"] = {"TaperNormGPT2LMHeadModel"};
+    config["auto_map"] = {{"AutoConfig", "modeling_tapernorm.TaperNormConfig"},
+                          {"AutoModelForCausalLM", "modeling_tapernorm.TaperNormGPT2LMHeadModel"}};
+    config["norm"] = norm_name(c.norm);
+    config["gate_mode"] = gate_mode_name(c.mode);
+    config["gate"] = info.gate;
+    config["folded"] = fold_name(c.fold);
+    return config;
+}
+
+// vocab.json, merges.txt and the settings with which GPT2Tokenizer makes our ids. A byte-level model's 256 tokens have no
+// <|endoftext|>, which GPT2Tokenizer would add as a 257th.
+void write_tokenizer(const std::string& dir, const Tokenizer& tokenizer, size_t context) {
+    tokenizer.save(dir);
+    const json end = tokenizer.end_of_text() ? json(end_of_text_marker) : json();
+    const json settings = {{"tokenizer_class", "GPT2Tokenizer"}, {"add_prefix_space", false}, {"model_max_length", context},
+                           {"bos_token", end}, {"eos_token", end}, {"unk_token", end}, {"pad_token", nullptr}};
+    write_text(dir + "/tokenizer_config.json", settings.dump(2) + "\n");
+}
+
+void make_folder(const std::string& dir) {
+    std::error_code error;
+    if (fs::exists(dir, error) && (!fs::is_directory(dir, error) || !fs::is_empty(dir, error)))
+        fail("%s is there already and is not an empty folder; expected the name of a new one", dir.c_str());
+    fs::create_directory(dir, error);
+    if (error) fail("cannot make the folder %s: %s", dir.c_str(), error.message().c_str());
+}
+
+std::optional<Tokenizer> tokenizer_for(const std::string& path, const std::string& model, const ModelInfo& info) {
+    if (!path.empty()) return Tokenizer::from_path(path);
+    try {
+        return Tokenizer::from_metadata(info.tokenizer, model);
+    } catch (const Error&) {
+        return {};
+    }
+}
+
+void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
+    if (plain) {
+        std::printf("load      GPT2LMHeadModel.from_pretrained(\"%s\")\n", dir.c_str());
+        return;
+    }
+    const char* why = info.config.norm == NormKind::rmsnorm  ? "it has LayerNorm, not RMSNorm"
+                      : info.gate > 0                        ? "it has no gate"
+                                                             : "its norms are all there or all fixed; here the last one stays";
+    std::printf("load      AutoModelForCausalLM.from_pretrained(\"%s\", trust_remote_code=True)\n"
+                "          GPT2LMHeadModel cannot hold this model (%s): modeling_tapernorm.py can\n", dir.c_str(), why);
+}
+
+}  // namespace
+
+int export_command(int argc, const char* const* argv) {
+    std::string in, dir, dtype_text = "fp32", tokenizer_path;
+    Options options("train_gpt export", "Writes a model as a folder for Hugging Face's transformers.");
+    options.section("Files");
+    options.add({.long_name = "model", .to = &in, .metavar = "MODEL",
+                 .help = "a model of train_gpt or fold, or one that --init takes"});
+    options.add({.long_name = "folder", .to = &dir, .metavar = "DIR", .help = "the folder to make"});
+    options.add({.long_name = "--tokenizer", .to = &tokenizer_path, .metavar = "PATH", .default_text = "the model's own",
+                 .help = "bytes, or a folder with vocab.json and merges.txt"});
+    options.add({.long_name = "--dtype", .to = &dtype_text, .choices = {"fp32", "bf16"}, .help = "of the weights"});
+    if (!options.parse(argc, argv)) return 0;
+
+    Cpu dev;
+    const std::unique_ptr<HostModel> model = load_model(dev, in);
+    const ModelInfo& info = model->info;
+    std::printf("read      %s: %s\n", in.c_str(), describe(info).c_str());
+    const std::optional<Tokenizer> tokenizer = tokenizer_for(tokenizer_path, in, info);
+    if (tokenizer && tokenizer->vocab_size() > info.config.V)
+        fail("--tokenizer: %s has %zu tokens; expected at most the %zu of %s", tokenizer->name().c_str(),
+             tokenizer->vocab_size(), info.config.V, in.c_str());
+    make_folder(dir);
+    const Dtype dtype = dtype_text == "bf16" ? Dtype::BF16 : Dtype::F32;
+    const bool plain = fits_gpt2_lm_head_model(info);
+    double eps = info.config.eps;
+    if (plain) {
+        const Gpt2Tensors gpt2 = as_gpt2(*model);
+        eps = gpt2.eps;
+        write_gpt2(dir + "/model.safetensors", gpt2, dtype);
+    } else {
+        save_model(dir + "/model.safetensors", info, model->tensors, dtype);  // the modeling file has our tensors' names
+        write_text(dir + "/modeling_tapernorm.py", modeling_tapernorm_py);
+    }
+    if (tokenizer)
+        write_tokenizer(dir, *tokenizer, info.config.T);
+    else
+        std::printf("note      no tokenizer: %s names %s, and holds none; --tokenizer adds one\n", in.c_str(),
+                    in_quotes(info.tokenizer.at("tokenizer")).c_str());
+    write_text(dir + "/config.json", config_json(info, eps, dtype, tokenizer).dump(2) + "\n");  // last: now it is a model
+    std::printf("wrote     %s: %s, %s\n", dir.c_str(), plain ? "GPT2LMHeadModel" : "TaperNormGPT2LMHeadModel", dtype_text.c_str());
+    print_result(dir, info, plain);
+    return 0;
+}

@@ -1,0 +1,72 @@
+// The Python file that `train_gpt export` writes beside a model that GPT2LMHeadModel cannot hold.
+#pragma once
+
+inline constexpr const char* modeling_tapernorm_py = R"py(# A GPT-2 with TaperNorm sites (arXiv 2602.10408), for Hugging Face's transformers:
+#
+#     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+#
+# Written by train_gpt export. It is GPT2LMHeadModel with other norms: a site computes
+#     y = g (weight n + bias) + (1 - g) (c taper_weight u + taper_bias)
+# where u is the row, centered in the LayerNorm kind, and n is u over its root mean square. A folded site is gone.
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+
+class TaperNormConfig(GPT2Config):
+    model_type = "tapernorm_gpt2"
+    norm = "layernorm"   # or rmsnorm
+    gate_mode = "taper"  # norm, taper, taper-all: which sites taper
+    gate = 0.0           # g of the sites that taper
+    folded = "none"      # affine (norms without weights), internal (no norm in the blocks), all
+
+
+class Site(nn.Module):
+    def __init__(self, config, tapers):
+        super().__init__()
+        self.centered, self.eps = config.norm == "layernorm", config.layer_norm_epsilon
+        self.gate = config.gate if tapers else 1.0
+        names = ["weight"] + ["bias"] * self.centered if config.folded != "affine" else []
+        if tapers:
+            names += ["taper_weight"] + ["taper_bias"] * self.centered
+            self.taper_scale = nn.Parameter(torch.ones(1))
+        for name in ("weight", "bias", "taper_weight", "taper_bias"):
+            values = torch.ones(config.n_embd) if name.endswith("weight") else torch.zeros(config.n_embd)
+            self.register_parameter(name, nn.Parameter(values) if name in names else None)
+
+    @staticmethod
+    def affine(x, weight, bias):
+        if weight is not None:
+            x = x * weight
+        return x if bias is None else x + bias
+
+    def forward(self, h):
+        u = h.float()
+        if self.centered:
+            u = u - u.mean(-1, keepdim=True)
+        g, y = self.gate, 0
+        if g != 0:
+            n = u * torch.rsqrt(u.square().mean(-1, keepdim=True) + self.eps)
+            y = g * self.affine(n, self.weight, self.bias)
+        if g != 1:
+            y = y + (1 - g) * self.affine(self.taper_scale * u, self.taper_weight, self.taper_bias)
+        return y.to(h.dtype)
+
+
+class TaperNormGPT2LMHeadModel(GPT2LMHeadModel):
+    config_class = TaperNormConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        unfolded = config.folded == "none"
+        for block in self.transformer.h:
+            for name in ("ln_1", "ln_2"):
+                folded = config.folded in ("internal", "all")
+                site = nn.Identity() if folded else Site(config, unfolded and config.gate_mode != "norm")
+                setattr(block, name, site)
+        tapers = unfolded and config.gate_mode == "taper-all"
+        self.transformer.ln_f = nn.Identity() if config.folded == "all" else Site(config, tapers)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.norm == "layernorm")
+        self.post_init()
+)py";
