@@ -38,8 +38,12 @@ PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 all: $(PROGRAMS)
 data-tools: $(DATA_TOOLS)
 
+# 1 where the compiler finds these headers, given these flags. (%: is C++'s other spelling of the number sign, which make would
+# not pass on in all of its versions.)
+have_headers = $(shell printf '%%:include <%s>\n' $(1) | $(CXX) $(2) -x c++ -E - >/dev/null 2>&1 && echo 1)
+
 # GPT-2's tokenizer splits text with PCRE2; without it the programs know bytes only.
-HAVE_PCRE2 := $(shell printf '\#define PCRE2_CODE_UNIT_WIDTH 8\n\#include <pcre2.h>\n' | $(CXX) -x c++ -E - >/dev/null 2>&1 && echo 1)
+HAVE_PCRE2 := $(call have_headers,pcre2.h,-DPCRE2_CODE_UNIT_WIDTH=8)
 ifeq ($(HAVE_PCRE2),1)
 CPPFLAGS += -DHAVE_PCRE2=1
 LDLIBS += -lpcre2-8
@@ -64,7 +68,7 @@ CUDA_HOME ?= $(if $(NVCC),$(abspath $(dir $(realpath $(NVCC)))..),/usr/local/cud
 CUDA_INCLUDE = $(CUDA_HOME)/include
 CUDA_LIB = $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/lib))
 # NCCL, for many GPUs, where it is: beside CUDA or in the system's folders.
-HAVE_NCCL := $(and $(shell printf '\#include <nccl.h>\n' | $(CXX) -x c++ -isystem $(CUDA_INCLUDE) -E - >/dev/null 2>&1 && echo 1),$(wildcard \
+HAVE_NCCL := $(and $(call have_headers,nccl.h,-isystem $(CUDA_INCLUDE)),$(wildcard \
                $(CUDA_LIB)/libnccl.so /usr/lib/$(ARCH)-linux-gnu/libnccl.so /usr/lib64/libnccl.so),1)
 CUDA_LIBS = -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcublasLt $(if $(HAVE_NCCL),-lnccl) -lcudart_static -lrt -ldl -lpthread
 CUDA_HEADERS := $(wildcard $(CUDA_INCLUDE)/cublasLt.h)
@@ -164,7 +168,7 @@ $(EMU)/run_cuda_tests: $(EMU_SOURCES:%.cpp=$(EMU)/%.o) $(RANKS) $(LIBRARY)
 # longest training runs, under ThreadSanitizer without any.
 EMU_LONG = cuda trainer: 30 updates*,cuda trainer: runs are equal*,cuda trainer: recomputation*
 emu-tsan: EMU_LONG = cuda trainer*,cuda: the model file*
-HAVE_EMU := $(shell printf '\#include <cublasLt.h>\n\#include <nccl.h>\n' | $(CXX) -x c++ -isystem $(CUDA_INCLUDE) -E - >/dev/null 2>&1 && echo 1)
+HAVE_EMU := $(call have_headers,cublasLt.h nccl.h,-isystem $(CUDA_INCLUDE))
 ifeq ($(HAVE_EMU),1)
 emu-test: $(EMU)/run_cuda_tests
 	$<
@@ -225,7 +229,6 @@ $(BUILD)/fuzz/%.o: %.cpp
 	$(FUZZ_CXX) $(CPPFLAGS) $(FUZZ_FLAGS) -MMD -MP -c $< -o $@
 $(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/tests/fuzz/fuzz_%.o $(FUZZ_LIBRARY)
 	$(FUZZ_CXX) -fsanitize=fuzzer,address,undefined $^ $(LDLIBS) -lgomp -o $@
-# (%: is C++'s other spelling of the number sign, which make would not pass on in all of its versions.)
 HAVE_FUZZER := $(if $(FUZZ_CXX),$(shell printf '%s\n' '%:include <omp.h>' \
     'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return omp_get_thread_num(); }' | \
     $(FUZZ_CXX) -x c++ -fsanitize=fuzzer,address - -lgomp -o /dev/null 2>/dev/null && echo 1))
@@ -242,7 +245,7 @@ crash-test: $(PROGRAMS) $(BUILD)/run_tests
 	CRASH_KILLS=200 $(BUILD)/run_tests -tc="crash*"
 
 # ---- benchmarks -----------------------------------------------------------------------------------------------------
-HAVE_DNNL := $(shell printf '\#include <dnnl.h>\n' | $(CXX) -x c++ -E - >/dev/null 2>&1 && echo 1)
+HAVE_DNNL := $(call have_headers,dnnl.h)
 DNNL = $(if $(HAVE_DNNL),-DHAVE_DNNL -ldnnl)
 $(BUILD)/bench_%: dev/bench_%.cpp train_gpt.cu $(RANKS) $(LIBRARY)
 	$(CXX) $(CPPFLAGS) $(CXXFLAGS) $< $(RANKS) $(LIBRARY) $(LDLIBS) $(MPI_LIBS) $(DNNL) -o $@

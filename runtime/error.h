@@ -28,10 +28,17 @@ inline std::string vstrprintf(const char* format, va_list args) {
     return text;
 }
 
+// Control characters, which names of files and flags may have, become \xNN: the message stays one line, and cannot drive
+// the terminal.
 [[noreturn, gnu::format(printf, 1, 2)]] inline void fail(const char* format, ...) {
     va_list args;
     va_start(args, format);
-    std::string text = vstrprintf(format, args);
+    const std::string text = vstrprintf(format, args);
     va_end(args);
-    throw Error(text);
+    std::string line;
+    for (const char c : text) {
+        const unsigned char byte = static_cast<unsigned char>(c);
+        line += byte < 32 || byte == 127 ? strprintf("\\x%02x", unsigned(byte)) : std::string(1, c);
+    }
+    throw Error(line);
 }

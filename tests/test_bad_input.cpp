@@ -94,6 +94,12 @@ TEST_CASE("train_gpt: refuses corpora and outputs that it cannot use") {
         w.refused(kTiny + " -o " + name, {name});
 }
 
+TEST_CASE("programs: control characters in flags and names stay out of the message") {
+    const Workplace w;
+    w.refused("train_gpt", {"--no\\x0asuch\\x1b[2Jflag"}, {"--no\nsuch\x1b[2Jflag"});
+    w.refused("infer", {"mis\\x0asing"}, {"mis\nsing"});
+}
+
 TEST_CASE("train_gpt: a run that diverges says at which update, and leaves the files of before") {
     const Workplace w;
     w.ok(kTiny);
