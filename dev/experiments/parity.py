@@ -24,7 +24,6 @@ Added after the tuning runs and the first cells of schedule.py, before its runs:
 """
 import dataclasses
 import math
-import statistics
 
 import runs
 from runs import MODES, SHAPE, Run, plot_style
@@ -160,7 +159,7 @@ def draw_gaps(ax, records, best_of, colors):
     ax.set_ylim(0.5 - max(len(labels), 1), 0.5)
     ax.set_yticks([-i for i in range(len(labels))], labels, fontsize=8)
     ax.grid(axis="y", visible=False)
-    ax.set(xlabel="gap to norm, % (below 0: better)", title="seeds 1 to 5, each mode at its best rate")
+    ax.set(xlabel="gap to norm, % (below 0: better)", title="paired seeds, each mode at its best rate")
 
 
 def figure(records, best_of):
