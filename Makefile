@@ -167,7 +167,8 @@ $(EMU)/run_cuda_tests: $(EMU_SOURCES:%.cpp=$(EMU)/%.o) $(RANKS) $(LIBRARY)
 # Orders in which a GPU may run the threads, with streams that run as late as they may, and the sanitizers: without the
 # longest training runs, under ThreadSanitizer without any.
 EMU_LONG = cuda trainer: 30 updates*,cuda trainer: runs are equal*,cuda trainer: recomputation*
-emu-tsan: EMU_LONG = cuda trainer*,cuda: the model file*
+# (Their CPU side must be of one thread there: ThreadSanitizer does not know OpenMP.)
+emu-tsan: EMU_LONG = cuda trainer*,cuda: the model file*,cuda decoding: the same graph*
 HAVE_EMU := $(call have_headers,cublasLt.h nccl.h,-isystem $(CUDA_INCLUDE))
 ifeq ($(HAVE_EMU),1)
 emu-test: $(EMU)/run_cuda_tests

@@ -172,7 +172,7 @@ template <class Real>
 void greedy_agrees(const Config& config, size_t sequences) {
     CAPTURE(sequences);
     Cuda dev;
-    Cpu cpu;
+    Cpu cpu(1);
     const RandomModel<float> model(cpu, config);
     GptTensors<float> host = model.tensors;
     const DeviceWeights<Cuda, Real> weights(dev, model.config, host);
@@ -249,7 +249,7 @@ CUDA_TEST("cuda decoding: greedy tokens are the CPU's") { FOR_BOTH_TYPES(generat
 
 CUDA_TEST("cuda decoding: the same graph for other settings; the same tokens again; no sequence beyond its context") {
     Cuda dev;
-    Cpu cpu;
+    Cpu cpu(1);
     Config config = small_config(Fold::internal);
     config.T = 140;
     const RandomModel<float> model(cpu, config);
@@ -282,7 +282,7 @@ CUDA_TEST("cuda decoding: the same graph for other settings; the same tokens aga
 
 CUDA_TEST("cuda decoding: a head size that the kernels do not take goes through the host") {
     Cuda dev;
-    Cpu cpu;
+    Cpu cpu(1);
     Config config = small_config(Fold::internal);
     config.C = 21;  // heads of 7
     const RandomModel<float> model(cpu, config);
