@@ -69,10 +69,10 @@ struct Cuda {
         if (!probe.usable) fail("--device cuda: %s; run with --device cpu", probe.description.c_str());
         CUDA_CHECK(cudaSetDevice(device));
         CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+        workspace = device_allocate(*this, workspace_bytes, "workspace of matrix products");  // first: it may fail
         CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
         CUDA_CHECK(cudaStreamCreateWithFlags(&copy_stream, cudaStreamNonBlocking));
         CUBLAS_CHECK(cublasLtCreate(&cublaslt));
-        workspace = device_allocate(*this, workspace_bytes, "workspace of matrix products");
     }
     Cuda(const Cuda&) = delete;
     Cuda& operator=(const Cuda&) = delete;
