@@ -31,15 +31,18 @@ import math
 import runs
 from runs import MODES, SHAPE, Run, plot_style
 
+SMALL = ("shakespeare", SHAPE)  # 0.22M parameters
+LARGER = ("books", "--n-layer 8 --n-head 4 --n-embd 96 -t 128 -b 8")  # 0.93M; 1024 tokens an update
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
+    name: str
+    corpus: str
+    shape: str
     steps: int
     rates: tuple
     kinds: dict  # kind of norm: modes
-
-    @property
-    def name(self):
-        return f"{self.steps} updates"
 
 
 TUNED = ["norm", "norm + scale loss", "taper + scale loss"]
@@ -47,15 +50,17 @@ BORROWED = {"taper-all + scale loss": "taper + scale loss", "taper": "taper + sc
             "norm + scale loss, early": "norm + scale loss", "taper + scale loss, early": "taper + scale loss"}
 TUNING_SEED, SEEDS = 100, range(1, 6)
 SETTINGS = [
-    Setting(2000, ("1e-3", "2e-3", "4e-3", "8e-3", "16e-3"), {"layernorm": [*TUNED, "taper-all + scale loss"]}),
-    Setting(500, ("1e-3", "2e-3", "4e-3", "8e-3"), {"layernorm": list(MODES), "rmsnorm": TUNED}),
+    Setting("2000 updates", *SMALL, 2000, ("1e-3", "2e-3", "4e-3", "8e-3", "16e-3"), {"layernorm": [*TUNED, "taper-all + scale loss"]}),
+    Setting("500 updates", *SMALL, 500, ("1e-3", "2e-3", "4e-3", "8e-3"), {"layernorm": list(MODES), "rmsnorm": TUNED}),
+    Setting("books, 0.93M, 2000 updates", *LARGER, 2000, ("1e-3", "2e-3", "4e-3", "8e-3"),
+            {"layernorm": [*TUNED, "taper-all + scale loss"]}),
 ]
 
 
 def make_run(setting, kind, mode, rate, seed):
     norm = "" if kind == "layernorm" else f" --norm {kind}"
-    flags = f"{SHAPE} -x {setting.steps} -l {rate} -u 5% -q 0.1 {MODES[mode]}{norm} -v 500"
-    return Run("shakespeare", flags, seed)
+    flags = f"{setting.shape} -x {setting.steps} -l {rate} -u 5% -q 0.1 {MODES[mode]}{norm} -v 500"
+    return Run(setting.corpus, flags, seed)
 
 
 def tuning_runs(setting):
