@@ -6,7 +6,7 @@
 # make data-tools  prepare, bpe_train, make_stories: corpora and vocabularies (data/README.md)
 # make dev-env     Python with the references and peers that dev/ compares with
 # make deps        installs what is missing from the system's packages
-# make format      clang-format over all sources
+# make format      clang-format over all sources (the version of make dev-env)
 #
 # For CUDA: make emu-test runs its kernels on the CPU, emu-schedules in other orders, emu-asan and emu-tsan under sanitizers;
 # cuda-compile-check builds them for all architectures; gpu-test and gpu-bench need a GPU.
@@ -279,7 +279,7 @@ deps:
 	@CXX="$(CXX)" dev/install_deps.sh
 
 format:
-	clang-format -i $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+	$(or $(wildcard dev/.venv/bin/clang-format),clang-format) -i $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 clean:
 	rm -rf $(BUILD) $(PROGRAMS)

@@ -89,11 +89,11 @@ static void fold_model(Model64& folded, const Model64& from, const std::vector<f
     for (size_t l = 0; l < config.L; l++) {
         BlockTensors<double>& t = to.h[l];
         const BlockTensors<double>& f = w.h[l];
-        fold_linear(t.attn_qkv, t.attn_qkv_bias, f.attn_qkv, f.attn_qkv_bias, affine_map(config, f.ln_1, c_at(2 * l)), C,
-                    3 * C, 3 * C, 1);
+        fold_linear(t.attn_qkv, t.attn_qkv_bias, f.attn_qkv, f.attn_qkv_bias, affine_map(config, f.ln_1, c_at(2 * l)),
+                    C, 3 * C, 3 * C, 1);
         copy(t.attn_proj, f.attn_proj, C * C), copy(t.attn_proj_bias, f.attn_proj_bias, C);
-        fold_linear(t.mlp_fc, t.mlp_fc_bias, f.mlp_fc, f.mlp_fc_bias, affine_map(config, f.ln_2, c_at(2 * l + 1)), C, 4 * C,
-                    4 * C, 1);
+        fold_linear(t.mlp_fc, t.mlp_fc_bias, f.mlp_fc, f.mlp_fc_bias, affine_map(config, f.ln_2, c_at(2 * l + 1)), C,
+                    4 * C, 4 * C, 1);
         copy(t.mlp_proj, f.mlp_proj, 4 * C * C), copy(t.mlp_proj_bias, f.mlp_proj_bias, C);
     }
     if (to.lm_head) {
@@ -179,21 +179,25 @@ static void check(Cpu& dev, const HostModel& model, const Model64& exact, const 
     const double bound = kRounding * std::max(own, largest * 0x1p-24);
     std::printf("check     %zu x %zu tokens: max |dlogit| %.3g, relative %.3g, KL %.3g nats\n", probe.kSequences,
                 probe.length, difference, difference / largest, mean_kl(before, after, exact.config.V));
-    std::printf("          against the model in double: unfolded %.3g, folded %.3g, bound %.3g; folded in double %.3g\n",
-                own, error, bound, exactness);
+    std::
+        printf("          against the model in double: unfolded %.3g, folded %.3g, bound %.3g; folded in double %.3g\n",
+               own, error, bound, exactness);
     if (!(exactness <= kIdentity * largest) || !(error <= bound))
-        fail("the folded model is not the model: logits differ by %.3g, rounding explains %.3g; nothing was written", error,
-             bound);
+        fail("the folded model is not the model: logits differ by %.3g, rounding explains %.3g; nothing was written",
+             error, bound);
 }
 
 // ---- the program ----------------------------------------------------------------------------------------------------
 
 static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     if (info.config.fold != Fold::none)
-        fail("%s: already folded (%s); expected a model written by train_gpt", path.c_str(), fold_name(info.config.fold));
+        fail("%s: already folded (%s); expected a model written by train_gpt", path.c_str(),
+             fold_name(info.config.fold));
     if (info.config.mode != GateMode::norm && info.gate != 0)
-        fail("%s: its gate is %.6g; expected 0, a model whose taper has ended: train on (./train_gpt -y -o %s) or use a "
-             "smaller --gate-end", path.c_str(), info.gate, path.c_str());
+        fail(
+            "%s: its gate is %.6g; expected 0, a model whose taper has ended: train on (./train_gpt -y -o %s) or use a "
+            "smaller --gate-end",
+            path.c_str(), info.gate, path.c_str());
 }
 
 [[maybe_unused]] static int run_program(int argc, char** argv) {
@@ -202,13 +206,16 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     size_t threads = 0;
     Options options("fold", "Folds the norms of a finished model into the matrices that follow them.");
     options.section("Files");
-    options.add({.long_name = "model", .to = &in, .metavar = "MODEL", .help = "a model whose gate is 0, or a -g norm model"});
+    options.add(
+        {.long_name = "model", .to = &in, .metavar = "MODEL", .help = "a model whose gate is 0, or a -g norm model"});
     options.add({.long_name = "folded", .to = &out, .metavar = "FOLDED", .help = "the folded model to write"});
+    // clang-format off
     options.add({.long_name = "--dtype", .to = &dtype, .choices = {"fp32", "bf16"},
                  .help = "of its weights; the check before writing is of fp32"});
     options.section("Run");
     options.add({.long_name = "--threads", .to = &threads, .range = {.high = 1024}, .default_text = "all cores",
                  .help = "CPU threads of the check"});
+    // clang-format on
     if (!options.parse(argc, argv)) return 0;
     std::error_code ignored;
     if (in == out || std::filesystem::equivalent(in, out, ignored))

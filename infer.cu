@@ -34,7 +34,8 @@
 #include "runtime/device.h"
 
 struct Settings {
-    std::string model, prompt, tokens, prompts, eval, hellaswag, tokenizer, dump, shape, device = "auto", precision = "bf16", weights = "fp32";
+    std::string model, prompt, tokens, prompts, eval, hellaswag, tokenizer, dump, shape,
+        device = "auto", precision = "bf16", weights = "fp32";
     bool last_token = false, greedy = false, bench = false;
     size_t n = 256, top_k = 0, seed = 1, threads = 0, show = 8, batch = 16;
     size_t L = 12, NH = 12, C = 768, V = 50257;  // of random weights
@@ -48,6 +49,7 @@ struct Settings {
 static Options make_options(Settings& s) {
     Options o("infer", "Runs a model written by train_gpt or fold.");
     o.section("Input");
+    // clang-format off
     o.add({.long_name = "file", .to = &s.model, .metavar = "MODEL",
            .help = "model.bin or folded.bin, the folder of a Hugging Face GPT-2, or a checkpoint of llm.c", .optional = true});
     o.add({.short_name = "-p", .long_name = "--prompt", .to = &s.prompt, .metavar = "TEXT",
@@ -103,6 +105,7 @@ static Options make_options(Settings& s) {
            .help = "of weights and activations on a GPU; the CPU computes in fp32"});
     o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = 1024}, .default_text = "all cores",
            .help = "CPU threads"});
+    // clang-format on
     return o;
 }
 
@@ -152,14 +155,17 @@ static void check_tokens(const Settings& s, const Config& c, const std::string& 
             fail("token %zu of %s: expected an id below the model's vocabulary (%zu), found %d", i, what.c_str(), c.V,
                  tokens[i]);
     if (tokens.size() > c.T)
-        fail("%s has %zu tokens; %s has a context of %zu: shorten it", what.c_str(), tokens.size(), s.model.c_str(), c.T);
+        fail("%s has %zu tokens; %s has a context of %zu: shorten it", what.c_str(), tokens.size(), s.model.c_str(),
+             c.T);
 }
 
 static const Tokenizer& require_tokenizer(const Settings& s, const ModelInfo& info,
                                           const std::optional<Tokenizer>& tokenizer) {
     if (!tokenizer)
-        fail("%s: its tokenizer (%s) is not in the file and no vocab.json lies beside it; give --tokenizer, or ids with "
-             "--tokens", s.model.c_str(), info.tokenizer.at("tokenizer").c_str());
+        fail(
+            "%s: its tokenizer (%s) is not in the file and no vocab.json lies beside it; give --tokenizer, or ids with "
+            "--tokens",
+            s.model.c_str(), info.tokenizer.at("tokenizer").c_str());
     return *tokenizer;
 }
 
@@ -303,8 +309,8 @@ void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& p
 
 // Every prompt as if it were alone, --batch of them at a time; one JSON object a line.
 template <class Device, class Real>
-void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::vector<Prompt>& prompts, const Config& c,
-                  const Tokenizer& tokenizer) {
+void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::vector<Prompt>& prompts,
+                  const Config& c, const Tokenizer& tokenizer) {
     const size_t V = std::min(c.V, tokenizer.vocab_size());
     const auto start = std::chrono::steady_clock::now();
     Generator<Device, Real> generator(decoder);
@@ -393,9 +399,9 @@ void bench(const Settings& s, const Engine<Device, Real>& engine) {
     const Config& c = engine.info.config;
     const size_t matrices = c.V * c.C + 12 * c.C * c.C * c.L;
     const double bytes = engine.packed ? double(engine.packed->bytes()) : double(matrices * sizeof(Real));
-    InferenceBench<Device, Real>(
-        {engine.dev, engine.cpu, c, engine.weights, engine.packed, engine.info.taper_scale, bytes},
-        bench_states(c, engine.info.gate, s.model.empty()), s.bench_seconds)
+    InferenceBench<Device, Real>({engine.dev, engine.cpu, c, engine.weights, engine.packed, engine.info.taper_scale,
+                                  bytes},
+                                 bench_states(c, engine.info.gate, s.model.empty()), s.bench_seconds)
         .run();
 }
 

@@ -419,7 +419,8 @@ __device__ __forceinline__ float row_scale_warp(const Real* x, float m, float ep
 // The factors of one piece of columns: y = u scale[j] + shift[j] is what every phase comes down to. r = 1 / s.
 template <Phase phase, class Real>
 __device__ __forceinline__ void site_factors(float (&scale)[kPiece<Real>], float (&shift)[kPiece<Real>],
-                                             const SiteArgs<Real, float>& a, float r, unsigned i, unsigned C, bool whole) {
+                                             const SiteArgs<Real, float>& a, float r, unsigned i, unsigned C,
+                                             bool whole) {
     constexpr bool normed = phase == Phase::norm || phase == Phase::blend;
     constexpr bool scaled = phase == Phase::scale || phase == Phase::blend;
     const float g = a.g, h = 1 - a.g;
@@ -530,8 +531,9 @@ __device__ __forceinline__ SiteRow site_row(const Real* dy, const Real* x, float
 // the block, as far as the phase needs them. At g = 0 of the RMSNorm kind there are no row sums and no barriers.
 template <class Real, Phase phase>
 __global__ void __launch_bounds__(ColumnGrid::kThreads)
-    site_backward_kernel(Real* dx, float* columns, const Real* dy, const Real* x, const float* mean, const float* rscale,
-                         SiteArgs<Real, float> site, size_t N, unsigned C, ColumnGrid grid, bool accumulate) {
+    site_backward_kernel(Real* dx, float* columns, const Real* dy, const Real* x, const float* mean,
+                         const float* rscale, SiteArgs<Real, float> site, size_t N, unsigned C, ColumnGrid grid,
+                         bool accumulate) {
     constexpr bool normed = phase != Phase::scale, scaled = phase != Phase::norm;
     constexpr unsigned P = kPiece<Real>;
     const bool centered = site.kind == NormKind::layernorm, row_sums = normed || centered;
@@ -562,7 +564,8 @@ __global__ void __launch_bounds__(ColumnGrid::kThreads)
 #pragma unroll
             for (unsigned j = 0; j < P; j++) {
                 u[j] -= t.m;
-                if constexpr (normed) dn_sum[j] += d[j] * (u[j] * t.r), out[j] += g * t.r * w[j] * d[j] - u[j] * t.slope;
+                if constexpr (normed)
+                    dn_sum[j] += d[j] * (u[j] * t.r), out[j] += g * t.r * w[j] * d[j] - u[j] * t.slope;
                 if constexpr (scaled) du_sum[j] += d[j] * u[j], out[j] += k * tw[j] * d[j];
                 d_sum[j] += d[j], out[j] -= t.offset;
             }
@@ -579,8 +582,7 @@ __global__ void __launch_bounds__(ColumnGrid::kThreads)
 template <class Real>
 void site_backward(Cuda& dev, Real* dx, const SiteGrads<Real>& grads, const Real* dy, const Real* x, const float* mean,
                    const float* rscale, const Site<Real>& site, size_t N, size_t C, bool accumulate) {
-    const ColumnGrid grid =
-        ColumnGrid::of<Real>(dev, N, C, aligned_16(dx, dy, x) && site_aligned<Real>(site));
+    const ColumnGrid grid = ColumnGrid::of<Real>(dev, N, C, aligned_16(dx, dy, x) && site_aligned<Real>(site));
     float* columns = static_cast<float*>(dev.scratch(grid.blocks * 3 * C * sizeof(float)));
     const size_t smem = ColumnGrid::kTile * sizeof(SiteRow) + grid.groups * grid.pieces * kPiece<Real> * sizeof(float);
     auto run = [&]<Phase phase>() {

@@ -32,6 +32,7 @@
 #include "io/options.h"
 #include "io/run_log.h"
 #include "io/tensorboard.h"
+#include "io/terminal.h"
 #include "io/tokenizer.h"
 #include "io/tokens.h"
 #include "model/batches.cuh"
@@ -90,9 +91,11 @@ struct Settings {
 };
 
 static Options make_options(Settings& s) {
-    Options o("train_gpt", "Trains a GPT-2 without normalization layers (TaperNorm), on a CPU or a GPU.\n"
-                           "./train_gpt export MODEL DIR writes a model for Hugging Face's transformers (see its --help).");
+    Options o("train_gpt",
+              "Trains a GPT-2 without normalization layers (TaperNorm), on a CPU or a GPU.\n"
+              "./train_gpt export MODEL DIR writes a model for Hugging Face's transformers (see its --help).");
     o.section("Files");
+    // clang-format off
     o.add({.short_name = "-i", .long_name = "--train", .to = &s.train, .metavar = "FILE",
            .default_text = "built-in stories",
            .help = "text file, or token shards in llm.c's format (a pattern such as 'data/train_*.bin')"});
@@ -186,6 +189,7 @@ static Options make_options(Settings& s) {
            .help = "1: each rank keeps its part of the optimizer's state only (ZeRO-1)"});
     o.add({.long_name = "--rank-timeout", .to = &s.rank_timeout, .metavar = "S", .range = {.low = 0, .low_open = true},
            .help = "seconds that ranks wait for one that hangs before all stop"});
+    // clang-format on
     return o;
 }
 
@@ -214,13 +218,15 @@ static void complete_settings(Settings& s, const Ranks& ranks = single_rank()) {
     if (s.C % s.NH) fail("--n-embd: expected a multiple of --n-head (%zu), found %zu", s.NH, s.C);
     // Below this, every size in bytes fits 64 bits; no machine comes near.
     if (double(s.batch) * double(s.T) * double(std::max(s.L, s.NH)) * double(s.C) > 0x1p50)
-        fail("--batch: %zu sequences of %zu tokens with %zu layers of %zu channels are more than any memory holds; expected "
-             "smaller -b, -t, --n-layer or --n-embd", s.batch, s.T, s.L, s.C);
+        fail(
+            "--batch: %zu sequences of %zu tokens with %zu layers of %zu channels are more than any memory holds; expected "
+            "smaller -b, -t, --n-layer or --n-embd",
+            s.batch, s.T, s.L, s.C);
     const size_t micro = s.batch * s.T * size_t(ranks.size);
     if (s.total_batch == 0) s.total_batch = micro;
     if (s.total_batch % micro)
-        fail("--total-batch: expected a multiple of -b x -t x ranks = %zu x %zu x %d = %zu tokens, found %zu", s.batch, s.T,
-             ranks.size, micro, s.total_batch);
+        fail("--total-batch: expected a multiple of -b x -t x ranks = %zu x %zu x %d = %zu tokens, found %zu", s.batch,
+             s.T, ranks.size, micro, s.total_batch);
     // Parts of a run of a few updates may round to the same update.
     if (s.gate_end.is_fraction && s.gate_warmup.is_fraction && s.gate_end.value > s.gate_warmup.value)
         s.gate_end = updates(std::max(s.gate_end.resolve(s.steps), s.gate_warmup.resolve(s.steps) + 1));
@@ -244,16 +250,16 @@ struct Sums {
 // What the forward pass keeps for the backward pass. N = B T rows.
 template <class Real>
 struct BlockActivations {
-    Real* ln_1;                            // [N, C]
-    Acc<Real>*ln_1_mean, *ln_1_rscale;     // [N]
-    Real* qkv;                             // [N, 3C]
-    Real* att;                             // [N, C]
-    Acc<Real>* lse;                        // [B, NH, T]
-    Real* mid;                             // [N, C], the residual stream after the attention
-    Real* ln_2;                            // [N, C]
-    Acc<Real>*ln_2_mean, *ln_2_rscale;     // [N]
-    Real *fc, *gelu;                       // [N, 4C]
-    Real* out;                             // [N, C], the residual stream after the MLP
+    Real* ln_1;                         // [N, C]
+    Acc<Real>*ln_1_mean, *ln_1_rscale;  // [N]
+    Real* qkv;                          // [N, 3C]
+    Real* att;                          // [N, C]
+    Acc<Real>* lse;                     // [B, NH, T]
+    Real* mid;                          // [N, C], the residual stream after the attention
+    Real* ln_2;                         // [N, C]
+    Acc<Real>*ln_2_mean, *ln_2_rscale;  // [N]
+    Real *fc, *gelu;                    // [N, 4C]
+    Real* out;                          // [N, C], the residual stream after the MLP
 };
 
 template <class Real>
@@ -292,8 +298,8 @@ struct Gpt {
     std::vector<float> taper_scale;  // c of every tapering site
 
     GptTensors<Real> params{}, grads{};
-    Shards shards;                    // of which parameters this rank keeps the optimizer's state
-    std::vector<Acc<Real>*> master;   // of these pieces: the parameters before rounding, where Real is too coarse to be updated
+    Shards shards;                   // of which parameters this rank keeps the optimizer's state
+    std::vector<Acc<Real>*> master;  // of these pieces: parameters before rounding, where Real is too coarse to update
     Activations<Real> act{};
     size_t Vp;     // rows of wte in memory: V, rounded up as the device likes it; those behind V stay 0
     size_t chunk;  // rows of logits held at a time
@@ -301,13 +307,13 @@ struct Gpt {
     static constexpr bool kMaster = !std::is_same_v<Real, Acc<Real>>;
 
     // train = false leaves out what only the backward pass needs. zero: see Shards.
-    Gpt(Device& dev_, const Config& config_, size_t B_, size_t T_, int recompute_, bool train, Ranks& ranks_ = single_rank(),
-        bool zero = false)
+    Gpt(Device& dev_, const Config& config_, size_t B_, size_t T_, int recompute_, bool train,
+        Ranks& ranks_ = single_rank(), bool zero = false)
         : dev(dev_), config(config_), B(B_), T(T_), recompute(recompute_), ranks(ranks_),
           taper_scale(config.tapering_sites(), 1.0f),
           Vp((config.V + Device::kVocabularyGrain - 1) / Device::kVocabularyGrain * Device::kVocabularyGrain),
-          chunk(logits_rows(B * T, Vp)), param_memory(dev, "parameters"),
-          master_memory(dev, "master weights"), grad_memory(dev, "gradients"), act_memory(dev, "activations") {
+          chunk(logits_rows(B * T, Vp)), param_memory(dev, "parameters"), master_memory(dev, "master weights"),
+          grad_memory(dev, "gradients"), act_memory(dev, "activations") {
         plan(param_memory, params);
         if (train) plan(grad_memory, grads);
         shards = make_shards(config, params, param_memory.data(), param_memory.bytes(), ranks, zero);
@@ -320,7 +326,8 @@ struct Gpt {
     void plan(Arena<Device>& memory, GptTensors<Real>& tensors) {
         size_t region = 0;
         visit_tensors(config, tensors, [&](const TensorSpec& t, Real*& slot) {
-            if (region_of(config, t.name) != std::exchange(region, region_of(config, t.name))) memory.pad(size_t(ranks.size));
+            if (region_of(config, t.name) != std::exchange(region, region_of(config, t.name)))
+                memory.pad(size_t(ranks.size));
             memory.add(slot, &slot == &tensors.wte ? Vp * config.C : t.count());
         });
         memory.pad(size_t(ranks.size));
@@ -408,12 +415,13 @@ struct Gpt {
             BlockActivations<Real>& a = act.h[l];
             const BlockTensors<Real>& p = params.h[l];
             const Real* x = stream_into(l);
-            site_forward(dev, ln_1(l), a.ln_1_mean, a.ln_1_rscale, calibration(gate, l, 0), x, site(gate.g, l, 0), N, C);
+            site_forward(dev, ln_1(l), a.ln_1_mean, a.ln_1_rscale, calibration(gate, l, 0), x, site(gate.g, l, 0), N,
+                         C);
             matmul_forward<Real>(dev, a.qkv, ln_1(l), p.attn_qkv, p.attn_qkv_bias, nullptr, N, C, 3 * C);
             attention_forward(dev, a.att, a.lse, a.qkv, B, T, C, NH);
             matmul_forward<Real>(dev, a.mid, a.att, p.attn_proj, p.attn_proj_bias, x, N, C, C);
-            site_forward(dev, ln_2(l), a.ln_2_mean, a.ln_2_rscale, calibration(gate, l, 1), a.mid, site(gate.g, l, 1), N,
-                         C);
+            site_forward(dev, ln_2(l), a.ln_2_mean, a.ln_2_rscale, calibration(gate, l, 1), a.mid, site(gate.g, l, 1),
+                         N, C);
             matmul_gelu_forward<Real>(dev, gelu(l), a.fc, ln_2(l), p.mlp_fc, p.mlp_fc_bias, N, C, 4 * C);
             matmul_forward<Real>(dev, a.out, gelu(l), p.mlp_proj, p.mlp_proj_bias, a.mid, N, 4 * C, C);
         }
@@ -430,19 +438,20 @@ struct Gpt {
         for (size_t row = 0; row < B * T; row += chunk) {
             const size_t rows = std::min(chunk, B * T - row);
             head_forward<Real>(dev, act.logits, act.ln_f + row * C, params.wte, nullptr, rows, C, Vp);
-            cross_entropy(dev, &sums()->loss, act.losses, act.logits, act.targets + row, weight, rows, config.V, gradient,
-                          Vp);
+            cross_entropy(dev, &sums()->loss, act.losses, act.logits, act.targets + row, weight, rows, config.V,
+                          gradient, Vp);
             if (gradient)
-                head_backward(dev, act.d_narrow + row * C, grads.wte, act.logits, act.ln_f + row * C, params.wte, rows, C,
-                              Vp, accumulate || row > 0);
+                head_backward(dev, act.d_narrow + row * C, grads.wte, act.logits, act.ln_f + row * C, params.wte, rows,
+                              C, Vp, accumulate || row > 0);
         }
     }
 
     // The forward pass reversed, from act.d_narrow to the parameters' gradients. Matrices: = or +=, as `accumulate`
     // says; vectors and wpe: += (begin_gradients zeroes them). tokens: of the whole update, for the scale loss's mean.
     // ready(region): the gradients of this region and of those behind it are complete (see Shards).
-    void backward(double g, const ScaleLoss& scale_loss, double tokens, bool accumulate,
-                  const std::function<void(size_t)>& ready = [](size_t) {}) {
+    void backward(
+        double g, const ScaleLoss& scale_loss, double tokens, bool accumulate,
+        const std::function<void(size_t)>& ready = [](size_t) {}) {
         const size_t N = B * T, C = config.C, NH = config.NH, L = config.L;
         Real *d_stream = act.d_stream, *d_narrow = act.d_narrow, *d_wide = act.d_wide;
         site_backward(dev, d_stream, site_grads(grads.ln_f), d_narrow, stream_into(L), act.ln_f_mean, act.ln_f_rscale,
@@ -459,16 +468,16 @@ struct Gpt {
             matmul_backward(dev, d_wide, d.mlp_proj, d.mlp_proj_bias, d_stream, gelu(l), p.mlp_proj, a.fc, N, 4 * C, C,
                             accumulate);
             if (recompute >= 2) recompute_site(ln_2(l), a.mid, site(g, l, 1));
-            matmul_backward<Real>(dev, d_narrow, d.mlp_fc, d.mlp_fc_bias, d_wide, ln_2(l), p.mlp_fc, nullptr, N, C, 4 * C,
-                                  accumulate);
-            site_backward(dev, d_stream, site_grads(d.ln_2), d_narrow, a.mid, a.ln_2_mean, a.ln_2_rscale, site(g, l, 1), N,
-                          C, true);
-            matmul_backward<Real>(dev, d_narrow, d.attn_proj, d.attn_proj_bias, d_stream, a.att, p.attn_proj, nullptr, N,
-                                  C, C, accumulate);
+            matmul_backward<Real>(dev, d_narrow, d.mlp_fc, d.mlp_fc_bias, d_wide, ln_2(l), p.mlp_fc, nullptr, N, C,
+                                  4 * C, accumulate);
+            site_backward(dev, d_stream, site_grads(d.ln_2), d_narrow, a.mid, a.ln_2_mean, a.ln_2_rscale, site(g, l, 1),
+                          N, C, true);
+            matmul_backward<Real>(dev, d_narrow, d.attn_proj, d.attn_proj_bias, d_stream, a.att, p.attn_proj, nullptr,
+                                  N, C, C, accumulate);
             attention_backward(dev, d_wide, d_narrow, a.att, a.lse, a.qkv, B, T, C, NH);
             if (recompute >= 2) recompute_site(ln_1(l), stream_into(l), site(g, l, 0));
-            matmul_backward<Real>(dev, d_narrow, d.attn_qkv, d.attn_qkv_bias, d_wide, ln_1(l), p.attn_qkv, nullptr, N, C,
-                                  3 * C, accumulate);
+            matmul_backward<Real>(dev, d_narrow, d.attn_qkv, d.attn_qkv_bias, d_wide, ln_1(l), p.attn_qkv, nullptr, N,
+                                  C, 3 * C, accumulate);
             site_backward(dev, d_stream, site_grads(d.ln_1), d_narrow, stream_into(l), a.ln_1_mean, a.ln_1_rscale,
                           site(g, l, 0), N, C, true);
             ready(1 + l);
@@ -588,7 +597,8 @@ struct Trainer {
     size_t step = 0;  // updates done
     size_t gate_warmup, gate_end;
 
-    Trainer(Device& dev, const Settings& s, const Config& config, const TokenSource& corpus, Ranks& ranks = single_rank())
+    Trainer(Device& dev, const Settings& s, const Config& config, const TokenSource& corpus,
+            Ranks& ranks = single_rank())
         : settings(s), model(dev, config, s.batch, s.T, int(s.recompute), true, ranks, s.zero == 1),
           batches(dev, loader(corpus, s.shuffle), s.batch * s.T), moment_memory(dev, "optimizer moments"),
           parallel(dev, ranks, model.shards, model.param_memory.data(), model.grad_memory.data()),
@@ -601,17 +611,17 @@ struct Trainer {
 
     // This rank's batches: rank r's micro-batch i is number i x ranks + r of the update.
     Loader loader(const TokenSource& corpus, bool shuffle) const {
+        // clang-format off
         return Loader(corpus, settings.batch, settings.T,
                       {.shuffle = shuffle, .seed = settings.seed, .vocab_size = model.config.V,
                        .rank = size_t(model.ranks.rank), .world_size = size_t(model.ranks.size)});
+        // clang-format on
     }
 
     double gate(size_t k) const {
         return model.config.mode == GateMode::norm ? 1 : gate_schedule(k, gate_warmup, gate_end);
     }
-    ScaleLoss scale_loss(size_t k) const {
-        return {k > gate_warmup ? settings.scale_loss : 0, scale_target};
-    }
+    ScaleLoss scale_loss(size_t k) const { return {k > gate_warmup ? settings.scale_loss : 0, scale_target}; }
 
     // One update: every rank adds the gradients of its micro-batches, the ranks add theirs up, and each updates the
     // parameters that it keeps the optimizer's state of. A loss or gradient that is not finite throws, on all ranks, before
@@ -640,8 +650,10 @@ struct Trainer {
         memory.push_back(stop && *stop);
         const int bad_rank = model.ranks.sum(memory, strprintf("the end of update %zu", k).c_str());
         const Sums& sums = *reinterpret_cast<const Sums*>(memory.data());
+        // clang-format off
         StepReport r{.step = k, .loss = sums.loss / tokens, .scale_loss = anchor.lambda * sums.stream.squares / tokens,
                      .g = g.g, .lr = lr_schedule(settings, k), .stream_scale = sums.stream.sum / tokens};
+        // clang-format on
         r.grad_norm = std::sqrt(memory.end()[-2]), r.stop = memory.back() > 0;
         if (!std::isfinite(r.loss + r.scale_loss) || !std::isfinite(r.grad_norm)) report_divergence(r, bad_rank);
         r.skipped = settings.skip_loss_z > 0 && window.z_score(r.loss) > settings.skip_loss_z;
@@ -661,8 +673,8 @@ struct Trainer {
         model.ranks.fail_together(strprintf(
             "step %zu: %s is not finite%s (loss %g, gradient norm %g, s(h) %.4g, g %.3g): the run diverged; %s; nothing was "
             "written since the last checkpoint; try a smaller -l%s",
-            r.step, loss ? "the loss" : "the gradient", where.c_str(), r.loss + r.scale_loss, r.grad_norm, r.stream_scale, r.g,
-            which_moved_first(site_scales(), kDrift).c_str(),
+            r.step, loss ? "the loss" : "the gradient", where.c_str(), r.loss + r.scale_loss, r.grad_norm,
+            r.stream_scale, r.g, which_moved_first(site_scales(), kDrift).c_str(),
             model.config.mode == GateMode::norm ? "" : ", a longer --gate-warmup or --scale-loss 0.1"));
     }
 
@@ -675,7 +687,8 @@ struct Trainer {
         std::vector<double> averages;
         if (calibration.updates)
             for (const auto& site : calibration.sites) averages.push_back(site.scale / calibration.bias_correction());
-        return measure_site_scales(model.dev, model.config, streams, &model.sums()->stream, averages, model.B * model.T);
+        return measure_site_scales(model.dev, model.config, streams, &model.sums()->stream, averages,
+                                   model.B * model.T);
     }
 
     // Every tensor's gradient norm, before clipping, in the order of the table. Until the next update.
@@ -683,7 +696,8 @@ struct Trainer {
         const auto list = tensor_list(model.config, model.grads);
         std::vector<double> squares(list.size());
         for (const ShardPiece& p : model.shards.pieces())
-            squares[p.tensor] += sum_of_squares(model.dev, static_cast<const Real*>(list[p.tensor].data) + p.begin, p.count);
+            squares[p.tensor] +=
+                sum_of_squares(model.dev, static_cast<const Real*>(list[p.tensor].data) + p.begin, p.count);
         if (model.shards.sharded()) model.ranks.sum(squares, "the norms of gradients");
         std::vector<std::pair<std::string, double>> norms;
         for (size_t i = 0; i < list.size(); i++) norms.push_back({list[i].spec.name, std::sqrt(squares[i])});
@@ -694,8 +708,11 @@ struct Trainer {
         using Scalar = Acc<Real>;
         const double clip = settings.clip, b1 = settings.beta1, b2 = settings.beta2;
         const double scale = clip > 0 ? std::min(1.0, clip / (grad_norm + 1e-6)) : 1;
+        const double correction1 = 1 - std::pow(b1, double(k)), correction2 = 1 - std::pow(b2, double(k));
+        // clang-format off
         const AdamwArgs<Scalar> args{Scalar(lr), Scalar(b1), Scalar(b2), Scalar(1e-8), 0,
-                               Scalar(1 - std::pow(b1, double(k))), Scalar(1 - std::pow(b2, double(k))), Scalar(scale)};
+                                     Scalar(correction1), Scalar(correction2), Scalar(scale)};
+        // clang-format on
         const auto w = tensor_list(model.config, model.params), grad = tensor_list(model.config, model.grads);
         std::vector<AdamwTensor<Real>> tensors;
         for (size_t i = 0; i < m.size(); i++) {
@@ -710,8 +727,7 @@ struct Trainer {
     // End of update gate_warmup: c and s_tgt freeze, and each scaling branch starts from its normalizing branch.
     void start_taper() {
         scale_target = calibration.target_scale();
-        for (size_t i = 0; i < model.taper_scale.size(); i++)
-            model.taper_scale[i] = float(calibration.taper_scale(i));
+        for (size_t i = 0; i < model.taper_scale.size(); i++) model.taper_scale[i] = float(calibration.taper_scale(i));
         std::map<std::string, size_t> numbers;
         for (const auto& t : tensor_list(model.config, model.params)) numbers.emplace(t.spec.name, numbers.size());
         model.set_parameters([&](const TensorSpec& t, std::vector<Acc<Real>>& values) {
@@ -757,12 +773,14 @@ HellaSwag score_choices(Trainer<Device, Real>& t, const std::vector<Choice>& cho
 }
 
 template <class Device, class Real>
-std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, const std::string& prompt, size_t tokens) {
+std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, const std::string& prompt,
+                        size_t tokens) {
     Gpt<Device, Real>& model = t.model;
     Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.taper_scale,
                                   t.gate(std::max<size_t>(t.step, 1)));
     const std::vector<uint16_t> start = tokenizer.encode(prompt);
-    const std::vector<int> ids(start.begin(), start.begin() + ptrdiff_t(std::min(start.size(), (t.settings.T + 1) / 2)));
+    const std::vector<int> ids(start.begin(),
+                               start.begin() + ptrdiff_t(std::min(start.size(), (t.settings.T + 1) / 2)));
     std::vector<Acc<Real>> logits(model.config.V);
     decoder.feed(ids.data(), ids.size(), Logits::last, logits.data());
     std::string text = tokenizer.decode({start.data(), ids.size()});
@@ -781,7 +799,7 @@ std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, co
 struct Run {
     std::vector<std::string> arguments;  // the flags, for the state file
     TokenSource train, val;
-    std::unique_ptr<SafetensorsFile> state;  // to resume from
+    std::unique_ptr<SafetensorsFile> state;        // to resume from
     std::map<std::string, std::string> tokenizer;  // as the model file stores it
     std::optional<Tokenizer> decode;               // where there is a vocabulary to decode samples with
     std::string prompt;                            // of samples
@@ -902,12 +920,14 @@ template <class Device, class Real>
 void check_gate_schedule(const Trainer<Device, Real>& t, const SafetensorsFile& file) {
     const size_t warmup = state_number(file, "gate_warmup"), end = state_number(file, "gate_end");
     if (t.gate_warmup != warmup && t.step >= std::min(warmup, t.gate_warmup))
-        fail("--gate-warmup: the run in %s is at update %zu, its calibration ends with update %zu; found %zu; leave it at %zu",
-             file.path().c_str(), t.step, warmup, t.gate_warmup, warmup);
+        fail(
+            "--gate-warmup: the run in %s is at update %zu, its calibration ends with update %zu; found %zu; leave it at %zu",
+            file.path().c_str(), t.step, warmup, t.gate_warmup, warmup);
     const double before = gate_schedule(std::max<size_t>(t.step, 1), warmup, end);
     if (t.model.config.mode != GateMode::norm && t.gate(t.step + 1) > before)
-        fail("--gate-end: the gate of %s is %.4g after update %zu and would rise to %.4g with %zu; expected at most %zu",
-             file.path().c_str(), before, t.step, t.gate(t.step + 1), t.gate_end, end);
+        fail(
+            "--gate-end: the gate of %s is %.4g after update %zu and would rise to %.4g with %zu; expected at most %zu",
+            file.path().c_str(), before, t.step, t.gate(t.step + 1), t.gate_end, end);
 }
 
 template <class Device, class Real>
@@ -924,7 +944,8 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
     numbers("state.taper_scale", t.model.taper_scale);
     for (size_t i = 0; i < c.sites.size(); i++)
         c.sites[i] = {averages[3 * i], averages[3 * i + 1], averages[3 * i + 2]};
-    if (!(stream[1] >= 0 && stream[1] <= 0x1p53)) fail("%s: tensor state.stream: the file is damaged", file.path().c_str());
+    if (!(stream[1] >= 0 && stream[1] <= 0x1p53))
+        fail("%s: tensor state.stream: the file is damaged", file.path().c_str());
     c.stream_scale = stream[0], c.updates = size_t(stream[1]), t.scale_target = stream[2];
     if (const TensorEntry* losses = file.find("state.losses")) {
         std::vector<double> window(std::min(losses->count(), LossWindow::kSize));
@@ -1002,58 +1023,32 @@ static void watch_signals() {
     sigaction(SIGTERM, &action, nullptr);
 }
 
-static std::string duration(double seconds) {
-    const long s = std::lround(seconds);
-    if (s < 60) return strprintf("%lds", s);
-    if (s < 3600) return strprintf("%ldm%02lds", s / 60, s % 60);
-    return strprintf("%ldh%02ldm", s / 3600, s / 60 % 60);
-}
-
-// A path as one word of a command to paste into a shell.
-static std::string shell_word(const std::string& path) {
-    auto plain = [](unsigned char c) { return std::isalnum(c) || std::strchr("/._-+,=@%:", c); };
-    if (std::all_of(path.begin(), path.end(), plain)) return path;
-    std::string word = "'";
-    for (char c : path) word += c == '\'' ? std::string("'\\''") : std::string(1, c);
-    return word + "'";
-}
-
 // One line per update on a terminal, overwritten in place, with the time left; elsewhere about 40 lines a run.
 class Progress {
   public:
     Progress(const Settings& s, size_t first_step, const Ranks& ranks)
-        : steps_(s.steps), tokens_(s.total_batch), every_(std::max<size_t>(1, s.steps / 40)), first_(first_step),
-          terminal_(isatty(STDOUT_FILENO) && ranks.launcher != "mpirun") {}  // whose output always looks like one
+        : settings_(s), first_(first_step), line_(ranks.launcher != "mpirun") {}
 
     void update(const StepReport& r) {
+        const size_t steps = settings_.steps, every = std::max<size_t>(1, steps / 40);
         seconds_ = seconds_ == 0 ? r.seconds : 0.9 * seconds_ + 0.1 * r.seconds;
-        const bool keep = r.step % every_ == 0 || r.step == first_ + 1 || r.step == steps_ || r.skipped;
-        if (!keep && !terminal_) return;
-        std::string line = strprintf("step %*zu/%zu | loss %.4f | g %.3f | lr %.2e | norm %6.3f | s(h) %6.3f | %6.0f tok/s",
-                                     int(std::to_string(steps_).size()), r.step, steps_, r.loss + r.scale_loss, r.g, r.lr,
-                                     r.grad_norm, r.stream_scale, double(tokens_) / seconds_);
-        if (r.skipped) line += " | spike: skipped";
-        if (terminal_) line += strprintf(" | %s left", duration(double(steps_ - r.step) * seconds_).c_str());
-        std::printf("%s%s%s", terminal_ ? "\r\033[K" : "", line.c_str(), keep ? "\n" : "");
-        std::fflush(stdout);
-        open_line_ = !keep;
+        std::string text =
+            strprintf("step %*zu/%zu | loss %.4f | g %.3f | lr %.2e | norm %6.3f | s(h) %6.3f | %6.0f tok/s",
+                      int(std::to_string(steps).size()), r.step, steps, r.loss + r.scale_loss, r.g, r.lr, r.grad_norm,
+                      r.stream_scale, double(settings_.total_batch) / seconds_);
+        if (r.skipped) text += " | spike: skipped";
+        if (line_.terminal()) text += strprintf(" | %s left", duration(double(steps - r.step) * seconds_).c_str());
+        line_.show(text, r.step % every == 0 || r.step == first_ + 1 || r.step == steps || r.skipped);
     }
 
     // A line of its own, above the live one.
-    void note(const std::string& text) {
-        std::printf("%s%s\n", terminal_ ? "\r\033[K" : "", text.c_str());
-        std::fflush(stdout);
-        open_line_ = false;
-    }
-
-    ~Progress() {
-        if (open_line_) std::printf("\n");
-    }
+    void note(const std::string& text) { line_.show(text, true); }
 
   private:
-    size_t steps_, tokens_, every_, first_;
-    bool terminal_, open_line_ = false;
+    const Settings& settings_;
+    size_t first_;
     double seconds_ = 0;
+    LiveLine line_;
 };
 
 // A frozen scale that no longer fits: early calibration of a young stream, without an anchor.
@@ -1071,7 +1066,9 @@ std::vector<std::pair<std::string, size_t>> memory_table(const Trainer<Device, R
     for (const Arena<Device>* a : {&m.param_memory, &m.master_memory, &m.grad_memory, &t.moment_memory, &m.act_memory})
         if (a->bytes())
             table.emplace_back(a->what() + (m.shards.sharded() && (a == &t.moment_memory || a == &m.master_memory)
-                                                ? strprintf(" (1/%d by -z 1)", m.ranks.size) : ""), a->bytes());
+                                                ? strprintf(" (1/%d by -z 1)", m.ranks.size)
+                                                : ""),
+                               a->bytes());
 #ifdef TN_CUDA
     if constexpr (std::is_same_v<Device, Cuda>) {
         table.emplace_back(t.batches.memory().what(), t.batches.memory().bytes());
@@ -1140,17 +1137,20 @@ void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) 
     std::printf("model %s, state %s, log %s\n", s.out.c_str(), state_path(s).c_str(), log_path(s).c_str());
     const std::string out = shell_word(s.out);
     if (const double g = t.gate(std::max<size_t>(t.step, 1)); t.model.config.mode != GateMode::norm && g != 0)
-        std::printf("next: the gate is still %.4g; train on: ./train_gpt -y -o %s -x %zu\n", g, out.c_str(), t.gate_end);
+        std::printf("next: the gate is still %.4g; train on: ./train_gpt -y -o %s -x %zu\n", g, out.c_str(),
+                    t.gate_end);
     else
         std::printf("next: ./fold %s folded.bin && ./infer folded.bin --last-token\n", out.c_str());
 }
 
 template <class Device, class Real>
 RunLog::Fields log_fields(Trainer<Device, Real>& t, const StepReport& r) {
+    // clang-format off
     RunLog::Fields fields = {{"tokens", uint64_t(r.step * t.settings.total_batch)}, {"loss", r.loss},
                              {"scale_loss", r.scale_loss}, {"g", r.g}, {"lr", r.lr}, {"grad_norm", r.grad_norm},
                              {"stream_scale", r.stream_scale},
                              {"tokens_per_second", double(t.settings.total_batch) / r.seconds}};
+    // clang-format on
     if (r.skipped) fields.push_back({"skipped", uint64_t(1)});
     if (r.step == t.gate_warmup) {
         fields.push_back({"scale_target", t.scale_target});
@@ -1193,10 +1193,11 @@ int train(Trainer<Device, Real>& t, Run& run) {
         progress.update(r);
         if (!warned && drifted(t, r)) {
             warned = true;
-            progress.note(strprintf("warning: s(h) is %.3g now and was %.3g when the sites were calibrated (update %zu); %s; "
-                                    "the stream was still growing: use a longer --gate-warmup or --scale-loss 0.1",
-                                    r.stream_scale, t.scale_target, t.gate_warmup,
-                                    which_moved_first(t.site_scales(), kDrift).c_str()));
+            progress.note(
+                strprintf("warning: s(h) is %.3g now and was %.3g when the sites were calibrated (update %zu); %s; "
+                          "the stream was still growing: use a longer --gate-warmup or --scale-loss 0.1",
+                          r.stream_scale, t.scale_target, t.gate_warmup,
+                          which_moved_first(t.site_scales(), kDrift).c_str()));
         }
         RunLog::Fields fields = log_fields(t, r);
         if (s.val_every && r.step % s.val_every == 0) {
@@ -1206,7 +1207,8 @@ int train(Trainer<Device, Real>& t, Run& run) {
             if (!run.hellaswag.empty()) {
                 const HellaSwag scores = score_choices(t, run.hellaswag);
                 progress.note(strprintf("step %zu | hellaswag: %s", r.step, scores.text().c_str()));
-                fields.insert(fields.end(), {{"hellaswag_acc", scores.acc()}, {"hellaswag_acc_norm", scores.acc_norm()}});
+                fields.insert(fields.end(),
+                              {{"hellaswag_acc", scores.acc()}, {"hellaswag_acc_norm", scores.acc_norm()}});
             }
         }
         if (!logs && t.model.ranks.first()) logs.emplace(s, resumed_at);
@@ -1225,10 +1227,10 @@ void check_ranks(Trainer<Device, Real>& t, const Run& run) {
     if (t.model.ranks.size == 1) return;
     const double squares = sum_of_squares(t.model.dev, static_cast<const Real*>(t.model.param_memory.data()),
                                           t.model.param_memory.bytes() / sizeof(Real));
-    t.model.ranks.agree({sizeof(Real), double(s.steps), double(s.batch), double(s.total_batch),
-                         double(s.zero), double(s.seed), double(run.train.size()), double(run.val.size()), double(t.step), squares},
-                        {"bytes of a number (--precision)", "--steps", "--batch", "--total-batch", "--zero",
-                         "--seed", "tokens of --train", "tokens of --val", "updates done", "squares of the parameters"});
+    t.model.ranks.agree({sizeof(Real), double(s.steps), double(s.batch), double(s.total_batch), double(s.zero),
+                         double(s.seed), double(run.train.size()), double(run.val.size()), double(t.step), squares},
+                        {"bytes of a number (--precision)", "--steps", "--batch", "--total-batch", "--zero", "--seed",
+                         "tokens of --train", "tokens of --val", "updates done", "squares of the parameters"});
 }
 
 template <class Device, class Real>
@@ -1292,8 +1294,8 @@ static Config make_config(const Settings& s, const Run& run, const std::optional
         c = start->config;
         const std::string& own = start->tokenizer.at("tokenizer");
         if (c.V < V && tokenizer != "unknown")
-            fail("--train: the corpus has a vocabulary of %zu tokens (%s); expected the %zu of %s", V, tokenizer.c_str(), c.V,
-                 start->path.c_str());
+            fail("--train: the corpus has a vocabulary of %zu tokens (%s); expected the %zu of %s", V,
+                 tokenizer.c_str(), c.V, start->path.c_str());
         if (!start->foreign && own != tokenizer)
             fail("--tokenizer: expected %s, which %s was trained with, found %s", own.c_str(), start->path.c_str(),
                  tokenizer.c_str());
@@ -1320,8 +1322,10 @@ static Run open_run(const Settings& s, const std::optional<Start>& start) {
     const bool bytes = tokenizer && tokenizer->name() == "bytes", guess = s.tokenizer.empty() && (!tokenizer || bytes);
     Tokenize encode = [&](std::string_view text) {
         if (!tokenizer)
-            fail("--tokenizer: %s has no tokenizer in it or beside it, and text needs one; expected a folder with vocab.json "
-                 "and merges.txt, or bytes", start->path.c_str());
+            fail(
+                "--tokenizer: %s has no tokenizer in it or beside it, and text needs one; expected a folder with vocab.json "
+                "and merges.txt, or bytes",
+                start->path.c_str());
         return tokenizer->encode_parallel(text, true, int(s.threads));
     };
     if (bytes) encode = nullptr;
@@ -1332,8 +1336,10 @@ static Run open_run(const Settings& s, const std::optional<Start>& start) {
         fail("--val: %s and %s: one is token shards, the other text; give --tokenizer", val.name().c_str(),
              train.name().c_str());
     if (val.size() <= s.T && train.size() > s.T)
-        fail("--val: the part of %s to validate on has %zu tokens, one sequence needs %zu (-t %zu and its last target); use "
-             "a longer text, a smaller -t or a text of its own", val.name().c_str(), val.size(), s.T + 1, s.T);
+        fail(
+            "--val: the part of %s to validate on has %zu tokens, one sequence needs %zu (-t %zu and its last target); use "
+            "a longer text, a smaller -t or a text of its own",
+            val.name().c_str(), val.size(), s.T + 1, s.T);
     Run run{{}, train, val, nullptr, {}, tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
     if (tokenizer) run.tokenizer = tokenizer->metadata();
     if (corpus.from_shards() && guess) {
@@ -1372,7 +1378,8 @@ static Options resume_settings(Settings& s, std::vector<std::string>& arguments,
         all.push_back(lines.substr(0, end));
     all.insert(all.end(), {"--gate-warmup", state_metadata(state, "gate_warmup"), "--gate-end",
                            state_metadata(state, "gate_end")});
-    if (state.metadata().count("total_batch")) all.insert(all.end(), {"--total-batch", state_metadata(state, "total_batch")});
+    if (state.metadata().count("total_batch"))
+        all.insert(all.end(), {"--total-batch", state_metadata(state, "total_batch")});
     all.insert(all.end(), arguments.begin(), arguments.end());
     std::vector<const char*> pointers = {"train_gpt"};
     for (const std::string& a : all) pointers.push_back(a.c_str());
@@ -1427,7 +1434,8 @@ static void check_outputs(const Settings& s) {
     // The baseline has no anchor but the one that is asked for.
     if (s.gate == "norm" && !given("--scale-loss")) s.scale_loss = 0;
     for (const char* flag : {"--n-layer", "--n-head", "--n-embd"})
-        if (options.given("--model") && options.given(flag)) fail("--model and %s: expected one of them, found both", flag);
+        if (options.given("--model") && options.given(flag))
+            fail("--model and %s: expected one of them, found both", flag);
     if (start && !options.given("--model")) s.depth.clear();
     if (!s.depth.empty()) set_shape_by_depth(s.depth, s.L, s.NH, s.C);
     if (start) adopt_shape(s, options, start->path, start->config);
@@ -1439,8 +1447,9 @@ static void check_outputs(const Settings& s) {
     const DeviceChoice choice = choose_device(s.device, ranks.local_rank);
     ranks.agree({double(choice.cuda)}, {"--device (1: cuda)"});
     if (s.gpus > 1 && !choice.cuda) fail("--gpus: %s; ranks on the CPU: mpirun -np %zu", choice.why.c_str(), s.gpus);
-    std::printf("device    %s\n", choice.cuda ? strprintf("cuda: %s, %s", choice.why.c_str(), s.precision.c_str()).c_str()
-                                               : describe(cpu, choice).c_str());
+    std::printf("device    %s\n", choice.cuda
+                                      ? strprintf("cuda: %s, %s", choice.why.c_str(), s.precision.c_str()).c_str()
+                                      : describe(cpu, choice).c_str());
     Settings shown = s;
     std::printf("%s\n", make_options(shown).table().c_str());
     Run run = open_run(s, start);

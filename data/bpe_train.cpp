@@ -67,8 +67,8 @@ WordCounts count_words(const std::vector<MappedFile>& files, int threads) {
     });
     for (size_t i = 1; i < counts.size(); ++i)
         for (const auto& [word, count] : counts[i]) counts[0][word] += count;
-    progress.finish(strprintf("counted %zu different words in %.1f MB, %.1f s", counts[0].size(),
-                              double(total) / 1e6, progress.seconds()));
+    progress.finish(strprintf("counted %zu different words in %.1f MB, %.1f s", counts[0].size(), double(total) / 1e6,
+                              progress.seconds()));
     return std::move(counts[0]);
 }
 
@@ -104,8 +104,7 @@ class PairTrainer {
     };
     static uint32_t key(uint16_t left, uint16_t right) { return uint32_t(left) << 16 | right; }
     void add(uint16_t left, uint16_t right, uint32_t word, std::vector<uint32_t>* fresh);
-    void merge_in_word(uint32_t word, uint16_t left, uint16_t right, uint16_t merged,
-                       std::vector<uint32_t>& fresh);
+    void merge_in_word(uint32_t word, uint16_t left, uint16_t right, uint16_t merged, std::vector<uint32_t>& fresh);
     uint16_t token_id(const std::string& token);
 
     Vocabulary vocabulary_;
@@ -219,16 +218,15 @@ void train(const TrainConfig& config) {
     Vocabulary vocabulary = trainer.train(config.vocab_size - specials, config.min_frequency);
     vocabulary.tokens.emplace_back(end_of_text_marker);
     if (vocabulary.tokens.size() < config.vocab_size)
-        std::fprintf(
-            stderr,
-            "only %zu tokens: no other pair occurs %zu times; use more text, or a smaller --min-frequency\n",
-            vocabulary.tokens.size(), config.min_frequency);
+        std::fprintf(stderr,
+                     "only %zu tokens: no other pair occurs %zu times; use more text, or a smaller --min-frequency\n",
+                     vocabulary.tokens.size(), config.min_frequency);
     const Tokenizer tokenizer =
-        Tokenizer::from_text(vocab_json_text(vocabulary.tokens),
-                             merges_txt_text(vocabulary.tokens, vocabulary.merges), in_quotes(config.out));
+        Tokenizer::from_text(vocab_json_text(vocabulary.tokens), merges_txt_text(vocabulary.tokens, vocabulary.merges),
+                             in_quotes(config.out));
     tokenizer.save(config.out);
-    std::printf("%s: %s, %zu bytes, %zu merges, <|endoftext|>\n", config.out.c_str(),
-                tokenizer.name().c_str(), alphabet, vocabulary.merges.size());
+    std::printf("%s: %s, %zu bytes, %zu merges, <|endoftext|>\n", config.out.c_str(), tokenizer.name().c_str(),
+                alphabet, vocabulary.merges.size());
 }
 
 }  // namespace

@@ -174,9 +174,10 @@ class NestedTarReader : public PieceReader {
             if (opened_ == members_.size()) return false;
             const std::string& member = members_[opened_++];
             // Of a pipe the shell reports only the last program's failure; xz notices a short input.
-            inner_ = std::make_unique<TarReader>(std::make_unique<ByteSource>(
-                std::vector<std::string>{"sh", "-c", "tar -xOf \"$1\" \"$2\" | xz -dc", "sh", path_, member},
-                in_quotes(path_ + ":" + member)));
+            inner_ = std::make_unique<TarReader>(
+                std::make_unique<ByteSource>(std::vector<std::string>{"sh", "-c", "tar -xOf \"$1\" \"$2\" | xz -dc",
+                                                                      "sh", path_, member},
+                                             in_quotes(path_ + ":" + member)));
         }
     }
 

@@ -35,9 +35,7 @@ class ByteSource {
             fail("cannot read %s: %s", name_.c_str(), std::strerror(errno));
         }
     }
-    ByteSource(const std::vector<std::string>& command, const std::string& name) : name_(name) {
-        start(command);
-    }
+    ByteSource(const std::vector<std::string>& command, const std::string& name) : name_(name) { start(command); }
     ~ByteSource() {
         if (fd_ >= 0) close(fd_);  // a program that still writes ends by the broken pipe
         if (child_ > 0) waitpid(child_, nullptr, 0);
@@ -86,8 +84,7 @@ class ByteSource {
         fd_ = ends[0];
         if (error) {
             close(fd_);
-            fail("%s needs the program %s: %s; install it", name_.c_str(), command_.c_str(),
-                 std::strerror(error));
+            fail("%s needs the program %s: %s; install it", name_.c_str(), command_.c_str(), std::strerror(error));
         }
     }
 
@@ -112,8 +109,7 @@ class ByteSource {
 
 inline std::string sha256_of(const std::string& path) {
     // The first is on Linux, the second on macOS.
-    const std::string program =
-        "if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi < \"$1\"";
+    const std::string program = "if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi < \"$1\"";
     return ByteSource({"sh", "-c", program, "sh", path}, in_quotes(path)).read_all().substr(0, 64);
 }
 
@@ -123,8 +119,7 @@ inline std::string header_value(const std::string& path, const std::string& head
     std::ifstream file(path);
     std::string value;
     for (std::string line; std::getline(file, line);) {
-        std::transform(line.begin(), line.end(), line.begin(),
-                       [](unsigned char c) { return char(std::tolower(c)); });
+        std::transform(line.begin(), line.end(), line.begin(), [](unsigned char c) { return char(std::tolower(c)); });
         if (!line.starts_with(header + ":")) continue;
         value = line.substr(header.size() + 1);
         std::erase_if(value, [](char c) { return std::isspace(static_cast<unsigned char>(c)) || c == '"'; });
@@ -135,9 +130,9 @@ inline std::string header_value(const std::string& path, const std::string& head
 inline int run_curl(const std::string& url, const std::string& part, const std::string& headers) {
     std::fprintf(stderr, "downloading %s\n", url.c_str());
     const std::string meter = isatty(STDERR_FILENO) ? "--progress-bar" : "--silent";
-    std::vector<std::string> command = {
-        "curl",          "--fail", "--location",    "--show-error", meter,      "--retry", "5",
-        "--continue-at", "-",      "--dump-header", headers,        "--output", part,      url};
+    std::vector<std::string> command =
+        {"curl",          "--fail", "--location",    "--show-error", meter,      "--retry", "5",
+         "--continue-at", "-",      "--dump-header", headers,        "--output", part,      url};
     std::vector<char*> argv;
     for (std::string& word : command) argv.push_back(word.data());
     argv.push_back(nullptr);
@@ -152,8 +147,7 @@ inline int run_curl(const std::string& url, const std::string& part, const std::
 // Downloads to `path` unless it is there. An interrupted download continues from `path`.part. The checksum is
 // ours, or else the one that Hugging Face sends along with large files; without either only the length is
 // sure.
-inline void download(std::string url, const std::string& path, std::string sha256,
-                     const std::string& mirror) {
+inline void download(std::string url, const std::string& path, std::string sha256, const std::string& mirror) {
     if (fs::exists(path)) return;
     if (!mirror.empty()) url = mirror + url.substr(url.find('/', url.find("//") + 2));
     if (fs::path(path).has_parent_path()) fs::create_directories(fs::path(path).parent_path());

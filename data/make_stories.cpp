@@ -14,8 +14,7 @@ static void write_text(const std::string& path, const std::string& text) {
     if (!file) fail("cannot create %s: %s", path.c_str(), std::strerror(errno));
     const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
     const bool closed = std::fclose(file) == 0;
-    if (!written || !closed)
-        fail("cannot write %zu bytes to %s: %s", text.size(), path.c_str(), std::strerror(errno));
+    if (!written || !closed) fail("cannot write %zu bytes to %s: %s", text.size(), path.c_str(), std::strerror(errno));
 }
 
 int main(int argc, char** argv) {
@@ -33,7 +32,9 @@ int main(int argc, char** argv) {
         const std::string text = story_corpus(bytes, seed);
         write_text(path, text);
         std::printf("%s: %zu bytes\n", path.c_str(), text.size());
-    } catch (const CLI::CallForHelp& help) { return app.exit(help); } catch (const std::exception& error) {
+    } catch (const CLI::CallForHelp& help) {
+        return app.exit(help);
+    } catch (const std::exception& error) {
         std::fprintf(stderr, "make_stories: error: %s\n", error.what());
         return 1;
     }

@@ -24,8 +24,7 @@
 namespace {
 
 struct PrepareConfig {
-    std::string corpus, out, tokenizer = "gpt2", format = "auto", field = "text", mirror,
-                             downloads = "data/downloads";
+    std::string corpus, out, tokenizer = "gpt2", format = "auto", field = "text", mirror, downloads = "data/downloads";
     size_t shard_tokens = 100'000'000, val_tokens = 0, max_tokens = 0, threads = 0;
     bool has_val_tokens = false;
 };
@@ -37,10 +36,7 @@ struct PrepareConfig {
 class ShardWriter {
   public:
     ShardWriter(std::string prefix, size_t shard_tokens, size_t val_tokens, size_t max_tokens)
-        : prefix_(std::move(prefix)),
-          shard_tokens_(shard_tokens),
-          max_tokens_(max_tokens),
-          val_left_(val_tokens) {
+        : prefix_(std::move(prefix)), shard_tokens_(shard_tokens), max_tokens_(max_tokens), val_left_(val_tokens) {
         for (const char* split : {"val", "train"})
             for (const auto& entry : fs::directory_iterator(fs::path(prefix_).parent_path()))
                 if (entry.path().string().starts_with(prefix_ + "_" + split + "_"))
@@ -75,8 +71,7 @@ class ShardWriter {
     void flush() {
         if (shard_.empty()) return;
         const size_t number = in_val_ ? val_shards_++ : ++train_shards_;
-        write_token_shard(strprintf("%s_%s_%06zu.bin", prefix_.c_str(), in_val_ ? "val" : "train", number),
-                          shard_);
+        write_token_shard(strprintf("%s_%s_%06zu.bin", prefix_.c_str(), in_val_ ? "val" : "train", number), shard_);
         shard_.clear();
     }
 
@@ -105,8 +100,7 @@ class Tokenization {
         const auto read_batch = [&reader] {
             std::vector<Piece> batch;
             Piece piece;
-            for (size_t bytes = 0; bytes < batch_bytes && reader.next(piece);
-                 batch.push_back(std::move(piece)))
+            for (size_t bytes = 0; bytes < batch_bytes && reader.next(piece); batch.push_back(std::move(piece)))
                 bytes += piece.text.size();
             return batch;
         };
@@ -185,25 +179,21 @@ std::vector<RemoteFile> numbered(const char* url_format, size_t first, size_t co
 std::vector<NamedCorpus> named_corpora() {
     const std::string hub = "https://huggingface.co/datasets/";
     std::vector<NamedCorpus> all;
-    all.push_back(
-        {"tinyshakespeare",
-         "text",
-         {{"https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-           "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"}},
-         32768});
+    all.push_back({"tinyshakespeare",
+                   "text",
+                   {{"https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+                     "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"}},
+                   32768});
     all.push_back({"tinystories",
                    "text",
                    {{hub + "roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-valid.txt", "", "val"},
                     {hub + "roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-train.txt", "", "train"}},
                    0});
+    all.push_back({"openwebtext", "nested-tar",
+                   numbered((hub + "Skylion007/openwebtext/resolve/main/subsets/urlsf_subset##.tar").c_str(), 0, 21),
+                   100'000'000});
     all.push_back(
-        {"openwebtext", "nested-tar",
-         numbered((hub + "Skylion007/openwebtext/resolve/main/subsets/urlsf_subset##.tar").c_str(), 0, 21),
-         100'000'000});
-    all.push_back({"fineweb-edu",
-                   "shards",
-                   {{hub + "kjj0/finewebedu10B-gpt2/resolve/main/finewebedu_val_000000.bin"}},
-                   0});
+        {"fineweb-edu", "shards", {{hub + "kjj0/finewebedu10B-gpt2/resolve/main/finewebedu_val_000000.bin"}}, 0});
     const auto train =
         numbered((hub + "kjj0/finewebedu10B-gpt2/resolve/main/finewebedu_train_######.bin").c_str(), 1, 99);
     all.back().files.insert(all.back().files.end(), train.begin(), train.end());
@@ -226,9 +216,8 @@ std::string file_name(const std::string& url) { return url.substr(url.rfind('/')
 
 void report(const PrepareConfig& config, const std::string& name, size_t train_tokens, size_t val_tokens) {
     const std::string shards = config.out + "/" + name;
-    std::printf(
-        "%s: %zu tokens for training, %zu for validation. Train with\n  ./train_gpt -i \"%s_train_*.bin\"",
-        config.out.c_str(), train_tokens, val_tokens, shards.c_str());
+    std::printf("%s: %zu tokens for training, %zu for validation. Train with\n  ./train_gpt -i \"%s_train_*.bin\"",
+                config.out.c_str(), train_tokens, val_tokens, shards.c_str());
     if (val_tokens) std::printf(" -j \"%s_val_*.bin\"", shards.c_str());
     std::printf(" --tokenizer %s\n", config.out.c_str());
 }
@@ -245,8 +234,7 @@ void prepare_shards(const NamedCorpus& corpus, const PrepareConfig& config) {
         const std::string path = (fs::path(config.out) / file_name(file.url)).string();
         download(file.url, path, file.sha256, config.mirror);
         const TokenSource shard = open_tokens(path);
-        if (!shard.from_shards())
-            fail("%s is no token shard; remove it and try again", in_quotes(path).c_str());
+        if (!shard.from_shards()) fail("%s is no token shard; remove it and try again", in_quotes(path).c_str());
         tokens[path.find("_val_") != path.npos] += shard.size();
     }
     const std::string first = file_name(corpus.files[0].url);
@@ -262,8 +250,7 @@ void prepare_text(const std::string& name, const std::vector<Input>& inputs, siz
                   const PrepareConfig& config) {
     const Tokenizer tokenizer = open_tokenizer(config);
     std::fprintf(stderr, "tokenizer %s, %zu tokens\n", tokenizer.name().c_str(), tokenizer.vocab_size());
-    ShardWriter writer((fs::path(config.out) / name).string(), config.shard_tokens, val_tokens,
-                       config.max_tokens);
+    ShardWriter writer((fs::path(config.out) / name).string(), config.shard_tokens, val_tokens, config.max_tokens);
     tokenizer.save(config.out);
     Tokenization tokenization(tokenizer, writer, config);
     for (const Input& input : inputs) {
@@ -280,8 +267,7 @@ void prepare_text(const std::string& name, const std::vector<Input>& inputs, siz
 size_t default_val_tokens(const std::vector<Input>& inputs, const PrepareConfig& config) {
     double bytes = 0;
     for (const Input& input : inputs) {
-        const bool packed =
-            input.path.ends_with(".gz") || input.path.ends_with(".xz") || input.path.ends_with(".zst");
+        const bool packed = input.path.ends_with(".gz") || input.path.ends_with(".xz") || input.path.ends_with(".zst");
         bytes += double(fs::file_size(input.path)) * (packed ? 3 : 1);
     }
     const double tokens = config.tokenizer == "bytes" ? bytes : bytes / 4.3;  // English, GPT-2's vocabulary
@@ -305,12 +291,11 @@ void prepare(PrepareConfig config) {
 
     std::vector<Input> inputs;
     if (named == corpora.end()) {
-        for (const std::string& path : matching_files(config.corpus))
-            inputs.push_back({path, config.format, nullptr});
+        for (const std::string& path : matching_files(config.corpus)) inputs.push_back({path, config.format, nullptr});
     } else {
         for (const RemoteFile& file : named->files) {
-            inputs.push_back({(fs::path(config.downloads) / name / file_name(file.url)).string(),
-                              named->format, file.split});
+            inputs.push_back(
+                {(fs::path(config.downloads) / name / file_name(file.url)).string(), named->format, file.split});
             download(file.url, inputs.back().path, file.sha256, config.mirror);
         }
     }
@@ -325,24 +310,21 @@ void prepare(PrepareConfig config) {
 int main(int argc, char** argv) {
     PrepareConfig config;
     Options options("prepare", "Makes token shards for train_gpt: downloads, tokenizes, splits.");
-    options.add(
-        {.long_name = "corpus",
-         .to = &config.corpus,
-         .metavar = "CORPUS",
-         .help =
-             "tinyshakespeare, tinystories, openwebtext, fineweb-edu, or a file (text, .jsonl, .tar; also "
-             ".gz, .xz, .zst), or a quoted pattern of several"});
+    options.add({.long_name = "corpus",
+                 .to = &config.corpus,
+                 .metavar = "CORPUS",
+                 .help = "tinyshakespeare, tinystories, openwebtext, fineweb-edu, or a file (text, .jsonl, .tar; also "
+                         ".gz, .xz, .zst), or a quoted pattern of several"});
     options.add({.short_name = "-o",
                  .long_name = "--out",
                  .to = &config.out,
                  .metavar = "DIR",
                  .default_text = "data/CORPUS",
                  .help = "directory for the shards"});
-    options.add(
-        {.long_name = "--tokenizer",
-         .to = &config.tokenizer,
-         .metavar = "NAME|DIR",
-         .help = "gpt2 (downloaded on first use), bytes, or a directory with vocab.json and merges.txt"});
+    options.add({.long_name = "--tokenizer",
+                 .to = &config.tokenizer,
+                 .metavar = "NAME|DIR",
+                 .help = "gpt2 (downloaded on first use), bytes, or a directory with vocab.json and merges.txt"});
     options.add({.long_name = "--format",
                  .to = &config.format,
                  .choices = {"auto", "text", "jsonl", "tar", "nested-tar"},
@@ -370,12 +352,11 @@ int main(int argc, char** argv) {
                  .to = &config.downloads,
                  .metavar = "DIR",
                  .help = "where downloaded files are kept"});
-    options.add(
-        {.long_name = "--mirror",
-         .to = &config.mirror,
-         .metavar = "URL",
-         .default_text = "the public hosts",
-         .help = "host to download from instead: https://HOST, or file:///DIR for files fetched before"});
+    options.add({.long_name = "--mirror",
+                 .to = &config.mirror,
+                 .metavar = "URL",
+                 .default_text = "the public hosts",
+                 .help = "host to download from instead: https://HOST, or file:///DIR for files fetched before"});
     options.add({.long_name = "--threads",
                  .to = &config.threads,
                  .metavar = "N",

@@ -34,26 +34,20 @@ struct Table {
 };
 
 const std::vector<Table> tables = {
-    {"girl",
-     "name",
-     {"Lily", "Mia", "Anna", "Emma", "Rosie", "Sara", "Nora", "Ella", "Zoe", "Kate", "Lucy", "Amy"}},
-    {"boy",
-     "name",
-     {"Tom", "Ben", "Max", "Sam", "Leo", "Jack", "Tim", "Finn", "Noah", "Adam", "Luke", "Owen"}},
+    {"girl", "name", {"Lily", "Mia", "Anna", "Emma", "Rosie", "Sara", "Nora", "Ella", "Zoe", "Kate", "Lucy", "Amy"}},
+    {"boy", "name", {"Tom", "Ben", "Max", "Sam", "Leo", "Jack", "Tim", "Finn", "Noah", "Adam", "Luke", "Owen"}},
     {"she-animal", "name", {"Daisy", "Hazel", "Poppy", "Honey", "Ruby", "Willow", "Luna", "Coco"}},
     {"he-animal", "name", {"Rusty", "Pip", "Bruno", "Teddy", "Bingo", "Rocky", "Toby", "Hugo"}},
     {"animal", "kind", {"fox", "rabbit", "bear", "squirrel", "deer", "otter", "pig", "goat"}},
-    {"child-land",
-     "land",
-     {"in a small town", "near the sea", "on a farm", "in a house on a hill", "in a big city"}},
+    {"child-land", "land", {"in a small town", "near the sea", "on a farm", "in a house on a hill", "in a big city"}},
     {"animal-land", "land", {"in a green forest", "near a river", "near an old tree", "on a green hill"}},
     {"color", "color", {"red", "blue", "green", "yellow", "orange", "white", "brown", "pink"}},
     {"toy", "toy", {"ball", "boat", "car", "drum", "doll", "train", "robot", "toy bear", "toy duck"}},
     {"junk", "junk", {"sock", "apple", "orange"}},
     {"spot",
      "spot",
-     {"under the bed", "behind the door", "under the table", "in the kitchen", "behind the sofa",
-      "in the garden", "in the big box"}},
+     {"under the bed", "behind the door", "under the table", "in the kitchen", "behind the sofa", "in the garden",
+      "in the big box"}},
     {"food",
      "food",
      {"apple", "orange", "pear", "cookie", "sandwich", "pancake", "honey cake", "banana", "apple pie",
@@ -67,11 +61,9 @@ const std::vector<Table> tables = {
 
     {"thing",
      "thing|how",
-     {"kite|The wind pulled the kite into a tall tree",
-      "kite|The string broke, and the kite flew into a tall tree",
+     {"kite|The wind pulled the kite into a tall tree", "kite|The string broke, and the kite flew into a tall tree",
       "ball|{He} threw the ball too high, and it landed in a tall tree",
-      "ball|{He} kicked the ball, and it flew up into a tall tree",
-      "hat|The wind blew the hat up into a tall tree",
+      "ball|{He} kicked the ball, and it flew up into a tall tree", "hat|The wind blew the hat up into a tall tree",
       "paper plane|{He} threw the paper plane, and it landed in a tall tree"}},
     {"helper",
      "helper|first|way|gift",
@@ -132,15 +124,14 @@ const std::vector<Table> tables = {
       "dance|{He} tried, but {he} fell down|danced in a big circle"}},
     {"plant",
      "plant|end",
-     {"tall sunflower|It was taller than {hero}",
-      "round yellow pumpkin|{hero} and {his} {elder} made hot soup with it",
+     {"tall sunflower|It was taller than {hero}", "round yellow pumpkin|{hero} and {his} {elder} made hot soup with it",
       "big orange carrot|{hero} gave half of it to a hungry rabbit",
       "sweet red strawberry|{hero} gave half of it to {his} {elder}",
       "white rose|{hero} put it in a vase by the window"}},
     {"craft",
      "craft|from",
-     {"card|paper and paint", "crown|leaves and flowers", "little boat|wood and string",
-      "paper bird|{color} paper", "kite|paper and string", "doll|an old sock"}},
+     {"card|paper and paint", "crown|leaves and flowers", "little boat|wood and string", "paper bird|{color} paper",
+      "kite|paper and string", "doll|an old sock"}},
     {"load",
      "load|where|result",
      {"log|a big log on the path home|The log rolled away",
@@ -462,8 +453,7 @@ class Teller {
         std::vector<std::string_view> left;
         for (std::string_view row : table->rows)
             if (std::find(drawn.begin(), drawn.end(), row) == drawn.end()) left.push_back(row);
-        if (left.empty())
-            fail("stories: no row is left in table '%.*s'", int(table_name.size()), table_name.data());
+        if (left.empty()) fail("stories: no row is left in table '%.*s'", int(table_name.size()), table_name.data());
         const std::string_view row = left[dice.below(left.size())];
         drawn.push_back(row);
         const std::vector<std::string_view> columns = split(table->columns, '|'), fields = split(row, '|');
@@ -482,8 +472,7 @@ class Teller {
         person("hero", animals, hero_is_she);
         person("friend", animals, !hero_is_she);
         draw("land", animals ? "animal-land" : "child-land");
-        for (const char* word : {"he", "his", "him", "kind"})
-            facts[word] = facts["hero." + std::string(word)];
+        for (const char* word : {"he", "his", "him", "kind"}) facts[word] = facts["hero." + std::string(word)];
         facts["pal"] = animals ? "{friend} the {friend.kind}" : "{his} friend {friend}";
     }
 
@@ -534,8 +523,7 @@ class Teller {
             text = expand(phrase->text);
         else
             fail("stories: nothing is named {%.*s}", int(mark.size()), mark.data());
-        if (article)
-            text = (std::string_view("aeiou").find(text[0]) != std::string_view::npos ? "an " : "a ") + text;
+        if (article) text = (std::string_view("aeiou").find(text[0]) != std::string_view::npos ? "an " : "a ") + text;
         if (capital && text[0] >= 'a' && text[0] <= 'z') text[0] = char(text[0] - 'a' + 'A');
         return text;
     }

@@ -81,8 +81,9 @@ Limits measure_limits(Cuda& dev, size_t rounds, bool tiny) {
     const size_t n = tiny ? 1 << 16 : size_t(1) << 28, K = tiny ? 128 : 8192;
     bf16 *from = memory.random<bf16>(n), *to = memory.random<bf16>(n);
     const double copy = milliseconds(dev, rounds, [&] { device_copy(dev, to, from, n * sizeof(bf16)); });
-    const double product = milliseconds(
-        dev, rounds, [&] { matmul_forward<bf16>(dev, to, from, from + K * K, nullptr, nullptr, K, K, K); });
+    const double product = milliseconds(dev, rounds, [&] {
+        matmul_forward<bf16>(dev, to, from, from + K * K, nullptr, nullptr, K, K, K);
+    });
     return {2 * double(n) * sizeof(bf16) / (copy * 1e-3), 2 * double(K) * double(K) * double(K) / (product * 1e-3)};
 }
 
@@ -105,31 +106,29 @@ std::vector<Row> measure_ops(Cuda& dev, const Sizes& s) {
     bf16 *v = m.random<bf16>(4 * C), *v2 = m.random<bf16>(4 * C), *dw = m.random<bf16>(4 * C * C);
     float *mean = m.random<float>(N), *rscale = m.random<float>(N), *lse = m.random<float>(N * s.NH);
     double* sums = m.random<double>(8);
-    auto add = [&](const std::string& name, double work, bool arithmetic, size_t count, const std::function<void()>& f) {
+    auto add = [&](const std::string& name, double work, bool arithmetic, size_t count,
+                   const std::function<void()>& f) {
         rows.push_back({name, work, arithmetic, count, milliseconds(dev, s.rounds, f)});
     };
-    for (const auto& [phase, name] : {std::pair(Phase::norm, "g = 1"), std::pair(Phase::blend, "0 < g < 1"),
-                                      std::pair(Phase::scale, "g = 0")}) {
+    for (const auto& [phase, name] :
+         {std::pair(Phase::norm, "g = 1"), std::pair(Phase::blend, "0 < g < 1"), std::pair(Phase::scale, "g = 0")}) {
         const float g = phase == Phase::norm ? 1.0f : phase == Phase::blend ? 0.5f : 0.0f;
         const Site<bf16> site{NormKind::layernorm, phase, 1e-5f, g, 1, v, v + C, v + 2 * C, v + 3 * C};
         const size_t count = phase == Phase::norm ? 2 * L + 1 : 0;
-        add(std::string("site forward, ") + name, 2 * x, false, count, [&] {
-            site_forward<bf16>(dev, b, mean, rscale, nullptr, a, site, N, C);
-        });
+        add(std::string("site forward, ") + name, 2 * x, false, count,
+            [&] { site_forward<bf16>(dev, b, mean, rscale, nullptr, a, site, N, C); });
         add(std::string("site backward, ") + name, 4 * x, false, count, [&] {
             site_backward<bf16>(dev, d, {v2, v2 + C, v2 + 2 * C, v2 + 3 * C}, b, a, mean, rscale, site, N, C, true);
         });
     }
-    add("stream scale", x, false, 1, [&] {
-        stream_scale(dev, reinterpret_cast<StreamScale*>(sums), a, NormKind::layernorm, 1e-5, 1, N, C);
-    });
+    add("stream scale", x, false, 1,
+        [&] { stream_scale(dev, reinterpret_cast<StreamScale*>(sums), a, NormKind::layernorm, 1e-5, 1, N, C); });
     auto linear = [&](const char* name, size_t in, size_t out, size_t count) {
         const double flops = 2 * double(N) * double(in) * double(out);
         add(std::string(name) + " forward", flops, true, count,
             [&] { matmul_forward<bf16>(dev, wide, wide2, w, v, nullptr, N, in, out); });
-        add(std::string(name) + " backward", 2 * flops, true, count, [&] {
-            matmul_backward<bf16>(dev, wide, dw, v2, wide2, a, w, nullptr, N, in, out, false);
-        });
+        add(std::string(name) + " backward", 2 * flops, true, count,
+            [&] { matmul_backward<bf16>(dev, wide, dw, v2, wide2, a, w, nullptr, N, in, out, false); });
     };
     linear("linear C -> 3C", C, 3 * C, L), linear("linear C -> C", C, C, L);
     const double fc = 8 * double(N) * double(C) * double(C);
@@ -156,7 +155,8 @@ void measure_ends(Cuda& dev, const Sizes& s, std::vector<Row>& rows) {
     Config c;
     c.V = s.V, c.T = s.T, c.L = s.L, c.NH = s.NH, c.C = s.C;
     const size_t P = parameter_count(c);
-    auto add = [&](const std::string& name, double work, bool arithmetic, size_t count, const std::function<void()>& f) {
+    auto add = [&](const std::string& name, double work, bool arithmetic, size_t count,
+                   const std::function<void()>& f) {
         rows.push_back({name, work, arithmetic, count, milliseconds(dev, s.rounds, f)});
     };
     {
@@ -168,7 +168,8 @@ void measure_ends(Cuda& dev, const Sizes& s, std::vector<Row>& rows) {
         double* sum = m.random<double>(1);
         const size_t chunks = (N + chunk - 1) / chunk;
         const double flops = 2 * double(chunk) * double(C) * double(Vp), z = double(chunk * Vp) * sizeof(bf16);
-        add("head forward", flops, true, chunks, [&] { head_forward<bf16>(dev, logits, x, wte, nullptr, chunk, C, Vp); });
+        add("head forward", flops, true, chunks,
+            [&] { head_forward<bf16>(dev, logits, x, wte, nullptr, chunk, C, Vp); });
         add("head backward", 2 * flops, true, chunks,
             [&] { head_backward(dev, dx, dwte, logits, x, wte, chunk, C, Vp, true); });
         add("cross-entropy and gradient", 2 * z, false, chunks,
@@ -208,13 +209,15 @@ void measure_updates(Cuda& dev, const Sizes& s, const Limits& limits) {
     const TokenSource corpus = tokens_from_text("x", "random tokens", [&](std::string_view) { return random; });
     const double P = double(parameter_count(c) - s.T * s.C), N = double(s.N());
     const double flops = 6 * P * N + 12.0 * double(s.L) * double(s.B) * double(s.T) * double(s.T + 1) / 2 * double(s.C);
-    std::printf("| update | tokens/s | ms | against `norm` | TFLOP/s | MFU | of the matmul rate | GPU memory, GiB |\n"
-                "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
+    std::printf(
+        "| update | tokens/s | ms | against `norm` | TFLOP/s | MFU | of the matmul rate | GPU memory, GiB |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
     const double nominal = nominal_flops(dev.sm());
     double baseline = 0;
-    for (const Mode& mode : {Mode{"`norm`", GateMode::norm, 0}, Mode{"`taper`, g = 1, calibrating", GateMode::taper, 10},
-                             Mode{"`taper`, g = 0.5", GateMode::taper, 199 - s.rounds / 2},
-                             Mode{"`taper`, g = 0", GateMode::taper, 400}}) {
+    for (const Mode& mode :
+         {Mode{"`norm`", GateMode::norm, 0}, Mode{"`taper`, g = 1, calibrating", GateMode::taper, 10},
+          Mode{"`taper`, g = 0.5", GateMode::taper, 199 - s.rounds / 2},
+          Mode{"`taper`, g = 0", GateMode::taper, 400}}) {
         c.mode = mode.mode;
         Trainer<Cuda, bf16> t(dev, settings, c, corpus);
         initialize(t.model, 1);
@@ -231,8 +234,8 @@ void measure_updates(Cuda& dev, const Sizes& s, const Limits& limits) {
         CUDA_CHECK(cudaMemGetInfo(&free, &total));
         std::printf("| %s | %.0f | %.2f | %.3fx | %.1f | %s | %.1f%% | %.1f |\n", mode.name, N / seconds, seconds * 1e3,
                     baseline / seconds, flops / seconds * 1e-12,
-                    nominal > 0 ? strprintf("%.1f%%", 100 * flops / seconds / nominal).c_str() : "-", 100 * flops / seconds / limits.flops,
-                    double(total - free) / double(1 << 30));
+                    nominal > 0 ? strprintf("%.1f%%", 100 * flops / seconds / nominal).c_str() : "-",
+                    100 * flops / seconds / limits.flops, double(total - free) / double(1 << 30));
         std::fflush(stdout);
     }
 }
@@ -240,12 +243,13 @@ void measure_updates(Cuda& dev, const Sizes& s, const Limits& limits) {
 void print_ops(const std::vector<Row>& rows, const Limits& limits) {
     double sum = 0;
     for (const Row& r : rows) sum += r.ms * double(r.count);
-    std::printf("\n| op | ms | rate | of the limit | times an update | share |\n| --- | ---: | ---: | ---: | ---: | ---: |\n");
+    std::printf(
+        "\n| op | ms | rate | of the limit | times an update | share |\n| --- | ---: | ---: | ---: | ---: | ---: |\n");
     for (const Row& r : rows) {
         const double rate = r.work / (r.ms * 1e-3), limit = r.arithmetic ? limits.flops : limits.bytes;
         std::printf("| %s | %.4f | %.1f %s | %.0f%% | %zu | %.1f%% |\n", r.name.c_str(), r.ms,
-                    rate * (r.arithmetic ? 1e-12 : 1e-9), r.arithmetic ? "TFLOP/s" : "GB/s", 100 * rate / limit, r.count,
-                    100 * r.ms * double(r.count) / sum);
+                    rate * (r.arithmetic ? 1e-12 : 1e-9), r.arithmetic ? "TFLOP/s" : "GB/s", 100 * rate / limit,
+                    r.count, 100 * r.ms * double(r.count) / sum);
     }
     std::printf("\nSum of the ops of a `norm` update: %.2f ms.\n", sum);
 }
@@ -258,10 +262,11 @@ int run_benchmark(int argc, char** argv) {
     if (!probe.usable) fail("%s", probe.description.c_str());
     Cuda dev;
     const Limits limits = measure_limits(dev, s.rounds, s.C < 256);
-    std::printf("# Training speed on %s\n\n`make gpu-bench`: %zu layers, %zu heads, %zu channels, vocabulary %zu, batch %zu "
-                "of %zu tokens, bf16; medians of %zu.\nLimits measured in this run: copying %.0f GB/s (read and write), a "
-                "large bf16 product %.1f TFLOP/s.\n\n", probe.description.c_str(), s.L, s.NH, s.C, s.V, s.B, s.T, s.rounds,
-                limits.bytes * 1e-9, limits.flops * 1e-12);
+    std::printf(
+        "# Training speed on %s\n\n`make gpu-bench`: %zu layers, %zu heads, %zu channels, vocabulary %zu, batch %zu "
+        "of %zu tokens, bf16; medians of %zu.\nLimits measured in this run: copying %.0f GB/s (read and write), a "
+        "large bf16 product %.1f TFLOP/s.\n\n",
+        probe.description.c_str(), s.L, s.NH, s.C, s.V, s.B, s.T, s.rounds, limits.bytes * 1e-9, limits.flops * 1e-12);
     measure_updates(dev, s, limits);
     std::vector<Row> rows = measure_ops(dev, s);
     measure_ends(dev, s, rows);

@@ -20,9 +20,7 @@
 
 namespace {
 
-double seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 double median(std::vector<double> v) {
     std::sort(v.begin(), v.end());
@@ -32,13 +30,13 @@ double median(std::vector<double> v) {
 #if defined(__x86_64__)
 // Twelve independent chains of multiply-adds on registers (0 * 0 + 0), enough to hide the latency.
 #define FMA(r, n) "vfmadd231ps %%" r "12, %%" r "12, %%" r #n "\n\t"
-#define FMA_CHAINS(r)                                                                                     \
-    asm volatile("1:\n\t" FMA(r, 0) FMA(r, 1) FMA(r, 2) FMA(r, 3) FMA(r, 4) FMA(r, 5) FMA(r, 6) FMA(r, 7) \
-                     FMA(r, 8) FMA(r, 9) FMA(r, 10) FMA(r, 11) "dec %0\n\tjnz 1b\n\tvzeroupper"           \
-                 : "+r"(steps)                                                                            \
-                 :                                                                                        \
-                 : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",  \
-                   "xmm10", "xmm11", "xmm12")
+#define FMA_CHAINS(r)                                                                                               \
+    asm volatile("1:\n\t" FMA(r, 0) FMA(r, 1) FMA(r, 2) FMA(r, 3) FMA(r, 4) FMA(r, 5) FMA(r, 6) FMA(r, 7) FMA(r, 8) \
+                     FMA(r, 9) FMA(r, 10) FMA(r, 11) "dec %0\n\tjnz 1b\n\tvzeroupper"                               \
+                 : "+r"(steps)                                                                                      \
+                 :                                                                                                  \
+                 : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",   \
+                   "xmm11", "xmm12")
 void fma_chains_avx512(size_t steps) {
     asm volatile("vpxor %%xmm12, %%xmm12, %%xmm12" ::: "xmm12");
     FMA_CHAINS("zmm");
@@ -162,19 +160,18 @@ int main(int argc, char** argv) {
 #endif
             const double start = seconds(), operations = run_peak(dev);
             if (round < 0) continue;
-            peak.push_back(operations / (seconds() - start)), ours.push_back(our_time),
-                other.push_back(other_time);
+            peak.push_back(operations / (seconds() - start)), ours.push_back(our_time), other.push_back(other_time);
         }
         const double our_rate = work / median(ours), other_rate = work / median(other), top = median(peak);
         std::vector<double> each;
         for (size_t i = 0; i < ours.size(); i++) each.push_back(other[i] / ours[i]);
         ratios.push_back(median(each));
-        std::printf("| %s | %.0f | %.0f | %.2f | %.0f | %.2f | %.2f |\n", p.name.c_str(), top * 1e-9,
-                    our_rate * 1e-9, our_rate / top, other_rate * 1e-9, other_rate / top, ratios.back());
+        std::printf("| %s | %.0f | %.0f | %.2f | %.0f | %.2f | %.2f |\n", p.name.c_str(), top * 1e-9, our_rate * 1e-9,
+                    our_rate / top, other_rate * 1e-9, other_rate / top, ratios.back());
         std::fflush(stdout);
     }
     if (ratios.empty()) return 1;
     std::printf("\nmedian ratio %.3f, lowest %.3f, highest %.3f over %zu products\n", median(ratios),
-                *std::min_element(ratios.begin(), ratios.end()),
-                *std::max_element(ratios.begin(), ratios.end()), ratios.size());
+                *std::min_element(ratios.begin(), ratios.end()), *std::max_element(ratios.begin(), ratios.end()),
+                ratios.size());
 }

@@ -64,7 +64,7 @@ double time_products(Cpu& dev, const std::vector<Product>& all, std::vector<floa
     for (const Product& p : all) {
         const size_t lda = p.trans_a ? p.M : p.K, ldb = p.trans_b ? p.K : p.N;
         memory[0].resize(p.M * p.K, 0.5f), memory[1].resize(p.K * p.N, 0.5f), memory[2].resize(p.M * p.N);
-        total += double(p.count) * seconds_of([&] {
+        const auto product = [&] {
 #ifdef HAVE_DNNL
             if (library) {
                 dnnl_sgemm(p.trans_a ? 'T' : 'N', p.trans_b ? 'T' : 'N', dnnl_dim_t(p.M), dnnl_dim_t(p.N),
@@ -73,10 +73,13 @@ double time_products(Cpu& dev, const std::vector<Product>& all, std::vector<floa
                 return;
             }
 #endif
+            // clang-format off
             gemm<float>(dev, {.M = p.M, .N = p.N, .K = p.K, .A = memory[0].data(), .lda = lda, .trans_a = p.trans_a,
                               .B = memory[1].data(), .ldb = ldb, .trans_b = p.trans_b, .C = memory[2].data(),
                               .ldc = p.N});
-        });
+            // clang-format on
+        };
+        total += double(p.count) * seconds_of(product);
     }
     return total;
 }
@@ -138,13 +141,14 @@ int main(int argc, char** argv) {
     struct rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
     const double work = flops(matmuls), attention = attention_flops(config, B, config.T);
-    std::printf("{\"threads\": %d, \"isa\": \"%s\", \"tokens\": %zu, \"matmul_flops\": %.6g, \"attention_flops\": %.6g", dev.threads,
-                isa_name(dev.isa), B * config.T, work, attention);
+    std::printf("{\"threads\": %d, \"isa\": \"%s\", \"tokens\": %zu, \"matmul_flops\": %.6g, \"attention_flops\": %.6g",
+                dev.threads, isa_name(dev.isa), B * config.T, work, attention);
     for (size_t i = 0; i < 4; i++) {
         // Ratios of neighbours in time, so that a slow minute counts on both sides.
         std::vector<double> ratio;
         for (size_t r = 0; r < rounds; r++) ratio.push_back(times[i][r] / times[0][r]);
-        std::printf(", \"%s\": %.6g, \"%s_over_norm\": %.4f", phases[i].name, median(times[i]), phases[i].name, median(ratio));
+        std::printf(", \"%s\": %.6g, \"%s_over_norm\": %.4f", phases[i].name, median(times[i]), phases[i].name,
+                    median(ratio));
     }
     std::printf(", \"our_matmuls\": %.6g", median(ours));
 #ifdef HAVE_DNNL
@@ -152,8 +156,8 @@ int main(int argc, char** argv) {
     for (size_t r = 0; r < rounds; r++) floor_ratio.push_back(library[r] * (1 + attention / work) / times[0][r]);
     std::printf(", \"library_matmuls\": %.6g, \"floor_over_norm\": %.4f", median(library), median(floor_ratio));
 #endif
-    const size_t held = taper.model.param_memory.bytes() + taper.model.grad_memory.bytes() + taper.moment_memory.bytes() +
-                        taper.model.act_memory.bytes();
+    const size_t held = taper.model.param_memory.bytes() + taper.model.grad_memory.bytes() +
+                        taper.moment_memory.bytes() + taper.model.act_memory.bytes();
     std::printf(", \"held_bytes_one_model\": %zu, \"peak_kib_two_models\": %ld}\n", held, usage.ru_maxrss);
     (void)library;
 }

@@ -119,11 +119,10 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path) {
 
     fd_ = open_temporary(temporary_);
     if (fd_ < 0 && errno == EWOULDBLOCK)
-        fail("cannot write %s: another process is writing it; give this run another name",
-             in_quotes(path).c_str());
+        fail("cannot write %s: another process is writing it; give this run another name", in_quotes(path).c_str());
     if (fd_ < 0 && errno == ENOENT)
-        fail("cannot write %s: the directory %s does not exist; create it first (mkdir -p)",
-             in_quotes(path).c_str(), in_quotes(directory_of(target_)).c_str());
+        fail("cannot write %s: the directory %s does not exist; create it first (mkdir -p)", in_quotes(path).c_str(),
+             in_quotes(directory_of(target_)).c_str());
     if (fd_ < 0) fail_with(errno, "create a file in its directory");
     if (exists) (void)!fchmod(fd_, info.st_mode & 07777);  // keeps the old file's permissions where it may
 }
@@ -195,8 +194,7 @@ MappedFile::MappedFile(const std::string& path) {
     const int map_error = errno;
     close(fd);
     if (p == MAP_FAILED)
-        fail("cannot map %s (%zu bytes) into memory: %s", in_quotes(path).c_str(), size_,
-             std::strerror(map_error));
+        fail("cannot map %s (%zu bytes) into memory: %s", in_quotes(path).c_str(), size_, std::strerror(map_error));
     data_ = static_cast<unsigned char*>(p);
 }
 

@@ -116,8 +116,7 @@ std::string suggestion(const std::string& found, const std::vector<std::string>&
 
 [[noreturn]] void fail_value(const Option& o, const std::string& expected, const std::string& found,
                              const std::string& hint = "") {
-    fail("%s: expected %s, found %s%s", label(o).c_str(), expected.c_str(), in_quotes(found).c_str(),
-         hint.c_str());
+    fail("%s: expected %s, found %s%s", label(o).c_str(), expected.c_str(), in_quotes(found).c_str(), hint.c_str());
 }
 
 void set_text(const Option& o, const std::string& text, std::string* value) {
@@ -186,9 +185,7 @@ size_t Length::resolve(size_t total) const {
     return value > 0 ? std::max<size_t>(1, size_t(std::llround(value * double(total)))) : 0;
 }
 
-std::string Length::text() const {
-    return is_fraction ? strprintf("%g%%", value * 100) : strprintf("%.0f", value);
-}
+std::string Length::text() const { return is_fraction ? strprintf("%g%%", value * 100) : strprintf("%.0f", value); }
 
 Options::Options(std::string program, std::string description)
     : program_(std::move(program)), description_(std::move(description)) {}
@@ -230,9 +227,8 @@ bool Options::parse(int argc, const char* const* argv) {
         const Option& o = row.option;
         const bool letter = !o.short_name.empty() && !has_two_letters(o);
         const std::string names = letter ? o.short_name + "," + o.long_name : o.long_name;
-        parsed.push_back(is_flag(o)
-                             ? app.add_flag(names)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
-                             : app.add_option(names));
+        parsed.push_back(is_flag(o) ? app.add_flag(names)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
+                                    : app.add_option(names));
         parsed.back()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
         if (is_positional(o)) continue;
         flags.push_back(o.long_name);
@@ -265,7 +261,8 @@ bool Options::parse(int argc, const char* const* argv) {
     for (size_t i = 0; i < rows_.size(); i++) {
         const Option& o = rows_[i].option;
         if (parsed[i]->count() == 0) {
-            if (is_positional(o) && !o.optional) fail("%s is missing: %s (see --help)", label(o).c_str(), o.help.c_str());
+            if (is_positional(o) && !o.optional)
+                fail("%s is missing: %s (see --help)", label(o).c_str(), o.help.c_str());
             continue;
         }
         const std::string value = is_flag(o) ? "" : parsed[i]->results().back();

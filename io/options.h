@@ -41,9 +41,10 @@ using OptionTarget = std::variant<std::string*, size_t*, int64_t*, double*, bool
 
 struct Option {
     std::string short_name = {};  // "-g"; llm.c's two letters ("-sl") too; "" for none
-    std::string long_name;        // "--gate"; without dashes ("model") it is a positional argument, required unless `optional`
-    OptionTarget to;              // a flag flips its bool, so that --no-shuffle may point to `shuffle`
-    std::string metavar = {};     // "FILE"; "" for the choices, or what suits the kind
+    std::string
+        long_name;    // "--gate"; without dashes ("model") it is a positional argument, required unless `optional`
+    OptionTarget to;  // a flag flips its bool, so that --no-shuffle may point to `shuffle`
+    std::string metavar = {};  // "FILE"; "" for the choices, or what suits the kind
     std::vector<std::string> choices = {};
     Range range = {};               // of a number; for a Length, of an absolute one. Fractions are 0% to 100%
     std::string default_text = {};  // in the help instead of the default's value ("4 x C")
@@ -64,9 +65,7 @@ class Options {
     // else is done.
     bool parse(int argc, const char* const* argv);
 
-    bool given(const std::string& long_name) const {
-        return given_.count(long_name) > 0;
-    }  // on the command line
+    bool given(const std::string& long_name) const { return given_.count(long_name) > 0; }  // on the command line
 
     std::string help() const;
     std::string table() const;  // all settings as they are now, in aligned columns

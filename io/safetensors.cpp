@@ -134,13 +134,12 @@ class HeaderReader : public nlohmann::json_sax<json> {
 
     template <class... Args>
     [[noreturn]] void reject(const char* format, Args... args) {
-        fail("%s is not a valid safetensors file: %s", in_quotes(path_).c_str(),
-             strprintf(format, args...).c_str());
+        fail("%s is not a valid safetensors file: %s", in_quotes(path_).c_str(), strprintf(format, args...).c_str());
     }
     template <class... Args>
     [[noreturn]] void reject_tensor(const char* format, Args... args) {
-        fail("%s is not a valid safetensors file: tensor %s %s", in_quotes(path_).c_str(),
-             in_quotes(name_).c_str(), strprintf(format, args...).c_str());
+        fail("%s is not a valid safetensors file: tensor %s %s", in_quotes(path_).c_str(), in_quotes(name_).c_str(),
+             strprintf(format, args...).c_str());
     }
     [[noreturn]] void unexpected(const char* what) {
         switch (place_) {
@@ -179,8 +178,7 @@ class HeaderReader : public nlohmann::json_sax<json> {
 
     void finish_tensor() {
         if (seen_.size() != 3) reject_tensor("lacks one of dtype, shape and data_offsets");
-        if (offsets_.size() != 2)
-            reject_tensor("has %zu data_offsets; expected [begin, end]", offsets_.size());
+        if (offsets_.size() != 2) reject_tensor("has %zu data_offsets; expected [begin, end]", offsets_.size());
         tensor_.begin = offsets_[0], tensor_.end = offsets_[1];
         if (tensor_.begin > tensor_.end)
             reject_tensor("ends at byte %zu, before its begin at %zu", tensor_.end, tensor_.begin);
@@ -188,8 +186,8 @@ class HeaderReader : public nlohmann::json_sax<json> {
         if (!tensor_bytes(tensor_.dtype, tensor_.shape, &bytes))
             reject_tensor("has a shape of more bytes than 64 bits can count");
         if (bytes != tensor_.end - tensor_.begin)
-            reject_tensor("has %zu bytes of data; its shape and dtype %s need %zu",
-                          tensor_.end - tensor_.begin, dtype_name(tensor_.dtype), bytes);
+            reject_tensor("has %zu bytes of data; its shape and dtype %s need %zu", tensor_.end - tensor_.begin,
+                          dtype_name(tensor_.dtype), bytes);
         entries_->push_back(std::move(tensor_));
     }
 
@@ -217,8 +215,7 @@ void check_layout(const std::string& path, const std::vector<TensorEntry>& entri
             fail(
                 "%s is not a valid safetensors file: tensor %s begins at byte %zu of the data; expected %zu "
                 "(%s)",
-                in_quotes(path).c_str(), in_quotes(e.name).c_str(), e.begin, at,
-                e.begin < at ? "an overlap" : "a gap");
+                in_quotes(path).c_str(), in_quotes(e.name).c_str(), e.begin, at, e.begin < at ? "an overlap" : "a gap");
         at = e.end;
     }
     if (at != data_bytes)
@@ -253,12 +250,11 @@ std::string make_header(const std::string& path, const std::map<std::string, std
     for (const TensorOut& t : tensors) {
         const std::string name = json_string(t.name);
         if (t.name == "__metadata__" || !names.insert(name).second)
-            fail("cannot write %s: tensor name %s is taken", in_quotes(path).c_str(),
-                 in_quotes(t.name).c_str());
+            fail("cannot write %s: tensor name %s is taken", in_quotes(path).c_str(), in_quotes(t.name).c_str());
         size_t size, end;
         if (!tensor_bytes(t.dtype, t.shape, &size) || __builtin_add_overflow(begin, size, &end))
-            fail("cannot write %s: tensor %s has a shape of more bytes than 64 bits can count",
-                 in_quotes(path).c_str(), in_quotes(t.name).c_str());
+            fail("cannot write %s: tensor %s has a shape of more bytes than 64 bits can count", in_quotes(path).c_str(),
+                 in_quotes(t.name).c_str());
         header += strprintf(",%s:{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}", name.c_str(),
                             dtype_name(t.dtype), json(t.shape).dump().c_str(), begin, end);
         bytes->push_back(size);
@@ -305,9 +301,8 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(p
     const size_t rest = file_.size() - length_bytes;
     const unsigned char* header = file_.data() + length_bytes;
     if (length > 0 && rest > 0 && header[0] != '{')
-        fail(
-            "%s is not a safetensors file: no JSON header at byte %zu; name a model.bin or .safetensors file",
-            in_quotes(path).c_str(), length_bytes);
+        fail("%s is not a safetensors file: no JSON header at byte %zu; name a model.bin or .safetensors file",
+             in_quotes(path).c_str(), length_bytes);
     if (length < 2 || length > max_header_bytes || length > rest)
         fail(
             "%s is not a valid safetensors file: its header claims %llu bytes, the file holds %zu after the "

@@ -47,9 +47,7 @@ class SafetensorsFile {
     const TensorEntry* find(std::string_view name) const;  // nullptr: no such tensor
 
     // The tensor's bytes in the file's dtype; files of other programs need not align them.
-    const unsigned char* data(const TensorEntry& entry) const {
-        return file_.data() + data_begin_ + entry.begin;
-    }
+    const unsigned char* data(const TensorEntry& entry) const { return file_.data() + data_begin_ + entry.begin; }
 
     // entry.count() numbers converted from F64, F32, F16 or BF16; any other dtype is an error. Real: float,
     // double.

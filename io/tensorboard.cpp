@@ -47,7 +47,8 @@ std::string next_file(const std::string& folder) {
     unsigned long long last = 0;
     for (const auto& entry : fs::directory_iterator(folder, ignored))
         if (const std::string name = entry.path().filename().string(); name.starts_with(name_start))
-            last = std::max(last, std::min(std::strtoull(name.c_str() + name_start.size(), nullptr, 10), 9999999998ull));
+            last =
+                std::max(last, std::min(std::strtoull(name.c_str() + name_start.size(), nullptr, 10), 9999999998ull));
     return (fs::path(folder) / (name_start + strprintf("%010llu.train_gpt", last + 1))).string();
 }
 

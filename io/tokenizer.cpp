@@ -69,8 +69,8 @@ std::vector<std::string> parse_vocab(std::string_view text, const std::string& s
     const auto json = nlohmann::json::parse(text, nullptr, false);
     if (!json.is_object()) fail("%s: vocab.json must be a JSON object {\"token\": id, ...}", source.c_str());
     if (json.size() > max_vocab_size)
-        fail("%s: the vocabulary has %zu tokens; ids are stored in 16 bits, so that %zu is the limit",
-             source.c_str(), json.size(), max_vocab_size);
+        fail("%s: the vocabulary has %zu tokens; ids are stored in 16 bits, so that %zu is the limit", source.c_str(),
+             json.size(), max_vocab_size);
     std::vector<std::string> keys(json.size());
     std::vector<bool> seen(json.size());
     for (const auto& [key, id] : json.items()) {
@@ -105,8 +105,8 @@ std::vector<MergeLine> parse_merges(std::string_view text, const std::vector<std
         if (line.empty() || line.starts_with("#version")) continue;
         const size_t space = line.find(' ');
         if (space == 0 || space >= line.size() - 1 || line.find(' ', space + 1) != line.npos)
-            fail("%s: line %zu of merges.txt is %s; expected two tokens and one space between them",
-                 source.c_str(), line_number, in_quotes(line).c_str());
+            fail("%s: line %zu of merges.txt is %s; expected two tokens and one space between them", source.c_str(),
+                 line_number, in_quotes(line).c_str());
         const auto left = ids.find(line.substr(0, space)), right = ids.find(line.substr(space + 1));
         const auto merged = ids.find(std::string(line.substr(0, space)).append(line.substr(space + 1)));
         if (left == ids.end() || right == ids.end() || merged == ids.end())
@@ -155,8 +155,7 @@ constexpr uint32_t no_rank = ~0u;
 // memory.
 class MergeRanks {
   public:
-    explicit MergeRanks(size_t capacity)
-        : slots_(std::bit_ceil(2 * capacity + 2)), mask_(slots_.size() - 1) {}
+    explicit MergeRanks(size_t capacity) : slots_(std::bit_ceil(2 * capacity + 2)), mask_(slots_.size() - 1) {}
 
     // Of a pair that is listed twice the later rank counts, as in Hugging Face's tokenizers.
     void insert(Pair pair, uint32_t rank) {
@@ -398,8 +397,7 @@ Tokenizer::Tokenizer() {
     tables_ = bytes;
 }
 
-Tokenizer Tokenizer::from_text(std::string_view vocab_json, std::string_view merges_txt,
-                               const std::string& source) {
+Tokenizer Tokenizer::from_text(std::string_view vocab_json, std::string_view merges_txt, const std::string& source) {
     const std::vector<std::string> keys = parse_vocab(vocab_json, source);
     const std::vector<MergeLine> merges = parse_merges(merges_txt, keys, source);
     auto tables = std::make_shared<Tables>();
@@ -422,14 +420,13 @@ Tokenizer Tokenizer::from_llmc(const std::string& path) {
     std::memcpy(header, file.data(), std::min(sizeof header, file.size()));
     const std::string source = in_quotes(path);
     if (file.size() < sizeof header || header[0] != 20240328 || header[1] < 1 || header[1] > 2)
-        fail(
-            "%s is not a tokenizer of llm.c: expected a header of 1024 bytes, magic 20240328, version 1 or 2",
-            source.c_str());
+        fail("%s is not a tokenizer of llm.c: expected a header of 1024 bytes, magic 20240328, version 1 or 2",
+             source.c_str());
     const size_t V = size_t(std::max(header[2], 0));
     const size_t end_of_text = header[1] == 1 ? 50256 : size_t(std::max(header[3], 0));
     if (V > max_vocab_size || end_of_text >= V)
-        fail("%s: V = %d and <|endoftext|> = %zu; expected V up to %zu and <|endoftext|> below it",
-             source.c_str(), header[2], end_of_text, max_vocab_size);
+        fail("%s: V = %d and <|endoftext|> = %zu; expected V up to %zu and <|endoftext|> below it", source.c_str(),
+             header[2], end_of_text, max_vocab_size);
     std::vector<std::string> tokens(V);
     size_t at = sizeof header;
     for (size_t id = 0; id < V; ++id) {
@@ -486,17 +483,15 @@ std::vector<uint16_t> Tokenizer::encode(std::string_view text, bool allow_specia
     }
 }
 
-std::vector<uint16_t> Tokenizer::encode_parallel(std::string_view text, bool allow_special,
-                                                 int threads) const {
+std::vector<uint16_t> Tokenizer::encode_parallel(std::string_view text, bool allow_special, int threads) const {
     constexpr size_t part_bytes = 1 << 18;  // small enough to balance the threads
     if (tables_->byte_level || text.size() < 2 * part_bytes) return encode(text, allow_special);
     std::vector<size_t> cuts = {0};  // the marker has no white space, so that no cut is inside one
     while (cuts.back() < text.size()) cuts.push_back(word_safe_cut(text, cuts.back() + part_bytes));
     const size_t parts = cuts.size() - 1;
     std::vector<std::vector<uint16_t>> ids(parts);
-    parallel_each(threads, parts, [&](size_t i, int) {
-        ids[i] = encode(text.substr(cuts[i], cuts[i + 1] - cuts[i]), allow_special);
-    });
+    parallel_each(threads, parts,
+                  [&](size_t i, int) { ids[i] = encode(text.substr(cuts[i], cuts[i + 1] - cuts[i]), allow_special); });
     std::vector<uint16_t> all;
     size_t total = 0;
     for (const auto& part : ids) total += part.size();

@@ -32,13 +32,11 @@ class Tokenizer {
     static Tokenizer from_path(const std::string& path);
 
     // The contents of vocab.json and merges.txt; `source` names them in messages.
-    static Tokenizer from_text(std::string_view vocab_json, std::string_view merges_txt,
-                               const std::string& source);
+    static Tokenizer from_text(std::string_view vocab_json, std::string_view merges_txt, const std::string& source);
 
     // The tokenizer of a model file: as stored by metadata(), else vocab.json and merges.txt in the model's
     // directory, where Hugging Face's models have them.
-    static Tokenizer from_metadata(const std::map<std::string, std::string>& metadata,
-                                   const std::string& model_path);
+    static Tokenizer from_metadata(const std::map<std::string, std::string>& metadata, const std::string& model_path);
 
     // "bytes", "gpt2" (GPT-2's own vocabulary, whatever file it came from) or "bpe10000-5f2c90aa": V and a
     // fingerprint of tokens and merges. Equal names mean equal ids.
@@ -50,8 +48,7 @@ class Tokenizer {
     std::vector<uint16_t> encode(std::string_view text, bool allow_special = false) const;
 
     // The same ids by several threads (0: all cores); worth it from about a megabyte on.
-    std::vector<uint16_t> encode_parallel(std::string_view text, bool allow_special = false,
-                                          int threads = 0) const;
+    std::vector<uint16_t> encode_parallel(std::string_view text, bool allow_special = false, int threads = 0) const;
 
     std::string decode(std::span<const uint16_t> ids) const;
     std::string_view token(size_t id) const;  // the bytes of one id: in general not whole UTF-8 characters
@@ -78,5 +75,4 @@ std::string printable_from_bytes(std::string_view bytes);
 // The contents of the two files for `tokens` in the order of their ids and `merges` in the order of their
 // ranks.
 std::string vocab_json_text(std::span<const std::string> tokens);
-std::string merges_txt_text(std::span<const std::string> tokens,
-                            std::span<const std::pair<uint16_t, uint16_t>> merges);
+std::string merges_txt_text(std::span<const std::string> tokens, std::span<const std::pair<uint16_t, uint16_t>> merges);

@@ -49,7 +49,8 @@ TwoFiles split_tokenizer_json(const std::string& path) {
     for (const json& merge : merges) {  // "a b", in newer files ["a", "b"]
         const bool pair = merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string();
         if (!pair && !merge.is_string()) refuse("one of its \"merges\" is not a pair of tokens");
-        files.merges_txt += pair ? merge[0].get<std::string>() + ' ' + merge[1].get<std::string>() : merge.get<std::string>();
+        files.merges_txt +=
+            pair ? merge[0].get<std::string>() + ' ' + merge[1].get<std::string>() : merge.get<std::string>();
         files.merges_txt += '\n';
     }
     return files;
@@ -88,8 +89,7 @@ Tokenizer Tokenizer::from_path(const std::string& path) {
     return from_text(read_file(vocab), read_file(merges), in_quotes(path));
 }
 
-Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& metadata,
-                                   const std::string& model_path) {
+Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& metadata, const std::string& model_path) {
     const auto name = metadata.find("tokenizer"), vocab = metadata.find("tokenizer.vocab"),
                merges = metadata.find("tokenizer.merges");
     if (name != metadata.end() && name->second == "bytes") return Tokenizer();

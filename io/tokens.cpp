@@ -59,13 +59,12 @@ void open_shard(Piece* piece) {
     const std::string name = in_quotes(piece->name);
     const size_t bytes = piece->file.size();
     if (bytes < header_bytes)
-        fail("token shard %s has %zu bytes, its header alone needs %zu; it was not copied to its end",
-             name.c_str(), bytes, header_bytes);
+        fail("token shard %s has %zu bytes, its header alone needs %zu; it was not copied to its end", name.c_str(),
+             bytes, header_bytes);
     int32_t header[3];
     std::memcpy(header, piece->file.data(), sizeof header);
     if (header[1] != shard_version)
-        fail("token shard %s has version %d; expected %d (uint16 tokens)", name.c_str(), header[1],
-             shard_version);
+        fail("token shard %s has version %d; expected %d (uint16 tokens)", name.c_str(), header[1], shard_version);
     const int64_t count = header[2];
     if (count < 0 || bytes - header_bytes != size_t(count) * sizeof(uint16_t))
         fail(
@@ -85,8 +84,7 @@ void open_text(Piece* piece, const unsigned char* text, size_t bytes, const Toke
         fail(
             "%s is neither a token shard (magic number %d) nor text: byte %zu is zero; name a text file, or "
             "make shards with llm.c's data scripts",
-            in_quotes(piece->name).c_str(), shard_magic,
-            size_t(static_cast<const unsigned char*>(zero) - text));
+            in_quotes(piece->name).c_str(), shard_magic, size_t(static_cast<const unsigned char*>(zero) - text));
     if (tokenize) {
         piece->tokens = tokenize(std::string_view(reinterpret_cast<const char*>(text), bytes));
         piece->ids = piece->tokens.data();
@@ -101,8 +99,7 @@ void open_text(Piece* piece, const unsigned char* text, size_t bytes, const Toke
 
 std::vector<std::string> matching_files(const std::string& pattern) {
     std::error_code ec;
-    if (pattern.find_first_of("*?[") == std::string::npos || std::filesystem::exists(pattern, ec))
-        return {pattern};
+    if (pattern.find_first_of("*?[") == std::string::npos || std::filesystem::exists(pattern, ec)) return {pattern};
     glob_t found = {};
     const int rc = glob(pattern.c_str(), 0, nullptr, &found);
     std::vector<std::string> names(found.gl_pathv, found.gl_pathv + (rc == 0 ? found.gl_pathc : 0));
@@ -112,8 +109,7 @@ std::vector<std::string> matching_files(const std::string& pattern) {
     return names;
 }
 
-uint64_t mix(
-    uint64_t x) {  // the output function of SplitMix64: a bijection in which every bit depends on all
+uint64_t mix(uint64_t x) {  // the output function of SplitMix64: a bijection in which every bit depends on all
     x += 0x9e3779b97f4a7c15u;
     x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
     x = (x ^ x >> 27) * 0x94d049bb133111ebu;
@@ -132,8 +128,7 @@ uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
     do {
         uint64_t left = i >> half, right = i & mask;
         for (int round = 0; round < rounds; round++) {
-            const uint64_t next =
-                left ^ (mix(key + uint64_t(round) * 0xd1342543de82ef95u + mix(right)) & mask);
+            const uint64_t next = left ^ (mix(key + uint64_t(round) * 0xd1342543de82ef95u + mix(right)) & mask);
             left = right;
             right = next;
         }
@@ -193,8 +188,7 @@ TokenSource tokens_from_text(std::string text, const std::string& name, const To
     auto piece = std::make_unique<Piece>();
     piece->name = name;
     piece->text = std::move(text);
-    open_text(piece.get(), reinterpret_cast<const unsigned char*>(piece->text.data()), piece->text.size(),
-              tokenize);
+    open_text(piece.get(), reinterpret_cast<const unsigned char*>(piece->text.data()), piece->text.size(), tokenize);
     corpus->append(std::move(piece));
     const size_t size = corpus->size;
     return {std::move(corpus), 0, size};
@@ -215,8 +209,7 @@ TokenSource open_tokens(const std::string& path_or_pattern, const Tokenize& toke
             open_text(piece.get(), piece->file.data(), piece->file.size(), tokenize);
         }
         if (!corpus->pieces.empty() && corpus->pieces.front()->is_shard != piece->is_shard)
-            fail("%s matches token shards (%s) and text (%s); give one kind",
-                 in_quotes(path_or_pattern).c_str(),
+            fail("%s matches token shards (%s) and text (%s); give one kind", in_quotes(path_or_pattern).c_str(),
                  in_quotes(piece->is_shard ? name : corpus->pieces.front()->name).c_str(),
                  in_quotes(piece->is_shard ? corpus->pieces.front()->name : name).c_str());
         corpus->append(std::move(piece));

@@ -40,8 +40,8 @@ namespace {
 // Unicode's White_Space property, which \s means in the expression.
 bool is_white_space(uint32_t code) {
     return (code >= 0x09 && code <= 0x0D) || code == 0x20 || code == 0x85 || code == 0xA0 || code == 0x1680 ||
-           (code >= 0x2000 && code <= 0x200A) || code == 0x2028 || code == 0x2029 || code == 0x202F ||
-           code == 0x205F || code == 0x3000;
+           (code >= 0x2000 && code <= 0x200A) || code == 0x2028 || code == 0x2029 || code == 0x202F || code == 0x205F ||
+           code == 0x3000;
 }
 
 }  // namespace
@@ -93,8 +93,8 @@ std::string mask_invalid_utf8(std::string_view text, size_t invalid) {
 // changes that match the same: `++` where giving back characters cannot help, and White_Space spelled out,
 // because PCRE2's \s has U+180E too.
 #define WHITE R"(\t-\r \x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})"
-constexpr const char* word_pattern = R"('(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^)" WHITE
-                                     R"(\p{L}\p{N}]++|[)" WHITE R"(]+(?![^)" WHITE R"(])|[)" WHITE "]+";
+constexpr const char* word_pattern = R"('(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^)" WHITE R"(\p{L}\p{N}]++|[)" WHITE
+                                     R"(]+(?![^)" WHITE R"(])|[)" WHITE "]+";
 #undef WHITE
 
 const pcre2_code* word_expression() {
@@ -132,8 +132,8 @@ Words::~Words() { pcre2_match_data_free(static_cast<pcre2_match_data*>(match_dat
 bool Words::next(std::string_view& word) {
     if (position_ == subject_.size()) return false;
     auto* match = static_cast<pcre2_match_data*>(match_data_);
-    const int result = pcre2_match(word_expression(), reinterpret_cast<PCRE2_SPTR>(subject_.data()),
-                                   subject_.size(), position_, PCRE2_NO_UTF_CHECK, match, nullptr);
+    const int result = pcre2_match(word_expression(), reinterpret_cast<PCRE2_SPTR>(subject_.data()), subject_.size(),
+                                   position_, PCRE2_NO_UTF_CHECK, match, nullptr);
     const PCRE2_SIZE* place = pcre2_get_ovector_pointer(match);
     // Every character starts a word, so that a match is always found, and found right here.
     if (result < 1 || place[0] != position_ || place[1] <= position_)

@@ -184,8 +184,7 @@ class InferenceBench {
     }
 
     void last_token(size_t B, size_t T) {
-        if (T > m_.config.T)
-            return void(std::printf("| last-token logits, T %zu | %zu | context too short |\n", T, B));
+        if (T > m_.config.T) return void(std::printf("| last-token logits, T %zu | %zu | context too short |\n", T, B));
         auto list = decoders(B, T);
         const auto tokens = random_tokens(B, T);
         std::vector<Acc<Real>> logits(B * m_.config.V);
@@ -262,7 +261,8 @@ class InferenceBench {
         }
         print_ratio(times);
         if constexpr (!kOnHost) bandwidth = device_bandwidth();
-        const double top = spread_of(bandwidth).median, reached = m_.weight_bytes / spread_of(times.back()).median * 1e-9;
+        const double top = spread_of(bandwidth).median,
+                     reached = m_.weight_bytes / spread_of(times.back()).median * 1e-9;
         std::printf(" %.0f%% of %.1f GB/s read |", 100 * reached / top, top);
         std::printf("\n");
         std::fflush(stdout);
@@ -293,11 +293,13 @@ class InferenceBench {
 
     void print_counts() {
         if (counts_.empty()) return;
-        std::printf("\nOne decoding step, counted while it ran:\n\n| state | passes over the residual stream | %s | barriers | MB "
-                    "of weights |\n| --- | --- | --- | --- | --- |\n", kOnHost ? "parallel regions" : "kernels in the graph");
+        std::printf(
+            "\nOne decoding step, counted while it ran:\n\n| state | passes over the residual stream | %s | barriers | MB "
+            "of weights |\n| --- | --- | --- | --- | --- |\n",
+            kOnHost ? "parallel regions" : "kernels in the graph");
         for (size_t i = 0; i < states_.size(); i++)
-            std::printf("| %s | %.0f | %.0f | %.0f | %.1f |\n", states_[i].name, counts_[i].passes,
-                        counts_[i].regions, counts_[i].barriers, m_.weight_bytes * 1e-6);
+            std::printf("| %s | %.0f | %.0f | %.0f | %.1f |\n", states_[i].name, counts_[i].passes, counts_[i].regions,
+                        counts_[i].barriers, m_.weight_bytes * 1e-6);
     }
 
     BenchModel<Device, Real> m_;

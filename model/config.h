@@ -44,8 +44,10 @@ inline void set_shape_by_depth(const std::string& depth, size_t& L, size_t& NH, 
         fail("--model: expected d and a number of layers, such as d12, found \"%s\"", depth.c_str());
     for (const Shape& s : kShapes)
         if (s.L == size_t(layers)) return void((L = s.L, NH = s.NH, C = s.C));
-    fail("--model: no GPT-2 shape has %ld layers; expected d6, d12, d24, d36 or d48; other shapes: --n-layer, --n-head, "
-         "--n-embd", layers);
+    fail(
+        "--model: no GPT-2 shape has %ld layers; expected d6, d12, d24, d36 or d48; other shapes: --n-layer, --n-head, "
+        "--n-embd",
+        layers);
 }
 
 inline double default_eps(NormKind kind) { return kind == NormKind::layernorm ? 1e-5 : 1e-6; }
@@ -74,7 +76,8 @@ struct GptTensors {
     Real* wpe;  // [T, C]
     std::vector<BlockTensors<Real>> h;
     SiteTensors<Real> ln_f;
-    Real *lm_head, *lm_head_bias;  // [V, C], [V]; null while the head is tied to wte (the bias also where folding makes none)
+    Real *lm_head,
+        *lm_head_bias;  // [V, C], [V]; null while the head is tied to wte (the bias also where folding makes none)
 
     const Real* head() const { return lm_head ? lm_head : wte; }
 };
@@ -189,6 +192,13 @@ Site<Real> site_at(const Config& config, const GptTensors<Real>& t, const std::v
     if (config.fold == Fold::affine) phase = Phase::unweighted;
     if (config.fold == Fold::all || (config.fold == Fold::internal && !final)) phase = Phase::folded;
     const Acc<Real> scale = tapers ? Acc<Real>(c[final ? 2 * config.L : 2 * l + which]) : Acc<Real>(1);
-    return {config.norm, phase, Acc<Real>(config.eps), Acc<Real>(phase == Phase::blend ? g : phase == Phase::norm), scale,
-            v.weight, v.bias, v.taper_weight, v.taper_bias};
+    return {config.norm,
+            phase,
+            Acc<Real>(config.eps),
+            Acc<Real>(phase == Phase::blend ? g : phase == Phase::norm),
+            scale,
+            v.weight,
+            v.bias,
+            v.taper_weight,
+            v.taper_bias};
 }

@@ -66,7 +66,8 @@ class DecodeGraph {
         const Config& c = decoder_.config_;
         size_t passes = 1 + 4 * c.L;
         auto count = [&](const Site<Real>& s) {
-            passes += 1 + (s.phase == Phase::folded ? 0 : site_passes(s.kind, s.phase) - 2);  // - 2: no copy of its output
+            passes +=
+                1 + (s.phase == Phase::folded ? 0 : site_passes(s.kind, s.phase) - 2);  // - 2: no copy of its output
         };
         for (size_t l = 0; l < c.L; l++) count(site(l, 0)), count(site(l, 1));
         count(site(c.L, 0));
@@ -77,12 +78,17 @@ class DecodeGraph {
     void begin(const std::vector<Acc<Real>>& logits, size_t n, const Sampling& s, size_t first) {
         // Sequences without logits take part as well, from their beginning; nobody reads what they say.
         const std::vector<Real> rounded(logits.begin(), logits.end());
-        std::fill(decoder_.lengths_.begin() + ptrdiff_t(logits.size() / decoder_.config_.V), decoder_.lengths_.end(), 0);
+        std::fill(decoder_.lengths_.begin() + ptrdiff_t(logits.size() / decoder_.config_.V), decoder_.lengths_.end(),
+                  0);
         const size_t longest = *std::max_element(decoder_.lengths_.begin(), decoder_.lengths_.end());
         if (longest + n - 1 > decoder_.config_.T)
             fail("decoding: %zu tokens after %zu are more than the context of %zu", n, longest, decoder_.config_.T);
-        const SampleSettings settings{s.temperature > 0 ? 1 / s.temperature : 0, s.top_p, unsigned(s.top_k), s.seed,
-                                      kSampleStream, first};
+        const SampleSettings settings{s.temperature > 0 ? 1 / s.temperature : 0,
+                                      s.top_p,
+                                      unsigned(s.top_k),
+                                      s.seed,
+                                      kSampleStream,
+                                      first};
         std::vector<int> positions;
         for (const size_t length : decoder_.lengths_) positions.push_back(int(length) - 1);
         device_copy_in(dev_, settings_, &settings, sizeof settings);
@@ -106,8 +112,10 @@ class DecodeGraph {
     void choose() {
         const Config& c = decoder_.config_;
         const GptTensors<Real>& w = decoder_.weights_;
-        sample_step<Real>(dev_, {settings_, decoder_.logits_, decoder_.ld_logits_, unsigned(V_), ids_, steps_, positions_, decoder_.x_, w.wte,
-                                 w.wpe, unsigned(c.C), unsigned(c.T)}, rows_);
+        sample_step<Real>(dev_,
+                          {settings_, decoder_.logits_, decoder_.ld_logits_, unsigned(V_), ids_, steps_, positions_,
+                           decoder_.x_, w.wte, w.wpe, unsigned(c.C), unsigned(c.T)},
+                          rows_);
     }
 
     void issue() {
@@ -117,8 +125,10 @@ class DecodeGraph {
         choose();
         for (size_t l = 0; l < c.L; l++) {
             const BlockTensors<Real>& p = d.weights_.h[l];
-            linear({.out = d.qkv_, .x = d.x_, .site = site(l, 0), .weight = p.attn_qkv, .bias = p.attn_qkv_bias}, C, 3 * C);
+            linear({.out = d.qkv_, .x = d.x_, .site = site(l, 0), .weight = p.attn_qkv, .bias = p.attn_qkv_bias}, C,
+                   3 * C);
             attention(l);
+            // clang-format off
             linear({.out = d.mid_, .x = d.att_, .site = none(), .weight = p.attn_proj, .bias = p.attn_proj_bias,
                     .residual = d.x_}, C, C);
             linear({.out = d.gelu_, .x = d.mid_, .site = site(l, 1), .weight = p.mlp_fc, .bias = p.mlp_fc_bias, .gelu = true},
@@ -128,6 +138,7 @@ class DecodeGraph {
         }
         linear({.out = d.logits_, .x = d.x_, .site = site(c.L, 0), .weight = d.weights_.head(),
                 .bias = d.weights_.lm_head_bias, .ld_out = unsigned(d.ld_logits_)}, C, c.V, true);
+        // clang-format on
     }
 
     Site<Real> site(size_t l, size_t which) const {
@@ -158,9 +169,11 @@ class DecodeGraph {
     void attention(size_t l) {
         const Config& c = decoder_.config_;
         const size_t hs = c.C / c.NH;
-        attention_step<Real>(dev_, {decoder_.att_, partial_, finished_, decoder_.k_cache_[l], decoder_.v_cache_[l],
-                                    decoder_.qkv_, positions_, int(c.NH), int(hs), int(c.T),
-                                    float(1 / std::sqrt(double(hs)))}, rows_);
+        attention_step<Real>(dev_,
+                             {decoder_.att_, partial_, finished_, decoder_.k_cache_[l], decoder_.v_cache_[l],
+                              decoder_.qkv_, positions_, int(c.NH), int(hs), int(c.T),
+                              float(1 / std::sqrt(double(hs)))},
+                             rows_);
     }
 
     // Sends the tokens of step i to the host, behind the step and beside those that follow it.

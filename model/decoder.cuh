@@ -31,17 +31,9 @@ class Decoder {
     // a sequence gets is the same to the bit whatever other sequences it is fed together with.
     Decoder(Device& dev, const Config& config, const GptTensors<Real>& weights, const std::vector<float>& c,
             double gate, size_t sequences = 1, const PackedModel* packed = nullptr)
-        : dev_(dev),
-          config_(config),
-          weights_(weights),
-          packed_(packed),
-          c_(c),
-          gate_(gate),
-          lengths_(sequences, 0),
-          block_(std::min(config.T * sequences, kBlock)),
-          step_rows_(std::min(sequences, block_)),
-          ld_logits_((config.V + 7) / 8 * 8),
-          memory_(dev, "the KV cache and activations") {
+        : dev_(dev), config_(config), weights_(weights), packed_(packed), c_(c), gate_(gate), lengths_(sequences, 0),
+          block_(std::min(config.T * sequences, kBlock)), step_rows_(std::min(sequences, block_)),
+          ld_logits_((config.V + 7) / 8 * 8), memory_(dev, "the KV cache and activations") {
         const size_t C = config.C;
         memory_.add(tokens_, block_), memory_.add(positions_, block_), memory_.add(x_, block_ * C);
         memory_.add(mid_, block_ * C), memory_.add(site_, block_ * C), memory_.add(qkv_, block_ * 3 * C);
@@ -133,8 +125,8 @@ class Decoder {
     }
 
     // out = in W + bias, + residual or through GELU. panels: null, or those of W.
-    void linear(Real* out, const Real* in, const Real* W, const Panels* panels, const Real* bias,
-                const Real* residual, bool gelu, size_t rows, size_t K, size_t N) {
+    void linear(Real* out, const Real* in, const Real* W, const Panels* panels, const Real* bias, const Real* residual,
+                bool gelu, size_t rows, size_t K, size_t N) {
         if constexpr (kCanPack)
             if (panels) return panel_product(dev_, {panels, in, K, rows, out, bias, residual, gelu});
         gemm<Real>(dev_, {.M = rows,
@@ -172,8 +164,8 @@ class Decoder {
             const BlockTensors<Real>& p = weights_.h[l];
             const PackedModel::Block* q = packed_ ? &packed_->h[l] : nullptr;
             for (size_t i = 0; i < parts_.size(); i++) rows_of[i] = cached(l, parts_[i]);
-            linear(qkv_, site(x_, l, 0, rows), p.attn_qkv, q ? &q->attn_qkv : nullptr, p.attn_qkv_bias, nullptr,
-                   false, rows, C, 3 * C);
+            linear(qkv_, site(x_, l, 0, rows), p.attn_qkv, q ? &q->attn_qkv : nullptr, p.attn_qkv_bias, nullptr, false,
+                   rows, C, 3 * C);
             attention_cached(dev_, att_, rows_of, qkv_, C, config_.NH);
             linear(mid_, att_, p.attn_proj, q ? &q->attn_proj : nullptr, p.attn_proj_bias, x_, false, rows, C, C);
             linear(gelu_, site(mid_, l, 1, rows), p.mlp_fc, q ? &q->mlp_fc : nullptr, p.mlp_fc_bias, nullptr, true,
@@ -197,8 +189,7 @@ class Decoder {
             head_forward(dev_, logits_, y, weights_.head(), weights_.lm_head_bias, rows, C, V, ld_logits_);
             std::vector<Real> values(rows * ld_logits_);
             device_copy_out(dev_, values.data(), logits_, values.size() * sizeof(Real));
-            for (size_t row = 0; row < rows; row++)
-                std::copy_n(&values[row * ld_logits_], V, out + row * V);
+            for (size_t row = 0; row < rows; row++) std::copy_n(&values[row * ld_logits_], V, out + row * V);
         }
         return out + n;
     }
@@ -239,8 +230,8 @@ class Decoder {
             for (size_t l = 0; l < config_.L; l++) {
                 const BlockTensors<float>& p = weights_.h[l];
                 const PackedModel::Block& q = packed_->h[l];
-                own_product(
-                    m, {&q.attn_qkv, own_site(m, x_, l, 0, rows), C, rows, qkv_, p.attn_qkv_bias, nullptr, false});
+                own_product(m,
+                            {&q.attn_qkv, own_site(m, x_, l, 0, rows), C, rows, qkv_, p.attn_qkv_bias, nullptr, false});
                 m.barrier();
                 own_heads(m, l, rows);
                 m.barrier();
@@ -253,8 +244,8 @@ class Decoder {
                 m.barrier();
             }
             if (!logits) return;
-            own_product(m, {&packed_->head, own_site(m, x_, config_.L, 0, rows), C, rows, logits,
-                            weights_.lm_head_bias, nullptr, false});
+            own_product(m, {&packed_->head, own_site(m, x_, config_.L, 0, rows), C, rows, logits, weights_.lm_head_bias,
+                            nullptr, false});
         });
     }
 

@@ -30,7 +30,8 @@ void export_head(std::vector<double>& head, std::vector<double>& site_bias, cons
     for (size_t v = 0; v < V; v++) {
         double mean = 0;
         for (size_t i = 0; i < C; i++) mean += head[v * C + i] / double(C);
-        for (size_t i = 0; i < C; i++) head[v * C + i] -= mean, squares += head[v * C + i] * head[v * C + i] / double(C);
+        for (size_t i = 0; i < C; i++)
+            head[v * C + i] -= mean, squares += head[v * C + i] * head[v * C + i] / double(C);
         if (b) bias_squares += double(b[v]) * double(b[v]);
     }
     if (bias_squares == 0 || squares == 0) return;
@@ -57,7 +58,8 @@ struct Gpt2Tensors {
 };
 
 // Weight and bias of a site as nn.LayerNorm has them.
-void add_site(Gpt2Tensors& out, const std::string& name, const ModelInfo& info, const SiteTensors<float>& site, double c) {
+void add_site(Gpt2Tensors& out, const std::string& name, const ModelInfo& info, const SiteTensors<float>& site,
+              double c) {
     const size_t C = info.config.C;
     std::vector<double> weight(C, 1), bias(C, 0);
     const float* w = normed(info) ? site.weight : site.taper_weight;  // null where folded
@@ -152,8 +154,10 @@ json config_json(const ModelInfo& info, double eps, Dtype dtype, const std::opti
 void write_tokenizer(const std::string& dir, const Tokenizer& tokenizer, size_t context) {
     tokenizer.save(dir);
     const json end = tokenizer.end_of_text() ? json(end_of_text_marker) : json();
+    // clang-format off
     const json settings = {{"tokenizer_class", "GPT2Tokenizer"}, {"add_prefix_space", false}, {"model_max_length", context},
                            {"bos_token", end}, {"eos_token", end}, {"unk_token", end}, {"pad_token", nullptr}};
+    // clang-format on
     write_text(dir + "/tokenizer_config.json", settings.dump(2) + "\n");
 }
 
@@ -179,11 +183,13 @@ void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
         std::printf("load      GPT2LMHeadModel.from_pretrained(\"%s\")\n", dir.c_str());
         return;
     }
-    const char* why = info.config.norm == NormKind::rmsnorm  ? "it has LayerNorm, not RMSNorm"
-                      : info.gate > 0                        ? "it has no gate"
-                                                             : "its norms are all there or all fixed; here the last one stays";
-    std::printf("load      AutoModelForCausalLM.from_pretrained(\"%s\", trust_remote_code=True)\n"
-                "          GPT2LMHeadModel cannot hold this model (%s): modeling_tapernorm.py can\n", dir.c_str(), why);
+    const char* why = info.config.norm == NormKind::rmsnorm ? "it has LayerNorm, not RMSNorm"
+                      : info.gate > 0 ? "it has no gate"
+                                      : "its norms are all there or all fixed; here the last one stays";
+    std::printf(
+        "load      AutoModelForCausalLM.from_pretrained(\"%s\", trust_remote_code=True)\n"
+        "          GPT2LMHeadModel cannot hold this model (%s): modeling_tapernorm.py can\n",
+        dir.c_str(), why);
 }
 
 }  // namespace
@@ -192,11 +198,13 @@ int export_command(int argc, const char* const* argv) {
     std::string in, dir, dtype_text = "fp32", tokenizer_path;
     Options options("train_gpt export", "Writes a model as a folder for Hugging Face's transformers.");
     options.section("Files");
+    // clang-format off
     options.add({.long_name = "model", .to = &in, .metavar = "MODEL",
                  .help = "a model of train_gpt or fold, or one that --init takes"});
     options.add({.long_name = "folder", .to = &dir, .metavar = "DIR", .help = "the folder to make"});
     options.add({.long_name = "--tokenizer", .to = &tokenizer_path, .metavar = "PATH", .default_text = "the model's own",
                  .help = "bytes, or a folder with vocab.json and merges.txt"});
+    // clang-format on
     options.add({.long_name = "--dtype", .to = &dtype_text, .choices = {"fp32", "bf16"}, .help = "of the weights"});
     if (!options.parse(argc, argv)) return 0;
 
@@ -217,7 +225,8 @@ int export_command(int argc, const char* const* argv) {
         eps = gpt2.eps;
         write_gpt2(dir + "/model.safetensors", gpt2, dtype);
     } else {
-        save_model(dir + "/model.safetensors", info, model->tensors, dtype);  // the modeling file has our tensors' names
+        save_model(dir + "/model.safetensors", info, model->tensors,
+                   dtype);  // the modeling file has our tensors' names
         write_text(dir + "/modeling_tapernorm.py", modeling_tapernorm_py);
     }
     if (tokenizer)
@@ -225,8 +234,10 @@ int export_command(int argc, const char* const* argv) {
     else
         std::printf("note      no tokenizer: %s names %s, and holds none; --tokenizer adds one\n", in.c_str(),
                     in_quotes(info.tokenizer.at("tokenizer")).c_str());
-    write_text(dir + "/config.json", config_json(info, eps, dtype, tokenizer).dump(2) + "\n");  // last: now it is a model
-    std::printf("wrote     %s: %s, %s\n", dir.c_str(), plain ? "GPT2LMHeadModel" : "TaperNormGPT2LMHeadModel", dtype_text.c_str());
+    write_text(dir + "/config.json",
+               config_json(info, eps, dtype, tokenizer).dump(2) + "\n");  // last: now it is a model
+    std::printf("wrote     %s: %s, %s\n", dir.c_str(), plain ? "GPT2LMHeadModel" : "TaperNormGPT2LMHeadModel",
+                dtype_text.c_str());
     print_result(dir, info, plain);
     return 0;
 }

@@ -25,8 +25,8 @@ using OnStep = std::function<void(size_t i, const int* tokens)>;
 // but the last are fed to the decoder, so no sequence may have more than config.T - n + 1 tokens before. Ids below V may be
 // chosen. first: number of the first choice, for the random numbers.
 template <class Device, class Real>
-void generate_on_host(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s,
-                      size_t first, const OnStep& on_step) {
+void generate_on_host(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& logits, size_t V, size_t n,
+                      const Sampling& s, size_t first, const OnStep& on_step) {
     const size_t stride = decoder.config().V, rows = logits.size() / stride;
     std::vector<int> tokens(rows);
     std::vector<Piece> next(rows);
@@ -53,7 +53,8 @@ class Generator {
   public:
     explicit Generator(Decoder<Device, Real>& decoder) : decoder_(decoder) {}
     // See generate_on_host.
-    void generate(std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s, size_t first, const OnStep& on_step) {
+    void generate(std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s, size_t first,
+                  const OnStep& on_step) {
         generate_on_host(decoder_, logits, V, n, s, first, on_step);
     }
 
@@ -68,7 +69,8 @@ class Generator<Cuda, Real> {
     explicit Generator(Decoder<Cuda, Real>& decoder) : decoder_(decoder) {
         if (DecodeGraph<Real>::supports(decoder.config())) graph_.emplace(decoder);
     }
-    void generate(std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s, size_t first, const OnStep& on_step) {
+    void generate(std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s, size_t first,
+                  const OnStep& on_step) {
         if (graph_)
             graph_->generate(logits, V, n, s, first, on_step);
         else

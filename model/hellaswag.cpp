@@ -21,8 +21,8 @@ void HellaSwag::add(const Choice& choice, const std::vector<double>& scores) {
 }
 
 std::string HellaSwag::text() const {
-    return strprintf("%zu items: acc %.4f, acc_norm %.4f, log-likelihood %.5f a token of the right endings", items, acc(),
-                     acc_norm(), log_likelihood / double(items));
+    return strprintf("%zu items: acc %.4f, acc_norm %.4f, log-likelihood %.5f a token of the right endings", items,
+                     acc(), acc_norm(), log_likelihood / double(items));
 }
 
 namespace {
@@ -34,19 +34,22 @@ constexpr uint16_t kStart = 65535;
 std::vector<Choice> read_llmc(const std::string& path, const MappedFile& file) {
     int32_t header[4] = {};
     if (file.size() < kHeaderBytes || (file.size() - kHeaderBytes) % 2)
-        fail("%s: llm.c's evaluation file has a header of %zu bytes and 16-bit numbers, found %zu bytes; it was not copied to "
-             "its end", path.c_str(), kHeaderBytes, file.size());
+        fail(
+            "%s: llm.c's evaluation file has a header of %zu bytes and 16-bit numbers, found %zu bytes; it was not copied to "
+            "its end",
+            path.c_str(), kHeaderBytes, file.size());
     std::memcpy(header, file.data(), sizeof header);
     if (header[1] != 1) fail("%s: llm.c evaluation file of version %d; expected 1", path.c_str(), header[1]);
     const size_t numbers = (file.size() - kHeaderBytes) / 2;
     size_t at = 0, item = 0;
     auto next = [&](const char* what, size_t low, size_t high) {
         uint16_t value = 0;
-        if (at == numbers) fail("%s ends within item %zu of %d; it was not copied to its end", path.c_str(), item, header[2]);
+        if (at == numbers)
+            fail("%s ends within item %zu of %d; it was not copied to its end", path.c_str(), item, header[2]);
         std::memcpy(&value, file.data() + kHeaderBytes + 2 * at++, 2);
         if (value < low || value > high)
-            fail("%s: item %zu: %s: expected %zu to %zu, found %u; the file is damaged", path.c_str(), item, what, low, high,
-                 value);
+            fail("%s: item %zu: %s: expected %zu to %zu, found %u; the file is damaged", path.c_str(), item, what, low,
+                 high, value);
         return size_t(value);
     };
     auto tokens = [&](const char* what) {
@@ -69,7 +72,8 @@ std::vector<Choice> read_llmc(const std::string& path, const MappedFile& file) {
             fail("%s: item %zu: expected %zu bytes, found %zu; the file is damaged", path.c_str(), item, bytes,
                  (at - begin) * 2);
     }
-    if (at != numbers) fail("%s: %zu bytes follow its %zu items; the file is damaged", path.c_str(), (numbers - at) * 2, item);
+    if (at != numbers)
+        fail("%s: %zu bytes follow its %zu items; the file is damaged", path.c_str(), (numbers - at) * 2, item);
     return choices;
 }
 
@@ -98,8 +102,10 @@ Choice parse_line(const std::string& where, std::string_view line, const Tokeniz
     return choice;
 }
 
-std::vector<Choice> read_json_lines(const std::string& path, const MappedFile& file, const std::optional<Tokenizer>& tokenizer) {
-    if (!tokenizer) fail("%s: its texts need the model's tokenizer, which is not there; llm.c's .bin has ids", path.c_str());
+std::vector<Choice> read_json_lines(const std::string& path, const MappedFile& file,
+                                    const std::optional<Tokenizer>& tokenizer) {
+    if (!tokenizer)
+        fail("%s: its texts need the model's tokenizer, which is not there; llm.c's .bin has ids", path.c_str());
     const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
     std::vector<Choice> choices;
     for (size_t at = 0, number = 1; at < text.size(); number++) {
@@ -114,7 +120,8 @@ std::vector<Choice> read_json_lines(const std::string& path, const MappedFile& f
 
 }  // namespace
 
-std::vector<Choice> read_hellaswag(const std::string& path, const std::optional<Tokenizer>& tokenizer, size_t V, size_t T) {
+std::vector<Choice> read_hellaswag(const std::string& path, const std::optional<Tokenizer>& tokenizer, size_t V,
+                                   size_t T) {
     const MappedFile file(path);
     int32_t magic = 0;
     std::memcpy(&magic, file.data(), std::min(sizeof magic, file.size()));
@@ -125,14 +132,16 @@ std::vector<Choice> read_hellaswag(const std::string& path, const std::optional<
         size_t longest = 0;
         for (const std::vector<int>& ending : choice.endings) longest = std::max(longest, ending.size());
         if (longest >= T)
-            fail("%s: item %zu has an ending of %zu tokens; expected fewer than the model's context, %zu", path.c_str(), i,
-                 longest, T);
-        const size_t keep = std::min(choice.context.size(), T - longest);  // the context's end, where all of it is too long
+            fail("%s: item %zu has an ending of %zu tokens; expected fewer than the model's context, %zu", path.c_str(),
+                 i, longest, T);
+        const size_t keep =
+            std::min(choice.context.size(), T - longest);  // the context's end, where all of it is too long
         choice.context.erase(choice.context.begin(), choice.context.end() - ptrdiff_t(keep));
         auto check = [&](const std::vector<int>& ids) {
             for (int id : ids)
                 if (size_t(id) >= V)
-                    fail("%s: item %zu: token %d; expected ids below the model's vocabulary, %zu", path.c_str(), i, id, V);
+                    fail("%s: item %zu: token %d; expected ids below the model's vocabulary, %zu", path.c_str(), i, id,
+                         V);
         };
         check(choice.context);
         for (const std::vector<int>& ending : choice.endings) check(ending);

@@ -30,4 +30,5 @@ struct HellaSwag {
 //
 // Anything else must be the original JSON lines ({"ctx": "...", "endings": ["...", ...], "label": 0}), which the tokenizer
 // turns into ids: the context as it is, an ending after a space. V: the model's vocabulary; T: its context.
-std::vector<Choice> read_hellaswag(const std::string& path, const std::optional<Tokenizer>& tokenizer, size_t V, size_t T);
+std::vector<Choice> read_hellaswag(const std::string& path, const std::optional<Tokenizer>& tokenizer, size_t V,
+                                   size_t T);

@@ -95,8 +95,7 @@ Config read_settings(const Settings& s) {
     c.eps = s.real("layer_norm_epsilon", 1e-5, 0, 1e30);
     if (const size_t inner = s.count("n_inner", 4 * c.C, 1, 1 << 24); inner != 4 * c.C)
         s.refuse("n_inner", strprintf("4 x n_embd = %zu", 4 * c.C), inner);
-    if (c.C % c.NH)
-        fail("%s: n_embd (%zu) is not a multiple of n_head (%zu)", s.path().c_str(), c.C, c.NH);
+    if (c.C % c.NH) fail("%s: n_embd (%zu) is not a multiple of n_head (%zu)", s.path().c_str(), c.C, c.NH);
     c.norm = NormKind::layernorm, c.mode = GateMode::norm;
     return c;
 }
@@ -113,7 +112,8 @@ std::vector<std::string> shards(const std::string& index) {
         fail("%s: expected \"weight_map\": {tensor: file, ...}, found none; it is no index of shards", index.c_str());
     std::vector<std::string> files;
     for (const std::string& name : names) {
-        if (name.empty() || name.find('/') != name.npos || name.find('\0') != name.npos || !name.ends_with(".safetensors"))
+        if (name.empty() || name.find('/') != name.npos || name.find('\0') != name.npos ||
+            !name.ends_with(".safetensors"))
             fail("%s: a shard is called %s; expected the name of a .safetensors file beside it", index.c_str(),
                  in_quotes(name).c_str());
         files.push_back(beside(index, name.c_str()));
@@ -127,9 +127,10 @@ class HuggingFaceModel : public ModelFile {
         const std::string config = beside(weights, kConfig);
         std::error_code ignored;
         if (!fs::exists(config, ignored))
-            fail("%s is no model of this program (its metadata has no \"format_version\"), and a Hugging Face GPT-2 needs "
-                 "%s, which does not exist",
-                 weights.c_str(), config.c_str());
+            fail(
+                "%s is no model of this program (its metadata has no \"format_version\"), and a Hugging Face GPT-2 needs "
+                "%s, which does not exist",
+                weights.c_str(), config.c_str());
         const Settings settings(config);
         info_.config = read_settings(settings);
         const bool sharded = weights.ends_with(".json");
@@ -154,9 +155,8 @@ class HuggingFaceModel : public ModelFile {
             fail("%s: \"n_layer\" is %zu, but the model has only %zu tensors", beside(path_, kConfig).c_str(),
                  info_.config.L, tensors);
         GptTensors<float> none{};
-        visit_tensors(info_.config, none, [&](const TensorSpec& t, float*&) {
-            checked_tensor(file_of(t.name), t.name, t.shape);
-        });
+        visit_tensors(info_.config, none,
+                      [&](const TensorSpec& t, float*&) { checked_tensor(file_of(t.name), t.name, t.shape); });
     }
 
     // A tied head is wte, whatever lm_head.weight holds; one of its own has no place in a model with all its norms.
@@ -189,16 +189,18 @@ std::string hugging_face_weights(const std::string& path) {
     std::string weights = path;
     if (fs::is_directory(path, ignored)) {
         for (const char* name : {kWeights, kIndex, kPyTorch})
-            if (weights == path && fs::exists(fs::path(path) / name, ignored)) weights = (fs::path(path) / name).string();
+            if (weights == path && fs::exists(fs::path(path) / name, ignored))
+                weights = (fs::path(path) / name).string();
         if (weights == path)
             fail("%s is a folder without %s; expected a model file or the folder of a Hugging Face GPT-2", path.c_str(),
                  kWeights);
     }
     const std::string folder = fs::path(weights).parent_path().string();
     if (fs::path(weights).filename().string().starts_with("pytorch_model"))
-        fail("%s is PyTorch's own format, which only Python reads; convert it once: python3 -c \"from transformers import "
-             "GPT2LMHeadModel as M; M.from_pretrained('%s').save_pretrained('converted')\"",
-             weights.c_str(), folder.empty() ? "." : folder.c_str());
+        fail(
+            "%s is PyTorch's own format, which only Python reads; convert it once: python3 -c \"from transformers import "
+            "GPT2LMHeadModel as M; M.from_pretrained('%s').save_pretrained('converted')\"",
+            weights.c_str(), folder.empty() ? "." : folder.c_str());
     return weights;
 }
 

@@ -26,8 +26,8 @@ class LlmcCheckpoint : public ModelFile {
     void read_header() {
         int32_t header[kHeaderInts] = {};
         if (file_.size() < kHeaderBytes)
-            fail("%s: llm.c's header has %zu bytes, the file %zu; it was not copied to its end", path_.c_str(), kHeaderBytes,
-                 file_.size());
+            fail("%s: llm.c's header has %zu bytes, the file %zu; it was not copied to its end", path_.c_str(),
+                 kHeaderBytes, file_.size());
         std::memcpy(header, file_.data(), kHeaderBytes);
         const int32_t version = header[1];
         if (version != 3 && version != 5)
@@ -35,8 +35,8 @@ class LlmcCheckpoint : public ModelFile {
         dtype_ = version == 3 ? Dtype::F32 : Dtype::BF16;
         auto size = [&](int at, const char* what, size_t low, size_t high) {
             if (header[at] < 0 || size_t(header[at]) < low || size_t(header[at]) > high)
-                fail("%s: llm.c's header: %s: expected %zu to %zu, found %d; the file is damaged", path_.c_str(), what, low,
-                     high, header[at]);
+                fail("%s: llm.c's header: %s: expected %zu to %zu, found %d; the file is damaged", path_.c_str(), what,
+                     low, high, header[at]);
             return size_t(header[at]);
         };
         Config& c = info_.config;
@@ -47,15 +47,16 @@ class LlmcCheckpoint : public ModelFile {
         c.NH = size(5, "heads", 1, c.C);
         padded_V_ = size(7, "padded vocabulary", c.V, 1 << 25);
         if (c.C % c.NH)
-            fail("%s: llm.c's header: %zu channels are not a multiple of %zu heads; the file is damaged", path_.c_str(), c.C,
-                 c.NH);
+            fail("%s: llm.c's header: %zu channels are not a multiple of %zu heads; the file is damaged", path_.c_str(),
+                 c.C, c.NH);
         c.norm = NormKind::layernorm, c.mode = GateMode::norm;
         const size_t numbers = (padded_V_ + c.T) * c.C + c.L * (12 * c.C + 13) * c.C + 2 * c.C;  // fits 64 bits
         const size_t bytes = kHeaderBytes + numbers * dtype_bytes(dtype_);
         if (file_.size() != bytes)
-            fail("%s: an llm.c checkpoint of %zu layers, %zu channels and a padded vocabulary of %zu has %zu bytes, the file "
-                 "%zu; it is damaged or was not copied to its end",
-                 path_.c_str(), c.L, c.C, padded_V_, bytes, file_.size());
+            fail(
+                "%s: an llm.c checkpoint of %zu layers, %zu channels and a padded vocabulary of %zu has %zu bytes, the file "
+                "%zu; it is damaged or was not copied to its end",
+                path_.c_str(), c.L, c.C, padded_V_, bytes, file_.size());
     }
 
     // The tensors of one kind lie side by side for all layers, the kinds in the order of visit_tensors.
@@ -111,4 +112,6 @@ bool is_llmc_checkpoint(const std::string& path) {
     return file.read(reinterpret_cast<char*>(&magic), sizeof magic) && magic == kMagic;
 }
 
-std::unique_ptr<ModelFile> open_llmc_checkpoint(const std::string& path) { return std::make_unique<LlmcCheckpoint>(path); }
+std::unique_ptr<ModelFile> open_llmc_checkpoint(const std::string& path) {
+    return std::make_unique<LlmcCheckpoint>(path);
+}

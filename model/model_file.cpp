@@ -23,8 +23,8 @@ const TensorEntry& checked_tensor(const SafetensorsFile& file, const std::string
         fail("%s: tensor %s is missing; expected shape %s", file.path().c_str(), name.c_str(),
              shape_text(shape).c_str());
     if (entry->shape != shape)
-        fail("%s: tensor %s: expected shape %s, found %s", file.path().c_str(), name.c_str(),
-             shape_text(shape).c_str(), shape_text(entry->shape).c_str());
+        fail("%s: tensor %s: expected shape %s, found %s", file.path().c_str(), name.c_str(), shape_text(shape).c_str(),
+             shape_text(entry->shape).c_str());
     if (entry->dtype != Dtype::F64 && entry->dtype != Dtype::F32 && entry->dtype != Dtype::F16 &&
         entry->dtype != Dtype::BF16)
         fail("%s: tensor %s: expected F64, F32, F16 or BF16 numbers, found %s", file.path().c_str(), name.c_str(),
@@ -36,9 +36,10 @@ template <class Real>
 static void require_finite(const std::string& path, const std::string& name, const Real* numbers, size_t n) {
     for (size_t i = 0; i < n; i++)
         if (!std::isfinite(numbers[i]))
-            fail("%s: tensor %s: expected finite numbers, found %g at place %zu; the file is damaged or its training "
-                 "diverged",
-                 path.c_str(), name.c_str(), double(numbers[i]), i);
+            fail(
+                "%s: tensor %s: expected finite numbers, found %g at place %zu; the file is damaged or its training "
+                "diverged",
+                path.c_str(), name.c_str(), double(numbers[i]), i);
 }
 
 template <class Real>
@@ -67,10 +68,12 @@ struct Named {
     Enum value;
 };
 constexpr Named<NormKind> kNorms[] = {{"layernorm", NormKind::layernorm}, {"rmsnorm", NormKind::rmsnorm}};
+// clang-format off
 constexpr Named<GateMode> kModes[] = {
     {"norm", GateMode::norm}, {"taper", GateMode::taper}, {"taper-all", GateMode::taper_all}};
 constexpr Named<Fold> kFolds[] = {
     {"none", Fold::none}, {"affine", Fold::affine}, {"internal", Fold::internal}, {"all", Fold::all}};
+// clang-format on
 
 template <class Enum, size_t n>
 const char* name_of(const Named<Enum> (&table)[n], Enum value) {
@@ -87,8 +90,9 @@ class Metadata {
     const std::string& text(const char* key) const {
         auto it = file_.metadata().find(key);
         if (it == file_.metadata().end())
-            fail("%s: not a file of this program: its metadata has no \"%s\"; expected one written by train_gpt or fold",
-                 file_.path().c_str(), key);
+            fail(
+                "%s: not a file of this program: its metadata has no \"%s\"; expected one written by train_gpt or fold",
+                file_.path().c_str(), key);
         return it->second;
     }
 
@@ -168,8 +172,7 @@ void check_tensors(const SafetensorsFile& file, const Config& config) {
         fail("%s: metadata \"n_layer\" says %zu layers, but the file has only %zu tensors; the file is damaged",
              file.path().c_str(), config.L, file.entries().size());
     GptTensors<float> none{};
-    visit_tensors(config, none,
-                  [&](const TensorSpec& spec, float*&) { checked_tensor(file, spec.name, spec.shape); });
+    visit_tensors(config, none, [&](const TensorSpec& spec, float*&) { checked_tensor(file, spec.name, spec.shape); });
 }
 
 // Whether all are finite, quickly: x - x is 0 then, and else NaN.
@@ -203,15 +206,9 @@ HostModel::HostModel(Cpu& dev, std::unique_ptr<const ModelFile> file)
 
 std::map<std::string, std::string> config_metadata(const Config& c) {
     return {
-        {"n_layer", std::to_string(c.L)},
-        {"n_head", std::to_string(c.NH)},
-        {"n_embd", std::to_string(c.C)},
-        {"n_positions", std::to_string(c.T)},
-        {"vocab_size", std::to_string(c.V)},
-        {"norm", norm_name(c.norm)},
-        {"norm_eps", strprintf("%.17g", c.eps)},
-        {"gate_mode", gate_mode_name(c.mode)},
-        {"folded", fold_name(c.fold)},
+        {"n_layer", std::to_string(c.L)},        {"n_head", std::to_string(c.NH)},      {"n_embd", std::to_string(c.C)},
+        {"n_positions", std::to_string(c.T)},    {"vocab_size", std::to_string(c.V)},   {"norm", norm_name(c.norm)},
+        {"norm_eps", strprintf("%.17g", c.eps)}, {"gate_mode", gate_mode_name(c.mode)}, {"folded", fold_name(c.fold)},
     };
 }
 
@@ -228,8 +225,7 @@ Config read_config(const SafetensorsFile& file) {
     c.mode = meta.choice("gate_mode", kModes);
     c.fold = meta.choice("folded", kFolds);
     if (c.C % c.NH)
-        fail("%s: n_embd (%zu) is not a multiple of n_head (%zu); the file is damaged", file.path().c_str(), c.C,
-             c.NH);
+        fail("%s: n_embd (%zu) is not a multiple of n_head (%zu); the file is damaged", file.path().c_str(), c.C, c.NH);
     return c;
 }
 
@@ -277,8 +273,12 @@ class OurModel : public ModelFile {
     }
 
   private:
-    void convert(const TensorSpec& t, float* dst) const override { file_.read(checked_tensor(file_, t.name, t.shape), dst); }
-    void convert(const TensorSpec& t, double* dst) const override { file_.read(checked_tensor(file_, t.name, t.shape), dst); }
+    void convert(const TensorSpec& t, float* dst) const override {
+        file_.read(checked_tensor(file_, t.name, t.shape), dst);
+    }
+    void convert(const TensorSpec& t, double* dst) const override {
+        file_.read(checked_tensor(file_, t.name, t.shape), dst);
+    }
 
     SafetensorsFile file_;
 };
@@ -335,9 +335,9 @@ std::string describe(const ModelInfo& info) {
         state = c.mode == GateMode::norm ? "normalized"
                 : info.gate == 0         ? "tapered, not folded (explicit scaling)"
                                          : strprintf("tapering, gate %.4g", info.gate);
-    return strprintf("GPT-2, %zu layers, %zu heads, %zu channels, context %zu, vocabulary %zu (%s), %.2fM parameters; "
-                     "%s, -g %s, step %zu; %s",
-                     c.L, c.NH, c.C, c.T, c.V, info.tokenizer.at("tokenizer").c_str(), double(parameter_count(c)) * 1e-6,
-                     c.norm == NormKind::layernorm ? "LayerNorm" : "RMSNorm", gate_mode_name(c.mode), info.step,
-                     state.c_str());
+    return strprintf(
+        "GPT-2, %zu layers, %zu heads, %zu channels, context %zu, vocabulary %zu (%s), %.2fM parameters; "
+        "%s, -g %s, step %zu; %s",
+        c.L, c.NH, c.C, c.T, c.V, info.tokenizer.at("tokenizer").c_str(), double(parameter_count(c)) * 1e-6,
+        c.norm == NormKind::layernorm ? "LayerNorm" : "RMSNorm", gate_mode_name(c.mode), info.step, state.c_str());
 }

@@ -12,8 +12,8 @@
 
 struct ModelInfo {
     Config config;
-    double gate = 1;         // of the last update
-    size_t step = 0;         // updates done
+    double gate = 1;                                                          // of the last update
+    size_t step = 0;                                                          // updates done
     std::map<std::string, std::string> tokenizer = {{"tokenizer", "bytes"}};  // Tokenizer::metadata()
     std::vector<float> taper_scale;  // c of every tapering site (taper_site_names); 1 before the calibration
 };
@@ -94,7 +94,8 @@ void save_model(const std::string& path, const ModelInfo& info, const GptTensors
 const TensorEntry* find_tensor(const SafetensorsFile& file, const std::string& name);
 
 // The same, of that shape and a floating-point type; or an error.
-const TensorEntry& checked_tensor(const SafetensorsFile& file, const std::string& name, const std::vector<size_t>& shape);
+const TensorEntry& checked_tensor(const SafetensorsFile& file, const std::string& name,
+                                  const std::vector<size_t>& shape);
 
 // Reads that tensor; a number that is not finite is an error. Real: float, double.
 template <class Real>

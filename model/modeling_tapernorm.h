@@ -1,7 +1,8 @@
 // The Python file that `train_gpt export` writes beside a model that GPT2LMHeadModel cannot hold.
 #pragma once
 
-inline constexpr const char* modeling_tapernorm_py = R"py(# A GPT-2 with TaperNorm sites (arXiv 2602.10408), for Hugging Face's transformers:
+inline constexpr const char* modeling_tapernorm_py =
+    R"py(# A GPT-2 with TaperNorm sites (arXiv 2602.10408), for Hugging Face's transformers:
 #
 #     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 #

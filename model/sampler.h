@@ -48,9 +48,8 @@ inline std::vector<TokenProbability> candidates(const float* logits, size_t V, c
     std::vector<int> order(V);
     std::iota(order.begin(), order.end(), 0);
     const size_t keep = s.top_k ? std::min(s.top_k, V) : V;
-    std::partial_sort(order.begin(), order.begin() + ptrdiff_t(keep), order.end(), [&](int a, int b) {
-        return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
-    });
+    std::partial_sort(order.begin(), order.begin() + ptrdiff_t(keep), order.end(),
+                      [&](int a, int b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); });
     double sum = 0, kept_sum = 0;
     for (size_t i = 0; i < keep; i++) sum += double(w[size_t(order[i])]);
     std::vector<TokenProbability> result;
@@ -88,9 +87,8 @@ class WeightBuckets {
         for (size_t i = 0; i < weights_.size(); i++)
             if (bucket(weights_[i]) == b && weights_[i] > 0) tokens.push_back(i);
         if (tokens.empty()) return {0, sum};  // logits that are not finite numbers
-        std::sort(tokens.begin(), tokens.end(), [&](size_t x, size_t y) {
-            return logits_[x] > logits_[y] || (logits_[x] == logits_[y] && x < y);
-        });
+        std::sort(tokens.begin(), tokens.end(),
+                  [&](size_t x, size_t y) { return logits_[x] > logits_[y] || (logits_[x] == logits_[y] && x < y); });
         size_t i = 0;
         while ((sum += double(weights_[tokens[i]])) < target && i + 1 < tokens.size()) i++;
         return {tokens[i], sum};

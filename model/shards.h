@@ -109,7 +109,8 @@ void add_pieces(Arena<Device>& memory, const Shards& shards, std::vector<Scalar*
 
 // From the values of a whole tensor, in host memory, the pieces that this rank keeps.
 template <class Device, class Scalar>
-void set_pieces(Device& dev, const Shards& shards, const std::vector<Scalar*>& data, size_t tensor, const Scalar* values) {
+void set_pieces(Device& dev, const Shards& shards, const std::vector<Scalar*>& data, size_t tensor,
+                const Scalar* values) {
     for (size_t i = 0; i < data.size(); i++)
         if (const ShardPiece& p = shards.pieces()[i]; p.tensor == tensor)
             device_copy_in(dev, data[i], values + p.begin, p.count * sizeof(Scalar));
@@ -118,8 +119,8 @@ void set_pieces(Device& dev, const Shards& shards, const std::vector<Scalar*>& d
 // A whole tensor from the pieces that the ranks keep, which all call this, in rank 0's host memory. The others get what
 // they keep, and zeros.
 template <class Device, class Scalar>
-std::vector<Scalar> gather_tensor(Device& dev, const Ranks& ranks, const Shards& shards, const std::vector<Scalar*>& data,
-                                  size_t tensor) {
+std::vector<Scalar> gather_tensor(Device& dev, const Ranks& ranks, const Shards& shards,
+                                  const std::vector<Scalar*>& data, size_t tensor) {
     std::vector<Scalar> whole(shards.count(tensor));
     for (size_t i = 0; i < data.size(); i++)
         if (const ShardPiece& p = shards.pieces()[i]; p.tensor == tensor)

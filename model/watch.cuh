@@ -48,10 +48,12 @@ inline std::string which_moved_first(const std::vector<SiteScale>& scales, doubl
         if (further(s, *found)) found = &s;
         if (moved_by(s) > limit) break;
     }
-    if (!std::isfinite(found->now)) return strprintf("the stream into %s is the first that is not finite", found->site.c_str());
+    if (!std::isfinite(found->now))
+        return strprintf("the stream into %s is the first that is not finite", found->site.c_str());
     const std::string calibrated = found->calibrated > 0 ? strprintf(", calibrated at %.3g", found->calibrated) : "";
-    return strprintf("%s %s: s(h) %.3g%s", moved_by(*found) > limit ? "the first site to leave its scale is"
-                                           : found->calibrated > 0  ? "furthest off its scale is"
-                                                                    : "the largest stream is that into",
+    return strprintf("%s %s: s(h) %.3g%s",
+                     moved_by(*found) > limit ? "the first site to leave its scale is"
+                     : found->calibrated > 0  ? "furthest off its scale is"
+                                              : "the largest stream is that into",
                      found->site.c_str(), found->now, calibrated.c_str());
 }

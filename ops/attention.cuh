@@ -70,8 +70,8 @@ struct AttentionScratch {
 
     AttentionScratch(Cpu& dev, int thread, size_t T) {
         const size_t block = attention_block(T), plane = (block * T * sizeof(Real) + 63) / 64 * 64;
-        char* memory = static_cast<char*>(
-            dev.scratch(thread, gemm_pack_bytes<Real>() + 2 * plane + 2 * block * sizeof(Real)));
+        char* memory =
+            static_cast<char*>(dev.scratch(thread, gemm_pack_bytes<Real>() + 2 * plane + 2 * block * sizeof(Real)));
         pack = memory;
         scores = reinterpret_cast<Real*>(memory + gemm_pack_bytes<Real>());
         gradients = reinterpret_cast<Real*>(memory + gemm_pack_bytes<Real>() + plane);
@@ -92,12 +92,14 @@ void attention_forward(Cpu& dev, Real* out, Acc<Real>* lse, const Real* qkv, siz
             const size_t rows = std::min(block, T - first), keys = first + rows;
             Real *sum = s.rows, *rows_lse = lse ? lse + task * T + first : s.rows + block;
             Real* o = out + (b * T + first) * C + h * hs;
+            // clang-format off
             gemm_single<Real>(dev, thread, {.M = rows, .N = keys, .K = hs, .A = q + first * 3 * C, .lda = 3 * C,
                                             .trans_a = false, .B = k, .ldb = 3 * C, .trans_b = true, .C = s.scores,
                                             .ldc = T, .alpha = scale, .pack = s.pack});
             leaf<Real>(dev).softmax_causal(s.scores, rows_lse, sum, T, rows, first);
             gemm_single<Real>(dev, thread, {.M = rows, .N = hs, .K = keys, .A = s.scores, .lda = T, .trans_a = false,
                                             .B = v, .ldb = 3 * C, .trans_b = false, .C = o, .ldc = C, .pack = s.pack});
+            // clang-format on
             for (size_t r = 0; r < rows; r++)
                 for (size_t i = 0; i < hs; i++) o[r * C + i] *= sum[r];
         }
@@ -128,6 +130,7 @@ void attention_backward(Cpu& dev, Real* dqkv, const Real* dout, const Real* out,
             }
             auto multiply = [&](const Gemm<Real>& g) { gemm_single<Real>(dev, thread, g); };
             // s = q k^T / sqrt(hs) and dp = do v^T, both [rows, keys]
+            // clang-format off
             multiply({.M = rows, .N = keys, .K = hs, .A = q_rows, .lda = ld, .trans_a = false, .B = k, .ldb = ld,
                       .trans_b = true, .C = s.scores, .ldc = T, .alpha = scale, .pack = s.pack});
             multiply({.M = rows, .N = keys, .K = hs, .A = d_o, .lda = C, .trans_a = false, .B = v, .ldb = ld,
@@ -141,6 +144,7 @@ void attention_backward(Cpu& dev, Real* dqkv, const Real* dout, const Real* out,
                       .ldb = ld, .trans_b = false, .C = dk, .ldc = ld, .accumulate = true, .pack = s.pack});
             multiply({.M = keys, .N = hs, .K = rows, .A = s.scores, .lda = T, .trans_a = true, .B = d_o, .ldb = C,
                       .trans_b = false, .C = dv, .ldc = ld, .accumulate = true, .pack = s.pack});
+            // clang-format on
         }
     });
 }
@@ -171,6 +175,7 @@ void attention_cached_head(Cpu& dev, int thread, Real* out, const CachedRows<Rea
     const size_t keys = p.first + begin + rows, row = p.row + begin;
     const AttentionScratch<Real> s(dev, thread, T);
     Real* o = out + row * C + h * hs;
+    // clang-format off
     gemm_single<Real>(dev, thread, {.M = rows, .N = keys, .K = hs, .A = qkv + row * 3 * C + h * hs, .lda = 3 * C,
                                     .trans_a = false, .B = p.k_cache + h * hs, .ldb = C, .trans_b = true,
                                     .C = s.scores, .ldc = T, .alpha = Real(1 / std::sqrt(double(hs))), .pack = s.pack});
@@ -178,6 +183,7 @@ void attention_cached_head(Cpu& dev, int thread, Real* out, const CachedRows<Rea
     gemm_single<Real>(dev, thread, {.M = rows, .N = hs, .K = keys, .A = s.scores, .lda = T, .trans_a = false,
                                     .B = p.v_cache + h * hs, .ldb = C, .trans_b = false, .C = o, .ldc = C,
                                     .pack = s.pack});
+    // clang-format on
     for (size_t r = 0; r < rows; r++)
         for (size_t i = 0; i < hs; i++) o[r * C + i] *= s.rows[r];
 }
@@ -238,8 +244,7 @@ void launch_attention_forward(Cuda& dev, const AttentionForward<Real>& a, size_t
             return with_flash_head_size(hs, [&](auto size) {
                 constexpr int HS = decltype(size)::value;
                 const dim3 grid(heads, blocks_for(queries, ForwardTiles<HS>::rows));
-                launch<flash_forward_kernel<HS>>(grid, flash_threads, sizeof(ForwardTiles<HS>), dev.stream,
-                                                 a);
+                launch<flash_forward_kernel<HS>>(grid, flash_threads, sizeof(ForwardTiles<HS>), dev.stream, a);
             });
     const dim3 grid(heads, blocks_for(queries, simple_rows));
     const size_t shared = (3 * simple_tile(a.hs) + simple_scores) * sizeof(float);
@@ -248,8 +253,7 @@ void launch_attention_forward(Cuda& dev, const AttentionForward<Real>& a, size_t
 
 // out [B, T, C], lse [B, NH, T] (for the backward pass; may be null), qkv [B, T, 3C]
 template <class Real>
-void attention_forward(Cuda& dev, Real* out, Acc<Real>* lse, const Real* qkv, size_t B, size_t T, size_t C,
-                       size_t NH) {
+void attention_forward(Cuda& dev, Real* out, Acc<Real>* lse, const Real* qkv, size_t B, size_t T, size_t C, size_t NH) {
     const size_t hs = C / NH;
     const AttentionForward<Real> a{
         .out = out,
@@ -270,14 +274,14 @@ void attention_forward(Cuda& dev, Real* out, Acc<Real>* lse, const Real* qkv, si
 
 // dqkv [B, T, 3C] =, from dout, out [B, T, C], lse [B, NH, T] and qkv [B, T, 3C] of the forward pass.
 template <class Real>
-void attention_backward(Cuda& dev, Real* dqkv, const Real* dout, const Real* out, const Acc<Real>* lse,
-                        const Real* qkv, size_t B, size_t T, size_t C, size_t NH) {
+void attention_backward(Cuda& dev, Real* dqkv, const Real* dout, const Real* out, const Acc<Real>* lse, const Real* qkv,
+                        size_t B, size_t T, size_t C, size_t NH) {
     const size_t hs = C / NH, count = B * T * NH;
     const unsigned heads = blocks_for(B * NH, 1);
     check_head_size(hs);
     float* delta = static_cast<float*>(dev.scratch(count * sizeof(float)));
-    launch<attention_delta_kernel<Real>>(blocks_for(count, 32), 256, 0, dev.stream, delta, dout, out, count,
-                                         int(T), int(NH), int(hs), hs % kPiece<Real> == 0);
+    launch<attention_delta_kernel<Real>>(blocks_for(count, 32), 256, 0, dev.stream, delta, dout, out, count, int(T),
+                                         int(NH), int(hs), hs % kPiece<Real> == 0);
     const AttentionBackward<Real> a{
         .dqkv = dqkv,
         .dout = dout,
@@ -294,10 +298,10 @@ void attention_backward(Cuda& dev, Real* dqkv, const Real* dout, const Real* out
             return with_flash_head_size(hs, [&](auto size) {
                 constexpr int HS = decltype(size)::value;
                 const dim3 grid(heads, blocks_for(T, BackwardShape<HS>::rows));
-                launch<flash_backward_dkdv_kernel<HS>>(grid, flash_threads, sizeof(KeyGradientTiles<HS>),
-                                                       dev.stream, a);
-                launch<flash_backward_dq_kernel<HS>>(grid, flash_threads, sizeof(QueryGradientTiles<HS>),
-                                                     dev.stream, a);
+                launch<flash_backward_dkdv_kernel<HS>>(grid, flash_threads, sizeof(KeyGradientTiles<HS>), dev.stream,
+                                                       a);
+                launch<flash_backward_dq_kernel<HS>>(grid, flash_threads, sizeof(QueryGradientTiles<HS>), dev.stream,
+                                                     a);
             });
     const dim3 grid(heads, blocks_for(T, simple_rows));
     const size_t shared = (4 * simple_tile(a.hs) + 2 * simple_scores) * sizeof(float);
@@ -316,8 +320,8 @@ void with_decode_packs(int hs, F&& f) {
 
 // One query: a block for each head and 128 keys; if that is more than one a head, their results are combined.
 template <class Real>
-void attention_decode(Cuda& dev, Real* out, Real* k_cache, Real* v_cache, const Real* qkv, size_t keys,
-                      size_t C, size_t NH) {
+void attention_decode(Cuda& dev, Real* out, Real* k_cache, Real* v_cache, const Real* qkv, size_t keys, size_t C,
+                      size_t NH) {
     const size_t hs = C / NH;
     const unsigned splits = blocks_for(keys, decode_keys), heads = blocks_for(NH, 1);
     float* partial = nullptr;
@@ -339,8 +343,7 @@ void attention_decode(Cuda& dev, Real* out, Real* k_cache, Real* v_cache, const 
         launch<decode_kernel<Real, decltype(packs)::value>>(grid, decode_threads, shared, dev.stream, a);
     });
     if (splits > 1)
-        launch<decode_combine_kernel<Real>>(heads, decode_threads, 0, dev.stream, out, partial, int(splits),
-                                            int(hs));
+        launch<decode_combine_kernel<Real>>(heads, decode_threads, 0, dev.stream, out, partial, int(splits), int(hs));
 }
 
 // See the CPU's. One sequence after the other.

@@ -24,8 +24,8 @@ __device__ __forceinline__ int warp_lane() { return int(threadIdx.x % 32); }
 
 // Block: starts copying rows of hs channels, `stride` apart, into the tile. Rows from `rows` on become zeros.
 template <int HS, int tile_rows>
-__device__ __forceinline__ void load_tile(bf16 (&tile)[tile_rows][HS + 8], const bf16* from, size_t stride,
-                                          int rows, int hs) {
+__device__ __forceinline__ void load_tile(bf16 (&tile)[tile_rows][HS + 8], const bf16* from, size_t stride, int rows,
+                                          int hs) {
     constexpr int units = HS / 8;                // 16 bytes each, of a row
     constexpr int step = flash_threads / units;  // rows copied at a time
     const int first = int(threadIdx.x) / units, channel = int(threadIdx.x) % units * 8;
@@ -35,8 +35,7 @@ __device__ __forceinline__ void load_tile(bf16 (&tile)[tile_rows][HS + 8], const
     for (int i = 0; i < (tile_rows + step - 1) / step; i++, p += size_t(step) * stride) {
         const int row = first + i * step;
         const bool valid = row < rows && channel < hs;
-        if (tile_rows % step == 0 || row < tile_rows)
-            cp_async<16>(&tile[row][channel], valid ? p : from, valid);
+        if (tile_rows % step == 0 || row < tile_rows) cp_async<16>(&tile[row][channel], valid ? p : from, valid);
     }
 }
 
@@ -105,7 +104,7 @@ __device__ __forceinline__ void multiply_add(float (&sum)[MT][HS / 8][4], const 
         uint32_t a[MT][4], b[4];
 #pragma unroll
         for (int m = 0; m < MT; m++) {
-            const float(&left)[4] = p[m][2 * k], (&right)[4] = p[m][2 * k + 1];
+            const float (&left)[4] = p[m][2 * k], (&right)[4] = p[m][2 * k + 1];
             a[m][0] = pack_bf16(left[0], left[1]), a[m][1] = pack_bf16(left[2], left[3]);
             a[m][2] = pack_bf16(right[0], right[1]), a[m][3] = pack_bf16(right[2], right[3]);
         }
@@ -121,9 +120,8 @@ __device__ __forceinline__ void multiply_add(float (&sum)[MT][HS / 8][4], const 
 // Warp: writes x factor, rounded to bf16, to rows `stride` apart; those from `rows` on do not exist. Through
 // rows of shared memory that belong to this warp, so that 16 bytes are written at a time.
 template <int HS, int MT>
-__device__ __forceinline__ void store_rows(bf16* to, size_t stride, int rows, int hs,
-                                           const float (&x)[MT][HS / 8][4], float factor,
-                                           bf16 (*staging)[HS + 8]) {
+__device__ __forceinline__ void store_rows(bf16* to, size_t stride, int rows, int hs, const float (&x)[MT][HS / 8][4],
+                                           float factor, bf16 (*staging)[HS + 8]) {
     const int lane = warp_lane(), group = lane / 4, t = lane % 4;
     __syncwarp();
 #pragma unroll
@@ -169,8 +167,8 @@ __device__ __forceinline__ void mask_future(float (&s)[MT][NT][4], int position,
 // before is scaled to it. sum is of the columns this lane holds: the four lanes of a row are added at the
 // end.
 template <int HS, int MT, int NT>
-__device__ __forceinline__ void online_softmax(float (&s)[MT][NT][4], float (&out)[MT][HS / 8][4],
-                                               float (&top)[MT][2], float (&sum)[MT][2], float scale2) {
+__device__ __forceinline__ void online_softmax(float (&s)[MT][NT][4], float (&out)[MT][HS / 8][4], float (&top)[MT][2],
+                                               float (&sum)[MT][2], float scale2) {
 #pragma unroll
     for (int i = 0; i < MT * 2; i++) {
         const int m = i / 2, e = i % 2 * 2;
@@ -196,8 +194,7 @@ __device__ __forceinline__ void online_softmax(float (&s)[MT][NT][4], float (&ou
 // Divides by the sums and writes lse of the warp's rows, of which `rows` exist. lse may be null.
 template <int HS, int MT>
 __device__ __forceinline__ void finish_softmax(float (&out)[MT][HS / 8][4], float* lse, int rows,
-                                               const float (&top)[MT][2], const float (&sum)[MT][2],
-                                               float scale) {
+                                               const float (&top)[MT][2], const float (&sum)[MT][2], float scale) {
 #pragma unroll
     for (int i = 0; i < MT * 2; i++) {
         const int m = i / 2, e = i % 2 * 2, row = m * 16 + e * 4 + warp_lane() / 4;
@@ -250,8 +247,7 @@ __global__ void __launch_bounds__(flash_threads) flash_forward_kernel(AttentionF
     const size_t C = size_t(a.NH) * size_t(a.hs), first_row = size_t(row + warp_row);
     float* lse = a.lse ? a.lse + size_t(blockIdx.x) * size_t(a.queries) + first_row : nullptr;
     finish_softmax<HS>(out, lse, rows, top, sum, a.scale);
-    store_rows<HS>(a.out + (b * size_t(a.queries) + first_row) * C + head, C, rows, a.hs, out, 1,
-                   tiles.q + warp_row);
+    store_rows<HS>(a.out + (b * size_t(a.queries) + first_row) * C + head, C, rows, a.hs, out, 1, tiles.q + warp_row);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -281,8 +277,8 @@ struct KeyGradientTiles {
 // Both [key, query] from `key` and `query` on; lse and delta [8 NT] are of the queries.
 template <int MT, int NT>
 __device__ __forceinline__ void score_gradients_transposed(float (&p)[MT][NT][4], float (&ds)[MT][NT][4],
-                                                           const float* lse, const float* delta, int key,
-                                                           int query, float scale2) {
+                                                           const float* lse, const float* delta, int key, int query,
+                                                           float scale2) {
     const bool diagonal = query < key + 16 * MT - 1;
     const int row = key + warp_lane() / 4, column = warp_lane() % 4 * 2;
 #pragma unroll
@@ -341,8 +337,7 @@ __global__ void __launch_bounds__(flash_threads) flash_backward_dkdv_kernel(Atte
         multiply_add<HS>(dv, p, tiles.dout[stage]);
         multiply_add<HS>(dk, ds, tiles.q[stage]);
     }
-    store_rows<HS>(head.dk + size_t(first) * 3 * C, 3 * C, a.T - first, a.hs, dk, a.scale,
-                   tiles.k + warp_row);
+    store_rows<HS>(head.dk + size_t(first) * 3 * C, 3 * C, a.T - first, a.hs, dk, a.scale, tiles.k + warp_row);
     store_rows<HS>(head.dv + size_t(first) * 3 * C, 3 * C, a.T - first, a.hs, dv, 1, tiles.v + warp_row);
 }
 
@@ -356,8 +351,8 @@ struct QueryGradientTiles {
 // ds: dp in, p (dp - delta) out, [query, key]. lse2 (in units of log 2) and delta are of the lane's rows.
 template <int MT, int NT>
 __device__ __forceinline__ void score_gradients(float (&ds)[MT][NT][4], const float (&s)[MT][NT][4],
-                                                const float (&lse2)[MT][2], const float (&delta)[MT][2],
-                                                int query, int key, float scale2) {
+                                                const float (&lse2)[MT][2], const float (&delta)[MT][2], int query,
+                                                int key, float scale2) {
     const bool diagonal = key + 8 * NT - 1 > query;
     const int row = query + warp_lane() / 4, column = key + warp_lane() % 4 * 2;
 #pragma unroll
@@ -409,7 +404,6 @@ __global__ void __launch_bounds__(flash_threads) flash_backward_dq_kernel(Attent
         score_gradients(ds, s, lse2, delta, first, key, a.scale * attention_log2e);
         multiply_add<HS>(dq, ds, tiles.k[stage]);
     }
-    store_rows<HS>(head.dq + size_t(first) * 3 * C, 3 * C, a.T - first, a.hs, dq, a.scale,
-                   tiles.q + warp_row);
+    store_rows<HS>(head.dq + size_t(first) * 3 * C, 3 * C, a.T - first, a.hs, dq, a.scale, tiles.q + warp_row);
 }
 #endif  // TN_CUDA

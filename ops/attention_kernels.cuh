@@ -72,9 +72,8 @@ __device__ __forceinline__ float group_max(float x) {
 // delta [B, NH, T] = dout . out, both [B, T, NH, hs]: 8 lanes for each of the `count` = B T NH rows of hs.
 // `whole`: those are multiples of 16 bytes.
 template <class Real>
-__global__ void __launch_bounds__(256)
-    attention_delta_kernel(float* delta, const Real* dout, const Real* out, size_t count, int T, int NH,
-                           int hs, bool whole) {
+__global__ void __launch_bounds__(256) attention_delta_kernel(float* delta, const Real* dout, const Real* out,
+                                                              size_t count, int T, int NH, int hs, bool whole) {
     constexpr int piece = kPiece<Real>;
     const size_t i = (size_t(blockIdx.x) * 256 + threadIdx.x) / 8, row = i * size_t(hs);
     float sum = 0, x[piece], y[piece];
@@ -98,9 +97,7 @@ constexpr int simple_channels = simple_max_hs / 16;  // of a thread
 
 // An odd row length: 16 threads that read one column meet 16 banks.
 __host__ __device__ constexpr int simple_stride(int hs) { return hs | 1; }
-__host__ __device__ constexpr size_t simple_tile(int hs) {
-    return size_t(simple_rows) * size_t(simple_stride(hs));
-}
+__host__ __device__ constexpr size_t simple_tile(int hs) { return size_t(simple_rows) * size_t(simple_stride(hs)); }
 constexpr int simple_scores = simple_rows * (simple_rows + 1);
 
 // Block: rows from `rows` on become zeros.
@@ -132,8 +129,7 @@ __device__ __forceinline__ void simple_add(float (&sum)[simple_channels], float 
 }
 
 template <class Real>
-__device__ __forceinline__ void simple_store(Real* to, const float (&sum)[simple_channels], float factor,
-                                             int hs) {
+__device__ __forceinline__ void simple_store(Real* to, const float (&sum)[simple_channels], float factor, int hs) {
     const int x = int(threadIdx.x % 16);
 #pragma unroll
     for (int i = 0; i < simple_channels; i++)
@@ -150,8 +146,7 @@ __global__ void __launch_bounds__(simple_threads) simple_forward_kernel(Attentio
     const size_t b = blockIdx.x / unsigned(a.NH), head = blockIdx.x % unsigned(a.NH) * size_t(a.hs);
     float* mine = weights + y * (simple_rows + 1);  // [16]
     float top = -INFINITY, sum = 0, out[simple_channels] = {};
-    simple_load(q, a.q + (b * size_t(a.queries) + size_t(row)) * a.q_stride + head, a.q_stride,
-                a.queries - row, a.hs);
+    simple_load(q, a.q + (b * size_t(a.queries) + size_t(row)) * a.q_stride + head, a.q_stride, a.queries - row, a.hs);
     for (int key = 0; key < min(a.keys, position - y + simple_rows); key += simple_rows) {
         const size_t from = (b * size_t(a.keys) + size_t(key)) * a.kv_stride + head;
         __syncthreads();  // everyone has left the tile before
@@ -178,11 +173,9 @@ struct ScoreGradient {
     float p, ds;
 };
 template <class Real>
-__device__ __forceinline__ ScoreGradient simple_score_gradient(const AttentionBackward<Real>& a,
-                                                               const float* lse, const float* delta,
-                                                               const float* q, const float* k,
-                                                               const float* dout, const float* v, int query,
-                                                               int key) {
+__device__ __forceinline__ ScoreGradient simple_score_gradient(const AttentionBackward<Real>& a, const float* lse,
+                                                               const float* delta, const float* q, const float* k,
+                                                               const float* dout, const float* v, int query, int key) {
     if (query >= a.T || key > query) return {0, 0};
     const float p = expf(simple_dot(q, k, a.hs) * a.scale - lse[query]);
     return {p, p * (simple_dot(dout, v, a.hs) - delta[query])};
@@ -405,8 +398,8 @@ __global__ void __launch_bounds__(decode_threads) decode_step_kernel(const __gri
     if (splits == 1) return combine_parts(out, part, decode_groups, hs, true);
     float* const partial = a.partial + task * gridDim.y * size_t(hs + 2);
     combine_parts(partial + blockIdx.y * size_t(hs + 2), part, decode_groups, hs, false);
-    __threadfence();   // each thread's numbers are visible to all blocks
-    __syncthreads();   // of the whole block
+    __threadfence();  // each thread's numbers are visible to all blocks
+    __syncthreads();  // of the whole block
     bool last = false;
     if (threadIdx.x == 0) last = atomicInc(&a.finished[task], unsigned(splits - 1)) == unsigned(splits - 1);
     if (!__syncthreads_or(last)) return;

@@ -46,7 +46,8 @@ void cross_entropy(Cpu& dev, double* loss_sum, Acc<Real>* losses, Real* logits, 
     parallel_ranges(dev, N, 1, [&](size_t row, size_t end, int) {
         for (; row < end; row++) {
             Real* z = logits + row * ld;
-            losses[row] = leaf<Real>(dev).cross_entropy(gradient ? z : nullptr, z, size_t(targets[row]), Real(weight), V);
+            losses[row] =
+                leaf<Real>(dev).cross_entropy(gradient ? z : nullptr, z, size_t(targets[row]), Real(weight), V);
             if (gradient) std::fill(z + V, z + ld, Real(0));
         }
     });
@@ -121,8 +122,8 @@ __global__ void __launch_bounds__(kSoftmaxThreads)
 }
 
 template <class Real>
-void cross_entropy(Cuda& dev, double* loss_sum, float* losses, Real* logits, const int* targets, double weight, size_t N,
-                   size_t V, bool gradient, size_t ld = 0) {
+void cross_entropy(Cuda& dev, double* loss_sum, float* losses, Real* logits, const int* targets, double weight,
+                   size_t N, size_t V, bool gradient, size_t ld = 0) {
     if (ld == 0) ld = V;
     const bool aligned = aligned_16(logits) && ld % kPiece<Real> == 0;
     const unsigned warps = std::min(blocks_for(V, 32 * kPiece<Real>), kSoftmaxThreads / 32);

@@ -72,8 +72,8 @@ template <class Real>
 void launch_embedding_forward(Cuda& dev, Real* x, const int* tokens, const int* positions, const Real* wte,
                               const Real* wpe, size_t rows, size_t T, size_t C) {
     const unsigned pieces = blocks_for(C, kPiece<Real>);
-    launch<embedding_forward_kernel<Real>>(blocks_for(rows * pieces, 256), 256, 0, dev.stream, x, tokens, positions, wte,
-                                           wpe, rows, T, unsigned(C), pieces,
+    launch<embedding_forward_kernel<Real>>(blocks_for(rows * pieces, 256), 256, 0, dev.stream, x, tokens, positions,
+                                           wte, wpe, rows, T, unsigned(C), pieces,
                                            C % kPiece<Real> == 0 && aligned_16(x, wte, wpe));
 }
 
@@ -139,8 +139,8 @@ static __global__ void __launch_bounds__(kSortThreads)
 // others have nothing to do. 32 pieces of columns wide, 8 threads a piece.
 template <class Real>
 __global__ void __launch_bounds__(256)
-    embedding_backward_kernel(Real* dwte, const Real* dx, const int* tokens, const unsigned* order, size_t N, unsigned C,
-                              bool whole) {
+    embedding_backward_kernel(Real* dwte, const Real* dx, const int* tokens, const unsigned* order, size_t N,
+                              unsigned C, bool whole) {
     float* const shared = dynamic_shared<float>();  // [8, 32 pieces]
     const size_t begin = blockIdx.x;
     const int token = tokens[order[begin]];

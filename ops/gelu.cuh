@@ -66,7 +66,8 @@ __device__ __forceinline__ float gelu_slope_cuda(float x) {
 
 // A thread computes one piece. dout is null in the forward direction.
 template <class Real>
-__global__ void __launch_bounds__(256) gelu_kernel(Real* out, const Real* dout, const Real* in, size_t n, bool aligned) {
+__global__ void __launch_bounds__(256)
+    gelu_kernel(Real* out, const Real* dout, const Real* in, size_t n, bool aligned) {
     const size_t first = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * kPiece<Real>;
     if (first >= n) return;
     const unsigned left = n - first < kPiece<Real> ? unsigned(n - first) : kPiece<Real>;

@@ -38,8 +38,8 @@ struct Gemm {
     bool gelu = false;
     Real* pre_gelu = nullptr;            // [M, N], an output
     const Real* gelu_grad_at = nullptr;  // [M, N], an input
-    Real* b_sums = nullptr;  // [N] = or += (as `accumulate` says) sums over k of op(B); needs !trans_b
-    void* pack = nullptr;    // gemm_single only: gemm_pack_bytes<Real>() bytes, 64-byte aligned
+    Real* b_sums = nullptr;              // [N] = or += (as `accumulate` says) sums over k of op(B); needs !trans_b
+    void* pack = nullptr;                // gemm_single only: gemm_pack_bytes<Real>() bytes, 64-byte aligned
 };
 
 // Part of C that one thread computes: rows [i0, i1), columns [j0, j1). j0 is a multiple of kColumnGrain.
@@ -204,10 +204,8 @@ void pack_transposed(Real* out, const Real* in, size_t ld, size_t kc, size_t n, 
         for (size_t k = 0; k < k4; k += 4) {
             V4 a, b, c, d;
             load(a, rows + k), load(b, rows + ld + k), load(c, rows + 2 * ld + k), load(d, rows + 3 * ld + k);
-            const V4 ab01 = __builtin_shufflevector(a, b, 0, 4, 1, 5),
-                     ab23 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-            const V4 cd01 = __builtin_shufflevector(c, d, 0, 4, 1, 5),
-                     cd23 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+            const V4 ab01 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab23 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+            const V4 cd01 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd23 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
             Real* to = out + k * width + j;
             store(to, V4(__builtin_shufflevector(ab01, cd01, 0, 1, 4, 5)));
             store(to + width, V4(__builtin_shufflevector(ab01, cd01, 2, 3, 6, 7)));
@@ -312,8 +310,7 @@ void prefetch_rows(const Real* a, size_t lda, size_t k0, size_t k1) {
 // All tiles of rows [i0, i1), columns [j0, j1) over one block of k. `a` is op(A) at (i0, k0), in place or
 // packed.
 template <class Real, bool kPackedA>
-void multiply_block(const Gemm<Real>& g, const Real* a, const Real* packed_b, size_t k0, size_t kc,
-                    Band band) {
+void multiply_block(const Gemm<Real>& g, const Real* a, const Real* packed_b, size_t k0, size_t kc, Band band) {
     constexpr size_t kColumns = Simd<Real>::kTileColumns;
     const bool first = k0 == 0, last = k0 + kc == g.K;
     const Real* init = !first || g.accumulate ? g.C : g.residual;
@@ -323,8 +320,7 @@ void multiply_block(const Gemm<Real>& g, const Real* a, const Real* packed_b, si
         for (size_t j = band.j0; j < band.j1; j += kColumns) {
             const size_t n = band.j1 - j < kColumns ? band.j1 - j : kColumns, width = tile_width<Real>(n);
             const size_t at = i * g.ldc + j, done = j - band.j0, all = band.j1 - band.j0;
-            if (!kPackedA)
-                prefetch_rows(sliver + kTileRows * g.lda, g.lda, kc * done / all, kc * (done + n) / all);
+            if (!kPackedA) prefetch_rows(sliver + kTileRows * g.lda, g.lda, kc * done / all, kc * (done + n) / all);
             const Tile<Real> t = {kc,
                                   sliver,
                                   g.lda,
@@ -561,8 +557,8 @@ template <class Real>
 void matmul_epilogue(Cuda& dev, const Gemm<Real>& g) {
     if (!g.bias && !g.gelu && !g.gelu_grad_at) return;
     const unsigned pieces = blocks_for(g.N, kPiece<Real>);
-    const bool whole = g.N % kPiece<Real> == 0 && g.ldc % kPiece<Real> == 0 &&
-                       aligned_16(g.C, g.pre_gelu, g.bias, g.gelu_grad_at);
+    const bool whole =
+        g.N % kPiece<Real> == 0 && g.ldc % kPiece<Real> == 0 && aligned_16(g.C, g.pre_gelu, g.bias, g.gelu_grad_at);
     launch<matmul_epilogue_kernel<Real>>(blocks_for(g.M * pieces, 256), 256, 0, dev.stream, g.C, g.pre_gelu, g.bias,
                                          g.gelu_grad_at, g.gelu, g.M, unsigned(g.N), g.ldc, pieces, whole);
 }
@@ -587,8 +583,7 @@ __global__ void __launch_bounds__(kPlainTile* kPlainTile)
         b[r * (kPlainTile + 1) + c] =
             bk < g.K && bn < g.N ? float(g.B[g.trans_b ? bn * g.ldb + bk : bk * g.ldb + bn]) : 0.0f;
         __syncthreads();
-        for (unsigned i = 0; i < kPlainTile; i++)
-            sum += a[r * (kPlainTile + 1) + i] * b[i * (kPlainTile + 1) + c];
+        for (unsigned i = 0; i < kPlainTile; i++) sum += a[r * (kPlainTile + 1) + i] * b[i * (kPlainTile + 1) + c];
         __syncthreads();
     }
     if (tile_m + r >= g.M || tile_n + c >= g.N) return;
@@ -617,8 +612,8 @@ template <class Real>
 bool fits_cublaslt(const Gemm<Real>& g, const Real* init, const Epilogue& e) {
     const size_t grain = e.auxiliary ? 8 : std::is_same_v<Real, float> ? 1 : 8;
     return aligned_16(g.A, g.B, g.C, init) && aligned_16(static_cast<const char*>(e.bias)) &&
-           aligned_16(static_cast<const char*>(e.auxiliary)) && g.ldc % grain == 0 && g.lda % (16 / sizeof(Real)) == 0 &&
-           g.ldb % (16 / sizeof(Real)) == 0;
+           aligned_16(static_cast<const char*>(e.auxiliary)) && g.ldc % grain == 0 &&
+           g.lda % (16 / sizeof(Real)) == 0 && g.ldb % (16 / sizeof(Real)) == 0;
 }
 
 // False: cuBLASLt has no algorithm with this epilogue, and nothing was done.
@@ -642,15 +637,18 @@ bool cublaslt_matmul(Cuda& dev, const Gemm<Real>& g, const Epilogue& epilogue) {
     if (epilogue.auxiliary) plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, epilogue.auxiliary);
     const float alpha = float(g.alpha), beta = init ? 1.0f : 0.0f;
     const cublasStatus_t status =
-        cublasLtMatmul(dev.cublaslt, plan.matmul, &alpha, g.B, plan.a, g.A, plan.b, &beta, init ? init : g.C, plan.d, g.C,
-                       plan.d, &plan.algorithm, dev.workspace, dev.workspace_bytes, dev.stream);
+        cublasLtMatmul(dev.cublaslt, plan.matmul, &alpha, g.B, plan.a, g.A, plan.b, &beta, init ? init : g.C, plan.d,
+                       g.C, plan.d, &plan.algorithm, dev.workspace, dev.workspace_bytes, dev.stream);
     // The heuristics may promise what the product itself then refuses.
     if (status == CUBLAS_STATUS_NOT_SUPPORTED) return plan.supported = false;
     CUBLAS_CHECK(status);
     if (sync_launches())
         if (const cudaError_t error = wait_unless_capturing(dev.stream); error != cudaSuccess)
-            cuda_failed(error, strprintf("cuBLASLt product [%zu, %zu] x [%zu, %zu], epilogue %d", g.M, g.K, g.K, g.N,
-                                         int(epilogue.kind)).c_str(), __FILE__, __LINE__);
+            cuda_failed(error,
+                        strprintf("cuBLASLt product [%zu, %zu] x [%zu, %zu], epilogue %d", g.M, g.K, g.K, g.N,
+                                  int(epilogue.kind))
+                            .c_str(),
+                        __FILE__, __LINE__);
     return true;
 }
 
@@ -725,16 +723,15 @@ void matmul_gelu_forward(Device& dev,
 }
 
 template <class Real, class Device>
-void matmul_backward(
-    Device& dev,
-    Real* din,             // [M, C] =
-    Real* dweight,         // [C, OC] = or +=
-    Real* dbias,           // [OC] = or +=, or null
-    const Real* dout,      // [M, OC]
-    const Real* in,        // [M, C]
-    const Real* weight,    // [C, OC]
-    const Real* gelu_pre,  // [M, C] or null: in = gelu(gelu_pre), and din is the gradient of gelu_pre
-    size_t M, size_t C, size_t OC, bool accumulate) {
+void matmul_backward(Device& dev,
+                     Real* din,             // [M, C] =
+                     Real* dweight,         // [C, OC] = or +=
+                     Real* dbias,           // [OC] = or +=, or null
+                     const Real* dout,      // [M, OC]
+                     const Real* in,        // [M, C]
+                     const Real* weight,    // [C, OC]
+                     const Real* gelu_pre,  // [M, C] or null: in = gelu(gelu_pre), and din is the gradient of gelu_pre
+                     size_t M, size_t C, size_t OC, bool accumulate) {
     gemm<Real>(dev, {.M = M,
                      .N = C,
                      .K = OC,

@@ -18,10 +18,10 @@ constexpr unsigned kMatvecNumbers = 12 << 10;
 
 template <class Real>
 struct Matvec {
-    Real* out;           // [rows, N], rows ld_out apart (0: N)
-    const Real* x;       // [rows, K]
-    Site<Real> site;     // of x; Phase::folded: none
-    const Real* weight;  // [K, N], or [N, K] in matvec_transposed
+    Real* out;                       // [rows, N], rows ld_out apart (0: N)
+    const Real* x;                   // [rows, K]
+    Site<Real> site;                 // of x; Phase::folded: none
+    const Real* weight;              // [K, N], or [N, K] in matvec_transposed
     const Real* bias = nullptr;      // [N]
     const Real* residual = nullptr;  // [rows, N], added behind the GELU
     bool gelu = false;
@@ -43,7 +43,8 @@ __device__ void matvec_statistics(float2* statistics, const Matvec<Real>& a) {
 
 // shared [rows, chunk] = site(x) at k0 .. k0 + count.
 template <Phase phase, class Real>
-__device__ void matvec_stage(float* shared, const float2* statistics, const Matvec<Real>& a, unsigned k0, unsigned count) {
+__device__ void matvec_stage(float* shared, const float2* statistics, const Matvec<Real>& a, unsigned k0,
+                             unsigned count) {
     constexpr unsigned P = kPiece<Real>;
     const unsigned pieces = count / P;
     for (unsigned at = threadIdx.x; at < a.rows * pieces; at += kMatvecThreads) {
@@ -61,8 +62,8 @@ __device__ void matvec_stage(float* shared, const float2* statistics, const Matv
 }
 
 template <class Real>
-__device__ __forceinline__ void matvec_stage(float* shared, const float2* statistics, const Matvec<Real>& a, unsigned k0,
-                                             unsigned count) {
+__device__ __forceinline__ void matvec_stage(float* shared, const float2* statistics, const Matvec<Real>& a,
+                                             unsigned k0, unsigned count) {
     switch (a.site.phase) {
         case Phase::norm:
             return matvec_stage<Phase::norm>(shared, statistics, a, k0, count);
@@ -199,10 +200,11 @@ void matvec(Cuda& dev, Matvec<Real> a, bool transposed) {
         // As many columns a block as leave every multiprocessor a block: whole cache lines where that is possible.
         for (a.lanes = 8; a.lanes > 2 && blocks_for(a.N, a.lanes * P) < unsigned(dev.multiprocessors());) a.lanes /= 2;
         const size_t sums = transposed ? 0 : kMatvecWarps * R * a.lanes * P;
-        const size_t shared = kMatvecMostRows * sizeof(float2) + std::max<size_t>(size_t(R) * a.chunk, sums) * sizeof(float);
+        const size_t shared =
+            kMatvecMostRows * sizeof(float2) + std::max<size_t>(size_t(R) * a.chunk, sums) * sizeof(float);
         if (transposed)
-            launch<matvec_transposed_kernel<Real, R>>(blocks_for(a.N, kMatvecWarps * kMatvecDots), kMatvecThreads, shared,
-                                                      dev.stream, a);
+            launch<matvec_transposed_kernel<Real, R>>(blocks_for(a.N, kMatvecWarps * kMatvecDots), kMatvecThreads,
+                                                      shared, dev.stream, a);
         else
             launch<matvec_kernel<Real, R>>(blocks_for(a.N, a.lanes * P), kMatvecThreads, shared, dev.stream, a);
     });

@@ -63,8 +63,7 @@ struct PanelRow {
         const size_t w = word(tile, v), part = (tile * kVectors + v) % parts;
         return w / 16 * 16 * parts + 16 * part + w % 16;
     }
-    [[gnu::always_inline]] static inline void load_row(Floats (&out)[kVectors], const unsigned char* row,
-                                                       size_t tile) {
+    [[gnu::always_inline]] static inline void load_row(Floats (&out)[kVectors], const unsigned char* row, size_t tile) {
 #pragma GCC unroll 4
         for (size_t v = 0; v < kVectors; v++) {
             Integers w;
@@ -159,8 +158,8 @@ void panel_sums(float* sums, float* unpacked, const PanelProduct& p, size_t pane
             float* to = sums + r * kPanelColumns;
             if (rows > kTileRows) prefetch_rows(in + kTileRows * p.ld_in, p.ld_in, 0, kc);
             if (convert)
-                panel_block<WeightType::fp32>(n, to, in, p.ld_in, reinterpret_cast<const unsigned char*>(unpacked),
-                                              kc, k == 0);
+                panel_block<WeightType::fp32>(n, to, in, p.ld_in, reinterpret_cast<const unsigned char*>(unpacked), kc,
+                                              k == 0);
             else
                 panel_block<type>(n, to, in, p.ld_in, p.weights->row(panel, k), kc, k == 0);
         }
@@ -208,8 +207,7 @@ inline void panel_product_single(Cpu& dev, int thread, const PanelProduct& p, si
 
 // The whole product, by all threads.
 inline void panel_product(Cpu& dev, const PanelProduct& p) {
-    parallel_ranges(dev, p.weights->count(), 1, [&](size_t first, size_t last, int thread) {
-        panel_product_single(dev, thread, p, first, last);
-    });
+    parallel_ranges(dev, p.weights->count(), 1,
+                    [&](size_t first, size_t last, int thread) { panel_product_single(dev, thread, p, first, last); });
 }
 #endif

@@ -23,7 +23,8 @@ bool aligned_16(const Pointer*... p) {
 // Elements i .. i + kPiece of a row of n, 0 beyond its end. `whole`: n is a multiple of kPiece and the row is 16-byte
 // aligned, the case that is fast.
 template <class Real>
-__device__ __forceinline__ void load_piece(float (&v)[kPiece<Real>], const Real* row, unsigned i, unsigned n, bool whole) {
+__device__ __forceinline__ void load_piece(float (&v)[kPiece<Real>], const Real* row, unsigned i, unsigned n,
+                                           bool whole) {
     if (whole) {
         const Pack<Real> pack = load_pack(row + i);
 #pragma unroll
@@ -35,7 +36,8 @@ __device__ __forceinline__ void load_piece(float (&v)[kPiece<Real>], const Real*
 }
 
 template <class Real>
-__device__ __forceinline__ void store_piece(Real* row, const float (&v)[kPiece<Real>], unsigned i, unsigned n, bool whole) {
+__device__ __forceinline__ void store_piece(Real* row, const float (&v)[kPiece<Real>], unsigned i, unsigned n,
+                                            bool whole) {
     if (whole) {
         Pack<Real> pack;
 #pragma unroll
@@ -106,7 +108,7 @@ void sum_rows(Cuda& dev, double* sums, const float* values, size_t rows) {
 struct ColumnGrid {
     unsigned pieces;  // of columns in a strip
     unsigned groups, strips, blocks;
-    bool whole;       // 16-byte accesses, see load_piece
+    bool whole;                                                       // 16-byte accesses, see load_piece
     static constexpr unsigned kThreads = 512, kTile = kThreads / 32;  // kTile rows at a time: one a warp
 
     template <class Real>
@@ -161,8 +163,8 @@ struct ColumnTargets {
 // columns [parts, sums, C]. A block finishes 32 columns of target blockIdx.y, 8 threads a column.
 template <class Real>
 __global__ void __launch_bounds__(256)
-    columns_reduce_kernel(const __grid_constant__ ColumnTargets<Real> targets, const float* columns, unsigned parts, unsigned sums, unsigned C,
-                          bool accumulate) {
+    columns_reduce_kernel(const __grid_constant__ ColumnTargets<Real> targets, const float* columns, unsigned parts,
+                          unsigned sums, unsigned C, bool accumulate) {
     float* shared = dynamic_shared<float>();  // [8, 32]
     const unsigned lane = threadIdx.x % 32, group = threadIdx.x / 32, c = blockIdx.x * 32 + lane, t = blockIdx.y;
     float sum = 0;

@@ -27,11 +27,11 @@ struct SampleStep {
     const SampleSettings* settings;
     const Real* logits;  // [rows, ld]
     size_t ld;
-    unsigned V;          // ids below it may be chosen
-    int* ids;            // [steps, rows]; -1 if a logit is not finite
-    unsigned* steps;     // [rows], choices made so far
-    int* positions;      // [rows], of the last token in its sequence; moved on
-    Real* x;             // [rows, C] = wte at the token + wpe at its position
+    unsigned V;       // ids below it may be chosen
+    int* ids;         // [steps, rows]; -1 if a logit is not finite
+    unsigned* steps;  // [rows], choices made so far
+    int* positions;   // [rows], of the last token in its sequence; moved on
+    Real* x;          // [rows, C] = wte at the token + wpe at its position
     const Real *wte, *wpe;
     unsigned C, T;
 };

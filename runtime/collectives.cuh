@@ -149,11 +149,12 @@ class Collectives<Cpu> {
 #ifdef HAVE_NCCL
 #include <nccl.h>
 
-#define NCCL_CHECK(call)                                                                                             \
-    do {                                                                                                             \
-        const ncclResult_t nccl_check_result = (call);                                                               \
-        if (nccl_check_result != ncclSuccess)                                                                        \
-            fail("NCCL: %s: %s; run again with NCCL_DEBUG=WARN to learn more", #call, ncclGetErrorString(nccl_check_result)); \
+#define NCCL_CHECK(call)                                                              \
+    do {                                                                              \
+        const ncclResult_t nccl_check_result = (call);                                \
+        if (nccl_check_result != ncclSuccess)                                         \
+            fail("NCCL: %s: %s; run again with NCCL_DEBUG=WARN to learn more", #call, \
+                 ncclGetErrorString(nccl_check_result));                              \
     } while (0)
 
 template <>
@@ -214,8 +215,10 @@ class Collectives<Cuda> {
                 fail("NCCL: %s; run again with NCCL_DEBUG=WARN to learn more", ncclGetErrorString(error));
             const double limit = ranks_.link()->time_limit;
             if (std::chrono::steady_clock::now() - start > std::chrono::duration<double>(limit))
-                fail("NCCL: the sum of gradients was not done within %g s, though every rank has begun it: a GPU or the "
-                     "network hangs; run again with NCCL_DEBUG=WARN", limit);
+                fail(
+                    "NCCL: the sum of gradients was not done within %g s, though every rank has begun it: a GPU or the "
+                    "network hangs; run again with NCCL_DEBUG=WARN",
+                    limit);
             std::this_thread::sleep_for(std::chrono::microseconds(20));
         }
     }
@@ -247,8 +250,10 @@ class Collectives<Cuda> {
   public:
     Collectives(Cuda&, Ranks& ranks) {
         if (ranks.size > 1)
-            fail("%d ranks on GPUs: this program was built without NCCL; install it (nccl.h beside CUDA's headers, or "
-                 "libnccl-dev) and run make again", ranks.size);
+            fail(
+                "%d ranks on GPUs: this program was built without NCCL; install it (nccl.h beside CUDA's headers, or "
+                "libnccl-dev) and run make again",
+                ranks.size);
     }
     template <class Real>
     void reduce_scatter(Real*, size_t) {}

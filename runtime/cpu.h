@@ -41,7 +41,10 @@ inline Isa best_isa() {
     const std::string name = wanted;
     const Isa isa = name == "avx512" ? Isa::avx512 : name == "avx2" ? Isa::avx2 : Isa::base;
     if (isa > best || (isa == Isa::base && name != "base"))
-        fail("TAPERNORM_ISA: expected base%s, found %s", best == Isa::base ? "" : best == Isa::avx2 ? " or avx2" : ", avx2 or avx512",
+        fail("TAPERNORM_ISA: expected base%s, found %s",
+             best == Isa::base   ? ""
+             : best == Isa::avx2 ? " or avx2"
+                                 : ", avx2 or avx512",
              wanted);
     return isa;
 }
@@ -72,7 +75,8 @@ struct Cpu {
     mutable size_t regions = 0, barriers = 0;
 
     explicit Cpu(int threads_ = 0, Isa isa_ = best_isa())
-        : threads(threads_ > 0 ? threads_ : int(std::thread::hardware_concurrency())), isa(isa_), scratch_(size_t(std::max(threads, 1)) + 1) {
+        : threads(threads_ > 0 ? threads_ : int(std::thread::hardware_concurrency())), isa(isa_),
+          scratch_(size_t(std::max(threads, 1)) + 1) {
         if (threads < 1) threads = 1;
     }
 

@@ -11,8 +11,8 @@
 // Is there a GPU?
 
 struct CudaProbe {
-    int devices = 0;      // usable or not
-    bool usable = false;  // device 0 can run this program
+    int devices = 0;          // usable or not
+    bool usable = false;      // device 0 can run this program
     std::string description;  // of the GPU, "NVIDIA H200 (sm_90, 139.8 GiB)", or why there is none
 };
 
@@ -37,8 +37,8 @@ inline CudaProbe probe_cuda(int device = 0) {
     }
     const int sm = 10 * properties.major + properties.minor;
     probe.usable = sm >= minimum_sm;
-    probe.description = strprintf("%s (sm_%d, %.1f GiB)", properties.name, sm,
-                                  double(properties.totalGlobalMem) / double(1 << 30));
+    probe.description =
+        strprintf("%s (sm_%d, %.1f GiB)", properties.name, sm, double(properties.totalGlobalMem) / double(1 << 30));
     if (!probe.usable) probe.description += strprintf(": too old, sm_%d or newer is needed", minimum_sm);
     return probe;
 }

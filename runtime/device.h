@@ -17,13 +17,13 @@ inline DeviceChoice choose_device(const std::string& wanted, [[maybe_unused]] in
     if (wanted == "cpu") return {false, "as --device says"};
 #ifdef TN_CUDA
     const CudaProbe probe = probe_cuda(gpu);
-    if (wanted == "cuda" && !probe.usable)
-        fail("--device cuda: %s; run with --device cpu", probe.description.c_str());
+    if (wanted == "cuda" && !probe.usable) fail("--device cuda: %s; run with --device cpu", probe.description.c_str());
     return {probe.usable, probe.description};
 #else
     if (wanted == "cuda")
-        fail("--device cuda: this program was built without CUDA; install the CUDA Toolkit and run make again, or use "
-             "--device cpu");
+        fail(
+            "--device cuda: this program was built without CUDA; install the CUDA Toolkit and run make again, or use "
+            "--device cpu");
     return {false, "built without CUDA"};
 #endif
 }

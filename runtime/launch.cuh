@@ -50,8 +50,8 @@ inline const char* cuda_hint(cudaError_t error) {
 
 [[noreturn]] inline void cuda_failed(cudaError_t error, const char* what, const char* file, int line) {
     cudaGetLastError();  // answered here: a later launch must not see it again
-    fail("CUDA: %s at %s:%d: %s (%s); %s", what, file, line, cudaGetErrorString(error),
-         cudaGetErrorName(error), cuda_hint(error));
+    fail("CUDA: %s at %s:%d: %s (%s); %s", what, file, line, cudaGetErrorString(error), cudaGetErrorName(error),
+         cuda_hint(error));
 }
 
 // A call of the CUDA runtime that must succeed.
@@ -102,8 +102,7 @@ struct LaunchShape {
 // Blocks of `per_block` items that cover n items.
 inline unsigned blocks_for(size_t n, size_t per_block) {
     const size_t blocks = (n + per_block - 1) / per_block;
-    if (blocks > 0x7fffffff)
-        fail("CUDA: a grid of %zu blocks is too large; use a smaller -b (batch)", blocks);
+    if (blocks > 0x7fffffff) fail("CUDA: a grid of %zu blocks is too large; use a smaller -b (batch)", blocks);
     return unsigned(blocks);
 }
 
@@ -120,12 +119,10 @@ constexpr bool passes_unchanged() {
 
 template <class... Parameters, class... Arguments>
 constexpr void check_arguments(void (*)(Parameters...), const Arguments&...) {
-    static_assert(sizeof...(Arguments) == sizeof...(Parameters),
-                  "launch: the kernel has another number of parameters");
+    static_assert(sizeof...(Arguments) == sizeof...(Parameters), "launch: the kernel has another number of parameters");
     if constexpr (sizeof...(Arguments) == sizeof...(Parameters))
-        static_assert(
-            (passes_unchanged<Arguments, Parameters>() && ...),
-            "launch: an argument does not have the type of its kernel parameter; convert it explicitly");
+        static_assert((passes_unchanged<Arguments, Parameters>() && ...),
+                      "launch: an argument does not have the type of its kernel parameter; convert it explicitly");
 }
 
 inline bool sync_launches() {
@@ -139,8 +136,8 @@ inline bool sync_launches() {
 [[noreturn]] inline void launch_failed(cudaError_t error, const std::string& kernel, const LaunchShape& shape,
                                        const LaunchStream& on) {
     const dim3 &g = shape.grid, &b = shape.block;
-    const std::string what = strprintf("kernel %s <<<(%u, %u, %u), (%u, %u, %u), %zu>>>", kernel.c_str(), g.x,
-                                       g.y, g.z, b.x, b.y, b.z, shape.smem);
+    const std::string what = strprintf("kernel %s <<<(%u, %u, %u), (%u, %u, %u), %zu>>>", kernel.c_str(), g.x, g.y, g.z,
+                                       b.x, b.y, b.z, shape.smem);
     cuda_failed(error, what.c_str(), on.file, on.line);
 }
 
@@ -158,8 +155,8 @@ constexpr size_t shared_memory_default = 48 * 1024;
 template <auto kernel>
 cudaError_t allow_shared_memory(size_t smem) {
     if (smem <= shared_memory_default) return cudaSuccess;
-    return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                cudaFuncAttributeMaxDynamicSharedMemorySize, int(smem));
+    return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                int(smem));
 }
 
 template <auto kernel, class... Arguments>
@@ -169,8 +166,7 @@ void launch(dim3 grid, dim3 block, size_t smem, LaunchStream on, const Arguments
     cudaError_t error = allow_shared_memory<kernel>(smem);
     if (error == cudaSuccess) {
 #ifdef CUDA_EMU
-        emu::launch(kernel, kernel_name<kernel>(), on.file, on.line, grid, block, smem, on.stream,
-                    arguments...);
+        emu::launch(kernel, kernel_name<kernel>(), on.file, on.line, grid, block, smem, on.stream, arguments...);
 #else
         kernel<<<grid, block, smem, on.stream>>>(arguments...);
 #endif
@@ -185,8 +181,8 @@ template <auto kernel>
 int blocks_per_multiprocessor(int threads, size_t smem) {
     int blocks = 0;
     CUDA_CHECK(allow_shared_memory<kernel>(smem));
-    CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, reinterpret_cast<const void*>(kernel),
-                                                             threads, smem));
+    CUDA_CHECK(
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, reinterpret_cast<const void*>(kernel), threads, smem));
     return blocks;
 }
 

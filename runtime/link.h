@@ -72,8 +72,10 @@ class Link {
     [[noreturn]] void too_late(const std::set<int>& ranks, const char* what) const {
         std::string list;
         for (int rank : ranks) list += (list.empty() ? "" : ", ") + std::to_string(rank);
-        fail("rank %s did not come to %s within %g s: %s hangs or its machine is out of reach; a longer limit: "
-             "--rank-timeout", list.c_str(), what, time_limit, ranks.size() == 1 ? "it" : "one of them");
+        fail(
+            "rank %s did not come to %s within %g s: %s hangs or its machine is out of reach; a longer limit: "
+            "--rank-timeout",
+            list.c_str(), what, time_limit, ranks.size() == 1 ? "it" : "one of them");
     }
 
   private:

@@ -12,12 +12,12 @@
 #include "runtime/launch.cuh"
 
 // A call of cuBLASLt that must succeed.
-#define CUBLAS_CHECK(call)                                                                                            \
-    do {                                                                                                              \
-        const cublasStatus_t cublas_check_status = (call);                                                            \
-        if (cublas_check_status != CUBLAS_STATUS_SUCCESS)                                                             \
-            fail("cuBLASLt: %s at %s:%d: %s; run again with SYNC_LAUNCHES=1 to exclude an earlier error", #call,      \
-                 __FILE__, __LINE__, cublasLtGetStatusString(cublas_check_status));                                   \
+#define CUBLAS_CHECK(call)                                                                                       \
+    do {                                                                                                         \
+        const cublasStatus_t cublas_check_status = (call);                                                       \
+        if (cublas_check_status != CUBLAS_STATUS_SUCCESS)                                                        \
+            fail("cuBLASLt: %s at %s:%d: %s; run again with SYNC_LAUNCHES=1 to exclude an earlier error", #call, \
+                 __FILE__, __LINE__, cublasLtGetStatusString(cublas_check_status));                              \
     } while (0)
 
 // D [m, n] = epilogue(op(A) [m, k] op(B) [k, n] + beta C), column-major as cuBLASLt has it; C has D's layout.
@@ -89,8 +89,9 @@ class MatmulPlans {
         prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t(workspace_bytes));
         // Where k is split, the parts are added in fp32: by default they may be added in the type of D.
         prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
-        for (const auto attribute : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                                     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+        for (const auto attribute :
+             {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+              CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
             prefer(attribute, uint32_t(16));
         cublasLtMatmulHeuristicResult_t result;
         int found = 0;

@@ -17,8 +17,10 @@ class MpiLink : public Link {
         MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided);
         MPI_Comm_rank(MPI_COMM_WORLD, &mpi_rank), MPI_Comm_size(MPI_COMM_WORLD, &mpi_size);
         if (mpi_rank != rank || mpi_size != size)
-            fail("MPI: expected rank %d of %d as the environment says, found %d of %d; use the mpirun of the Open MPI that "
-                 "this program was built with (under SLURM: srun --mpi=pmix)", rank, size, mpi_rank, mpi_size);
+            fail(
+                "MPI: expected rank %d of %d as the environment says, found %d of %d; use the mpirun of the Open MPI that "
+                "this program was built with (under SLURM: srun --mpi=pmix)",
+                rank, size, mpi_rank, mpi_size);
         if (provided < MPI_THREAD_SERIALIZED)
             fail("MPI: this library cannot be called from a thread; expected MPI_THREAD_SERIALIZED");
     }
@@ -82,6 +84,7 @@ std::unique_ptr<Link> join_mpi(int rank, int size) { return std::make_unique<Mpi
 
 #else
 std::unique_ptr<Link> join_mpi(int, int) {
-    fail("mpirun: this program was built without MPI; install libopenmpi-dev and openmpi-bin (make deps), then make again");
+    fail(
+        "mpirun: this program was built without MPI; install libopenmpi-dev and openmpi-bin (make deps), then make again");
 }
 #endif

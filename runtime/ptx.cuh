@@ -77,12 +77,12 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global, bool 
     static_assert(bytes == 4 || bytes == 8 || bytes == 16);
     const int size = valid ? bytes : 0;
     if constexpr (bytes == 16)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)),
-                     "l"(global), "r"(size)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
+                     "r"(size)
                      : "memory");
     else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(shared)),
-                     "l"(global), "n"(bytes), "r"(size)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(shared)), "l"(global),
+                     "n"(bytes), "r"(size)
                      : "memory");
 }
 

@@ -38,11 +38,13 @@ int number(const char* name, int otherwise = -1) {
 
 void check(const Place& p) {
     if (p.size < 1 || p.rank >= p.size || p.local_size < 1 || p.local_rank >= p.local_size)
-        fail("%s: rank %d of %d, %d of %d on this machine: ranks count from 0; check the launcher's environment variables",
-             p.launcher.c_str(), p.rank, p.size, p.local_rank, p.local_size);
+        fail(
+            "%s: rank %d of %d, %d of %d on this machine: ranks count from 0; check the launcher's environment variables",
+            p.launcher.c_str(), p.rank, p.size, p.local_rank, p.local_size);
 }
 
 Place torchrun_place() {
+    // clang-format off
     Place p{.rank = number("RANK"), .size = number("WORLD_SIZE"), .local_rank = number("LOCAL_RANK", 0),
             .local_size = number("LOCAL_WORLD_SIZE", number("LOCAL_RANK", 0) + 1), .launcher = "torchrun"};
     p.address = has("MASTER_ADDR") ? std::getenv("MASTER_ADDR") : "127.0.0.1";
@@ -54,14 +56,17 @@ Place torchrun_place() {
 Place slurm_place() {
     Place p{.rank = number("SLURM_PROCID"), .size = number("SLURM_STEP_NUM_TASKS"), .local_rank = number("SLURM_LOCALID"),
             .local_size = 1, .launcher = "SLURM"};
+    // clang-format on
     // "2(x3),1": tasks of each node; a rank's own node is not said, and the largest is a safe guess.
     if (const char* tasks = std::getenv("SLURM_STEP_TASKS_PER_NODE"))
         for (const char* at = tasks; *at; at = std::strchr(at, ',') ? std::strchr(at, ',') + 1 : "")
             p.local_size = std::max(p.local_size, std::atoi(at));
     p.local_size = std::max(p.local_size, p.local_rank + 1);
     p.mpi = has("PMIX_RANK");  // srun --mpi=pmix
-    p.address = has("MASTER_ADDR") ? std::getenv("MASTER_ADDR") : first_host(has("SLURM_STEP_NODELIST") ? std::getenv("SLURM_STEP_NODELIST") : "");
-    const long step = std::atol(has("SLURM_JOB_ID") ? std::getenv("SLURM_JOB_ID") : "0") * 31 + number("SLURM_STEP_ID", 0);
+    p.address = has("MASTER_ADDR") ? std::getenv("MASTER_ADDR")
+                                   : first_host(has("SLURM_STEP_NODELIST") ? std::getenv("SLURM_STEP_NODELIST") : "");
+    const long step =
+        std::atol(has("SLURM_JOB_ID") ? std::getenv("SLURM_JOB_ID") : "0") * 31 + number("SLURM_STEP_ID", 0);
     p.port = number("MASTER_PORT", int(20000 + step % 20000));
     return p;
 }
@@ -78,16 +83,19 @@ std::string first_host(const std::string& list) {
 Place place_from_environment() {
     Place p;
     if (has("OMPI_COMM_WORLD_SIZE")) {
+        // clang-format off
         p = {.rank = number("OMPI_COMM_WORLD_RANK"), .size = number("OMPI_COMM_WORLD_SIZE"),
              .local_rank = number("OMPI_COMM_WORLD_LOCAL_RANK", 0), .local_size = number("OMPI_COMM_WORLD_LOCAL_SIZE", 1),
              .launcher = "mpirun", .mpi = true};
+        // clang-format on
     } else if (has("WORLD_SIZE") && has("RANK")) {
         p = torchrun_place();
     } else if (has("SLURM_STEP_NUM_TASKS") && has("SLURM_PROCID") && has("SLURM_LOCALID")) {
         p = slurm_place();  // not in a batch script itself, which has no step
     } else if (has("PMI_SIZE") && number("PMI_SIZE") > 1) {
-        fail("started by the mpirun of MPICH or a relative of it (PMI_SIZE is set), and this program knows Open MPI's; use "
-             "that one, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT");
+        fail(
+            "started by the mpirun of MPICH or a relative of it (PMI_SIZE is set), and this program knows Open MPI's; use "
+            "that one, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT");
     }
     if (!p.launcher.empty()) check(p);
     return p.size > 1 ? p : Place();
@@ -240,8 +248,10 @@ void Ranks::agree(const std::vector<double>& values, const std::vector<const cha
     broadcast(expected.data(), expected.size() * sizeof(double), "the start of the run");
     for (size_t i = 0; i < values.size(); i++)
         if (values[i] != expected[i])
-            fail("%s: expected %.17g, which rank 0 has, found %.17g on this rank; start all ranks with the same program, "
-                 "flags and files", names[i], expected[i], values[i]);
+            fail(
+                "%s: expected %.17g, which rank 0 has, found %.17g on this rank; start all ranks with the same program, "
+                "flags and files",
+                names[i], expected[i], values[i]);
 }
 
 int Ranks::fail_all(const char* program, const std::exception& error) {

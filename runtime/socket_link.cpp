@@ -36,8 +36,8 @@ class SocketLink : public Link {
         for (const Message& m : send) flows.push_back({m, true, {kData, 0, m.bytes}});
         for (const Flow& f : flows)
             if (size_t(f.message.rank) >= sockets_.size() || sockets_[size_t(f.message.rank)] < 0)
-                fail("rank %d has no connection to rank %d: ranks on CPUs speak through MPI; start them with mpirun", rank_,
-                     f.message.rank);
+                fail("rank %d has no connection to rank %d: ranks on CPUs speak through MPI; start them with mpirun",
+                     rank_, f.message.rank);
         Waiting waiting(*this, rank_ != 0);
         for (;;) {
             bool moved = false;
@@ -86,7 +86,8 @@ class SocketLink : public Link {
                                  : static_cast<char*>(f.message.data) + (f.moved - sizeof f.header);
             const size_t left = (in_header ? sizeof f.header : sizeof f.header + f.message.bytes) - f.moved;
             const int s = sockets_[size_t(f.message.rank)];
-            const ssize_t n = f.out ? ::send(s, at, left, MSG_DONTWAIT | MSG_NOSIGNAL) : recv(s, at, left, MSG_DONTWAIT);
+            const ssize_t n =
+                f.out ? ::send(s, at, left, MSG_DONTWAIT | MSG_NOSIGNAL) : recv(s, at, left, MSG_DONTWAIT);
             if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return any;
             if (n == 0 || (n < 0 && !f.out)) gone(f.message.rank);
             // A rank that stops sends that and closes: what it sent may still be read.
@@ -186,15 +187,18 @@ std::vector<int> accept_all(int size, int port, double seconds) {
                 continue;
             }
             if (hello.size != size || hello.rank < 1 || hello.rank >= size || sockets[size_t(hello.rank)] >= 0)
-                fail("rank %d of %d came to a run of %d ranks%s; check that every rank is started once, by one launcher",
-                     hello.rank, hello.size, size, hello.size == size ? " for the second time" : "");
+                fail(
+                    "rank %d of %d came to a run of %d ranks%s; check that every rank is started once, by one launcher",
+                    hello.rank, hello.size, size, hello.size == size ? " for the second time" : "");
             sockets[size_t(hello.rank)] = s, missing--;
         } else if (Clock::now() > end) {
             std::string absent;
             for (int r = 1; r < size; r++)
                 if (sockets[size_t(r)] < 0) absent += (absent.empty() ? "" : ", ") + std::to_string(r);
-            fail("rank %s of %d did not connect to port %d of this machine within %g s; check that they run and that the "
-                 "port is open", absent.c_str(), size, port, seconds);
+            fail(
+                "rank %s of %d did not connect to port %d of this machine within %g s; check that they run and that the "
+                "port is open",
+                absent.c_str(), size, port, seconds);
         }
     }
     return accepted.take();
@@ -220,8 +224,8 @@ int connect_to(const std::string& address, int port, double seconds) {
         if (list) freeaddrinfo(list);
         std::this_thread::sleep_for(std::chrono::milliseconds(100));
     } while (Clock::now() < end);
-    fail("cannot reach rank 0 at %s, port %d, within %g s: %s; check MASTER_ADDR and MASTER_PORT", address.c_str(), port,
-         seconds, problem.c_str());
+    fail("cannot reach rank 0 at %s, port %d, within %g s: %s; check MASTER_ADDR and MASTER_PORT", address.c_str(),
+         port, seconds, problem.c_str());
 }
 
 }  // namespace

@@ -42,8 +42,7 @@ inline std::string program_path(const std::string& name) {
 }
 
 struct Outcome {
-    int status =
-        -1;  // of the exit; 128 + signal where one ended the program, the time limit's SIGKILL among them
+    int status = -1;  // of the exit; 128 + signal where one ended the program, the time limit's SIGKILL among them
     std::string out, err;
 };
 
@@ -89,9 +88,11 @@ class Program {
     pid_t pid() const { return pid_; }
 
     Outcome finish() {
-        while (read_some()) {}
+        while (read_some()) {
+        }
         int status = 0;
-        while (waitpid(pid_, &status, 0) < 0 && errno == EINTR) {}
+        while (waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
+        }
         pid_ = -1;
         outcome_.status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
         return outcome_;
@@ -151,15 +152,14 @@ struct Workplace : TemporaryFolder {
     Workplace() {
         std::string text;
         for (int i = 0; i < 40; i++)
-            text += "The cat number " + std::to_string(i) + " sat on the mat and saw " +
-                    std::to_string(7 * i) + " birds.\n";
+            text += "The cat number " + std::to_string(i) + " sat on the mat and saw " + std::to_string(7 * i) +
+                    " birds.\n";
         write_file(at("corpus.txt"), text);
     }
     std::string at(const std::string& name) const { return path + "/" + name; }
 
     // The words of a line and some that may have spaces; on one thread of the CPU, also where there is a GPU.
-    static std::vector<std::string> command(const std::string& line,
-                                            const std::vector<std::string>& more = {}) {
+    static std::vector<std::string> command(const std::string& line, const std::vector<std::string>& more = {}) {
         std::vector<std::string> all = words(line);
         all.insert(all.begin() + 1, {"--threads", "1"});
         if (all[0] != "fold") all.insert(all.begin() + 1, {"--device", "cpu"});
@@ -167,8 +167,7 @@ struct Workplace : TemporaryFolder {
         return all;
     }
 
-    Outcome run(const std::string& line, const std::vector<std::string>& more = {},
-                size_t file_limit = 0) const {
+    Outcome run(const std::string& line, const std::vector<std::string>& more = {}, size_t file_limit = 0) const {
         return run_program_in(path, command(line, more), file_limit);
     }
 

@@ -61,8 +61,7 @@ TEST_CASE("train_gpt: refuses bad flags in one line") {
     }
     w.refused(kTiny + " -o ", {"--out"}, {""});
 #ifndef __SANITIZE_ADDRESS__  // which reports this in words of its own
-    w.refused(kTiny + " -b 1048576 -t 65536 --n-embd 64",
-              {"out of memory", "-b"});  // more than any address space
+    w.refused(kTiny + " -b 1048576 -t 65536 --n-embd 64", {"out of memory", "-b"});  // more than any address space
 #endif
     w.refused(kTrain + " -e d13", {"--model", "13"});
     w.refused(kTrain + " -e 12", {"--model", "12"});
@@ -74,23 +73,20 @@ TEST_CASE("train_gpt: refuses corpora and outputs that it cannot use") {
     std::filesystem::create_directory(w.at("folder"));
     write_file(w.at("empty.txt"), "");
     write_file(w.at("short.txt"), "too short");
-    write_file(w.at("middling.txt"),
-               std::string(100, 'a'));  // enough to train on, its last tenth is too short
+    write_file(w.at("middling.txt"), std::string(100, 'a'));  // enough to train on, its last tenth is too short
     write_file(w.at("zeros.bin"), std::string(5000, '\0'));
     write_file(w.at("torn.bin"), read_file(w.at("model.state.bin")).substr(0, 5000));
     write_token_shard(w.at("foreign.bin"), std::vector<uint16_t>(500, 60000));
     write_token_shard(w.at("shard.bin"), std::vector<uint16_t>(500, 7));
     write_file(w.at("torn_shard.bin"), read_file(w.at("shard.bin")).substr(0, 1500));
     write_file(w.at("stub_shard.bin"), read_file(w.at("shard.bin")).substr(0, 500));
-    for (const std::string name :
-         {"missing.txt", "folder", "empty.txt", "short.txt", "middling.txt", "zeros.bin", "torn.bin",
-          "foreign.bin", "torn_shard.bin", "stub_shard.bin", "none_*.bin"})
+    for (const std::string name : {"missing.txt", "folder", "empty.txt", "short.txt", "middling.txt", "zeros.bin",
+                                   "torn.bin", "foreign.bin", "torn_shard.bin", "stub_shard.bin", "none_*.bin"})
         w.refused(kTiny + " -i " + name, {name});
     for (const std::string name : {"missing.txt", "folder", "empty.txt", "short.txt"})
         w.refused(kTiny + " -j " + name, {name});
     w.refused(kTiny + " --tokenizer nowhere", {"nowhere"});
-    for (const std::string name :
-         {"nowhere/model.bin", "folder", "folder/", "corpus.txt", "corpus.txt/model.bin"})
+    for (const std::string name : {"nowhere/model.bin", "folder", "folder/", "corpus.txt", "corpus.txt/model.bin"})
         w.refused(kTiny + " -o " + name, {name});
 }
 
@@ -120,8 +116,7 @@ TEST_CASE("train_gpt: refuses to start from models that do not fit") {
     std::filesystem::create_directory(w.at("folder"));
     write_token_shard(w.at("shard.bin"), std::vector<uint16_t>(500, 7));
     write_file(w.at("torn.bin"), read_file(w.at("base.bin")).substr(0, 9000));
-    for (const std::string name :
-         {"missing.bin", "folder", "corpus.txt", "torn.bin", "model.bin", "folded.bin"})
+    for (const std::string name : {"missing.bin", "folder", "corpus.txt", "torn.bin", "model.bin", "folded.bin"})
         w.refused(kTrain + " --init " + name, {name});
     const std::string init = kTrain + " --init base.bin ";
     w.refused(init + "-t 32", {"--seq-len", "16", "32", "base.bin"});
@@ -164,8 +159,7 @@ TEST_CASE("train_gpt: refuses to resume what does not fit") {
     w.refused(kTiny, {"model.state.bin"});
 }
 
-TEST_CASE(
-    "train_gpt: a damaged header of the state is an error or a number that nobody can tell from another") {
+TEST_CASE("train_gpt: a damaged header of the state is an error or a number that nobody can tell from another") {
     const Workplace w;
     w.ok(kTiny + " -x 3");
     const std::string state = read_file(w.at("model.state.bin"));
@@ -189,8 +183,7 @@ TEST_CASE("a full disk: the files of before stay whole, and no temporary one is 
     w.ok("fold model.bin folded.bin");
     w.ok("infer folded.bin -n 1 --prompt Once --dump logits.st");
     w.refused("fold model.bin folded.bin", {"folded.bin", "File too large"}, {}, 5000);
-    w.refused("infer folded.bin -n 1 --prompt Once --dump logits.st", {"logits.st", "File too large"}, {},
-              1000);
+    w.refused("infer folded.bin -n 1 --prompt Once --dump logits.st", {"logits.st", "File too large"}, {}, 1000);
     const std::string model = read_file(w.at("model.bin")), state = read_file(w.at("model.state.bin"));
     for (size_t limit : {state.size() - 1, model.size() / 2}) {
         const Outcome outcome = w.run(kTiny + " -l 0.02", {}, limit);
@@ -259,17 +252,15 @@ TEST_CASE("fold and infer: refuse models whose tensors or numbers are wrong") {
     const Workplace w;
     w.ok(kTiny);
     w.ok("fold model.bin folded.bin");
-    auto both_refuse = [&](const std::vector<std::string>& needles,
-                           const std::function<void(Rewritten&)>& change) {
+    auto both_refuse = [&](const std::vector<std::string>& needles, const std::function<void(Rewritten&)>& change) {
         rewrite(w.at("model.bin"), w.at("bad.bin"), change);
         w.refused("fold bad.bin folded.bin", needles);
         w.refused("infer bad.bin --last-token", needles);
     };
     // One number that is not finite, wherever it is: also where no probe looks.
-    for (const std::string name :
-         {"transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.ln_1.weight",
-          "transformer.h.0.ln_2.taper_weight", "transformer.h.0.mlp.c_fc.bias",
-          "transformer.h.0.attn.c_attn.weight", "transformer.ln_f.bias"})
+    for (const std::string name : {"transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.ln_1.weight",
+                                   "transformer.h.0.ln_2.taper_weight", "transformer.h.0.mlp.c_fc.bias",
+                                   "transformer.h.0.attn.c_attn.weight", "transformer.ln_f.bias"})
         for (float value : {std::nanf(""), INFINITY})
             both_refuse({"bad.bin", name, "finite"}, [&](Rewritten& r) {
                 const TensorOut& t = tensor(r, name);
@@ -282,9 +273,8 @@ TEST_CASE("fold and infer: refuse models whose tensors or numbers are wrong") {
     both_refuse({"bad.bin", "wpe", "missing"}, [](Rewritten& r) {
         std::erase_if(r.tensors, [](const TensorOut& t) { return t.name == "transformer.wpe.weight"; });
     });
-    both_refuse({"bad.bin", "c_fc.weight", "[16, 64]", "[64, 16]"}, [](Rewritten& r) {
-        tensor(r, "transformer.h.0.mlp.c_fc.weight").shape = {64, 16};
-    });
+    both_refuse({"bad.bin", "c_fc.weight", "[16, 64]", "[64, 16]"},
+                [](Rewritten& r) { tensor(r, "transformer.h.0.mlp.c_fc.weight").shape = {64, 16}; });
     both_refuse({"bad.bin", "ln_f.weight", "I32"},
                 [](Rewritten& r) { tensor(r, "transformer.ln_f.weight").dtype = Dtype::I32; });
     for (const auto& [key, value] :
@@ -309,8 +299,7 @@ TEST_CASE("fold and infer: refuse models whose tensors or numbers are wrong") {
         CAPTURE(key);
         both_refuse({"bad.bin"}, [&](Rewritten& r) { r.metadata[key] = value; });
     }
-    for (const std::string key :
-         {"n_layer", "vocab_size", "norm", "gate", "folded", "tokenizer", "format_version"})
+    for (const std::string key : {"n_layer", "vocab_size", "norm", "gate", "folded", "tokenizer", "format_version"})
         both_refuse({"bad.bin", key}, [&](Rewritten& r) { r.metadata.erase(key); });
     // Numbers that are finite, and overflow on the way to the logits.
     rewrite(w.at("model.bin"), w.at("bad.bin"), [](Rewritten& r) {

@@ -58,8 +58,7 @@ TEST_CASE("checksum: depends on every bit, on the length and not on the pieces")
     for (int i = 0; i < 300; i++) text += char(i * 7);
     for (size_t piece : {1, 3, 31, 32, 33, 64, 100}) {
         Checksum sum;
-        for (size_t at = 0; at < text.size(); at += piece)
-            sum.add(text.data() + at, std::min(piece, text.size() - at));
+        for (size_t at = 0; at < text.size(); at += piece) sum.add(text.data() + at, std::min(piece, text.size() - at));
         CHECK(sum.value() == checksum(text));
     }
     // Words that change places.

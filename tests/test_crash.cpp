@@ -197,12 +197,14 @@ TEST_CASE("crash: a checkpoint that cannot be written is a warning in the middle
     CHECK(outcome.status == 1);
     CHECK_MESSAGE(outcome.err.find("warning: no checkpoint after update ") == 0, outcome.err);
     const size_t last = outcome.err.rfind('\n', outcome.err.size() - 2) + 1;
-    CHECK_MESSAGE(outcome.err.substr(last).starts_with("train_gpt: error: cannot write 'out/model.state.bin'"), outcome.err);
+    CHECK_MESSAGE(outcome.err.substr(last).starts_with("train_gpt: error: cannot write 'out/model.state.bin'"),
+                  outcome.err);
 }
 
 TEST_CASE("crash: the corpus and the model may be removed under a run") {
     const Workplace whole, w;
-    const std::string line = "train_gpt -i corpus.txt -b 2 -x 2000 --gate-warmup 100 --gate-end 200 -v 500 -n 100" + kShape;
+    const std::string line =
+        "train_gpt -i corpus.txt -b 2 -x 2000 --gate-warmup 100 --gate-end 200 -v 500 -n 100" + kShape;
     whole.ok(line);
     Program program(w.path, w.command(line));
     REQUIRE(program.wait_until([&](const std::string&) { return std::filesystem::exists(w.at("model.bin")); }));
@@ -214,7 +216,8 @@ TEST_CASE("crash: the corpus and the model may be removed under a run") {
 }
 
 TEST_CASE("crash: SIGTERM saves as Ctrl-C does; a second Ctrl-C ends the run at once") {
-    const std::string line = "train_gpt -i corpus.txt -b 2 -x 3000 --gate-warmup 100 --gate-end 200 -v 0 -m 100000" + kShape;
+    const std::string line =
+        "train_gpt -i corpus.txt -b 2 -x 3000 --gate-warmup 100 --gate-end 200 -v 0 -m 100000" + kShape;
     const Workplace whole, w;
     whole.ok(line + " -m 1");
     Program program(w.path, w.command(line + " -m 1"));

@@ -58,13 +58,11 @@ __global__ void column_sum_kernel(float* sums, const float* x, int N, int C) {
 // Sum of x [n] in one kernel: every block leaves a partial sum, the one that finishes last adds them in
 // order.
 
-__global__ void last_block_sum_kernel(float* total, float* partial, unsigned* finished, const float* x,
-                                      size_t n) {
+__global__ void last_block_sum_kernel(float* total, float* partial, unsigned* finished, const float* x, size_t n) {
     float* shared = dynamic_shared<float>();
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float sum = 0;
-    for (size_t i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x)
-        sum += x[i];
+    for (size_t i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) sum += x[i];
     sum = warp_sum(sum);
     if (lane == 0) shared[warp] = sum;
     __syncthreads();
@@ -96,8 +94,8 @@ struct MatmulTiles {
 };
 
 template <bool b_transposed>
-__device__ void load_tiles(MatmulTiles& tiles, int stage, const bf16* A, const bf16* B, int m, int n, int k,
-                           int M, int N, int K) {
+__device__ void load_tiles(MatmulTiles& tiles, int stage, const bf16* A, const bf16* B, int m, int n, int k, int M,
+                           int N, int K) {
     for (int i = int(threadIdx.x); i < tile_m * tile_k / 8; i += 128) {
         const int row = i / (tile_k / 8), column = i % (tile_k / 8) * 8;
         const bool valid = m + row < M;
@@ -112,8 +110,7 @@ __device__ void load_tiles(MatmulTiles& tiles, int stage, const bf16* A, const b
 }
 
 template <bool b_transposed>
-__global__ void __launch_bounds__(128)
-    matmul_kernel(float* D, const bf16* A, const bf16* B, int M, int N, int K) {
+__global__ void __launch_bounds__(128) matmul_kernel(float* D, const bf16* A, const bf16* B, int M, int N, int K) {
     MatmulTiles& tiles = *dynamic_shared<MatmulTiles>();
     const int m = int(blockIdx.y) * tile_m, n = int(blockIdx.x) * tile_n;
     const int warp = int(threadIdx.x / 32), lane = int(threadIdx.x % 32), group = lane / 4, t = lane % 4;
@@ -153,8 +150,7 @@ void matmul_ref(std::vector<double>& D, std::vector<double>& magnitude, const st
     for (size_t m = 0; m < M; m++)
         for (size_t n = 0; n < N; n++)
             for (size_t k = 0; k < K; k++) {
-                const double product =
-                    double(float(A[m * K + k])) * float(b_transposed ? B[n * K + k] : B[k * N + n]);
+                const double product = double(float(A[m * K + k])) * float(b_transposed ? B[n * K + k] : B[k * N + n]);
                 D[m * N + n] += product;
                 magnitude[m * N + n] += std::abs(product);
             }
@@ -166,9 +162,8 @@ void check_matmul(size_t M, size_t N, size_t K) {
     const auto A = random_values<bf16>(M * K, 1), B = random_values<bf16>(K * N, 2);
     DeviceArray<bf16> a(dev, A), b(dev, B);
     DeviceArray<float> d(dev, M * N);
-    launch<matmul_kernel<b_transposed>>(dim3(unsigned(N) / tile_n, blocks_for(M, tile_m)), 128,
-                                        sizeof(MatmulTiles), dev.stream, d.data(), a.data(), b.data(), int(M),
-                                        int(N), int(K));
+    launch<matmul_kernel<b_transposed>>(dim3(unsigned(N) / tile_n, blocks_for(M, tile_m)), 128, sizeof(MatmulTiles),
+                                        dev.stream, d.data(), a.data(), b.data(), int(M), int(N), int(K));
     std::vector<double> expected(M * N), magnitude(M * N);
     matmul_ref(expected, magnitude, A, B, b_transposed, M, N, K);
     const std::vector<float> got = d.values();
@@ -214,8 +209,7 @@ CUDA_TEST("cuda: a warp normalizes a row") {
         Cuda dev;
         const auto x = random_values<bf16>(N * C, 3);
         DeviceArray<bf16> in(dev, x), out(dev, N * C);
-        launch<normalize_kernel>(blocks_for(N, 4), 128, 0, dev.stream, out.data(), in.data(), int(N), int(C),
-                                 1e-5f);
+        launch<normalize_kernel>(blocks_for(N, 4), 128, 0, dev.stream, out.data(), in.data(), int(N), int(C), 1e-5f);
         const std::vector<bf16> got = out.values();
         for (size_t row = 0; row < N; row++) {
             double mean = 0, square = 0;
@@ -257,8 +251,8 @@ CUDA_TEST("cuda: the last block reduces, again and again") {
     double expected = 0, magnitude = 0;
     for (float v : x) expected += v, magnitude += std::abs(v);
     for (int repeat = 0; repeat < 3; repeat++) {
-        launch<last_block_sum_kernel>(blocks, 256, 8 * sizeof(float), dev.stream, total.data(),
-                                      partial.data(), finished.data(), in.data(), n);
+        launch<last_block_sum_kernel>(blocks, 256, 8 * sizeof(float), dev.stream, total.data(), partial.data(),
+                                      finished.data(), in.data(), n);
         CHECK(std::abs(total.values()[0] - expected) <= double(n) * float_epsilon * magnitude);
     }
 }
@@ -298,9 +292,10 @@ CUDA_TEST("cuda: an empty grid is no work; names, sites and limits are in the er
     std::string error;
     try {
         launch<fill_kernel>(1, 2048, 0, dev.stream, x.data(), 1.0f, 4);
-    } catch (const Error& e) { error = e.what(); }
-    for (const char* part :
-         {"kernel fill_kernel <<<(1, 1, 1), (2048, 1, 1), 0>>>", "test_emu.cpp:", "invalid config"})
+    } catch (const Error& e) {
+        error = e.what();
+    }
+    for (const char* part : {"kernel fill_kernel <<<(1, 1, 1), (2048, 1, 1), 0>>>", "test_emu.cpp:", "invalid config"})
         CHECK_MESSAGE(error.find(part) != std::string::npos, error);
     launch<fill_kernel>(1, 32, 0, dev.stream, x.data(), 2.0f, 4);  // the refused launch leaves nothing behind
     CHECK(x.values() == std::vector<float>{2, 2, 2, 2});
@@ -318,8 +313,8 @@ CUDA_TEST("cuda: events order streams, pinned buffers are reused after one") {
         uploaded.synchronize();  // of the last step: the copy out of `host` is done
         for (size_t i = 0; i < size_t(n); i++) host[i] = float(step);
         consumed.block(dev.copy_stream);
-        CUDA_CHECK(cudaMemcpyAsync(staging.data(), host.data(), n * sizeof(float), cudaMemcpyHostToDevice,
-                                   dev.copy_stream));
+        CUDA_CHECK(
+            cudaMemcpyAsync(staging.data(), host.data(), n * sizeof(float), cudaMemcpyHostToDevice, dev.copy_stream));
         uploaded.record(dev.copy_stream);
         uploaded.block(dev.stream);
         launch<add_kernel>(blocks, 128, 0, dev.stream, sum.data(), staging.data(), n);
@@ -366,7 +361,9 @@ CUDA_TEST("cuda: out of memory is an error with numbers, and leaves the device u
     std::string error;
     try {
         device_allocate(dev, size_t(1) << 50, "the test");
-    } catch (const Error& e) { error = e.what(); }
+    } catch (const Error& e) {
+        error = e.what();
+    }
     CHECK_MESSAGE(error.find("the test needs 1073741824.0 MiB") != std::string::npos, error);
     DeviceArray<float> x(dev, std::vector<float>{1, 2});
     CHECK(x.values()[1] == 2);

@@ -34,10 +34,10 @@ cublasLtMatrixLayout_t make_layout(cudaDataType_t type, size_t rows, size_t colu
     cublasLtMatrixLayout_t layout;
     const int64_t stride = int64_t(rows * columns);
     CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&layout, type, rows, columns, int64_t(rows)));
-    CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batches,
-                                                  sizeof batches));
-    CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
-                                                  &stride, sizeof stride));
+    CUBLAS_CHECK(
+        cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batches, sizeof batches));
+    CUBLAS_CHECK(
+        cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride));
     return layout;
 }
 
@@ -47,8 +47,8 @@ void set_attribute(cublasLtMatmulDesc_t op, cublasLtMatmulDescAttributes_t attri
 }
 
 // Finds an algorithm and runs it. Null pointers are not set.
-cublasStatus_t matmul(Cuda& dev, const Case& c, cudaDataType_t in, cudaDataType_t out, const void* A,
-                      const void* B, void* D, void* bias, void* aux) {
+cublasStatus_t matmul(Cuda& dev, const Case& c, cudaDataType_t in, cudaDataType_t out, const void* A, const void* B,
+                      void* D, void* bias, void* aux) {
     cublasLtMatmulDesc_t op;
     CUBLAS_CHECK(cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     set_attribute(op, CUBLASLT_MATMUL_DESC_TRANSA, c.ta ? CUBLAS_OP_T : CUBLAS_OP_N);
@@ -77,9 +77,7 @@ cublasStatus_t matmul(Cuda& dev, const Case& c, cudaDataType_t in, cudaDataType_
     return status;
 }
 
-double gelu_ref(double x) {
-    return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-}
+double gelu_ref(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
 
 double gelu_slope_ref(double x) {
     const double h = 1e-5;
@@ -92,8 +90,8 @@ struct Expected {
 };
 
 template <class In, class Out>
-Expected matmul_ref(const Case& c, const std::vector<In>& A, const std::vector<In>& B,
-                    const std::vector<Out>& D, const std::vector<Out>& bias, const std::vector<Out>& aux) {
+Expected matmul_ref(const Case& c, const std::vector<In>& A, const std::vector<In>& B, const std::vector<Out>& D,
+                    const std::vector<Out>& bias, const std::vector<Out>& aux) {
     const size_t m = c.m, n = c.n, k = c.k, size = m * n;
     const double out_epsilon = std::is_same_v<Out, float> ? 0x1p-24 : 0x1p-8;
     const std::vector<double> matrix(D.size()), vector(bias.size());
@@ -110,8 +108,7 @@ Expected matmul_ref(const Case& c, const std::vector<In>& A, const std::vector<I
                 const size_t at = batch * size + j * m + i;
                 double sum = 0, magnitude = 0;
                 for (size_t p = 0; p < k; p++)
-                    sum += a(batch, i, p) * b(batch, p, j),
-                        magnitude += std::abs(a(batch, i, p) * b(batch, p, j));
+                    sum += a(batch, i, p) * b(batch, p, j), magnitude += std::abs(a(batch, i, p) * b(batch, p, j));
                 double value = c.alpha * sum + (c.beta != 0 ? c.beta * float(D[at]) : 0);
                 if (c.has(CUBLASLT_EPILOGUE_BIAS)) value += float(bias[i]);
                 e.aux[at] = value;
@@ -125,8 +122,7 @@ Expected matmul_ref(const Case& c, const std::vector<In>& A, const std::vector<I
                 e.aux_error[at] = sum_error + out_epsilon * std::abs(e.aux[at]);
                 if (c.has(CUBLASLT_EPILOGUE_GELU) || c.has(CUBLASLT_EPILOGUE_DGELU))
                     e.d_error[at] += 1e-3 * std::abs(e.aux[at]);
-                if (c.has(CUBLASLT_EPILOGUE_DGELU_BGRAD))
-                    e.bias[i] += value, e.bias_error[i] += e.d_error[at];
+                if (c.has(CUBLASLT_EPILOGUE_DGELU_BGRAD)) e.bias[i] += value, e.bias_error[i] += e.d_error[at];
             }
     for (size_t p = 0; p < k; p++) {
         if (c.has(CUBLASLT_EPILOGUE_BGRADA))
@@ -160,8 +156,7 @@ void check_matmul(const Case& c) {
     Cuda dev;
     const size_t batches = size_t(c.batches);
     const auto A = random_values<In>(batches * c.m * c.k, 1), B = random_values<In>(batches * c.k * c.n, 2);
-    const auto D = random_values<Out>(batches * c.m * c.n, 3),
-               aux = random_values<Out>(batches * c.m * c.n, 5);
+    const auto D = random_values<Out>(batches * c.m * c.n, 3), aux = random_values<Out>(batches * c.m * c.n, 5);
     const bool uses_aux = c.epilogue & 128;
     const bool makes_bias = c.epilogue & (16 | CUBLASLT_EPILOGUE_BGRADA | CUBLASLT_EPILOGUE_BGRADB);
     const auto bias = random_values<Out>(c.has(CUBLASLT_EPILOGUE_BGRADB) ? c.n : c.m, 4);
@@ -173,8 +168,7 @@ void check_matmul(const Case& c) {
     const Expected e = matmul_ref(c, A, B, D, bias, aux);
     check_close("D", d.values(), e.d, e.d_error);
     if (makes_bias) check_close("bias", device_bias.values(), e.bias, e.bias_error);
-    if (uses_aux && c.has(CUBLASLT_EPILOGUE_GELU))
-        check_close("aux", device_aux.values(), e.aux, e.aux_error);
+    if (uses_aux && c.has(CUBLASLT_EPILOGUE_GELU)) check_close("aux", device_aux.values(), e.aux, e.aux_error);
 }
 
 }  // namespace
@@ -191,9 +185,8 @@ CUDA_TEST("cublaslt: transposes, scales, batches") {
 
 CUDA_TEST("cublaslt: epilogues") {
     for (const cublasLtEpilogue_t epilogue :
-         {CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU, CUBLASLT_EPILOGUE_GELU_BIAS,
-          CUBLASLT_EPILOGUE_GELU_AUX, CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU,
-          CUBLASLT_EPILOGUE_DGELU_BGRAD})
+         {CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU, CUBLASLT_EPILOGUE_GELU_BIAS, CUBLASLT_EPILOGUE_GELU_AUX,
+          CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU, CUBLASLT_EPILOGUE_DGELU_BGRAD})
         check_matmul<bf16, bf16>({64, 48, 40, true, false, uint32_t(epilogue)});
     check_matmul<bf16, bf16>({64, 48, 40, false, true, CUBLASLT_EPILOGUE_BGRADA});
     check_matmul<bf16, bf16>({64, 48, 40, false, true, CUBLASLT_EPILOGUE_BGRADB});
@@ -205,8 +198,7 @@ TEST_CASE("emu cublaslt: what the library might refuse is refused") {
     emu::settings().quiet = true;
     Cuda dev;
     DeviceArray<bf16> a(dev, 4096), b(dev, 4096), d(dev, 4096);
-    auto status = [&](Case c, cudaDataType_t in, cudaDataType_t out, size_t offset = 0,
-                      void* bias = nullptr) {
+    auto status = [&](Case c, cudaDataType_t in, cudaDataType_t out, size_t offset = 0, void* bias = nullptr) {
         return matmul(dev, c, in, out, a.data() + offset, b.data(), d.data(), bias, nullptr);
     };
     const auto in = CUDA_R_16BF, fp32 = CUDA_R_32F;
@@ -215,12 +207,10 @@ TEST_CASE("emu cublaslt: what the library might refuse is refused") {
     CHECK(status({33, 32, 32}, in, in) == CUBLAS_STATUS_NOT_SUPPORTED);  // columns of 66 bytes
     CHECK(status({32, 32, 32}, in, in, 4) == CUBLAS_STATUS_NOT_SUPPORTED);
     CHECK(status({32, 32, 256}, in, in) == CUBLAS_STATUS_INVALID_VALUE);  // A and B are smaller
-    CHECK(std::string(cublasLtGetStatusString(CUBLAS_STATUS_INVALID_VALUE)).find("A reaches") !=
-          std::string::npos);
+    CHECK(std::string(cublasLtGetStatusString(CUBLAS_STATUS_INVALID_VALUE)).find("A reaches") != std::string::npos);
     CHECK(status({32, 32, 32, false, false, CUBLASLT_EPILOGUE_BIAS}, in, in) == CUBLAS_STATUS_NOT_SUPPORTED);
     CHECK(status({32, 32, 32, false, false, CUBLASLT_EPILOGUE_RELU}, in, in) == CUBLAS_STATUS_NOT_SUPPORTED);
-    CHECK(status({32, 32, 32, false, false, CUBLASLT_EPILOGUE_GELU_AUX}, in, in) ==
-          CUBLAS_STATUS_NOT_SUPPORTED);
+    CHECK(status({32, 32, 32, false, false, CUBLASLT_EPILOGUE_GELU_AUX}, in, in) == CUBLAS_STATUS_NOT_SUPPORTED);
     CHECK(status({8, 8, 8, false, false, CUBLASLT_EPILOGUE_BIAS, 1, 0, 2}, in, in, 0, d.data()) ==
           CUBLAS_STATUS_NOT_SUPPORTED);
     emu::settings().quiet = false;
@@ -253,38 +243,35 @@ std::string run_rank(ncclUniqueId id, int ranks, int rank) try {
     check_nccl(ncclReduceScatter(send.data(), part.data(), n / R, ncclFloat32, ncclAvg, comm, dev.stream));
     check_nccl(ncclBroadcast(sent.data(), sent.data(), n, ncclFloat32, ranks - 1, comm, dev.stream));
     check_nccl(ncclAllReduce(send.data(), send.data(), n, ncclFloat32, ncclMax, comm, dev.stream));
-    const auto s = sum.values(), g = gathered.values(), p = part.values(), b = sent.values(),
-               m = send.values();
+    const auto s = sum.values(), g = gathered.values(), p = part.values(), b = sent.values(), m = send.values();
     for (size_t i = 0; i < n; i++) {
         if (s[i] != float(i % 1000) * factor) return strprintf("AllReduce element %zu: %g", i, double(s[i]));
         if (b[i] != input(R - 1, i)) return strprintf("Broadcast element %zu: %g", i, double(b[i]));
         if (m[i] != input(R - 1, i)) return strprintf("AllReduce max element %zu: %g", i, double(m[i]));
         for (size_t from = 0; from < R; from++)
-            if (g[from * n + i] != input(from, i))
-                return strprintf("AllGather element %zu of rank %zu", i, from);
+            if (g[from * n + i] != input(from, i)) return strprintf("AllGather element %zu of rank %zu", i, from);
     }
     for (size_t i = 0; i < n / R; i++) {
         const double expected = double((r * (n / R) + i) % 1000) * double(factor) / double(R);
-        if (!(std::abs(p[i] - expected) <= 0x1p-23 * expected))
-            return strprintf("ReduceScatter element %zu", i);
+        if (!(std::abs(p[i] - expected) <= 0x1p-23 * expected)) return strprintf("ReduceScatter element %zu", i);
     }
     // bf16 is summed in fp32: 256 + 1 + 1 is 258, which rounding after each addition would miss.
     DeviceArray<bf16> halves(dev, std::vector<bf16>(4, bf16(rank == 0 ? 256.0f : 1.0f)));
     check_nccl(ncclAllReduce(halves.data(), halves.data(), 4, ncclBfloat16, ncclSum, comm, dev.stream));
     const float expected = float(bf16(256.0f + float(ranks - 1)));
-    if (float(halves.values()[3]) != expected)
-        return strprintf("bf16 sum: %g", double(float(halves.values()[3])));
+    if (float(halves.values()[3]) != expected) return strprintf("bf16 sum: %g", double(float(halves.values()[3])));
     check_nccl(ncclCommDestroy(comm));
     return "";
-} catch (const Error& e) { return e.what(); }
+} catch (const Error& e) {
+    return e.what();
+}
 
 // One thread per rank; f(rank) returns what went wrong.
 template <class F>
 std::vector<std::string> on_threads(int ranks, F&& f) {
     std::vector<std::string> results{size_t(ranks)};
     std::vector<std::thread> threads;
-    for (int rank = 0; rank < ranks; rank++)
-        threads.emplace_back([&, rank] { results[size_t(rank)] = f(rank); });
+    for (int rank = 0; rank < ranks; rank++) threads.emplace_back([&, rank] { results[size_t(rank)] = f(rank); });
     for (auto& thread : threads) thread.join();
     return results;
 }
@@ -312,7 +299,9 @@ std::vector<std::string> disagree(const char* how) {
             }
             check_nccl(ncclAllReduce(x.data(), x.data(), count, ncclFloat32, op, comm, dev.stream));
             dev.synchronize();
-        } catch (const Error& e) { result = e.what(); }
+        } catch (const Error& e) {
+            result = e.what();
+        }
         if (comm) ncclCommDestroy(comm);
         return result;
     });
@@ -330,8 +319,7 @@ TEST_CASE("emu nccl: ranks as threads") {
         for (const int ranks : {1, 3}) {
             ncclUniqueId id;
             ncclGetUniqueId(&id);
-            for (const std::string& wrong :
-                 on_threads(ranks, [&](int rank) { return run_rank(id, ranks, rank); }))
+            for (const std::string& wrong : on_threads(ranks, [&](int rank) { return run_rank(id, ranks, rank); }))
                 CHECK(wrong == "");
         }
         emu::settings().lazy = saved;

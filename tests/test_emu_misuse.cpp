@@ -35,9 +35,10 @@ void check_report(F&& f, std::initializer_list<const char*> parts) {
     std::string message = "(no error)";
     try {
         f();
-    } catch (const Error& e) { message = e.what(); }
-    for (const char* part : parts)
-        CHECK_MESSAGE(message.find(part) != std::string::npos, message, " / ", part);
+    } catch (const Error& e) {
+        message = e.what();
+    }
+    for (const char* part : parts) CHECK_MESSAGE(message.find(part) != std::string::npos, message, " / ", part);
     CHECK(message.find('\n') == std::string::npos);
 }
 
@@ -51,7 +52,9 @@ struct Fixture {
         try {
             launch<works>(1, 64, 0, dev.stream, x.data());
             CHECK(x.values()[63] == 5);
-        } catch (const Error& e) { FAIL_CHECK(e.what()); }
+        } catch (const Error& e) {
+            FAIL_CHECK(e.what());
+        }
     }
     __global__ static void works(float* x) {
         __syncthreads();
@@ -121,9 +124,7 @@ __global__ void unaligned_matrix_row(float* x) {
 
 __global__ void UNCHECKED past_the_end(float* x, int i) { x[i] = 0; }
 
-__global__ void UNCHECKED past_shared_memory(float* x) {
-    x[threadIdx.x] = dynamic_shared<float>()[threadIdx.x + 4];
-}
+__global__ void UNCHECKED past_shared_memory(float* x) { x[threadIdx.x] = dynamic_shared<float>()[threadIdx.x + 4]; }
 
 __global__ void UNCHECKED deep_recursion(float* x, int depth) {
     volatile float local[512];
@@ -236,8 +237,8 @@ TEST_CASE("emu: barriers that not all threads reach") {
                   "threads returned before a block barrier", "threads 0-39 wait in __syncthreads at",
                   "test_emu_misuse.cpp:", "threads 40-63 returned"});
     check_report([&] { run.template operator()<two_barriers>(); },
-                 {"kernel two_barriers", "thread (32, 0, 0)",
-                  "two different barriers: this one in __syncthreads_or", "thread 0 in __syncthreads at"});
+                 {"kernel two_barriers", "thread (32, 0, 0)", "two different barriers: this one in __syncthreads_or",
+                  "thread 0 in __syncthreads at"});
     check_report([&] { run.template operator()<barrier_against_shuffle>(); },
                  {"deadlock", "threads 0-31 wait in __syncthreads", "threads 32-62 wait in __shfl_xor_sync",
                   "threads 63 returned"});
@@ -245,14 +246,11 @@ TEST_CASE("emu: barriers that not all threads reach") {
 
 TEST_CASE("emu: warp operations with the wrong lanes") {
     Fixture f;
-    auto run = [&]<auto kernel>(unsigned threads = 64) {
-        launch<kernel>(1, threads, 512, f.dev.stream, f.x.data());
-    };
+    auto run = [&]<auto kernel>(unsigned threads = 64) { launch<kernel>(1, threads, 512, f.dev.stream, f.x.data()); };
     check_report([&] { run.template operator()<missing_lane>(); },
-                 {"lanes named in the mask of a warp operation never call it",
-                  "threads 0-6, 8-38, 40-63 wait in", "__shfl_down_sync at", "threads 7, 39 returned"});
-    check_report([&] { run.template operator()<not_in_own_mask>(); },
-                 {"lane 16 is not in its own mask 0000ffff"});
+                 {"lanes named in the mask of a warp operation never call it", "threads 0-6, 8-38, 40-63 wait in",
+                  "__shfl_down_sync at", "threads 7, 39 returned"});
+    check_report([&] { run.template operator()<not_in_own_mask>(); }, {"lane 16 is not in its own mask 0000ffff"});
     check_report([&] { run.template operator()<reads_outside_mask>(); },
                  {"lane 0 reads lane 20, which is not in the mask"});
     check_report([&] { run.template operator()<shuffle_meets_vote>(); },
@@ -268,20 +266,16 @@ TEST_CASE("emu: invalid memory accesses") {
     Fixture f;
     const auto stream = f.dev.stream;
     float* x = f.x.data();
-    check_report(
-        [&] { launch<past_the_end>(1, 1, 0, stream, x, 64); },
-        {"kernel past_the_end", "writes 0 bytes past the end of device allocation #", "of 256 bytes"});
+    check_report([&] { launch<past_the_end>(1, 1, 0, stream, x, 64); },
+                 {"kernel past_the_end", "writes 0 bytes past the end of device allocation #", "of 256 bytes"});
     check_report([&] { launch<past_the_end>(1, 1, 0, stream, x, -1000); }, {"before device allocation"});
-    check_report([&] { launch<past_the_end>(1, 1, 0, stream, static_cast<float*>(nullptr), 1); },
-                 {"a null pointer"});
-    check_report(
-        [&] { launch<past_shared_memory>(1, 32, 128, stream, x); },
-        {"reads 0 bytes past the end of the 128 bytes of dynamic shared memory", "thread (28, 0, 0)"});
+    check_report([&] { launch<past_the_end>(1, 1, 0, stream, static_cast<float*>(nullptr), 1); }, {"a null pointer"});
+    check_report([&] { launch<past_shared_memory>(1, 32, 128, stream, x); },
+                 {"reads 0 bytes past the end of the 128 bytes of dynamic shared memory", "thread (28, 0, 0)"});
     check_report([&] { launch<deep_recursion>(1, 1, 0, stream, x, 1000); }, {"its stack, which is full"});
     float* freed = static_cast<float*>(device_allocate(f.dev, 64, "the test"));
     device_free(f.dev, freed);
-    check_report([&] { launch<past_the_end>(1, 1, 0, stream, freed, 1); },
-                 {"byte 4 of freed device allocation"});
+    check_report([&] { launch<past_the_end>(1, 1, 0, stream, freed, 1); }, {"byte 4 of freed device allocation"});
     check_report([&] { launch<traps>(1, 1, 0, stream); }, {"__trap at"});
 }
 
@@ -292,8 +286,7 @@ TEST_CASE("emu: writes into the last unit of an allocation are found when it is 
     float* x = static_cast<float*>(device_allocate(dev, 20, "the test"));
     launch<past_the_end>(1, 1, 0, dev.stream, x, 5);
     dev.synchronize();
-    check_report([&] { device_free(dev, x), dev.synchronize(); },
-                 {"wrote behind the end of freed device allocation"});
+    check_report([&] { device_free(dev, x), dev.synchronize(); }, {"wrote behind the end of freed device allocation"});
 }
 #endif
 
@@ -303,16 +296,11 @@ TEST_CASE("emu: host memory in kernels and copies") {
     float local = 0;
     std::vector<float> heap(100);
     float* x = f.x.data();
-    check_report([&] { launch<copies_pointer>(1, 1, 0, stream, x, &local); },
-                 {"argument 2 points to host memory"});
-    check_report(
-        [&] {
-            launch<takes_struct>(1, 1, 0, stream, Pointers{1, heap.data(), x});
-        },
-        {"argument 1 (a struct, at offset 8) points to host memory"});
+    check_report([&] { launch<copies_pointer>(1, 1, 0, stream, x, &local); }, {"argument 2 points to host memory"});
+    check_report([&] { launch<takes_struct>(1, 1, 0, stream, Pointers{1, heap.data(), x}); },
+                 {"argument 1 (a struct, at offset 8) points to host memory"});
     launch<takes_struct>(1, 1, 0, stream, Pointers{1, x, x});
-    check_report([&] { device_copy_in(f.dev, x, heap.data(), 65 * 4); },
-                 {"the destination reaches", "past the end"});
+    check_report([&] { device_copy_in(f.dev, x, heap.data(), 65 * 4); }, {"the destination reaches", "past the end"});
     check_report([&] { device_copy_out(f.dev, heap.data(), x + 32, 33 * 4); }, {"the source reaches"});
     check_report([&] { device_copy_in(f.dev, heap.data(), x, 4); }, {"the destination is not device memory"});
     check_report([&] { device_copy(f.dev, x, heap.data(), 4); }, {"the source is not device memory"});
@@ -352,8 +340,7 @@ TEST_CASE("emu: limits of launches") {
     CHECK(blocks_per_multiprocessor<Fixture::works>(64, size_t(100) << 10) == 1);
     emu::launch(two_barriers, "raw", "here", 1, dim3(1), dim3(32), 60000, f.dev.stream, f.x.data());
     CHECK(cudaGetLastError() == cudaErrorInvalidValue);
-    CHECK(emu::take_diagnosis().find("60000 bytes of shared memory, but 49152 were allowed") !=
-          std::string::npos);
+    CHECK(emu::take_diagnosis().find("60000 bytes of shared memory, but 49152 were allowed") != std::string::npos);
 }
 
 TEST_CASE("emu: a missing barrier shows in some thread order") {
@@ -409,7 +396,8 @@ TEST_CASE("emu: lazy streams show a missing wait") {
     CUDA_CHECK(cudaEventCreate(&raw));
     CUDA_CHECK(cudaEventRecord(raw, dev.stream));
     CHECK(cudaEventQuery(raw) == cudaErrorNotReady);
-    while (cudaEventQuery(raw) == cudaErrorNotReady) {}
+    while (cudaEventQuery(raw) == cudaErrorNotReady) {
+    }
     CUDA_CHECK(cudaEventDestroy(raw));
     CHECK(y.values()[0] == 1);
 }
@@ -428,8 +416,7 @@ TEST_CASE("emu: captures that are wrong") {
     CudaEvent before, fork;
     before.record(dev.copy_stream);
     CudaGraph graph;
-    check_report([&] { graph.record(dev, [&] { before.block(dev.stream); }); },
-                 {"cudaErrorStreamCaptureIsolation"});
+    check_report([&] { graph.record(dev, [&] { before.block(dev.stream); }); }, {"cudaErrorStreamCaptureIsolation"});
     auto leaves_work_behind = [&] {
         fork.record(dev.stream);
         fork.block(dev.copy_stream);
@@ -479,10 +466,9 @@ TEST_CASE("emu: SYNC_LAUNCHES names the kernel, EMU_ABORT stops at it") {
     CHECK_MESSAGE(output.find("cudaStreamSynchronize(stream) at") != std::string::npos, output);
     output = run_again(child, "EMU_LAZY=1 SYNC_LAUNCHES=1", status);
     CHECK_MESSAGE(output.find("launch returned") == std::string::npos, output);
-    CHECK_MESSAGE(
-        output.find("CUDA: kernel return_before_barrier <<<(1, 1, 1), (64, 1, 1), 0>>> at tests/") !=
-            std::string::npos,
-        output);
+    CHECK_MESSAGE(output.find("CUDA: kernel return_before_barrier <<<(1, 1, 1), (64, 1, 1), 0>>> at tests/") !=
+                      std::string::npos,
+                  output);
     CHECK(WEXITSTATUS(status) != 0);
 #if !defined(EMU_ASAN) && !defined(EMU_TSAN)
     output = run_again(child, "EMU_ABORT=1", status);
@@ -517,15 +503,13 @@ TEST_CASE("emu child: shared overrun" * doctest::skip()) { run_child<shared_over
 
 TEST_CASE("emu: sanitizers name the line of the kernel") {
 #ifdef EMU_TSAN
-    check_child("emu child: race",
-                {"SUMMARY: ThreadSanitizer: data race tests/test_emu_misuse.cpp:", "in race"});
+    check_child("emu child: race", {"SUMMARY: ThreadSanitizer: data race tests/test_emu_misuse.cpp:", "in race"});
     check_child("emu child: warp race",
                 {"SUMMARY: ThreadSanitizer: data race tests/test_emu_misuse.cpp:", "in race_in_warp"});
     check_child("emu child: no race", {"SUCCESS"});
 #else
     check_child("emu child: overrun", {"use-after-poison", "in overrun tests/test_emu_misuse.cpp:"});
-    check_child("emu child: shared overrun",
-                {"use-after-poison", "in shared_overrun tests/test_emu_misuse.cpp:"});
+    check_child("emu child: shared overrun", {"use-after-poison", "in shared_overrun tests/test_emu_misuse.cpp:"});
 #endif
 }
 #endif

@@ -24,7 +24,9 @@ struct Exports : Workplace {
             fs::copy("tests/golden/hf/" + gate + ".bin", at(gate + ".bin"));
     }
     // export takes no flags of the trainer's
-    Outcome run_export(const std::string& line) const { return run_program_in(path, words("train_gpt export " + line)); }
+    Outcome run_export(const std::string& line) const {
+        return run_program_in(path, words("train_gpt export " + line));
+    }
     std::string ok_export(const std::string& line) const {
         const Outcome outcome = run_export(line);
         CHECK_MESSAGE(outcome.status == 0, outcome.err);
@@ -91,11 +93,13 @@ TEST_CASE("export: taper-all weights are 1e6 c gamma~, and a folded head carries
     std::vector<float> weight(C);
     read_tensor(SafetensorsFile(w.at("plain/model.safetensors")), "transformer.h.0.ln_2.weight", {C}, weight.data());
     for (size_t i = 0; i < C; i++)
-        CHECK(weight[i] == float(1e6 * double(model->info.taper_scale[1]) * double(model->tensors.h[0].ln_2.taper_weight[i])));
+        CHECK(weight[i] ==
+              float(1e6 * double(model->info.taper_scale[1]) * double(model->tensors.h[0].ln_2.taper_weight[i])));
     // head (z + bias) against W z + b, for z of mean 0: what rounding head and bias to fp32 explains, over C terms.
     const SafetensorsFile file(w.at("untied/model.safetensors"));
     std::vector<float> head(V * C), bias(C);
-    read_tensor(file, "lm_head.weight", {V, C}, head.data()), read_tensor(file, "transformer.ln_f.bias", {C}, bias.data());
+    read_tensor(file, "lm_head.weight", {V, C}, head.data()),
+        read_tensor(file, "transformer.ln_f.bias", {C}, bias.data());
     double worst = 0, largest = 0;
     for (size_t v = 0; v < V; v++) {
         const double b = double(folded->tensors.lm_head_bias[v]);
@@ -128,11 +132,13 @@ TEST_CASE("export: bf16, another tokenizer, and what it refuses") {
     CHECK(SafetensorsFile(w.at("folded.bin")).entries()[0].dtype == Dtype::BF16);
     w.ok("infer folded.bin -n 1 --tokens 1");
     const auto before = w.contents();
+    // clang-format off
     const std::pair<std::string, std::vector<std::string>> cases[] = {
         {"", {"MODEL"}}, {"norm.bin", {"DIR"}}, {"missing.bin out", {"missing.bin"}}, {"corpus.txt out", {"corpus.txt"}},
         {"norm.bin half", {"half", "new"}}, {"norm.bin corpus.txt", {"corpus.txt", "new"}},
         {"norm.bin nowhere/out", {"nowhere/out"}}, {"norm.bin out --dtype int8", {"--dtype", "int8"}},
         {"norm.bin out --tokenizer nowhere", {"nowhere"}}, {"norm.bin out surplus", {"surplus"}}};
+    // clang-format on
     for (const auto& [line, needles] : cases) {
         const Outcome outcome = w.run_export(line);
         CAPTURE(line);
@@ -152,8 +158,8 @@ std::string hellaswag_bin(const std::vector<Choice>& choices) {
     std::vector<uint16_t> stream;
     for (size_t i = 0; i < choices.size(); i++) {
         const Choice& c = choices[i];
-        std::vector<uint16_t> one = {65535, 0, uint16_t(i), uint16_t(c.label), uint16_t(c.endings.size()),
-                                     uint16_t(c.context.size())};
+        std::vector<uint16_t> one =
+            {65535, 0, uint16_t(i), uint16_t(c.label), uint16_t(c.endings.size()), uint16_t(c.context.size())};
         one.insert(one.end(), c.context.begin(), c.context.end());
         for (const auto& ending : c.endings) {
             one.push_back(uint16_t(ending.size()));
@@ -178,7 +184,8 @@ TEST_CASE("hellaswag: the scores of transformers, from JSON lines and from llm.c
     CHECK(choices[5].context.size() + choices[5].endings[2].size() == 48);  // the context's end
     write_file(w.at("items.bin"), hellaswag_bin(choices));
     const json expected = golden()["hellaswag"];
-    const std::string text = strprintf("6 items: acc %.4f, acc_norm %.4f, log-likelihood ", double(expected[0]), double(expected[1]));
+    const std::string text =
+        strprintf("6 items: acc %.4f, acc_norm %.4f, log-likelihood ", double(expected[0]), double(expected[1]));
     std::string all[2];
     for (const std::string name : {"items.jsonl", "items.bin"}) {
         const std::string out = w.ok("infer norm.bin --hellaswag " + name);
@@ -225,9 +232,10 @@ TEST_CASE("hellaswag: counted by hand; damaged files are one line") {
     foreign[1036 + 1] = 1;  // the first token of the first context: 256 and more
     refuse(foreign, "below the model's vocabulary");
     for (const std::string line :
-         {"", "\n\n", "[]", "{}", R"({"ctx": "a", "endings": ["b"], "label": 1})", R"({"ctx": "a", "endings": [], "label": 0})",
-          R"({"ctx": "", "endings": ["b"], "label": 0})", R"({"ctx": "a", "endings": [1], "label": 0})",
-          R"({"ctx": "a", "endings": ["b"]})", R"({"ctx": 1, "endings": ["b"], "label": 0})", R"({"ctx": "a", "end)"})
+         {"", "\n\n", "[]", "{}", R"({"ctx": "a", "endings": ["b"], "label": 1})",
+          R"({"ctx": "a", "endings": [], "label": 0})", R"({"ctx": "", "endings": ["b"], "label": 0})",
+          R"({"ctx": "a", "endings": [1], "label": 0})", R"({"ctx": "a", "endings": ["b"]})",
+          R"({"ctx": 1, "endings": ["b"], "label": 0})", R"({"ctx": "a", "end)"})
         refuse(line);
     refuse(R"({"ctx": "a", "endings": [")" + std::string(47, 'x') + R"("], "label": 0})", "48");
     w.refused("infer norm.bin --hellaswag corpus.txt", {"corpus.txt", "line 1"});

@@ -16,10 +16,12 @@ using nlohmann::json;
 
 // kShape as transformers writes it.
 json config_of_base() {
+    // clang-format off
     return {{"activation_function", "gelu_new"}, {"architectures", {"GPT2LMHeadModel"}}, {"model_type", "gpt2"},
             {"layer_norm_epsilon", 1e-05}, {"n_embd", 16}, {"n_head", 2}, {"n_inner", nullptr}, {"n_layer", 1},
             {"n_positions", 16}, {"vocab_size", 256}, {"reorder_and_upcast_attn", true},
             {"scale_attn_by_inverse_layer_idx", false}, {"scale_attn_weights", true}, {"tie_word_embeddings", true}};
+    // clang-format on
 }
 
 struct Base : Workplace {
@@ -28,7 +30,8 @@ struct Base : Workplace {
 
     // A folder as transformers writes one, with the tensors of base.bin for which `keep` is true.
     void hugging_face(const std::string& name, const json& config, const std::string& weights = "model.safetensors",
-                      Dtype dtype = Dtype::F32, const std::string& drop = "", const std::function<bool(size_t)>& keep = {}) {
+                      Dtype dtype = Dtype::F32, const std::string& drop = "",
+                      const std::function<bool(size_t)>& keep = {}) {
         fs::create_directory(at(name));
         write_file(at(name + "/config.json"), config.dump());
         const SafetensorsFile from(at("base.bin"));
@@ -78,7 +81,8 @@ struct Base : Workplace {
         const auto model = load_model(dev, at(file)), base = load_model(dev, at("base.bin"));
         CHECK(config_metadata(model->info.config) == config_metadata(base->info.config));
         CHECK(model->info.gate == 1);
-        const auto a = tensor_list(model->info.config, model->tensors), b = tensor_list(base->info.config, base->tensors);
+        const auto a = tensor_list(model->info.config, model->tensors),
+                   b = tensor_list(base->info.config, base->tensors);
         REQUIRE(a.size() == b.size());
         for (size_t i = 0; i < a.size(); i++) {
             size_t wrong = 0;
@@ -113,8 +117,10 @@ TEST_CASE("foreign models: Hugging Face's folders and llm.c's checkpoints hold t
     w.check_same("old");
     w.hugging_face("half", config, "model.safetensors", Dtype::BF16);
     w.check_same("half", true);
-    w.hugging_face("shards", config, "model-00001-of-00002.safetensors", Dtype::F32, "", [](size_t i) { return i % 3 == 0; });
-    w.hugging_face("shards", config, "model-00002-of-00002.safetensors", Dtype::F32, "", [](size_t i) { return i % 3 != 0; });
+    w.hugging_face("shards", config, "model-00001-of-00002.safetensors", Dtype::F32, "",
+                   [](size_t i) { return i % 3 == 0; });
+    w.hugging_face("shards", config, "model-00002-of-00002.safetensors", Dtype::F32, "",
+                   [](size_t i) { return i % 3 != 0; });
     write_file(w.at("shards/model.safetensors.index.json"),
                R"({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}})");
     w.check_same("shards");
@@ -153,16 +159,19 @@ TEST_CASE("foreign models: text is cut by the tokenizer beside the model, which 
     const std::string name = Tokenizer::from_path(w.at("words")).name();
     w.refused(kTrain + " --init model -o new.bin", {"--tokenizer", "model/model.safetensors", "vocab.json"});
     // Hugging Face's newer folders have one file.
+    // clang-format off
     json single = {{"model", {{"type", "BPE"}, {"vocab", json::parse(read_file(w.at("words/vocab.json")))},
                               {"merges", json::parse(R"([["h", "e"], ["t", "he"]])")}}},
                    {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}}},
                    {"added_tokens", {{{"id", 258}, {"content", "<|endoftext|>"}}}}};
+    // clang-format on
     single["model"]["vocab"].erase("<|endoftext|>");
     write_file(w.at("model/tokenizer.json"), single.dump());
     CHECK(Tokenizer::from_path(w.at("model")).name() == name);
     single["model"]["merges"] = json::array({"h e", "t he"});
     write_file(w.at("model/tokenizer.json"), single.dump());
-    CHECK(w.ok(kTrain + " --init model -o new.bin -x 4 -s 2").find("vocabulary 259 (" + name + ")") != std::string::npos);
+    CHECK(w.ok(kTrain + " --init model -o new.bin -x 4 -s 2").find("vocabulary 259 (" + name + ")") !=
+          std::string::npos);
     CHECK(w.ok("infer model -n 2 --prompt the").find("prompt 1 tokens") != std::string::npos);
     for (const char* part : {"normalizer", "pre_tokenizer", "model"}) {
         json other = single;
@@ -188,11 +197,13 @@ TEST_CASE("foreign models: settings of config.json that we do not have are refus
         needles.push_back("hf/");
         w.refused("infer hf -n 1", needles);
     };
+    // clang-format off
     const std::vector<std::pair<std::string, json>> settings = {
         {"model_type", "llama"}, {"activation_function", "relu"}, {"scale_attn_by_inverse_layer_idx", true},
         {"scale_attn_weights", false}, {"add_cross_attention", true}, {"n_inner", 32}, {"n_embd", -16}, {"n_embd", 1e9},
         {"n_head", 0}, {"n_head", "2"}, {"n_layer", 99999}, {"n_positions", 1.5}, {"vocab_size", 1}, {"vocab_size", nullptr},
         {"layer_norm_epsilon", "small"}, {"tie_word_embeddings", 1}, {"n_layer", 2}, {"n_positions", 32}};
+    // clang-format on
     for (const auto& [key, value] : settings) {
         json bad = good;
         bad[key] = value;
@@ -247,7 +258,8 @@ TEST_CASE("foreign models: a damaged llm.c checkpoint is one clear line") {
             int32_t header[8];
             std::memcpy(header, good.data(), sizeof header);
             // One head is as good as two, and a smaller vocabulary is more padding.
-            if (header[place] == value || (place == 5 && value == 1) || (place == 3 && (value == 3 || value == 255))) continue;
+            if (header[place] == value || (place == 5 && value == 1) || (place == 3 && (value == 3 || value == 255)))
+                continue;
             std::string bad = good;
             std::memcpy(&bad[size_t(place) * 4], &value, 4);
             refuse(bad);

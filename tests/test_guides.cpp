@@ -39,7 +39,8 @@ TEST_CASE("guides: every `file: name` and every link leads somewhere") {
             }
         }
         for (std::sregex_iterator m(text.begin(), text.end(), link), end; m != end; ++m, seen++)
-            CHECK_MESSAGE(std::filesystem::exists(page.path().parent_path() / (*m)[1].str()), (*m)[1].str(), " is not there");
+            CHECK_MESSAGE(std::filesystem::exists(page.path().parent_path() / (*m)[1].str()), (*m)[1].str(),
+                          " is not there");
     }
     CHECK(seen > 20);
 }

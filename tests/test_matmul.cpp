@@ -27,8 +27,7 @@ struct Matrix {
     size_t rows, cols, ld;
     std::vector<Real> v;
 
-    Matrix(size_t rows_, size_t cols_, unsigned seed)
-        : rows(rows_), cols(cols_), ld(cols_ + 3), v(rows * ld, kGuard) {
+    Matrix(size_t rows_, size_t cols_, unsigned seed) : rows(rows_), cols(cols_), ld(cols_ + 3), v(rows * ld, kGuard) {
         std::mt19937 random(seed);
         std::uniform_real_distribution<Real> uniform(-1, 1);
         for (size_t i = 0; i < rows; i++)
@@ -89,8 +88,7 @@ const Case kCases[] = {
 // argument, and its slope is below 1.13.
 template <class Real>
 void check_case(Cpu& dev, const Case& c, size_t M, size_t N, size_t K) {
-    Matrix<Real> A(c.trans_a ? K : M, c.trans_a ? M : K, 1), B(c.trans_b ? N : K, c.trans_b ? K : N, 2),
-        C(M, N, 3);
+    Matrix<Real> A(c.trans_a ? K : M, c.trans_a ? M : K, 1), B(c.trans_b ? N : K, c.trans_b ? K : N, 2), C(M, N, 3);
     Matrix<Real> bias(1, N, 4), residual(M, N, 5), pre(M, N, 6), point(M, N, 7), sums(1, N, 8);
     const Matrix<Real> C0 = C, sums0 = sums;
     if (!c.accumulate) C.poison(), sums.poison();
@@ -129,9 +127,8 @@ void check_case(Cpu& dev, const Case& c, size_t M, size_t N, size_t K) {
                                          (c.trans_b ? B.at(j, k) : B.at(k, j));
                 value += term, size += std::fabs(term);
             }
-            for (const long double term :
-                 {c.accumulate ? C0.v[i * C.ld + j] : Real(0), c.bias ? bias.at(0, j) : Real(0),
-                  c.residual ? residual.at(i, j) : Real(0)})
+            for (const long double term : {c.accumulate ? C0.v[i * C.ld + j] : Real(0),
+                                           c.bias ? bias.at(0, j) : Real(0), c.residual ? residual.at(i, j) : Real(0)})
                 value += term, size += std::fabs(term);
             const long double bound = (K + 8) * eps * size;
             if (c.pre) compare("pre", i, j, pre.at(i, j), value, bound);
@@ -148,8 +145,7 @@ void check_case(Cpu& dev, const Case& c, size_t M, size_t N, size_t K) {
         for (size_t k = 0; k < K; k++) value += B.at(k, j), size += std::fabs(B.at(k, j));
         compare("sums", 0, j, sums.at(0, j), value, (K + 8) * eps * size);
     }
-    INFO(strprintf("%s, M %zu N %zu K %zu, %s, %zu-byte numbers", c.name, M, N, K, isa_name(dev.isa),
-                   sizeof(Real)));
+    INFO(strprintf("%s, M %zu N %zu K %zu, %s, %zu-byte numbers", c.name, M, N, K, isa_name(dev.isa), sizeof(Real)));
     CHECK(wrong == "");
     CHECK((C.guards_intact() && pre.guards_intact() && sums.guards_intact()));
 }
@@ -172,26 +168,24 @@ TEST_CASE_TEMPLATE("matmul: every layout and epilogue against a naive loop", Rea
 TEST_CASE_TEMPLATE("matmul: linear layer and head, computed by hand", Real, float, double) {
     using Values = std::vector<Real>;
     const Real nan = std::numeric_limits<Real>::quiet_NaN();
-    const Values in = {1, 2, 3, 4, 5, 6}, weight = {1, 0, 0, 1, 1, 1}, bias = {10, 20},
-                 residual = {100, 0, 0, 100};
+    const Values in = {1, 2, 3, 4, 5, 6}, weight = {1, 0, 0, 1, 1, 1}, bias = {10, 20}, residual = {100, 0, 0, 100};
     for (Isa isa : machine_isas()) {
         Cpu dev(1, isa);
         Values out(4, nan);
         matmul_forward<Real>(dev, out.data(), in.data(), weight.data(), nullptr, nullptr, 2, 3, 2);
         CHECK(out == Values{4, 5, 10, 11});
-        matmul_forward<Real>(dev, out.data(), in.data(), weight.data(), bias.data(), residual.data(), 2, 3,
-                             2);
+        matmul_forward<Real>(dev, out.data(), in.data(), weight.data(), bias.data(), residual.data(), 2, 3, 2);
         CHECK(out == Values{114, 25, 20, 131});
 
         const Values dout = {1, 2, 3, 4};
         Values din(6, nan), dweight(6, nan), dbias(2, nan);
-        matmul_backward<Real>(dev, din.data(), dweight.data(), dbias.data(), dout.data(), in.data(),
-                              weight.data(), nullptr, 2, 3, 2, false);
+        matmul_backward<Real>(dev, din.data(), dweight.data(), dbias.data(), dout.data(), in.data(), weight.data(),
+                              nullptr, 2, 3, 2, false);
         CHECK(din == Values{1, 2, 3, 3, 4, 7});
         CHECK(dweight == Values{13, 18, 17, 24, 21, 30});
         CHECK(dbias == Values{4, 6});
-        matmul_backward<Real>(dev, din.data(), dweight.data(), dbias.data(), dout.data(), in.data(),
-                              weight.data(), nullptr, 2, 3, 2, true);
+        matmul_backward<Real>(dev, din.data(), dweight.data(), dbias.data(), dout.data(), in.data(), weight.data(),
+                              nullptr, 2, 3, 2, true);
         CHECK(din == Values{1, 2, 3, 3, 4, 7});
         CHECK(dweight == Values{26, 36, 34, 48, 42, 60});
         CHECK(dbias == Values{8, 12});
@@ -201,12 +195,10 @@ TEST_CASE_TEMPLATE("matmul: linear layer and head, computed by hand", Real, floa
         Values logits(6, 7), dwte(6, nan);
         head_forward<Real>(dev, logits.data(), in.data(), wte.data(), nullptr, 2, 3, 2, 3);
         CHECK(logits == Values{4, 5, 7, 10, 11, 7});
-        head_backward<Real>(dev, din.data(), dwte.data(), dlogits.data(), in.data(), wte.data(), 2, 3, 2,
-                            false, 3);
+        head_backward<Real>(dev, din.data(), dwte.data(), dlogits.data(), in.data(), wte.data(), 2, 3, 2, false, 3);
         CHECK(din == Values{1, 2, 3, 3, 4, 7});
         CHECK(dwte == Values{13, 17, 21, 18, 24, 30});
-        head_backward<Real>(dev, din.data(), dwte.data(), dlogits.data(), in.data(), wte.data(), 2, 3, 2,
-                            true, 3);
+        head_backward<Real>(dev, din.data(), dwte.data(), dlogits.data(), in.data(), wte.data(), 2, 3, 2, true, 3);
         CHECK(dwte == Values{26, 34, 42, 36, 48, 60});
     }
 }
@@ -228,8 +220,8 @@ TEST_CASE("matmul: GELU layer, gradients by central differences") {
     f();
     std::vector<double> dpre(M * OC), dx(M * C), dW(C * OC), db(OC);
     for (size_t i = 0; i < M * OC; i++) dpre[i] = r.v[i] * double(gelu_derivative_ref(pre[i]));
-    matmul_backward<double>(dev, dx.data(), dW.data(), db.data(), dpre.data(), in.data(), W.v.data(),
-                            x0.v.data(), M, C, OC, false);
+    matmul_backward<double>(dev, dx.data(), dW.data(), db.data(), dpre.data(), in.data(), W.v.data(), x0.v.data(), M, C,
+                            OC, false);
     const double h = 1e-5;
     auto check = [&](double& parameter, double gradient) {
         const double keep = parameter;
@@ -259,11 +251,10 @@ TEST_CASE_TEMPLATE("matmul: bitwise the same for any number of threads", Real, f
             for (int threads : {1, 2, 3, 5}) {
                 Cpu dev(threads, isa);
                 std::vector<Real> all(M * OC * 2 + M * C + C * OC + OC);
-                Real *out = all.data(), *pre = out + M * OC, *din = pre + M * OC, *dW = din + M * C,
-                     *db = dW + C * OC;
+                Real *out = all.data(), *pre = out + M * OC, *din = pre + M * OC, *dW = din + M * C, *db = dW + C * OC;
                 matmul_gelu_forward<Real>(dev, out, pre, in.v.data(), W.v.data(), b.v.data(), M, C, OC);
-                matmul_backward<Real>(dev, din, dW, db, dout.v.data(), in.v.data(), W.v.data(), at.v.data(),
-                                      M, C, OC, false);
+                matmul_backward<Real>(dev, din, dW, db, dout.v.data(), in.v.data(), W.v.data(), at.v.data(), M, C, OC,
+                                      false);
                 if (threads == 1) first = all;
                 INFO(strprintf("%d threads, M %zu C %zu OC %zu, %s", threads, M, C, OC, isa_name(isa)));
                 CHECK(same_bits(first, all));

@@ -79,7 +79,8 @@ TEST_CASE("model: gradients of every tensor in every phase, mode and kind") {
                     const auto grads = tensor_list(config, model.grads);
                     auto params = tensor_list(config, model.params);
                     for (size_t i = 0; i < params.size(); i++)
-                        check_gradient(params[i].spec.name, params[i].data, grads[i].data, params[i].spec.count(), loss, 6);
+                        check_gradient(params[i].spec.name, params[i].data, grads[i].data, params[i].spec.count(), loss,
+                                       6);
                 }
 }
 

@@ -116,7 +116,8 @@ MPI_TEST("mpirun: 1, 2 and 3 ranks, with and without ZeRO, are one run; its stat
     for (int ranks : {1, 2, 3}) {
         CAPTURE(ranks);
         const Workplace w, z;
-        const Outcome plain = run_program_in(w.path, mpirun(ranks, kRun)), zero = run_program_in(z.path, mpirun(ranks, kRun + " -z 1"));
+        const Outcome plain = run_program_in(w.path, mpirun(ranks, kRun)),
+                      zero = run_program_in(z.path, mpirun(ranks, kRun + " -z 1"));
         CHECK(plain.err + zero.err == "");
         CHECK(plain.status + zero.status == 0);
         CHECK(near(log_without_times(w), expected));
@@ -131,7 +132,8 @@ MPI_TEST("mpirun: 1, 2 and 3 ranks, with and without ZeRO, are one run; its stat
     const Workplace w;
     CHECK(run_program_in(w.path, mpirun(2, kRun + " -x 3 -z 1 -k constant")).status == 0);
     for (int ranks : {3, 1}) {
-        CHECK(run_program_in(w.path, mpirun(ranks, "-y -k cosine -x " + std::string(ranks == 3 ? "4" : "6"))).status == 0);
+        CHECK(run_program_in(w.path, mpirun(ranks, "-y -k cosine -x " + std::string(ranks == 3 ? "4" : "6"))).status ==
+              0);
         CHECK(log_without_times(w).back().at("tokens") == (ranks == 3 ? 4 : 6) * 96);
     }
     CHECK(log_without_times(w).size() == 6);
@@ -153,7 +155,8 @@ MPI_TEST("mpirun: a rank that is killed or hangs ends all, and its number is sai
         const Outcome outcome = run.program.finish();
         CHECK(outcome.status != 0);
         // Where it stopped in the middle of an exchange, rank 1 waits too.
-        const size_t at = outcome.err.find("train_gpt: error: rank 0 of 3: rank "), list = outcome.err.find(" did not come to ");
+        const size_t at = outcome.err.find("train_gpt: error: rank 0 of 3: rank "),
+                     list = outcome.err.find(" did not come to ");
         CHECK_MESSAGE(outcome.err.substr(at, list - at).ends_with("2"), outcome.err);
         CHECK(count(outcome.err, "train_gpt: error:") == 1);
     }
@@ -163,13 +166,16 @@ MPI_TEST("mpirun: an error that all ranks have is one line; a signal to one of t
     const Workplace w;
     Outcome outcome = run_program_in(w.path, mpirun(3, kRun + " -l 1e30"));
     CHECK(outcome.status != 0);
-    CHECK_MESSAGE(outcome.err.find("train_gpt: error: rank 0 of 3: step 2: the loss is not finite on rank 0") != std::string::npos,
+    CHECK_MESSAGE(outcome.err.find("train_gpt: error: rank 0 of 3: step 2: the loss is not finite on rank 0") !=
+                      std::string::npos,
                   outcome.err);
     CHECK(count(outcome.err, "train_gpt: error:") == 1);
     outcome = run_program_in(w.path, mpirun(3, kRun + " -d 64"));
     CHECK(outcome.status != 0);
-    CHECK_MESSAGE(outcome.err.find("--total-batch: expected a multiple of -b x -t x ranks = 1 x 16 x 3 = 48 tokens, found 64") !=
-                      std::string::npos, outcome.err);
+    CHECK_MESSAGE(outcome.err.find(
+                      "--total-batch: expected a multiple of -b x -t x ranks = 1 x 16 x 3 = 48 tokens, found 64") !=
+                      std::string::npos,
+                  outcome.err);
     CHECK(count(outcome.err, "train_gpt: error:") == 1);
     CHECK(!std::filesystem::exists(w.at("model.bin")));
 

@@ -63,7 +63,8 @@ TEST_CASE("gelu: fp32 over its whole range, on every instruction set") {
     std::vector<double> x, expected;
     for (double v = -12; v <= 12; v += 0.001) {
         x.push_back(double(float(v)));
-        expected.push_back(x.back() / (1 + std::exp(-2 * std::sqrt(2 / M_PI) * (x.back() + 0.044715 * std::pow(x.back(), 3)))));
+        expected.push_back(x.back() /
+                           (1 + std::exp(-2 * std::sqrt(2 / M_PI) * (x.back() + 0.044715 * std::pow(x.back(), 3)))));
     }
     const auto in = to_float(x);
     for (Isa isa : {Isa::base, Isa::avx2, Isa::avx512}) {
@@ -111,8 +112,8 @@ TEST_CASE("attention: one-hot keys give exact weights") {
     Cpu dev(1);
     const double r = std::sqrt(2.0), ln3 = std::log(3.0);
     // q = (r ln3, 0) everywhere; k_0 = (0, .), k_1 = (1, .), k_2 = (0, .): odds 1 : 3 : 1
-    std::vector<double> qkv = {r * ln3, 0, 0, 5, 4, 1,   //
-                               r * ln3, 0, 1, 7, 8, 2,   //
+    std::vector<double> qkv = {r * ln3, 0, 0, 5,  4, 1,  //
+                               r * ln3, 0, 1, 7,  8, 2,  //
                                r * ln3, 0, 0, -3, 0, 3};
     auto out = poisoned<double>(6), lse = poisoned<double>(3);
     attention_forward(dev, out.data(), lse.data(), qkv.data(), 1, 3, 2, 1);
@@ -148,8 +149,8 @@ TEST_CASE("attention: with a cache, in pieces, equals the whole") {
     auto k = poisoned<double>(T * C), v = poisoned<double>(T * C);
     attention_forward<double>(dev, whole.data(), nullptr, qkv.data(), 1, T, C, NH);
     for (size_t first = 0, n = 1; first < T; first += n, n = std::min<size_t>(n + 3, T - first))
-        attention_cached(dev, pieces.data() + first * C, {{k.data(), v.data(), 0, first, n}}, qkv.data() + first * 3 * C, C,
-                         NH);
+        attention_cached(dev, pieces.data() + first * C, {{k.data(), v.data(), 0, first, n}},
+                         qkv.data() + first * 3 * C, C, NH);
     check_close(pieces, whole, 1e-13);
 }
 
@@ -209,7 +210,8 @@ TEST_CASE("adamw: two updates by hand, and the global norm") {
 
 TEST_CASE("the same bits for any number of threads") {
     const size_t B = 3, T = 45, C = 48, NH = 3, n = B * T * C;
-    const auto qkv = to_float(normals(3 * n, 11)), dout = to_float(normals(n, 12)), grad = to_float(normals(200000, 13));
+    const auto qkv = to_float(normals(3 * n, 11)), dout = to_float(normals(n, 12)),
+               grad = to_float(normals(200000, 13));
     std::vector<int> tokens(B * T);
     for (size_t i = 0; i < tokens.size(); i++) tokens[i] = int(random_bits(1, 2, i) % 7);
     auto run = [&](int threads) {

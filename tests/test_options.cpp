@@ -22,22 +22,18 @@ struct Settings {
 Options table_of(Settings* s) {
     Options options("train_gpt", "Trains a GPT-2 model.");
     options.section("Data");
-    options.add(
-        {.short_name = "-i", .long_name = "--train", .to = &s->train, .metavar = "FILE", .help = "corpus"});
-    options.add(
-        {.short_name = "-o", .long_name = "--out", .to = &s->out, .metavar = "FILE", .help = "model"});
+    options.add({.short_name = "-i", .long_name = "--train", .to = &s->train, .metavar = "FILE", .help = "corpus"});
+    options.add({.short_name = "-o", .long_name = "--out", .to = &s->out, .metavar = "FILE", .help = "model"});
     options.add({.long_name = "--init", .to = &s->init, .metavar = "FILE", .help = "weights to start from"});
     options.add({.long_name = "--no-shuffle", .to = &s->shuffle, .help = "read the corpus in sequence"});
     options.section("Optimizer");
-    options.add(
-        {.short_name = "-b", .long_name = "--batch", .to = &s->batch, .range = {.low = 1}, .help = "rows"});
+    options.add({.short_name = "-b", .long_name = "--batch", .to = &s->batch, .range = {.low = 1}, .help = "rows"});
     options.add({.short_name = "-l", .long_name = "--lr", .to = &s->lr, .range = {.low = 0}, .help = "rate"});
     options.add({.long_name = "--beta1",
                  .to = &s->beta1,
                  .range = {.low = 0, .high = 1, .high_open = true},
                  .help = "decay of the first moment"});
-    options.add(
-        {.short_name = "-u", .long_name = "--warmup", .to = &s->warmup, .help = "updates of warm-up"});
+    options.add({.short_name = "-u", .long_name = "--warmup", .to = &s->warmup, .help = "updates of warm-up"});
     options.add({.long_name = "--seed", .to = &s->seed, .help = "of all random numbers"});
     options.section("TaperNorm");
     options.add({.short_name = "-g",
@@ -181,7 +177,9 @@ TEST_CASE("options: positional arguments are required, in order") {
         Options again = fold();
         try {
             parse(again, args);
-        } catch (const Error& e) { return e.what(); }
+        } catch (const Error& e) {
+            return e.what();
+        }
         return "";
     };
     CHECK(error({"a.bin"}) == "the argument OUTPUT is missing: the folded model (see --help)");
@@ -206,8 +204,7 @@ TEST_CASE("options: help and table come from the same rows") {
     CHECK(help.find("weights to start from\n") != std::string::npos);
     CHECK(help.find("\n\nTaperNorm\n") != std::string::npos);
     CHECK(help.find("  -h,  --help ") != std::string::npos);
-    REQUIRE(
-        parse(options, {"-b", "7", "--no-shuffle", "-o", "a long name that nobody would choose/model.bin"}));
+    REQUIRE(parse(options, {"-b", "7", "--no-shuffle", "-o", "a long name that nobody would choose/model.bin"}));
     CHECK(options.help() == help);  // shows defaults, not what was given
 
     const std::string table = options.table();

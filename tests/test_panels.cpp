@@ -55,7 +55,8 @@ void check_product(Cpu& dev, const Case& c, WeightType type, bool residual, bool
             double value = sum + double(bias[n]) + (residual ? double(add[r * c.N + n]) : 0);
             if (gelu) value /= 1 + std::exp(-2 * 0.7978845608028654 * (value + 0.044715 * value * value * value));
             // A chain of K roundings of partial sums, each at most `size`; four more behind it.
-            worst = std::max(worst, std::abs(double(out[r * c.N + n]) - value) / ((double(c.K) + 8) * 0x1p-24 * (size + 4)));
+            worst = std::max(worst,
+                             std::abs(double(out[r * c.N + n]) - value) / ((double(c.K) + 8) * 0x1p-24 * (size + 4)));
             if (std::isnan(out[r * c.N + n])) worst = INFINITY;
         }
     CHECK(worst <= 1);

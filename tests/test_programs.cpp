@@ -87,9 +87,8 @@ std::vector<std::string> tensor_names(const std::string& path) {
 }
 
 size_t count_with(const std::vector<std::string>& names, const std::string& part) {
-    return size_t(std::count_if(names.begin(), names.end(), [&](const std::string& name) {
-        return name.find(part) != std::string::npos;
-    }));
+    return size_t(std::count_if(names.begin(), names.end(),
+                                [&](const std::string& name) { return name.find(part) != std::string::npos; }));
 }
 
 // What infer generated: between the first empty line and the last one.
@@ -123,8 +122,8 @@ TEST_CASE("programs: train, fold and run, in every mode and kind; logits are the
                 CHECK(last.rows == 1);
                 CHECK(all.V == 256);
                 CHECK(near(all.logits, exact[folded], rounding_bound(exact[folded])));
-                CHECK(near(last.logits, {exact[folded].end() - 256, exact[folded].end()},
-                           rounding_bound(exact[folded])));
+                CHECK(
+                    near(last.logits, {exact[folded].end() - 256, exact[folded].end()}, rounding_bound(exact[folded])));
             }
             CHECK(near(exact[0], exact[1], rounding_bound(exact[0])));
             const auto names = tensor_names(w.at("folded.bin"));
@@ -133,10 +132,9 @@ TEST_CASE("programs: train, fold and run, in every mode and kind; logits are the
             CHECK(count_with(names, "ln_f.") == final_norm);
             CHECK(count_with(names, "taper") == 0);
             CHECK(count_with(names, "lm_head.weight") == (gate == "taper" ? 0 : 1));
-            CHECK(SafetensorsFile(w.at("folded.bin")).metadata().at("folded") == (gate == "norm" ? "affine"
-                                                                                  : gate == "taper"
-                                                                                      ? "internal"
-                                                                                      : "all"));
+            CHECK(SafetensorsFile(w.at("folded.bin")).metadata().at("folded") == (gate == "norm"    ? "affine"
+                                                                                  : gate == "taper" ? "internal"
+                                                                                                    : "all"));
         }
 }
 
@@ -152,8 +150,8 @@ TEST_CASE("train_gpt: bits per byte count the bytes that the tokens stand for") 
     write_file(w.at("ab.txt"), text);
     const std::string out = w.ok(kTiny + " -i ab.txt --tokenizer words");
     double loss = 0, bits = 0;
-    REQUIRE(std::sscanf(out.substr(out.rfind("validation loss")).c_str(), "validation loss %lf (%lf bits per byte)", &loss,
-                        &bits) == 2);
+    REQUIRE(std::sscanf(out.substr(out.rfind("validation loss")).c_str(), "validation loss %lf (%lf bits per byte)",
+                        &loss, &bits) == 2);
     const double printed = 0.5e-4;  // both numbers are rounded to four places
     CHECK(std::abs(bits - loss / std::log(2.0) / 2) <= printed * (1 + 1 / std::log(2.0) / 2));
 }
@@ -162,8 +160,7 @@ TEST_CASE("infer: says which state of a model it runs, normalized, tapering, tap
     const Workplace w;
     const std::vector<int> tokens = byte_ids("Once");
     const std::string states[] = {"normalized", "tapering, gate 1", "tapering, gate 0.5",
-                                  "tapered, not folded (explicit scaling)",
-                                  "folded: no norm inside the blocks"};
+                                  "tapered, not folded (explicit scaling)", "folded: no norm inside the blocks"};
     const std::string commands[] = {kTiny + " -g norm", kTiny + " -x 2", kTiny + " -x 3", kTiny,
                                     "fold model.bin model.st"};
     for (int i = 0; i < 5; i++) {
@@ -303,11 +300,9 @@ TEST_CASE("train_gpt: the default schedule fits a run of a few updates") {
     w.refused("train_gpt -i corpus.txt -b 2 -x 5 --gate-warmup 60% --gate-end 40%" + kShape, {"--gate-end", "3", "2"});
 }
 
-TEST_CASE(
-    "train_gpt: Ctrl-C in every phase of the gate writes a checkpoint, and the printed command goes on") {
+TEST_CASE("train_gpt: Ctrl-C in every phase of the gate writes a checkpoint, and the printed command goes on") {
     const std::string line =
-        "train_gpt -i corpus.txt -b 2 -x 4000 --gate-warmup 700 --gate-end 1700 -l 1e-3 -v 0" + kShape +
-        " -o";
+        "train_gpt -i corpus.txt -b 2 -x 4000 --gate-warmup 700 --gate-end 1700 -l 1e-3 -v 0" + kShape + " -o";
     const std::string out = "my model.bin";
     const Workplace whole, w;
     whole.ok(line, {out});
@@ -360,8 +355,7 @@ TEST_CASE("train_gpt: accumulated micro-batches are one batch") {
     for (size_t k = 0; k < 6; k++) {
         CHECK(four[k].at("tokens") == one[k].at("tokens"));
         for (const char* key : {"loss", "grad_norm", "stream_scale"})
-            CHECK(std::abs(double(four[k].at(key)) - double(one[k].at(key))) <=
-                  1e-4 * double(one[k].at(key)));
+            CHECK(std::abs(double(four[k].at(key)) - double(one[k].at(key))) <= 1e-4 * double(one[k].at(key)));
     }
 }
 
@@ -417,15 +411,12 @@ TEST_CASE("train_gpt: token shards and a validation text of its own") {
     for (size_t i = 0; i < ids.size(); i++) ids[i] = uint16_t(i * i % 50257);
     write_token_shard(w.at("part_1.bin"), ids);
     write_token_shard(w.at("part_2.bin"), ids);
-    const std::string out =
-        w.ok(kTiny + " -i part_*.bin -j part_1.bin -x 3 --gate-end 3 -t 4 --n-embd 8 -m 1");
+    const std::string out = w.ok(kTiny + " -i part_*.bin -j part_1.bin -x 3 --gate-end 3 -t 4 --n-embd 8 -m 1");
     CHECK(out.find("1200 tokens to train on") != std::string::npos);
     CHECK(out.find("600 to validate") != std::string::npos);
     w.ok("fold model.bin folded.bin");
-    CHECK(w.ok("infer folded.bin --last-token --tokens 50256,1,2").find("last-token mode") !=
-          std::string::npos);
-    CHECK(generated(w.ok("infer folded.bin -n 3 --greedy --tokens 50256,1,2")).find(',') !=
-          std::string::npos);
+    CHECK(w.ok("infer folded.bin --last-token --tokens 50256,1,2").find("last-token mode") != std::string::npos);
+    CHECK(generated(w.ok("infer folded.bin -n 3 --greedy --tokens 50256,1,2")).find(',') != std::string::npos);
     w.refused("infer folded.bin --prompt hello", {"folded.bin", "gpt2", "--tokens"});
     w.refused("infer folded.bin --tokens 50257", {"50257"});
     w.refused(kTiny + " -i part_1.bin -j corpus.txt", {"--val", "corpus.txt"});

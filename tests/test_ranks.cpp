@@ -18,11 +18,27 @@ namespace {
 
 // Environment variables for the time of a test; those of launchers that are not named are unset.
 struct Environment {
-    static constexpr const char* kNames[] = {
-        "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", "RANK",
-        "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_PROCID",
-        "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE", "SLURM_JOB_ID",
-        "SLURM_STEP_ID", "SLURM_NTASKS", "PMIX_RANK", "PMI_SIZE"};
+    static constexpr const char* kNames[] = {"OMPI_COMM_WORLD_SIZE",
+                                             "OMPI_COMM_WORLD_RANK",
+                                             "OMPI_COMM_WORLD_LOCAL_RANK",
+                                             "OMPI_COMM_WORLD_LOCAL_SIZE",
+                                             "RANK",
+                                             "WORLD_SIZE",
+                                             "LOCAL_RANK",
+                                             "LOCAL_WORLD_SIZE",
+                                             "MASTER_ADDR",
+                                             "MASTER_PORT",
+                                             "TORCHELASTIC_RUN_ID",
+                                             "SLURM_PROCID",
+                                             "SLURM_STEP_NUM_TASKS",
+                                             "SLURM_LOCALID",
+                                             "SLURM_STEP_NODELIST",
+                                             "SLURM_STEP_TASKS_PER_NODE",
+                                             "SLURM_JOB_ID",
+                                             "SLURM_STEP_ID",
+                                             "SLURM_NTASKS",
+                                             "PMIX_RANK",
+                                             "PMI_SIZE"};
     std::map<std::string, std::string> before;
 
     explicit Environment(const std::map<std::string, std::string>& values) {
@@ -48,6 +64,7 @@ TEST_CASE("ranks: what launchers say") {
         return place_from_environment();
     };
     CHECK(place({}).size == 1);
+    // clang-format off
     Place p = place({{"OMPI_COMM_WORLD_SIZE", "4"}, {"OMPI_COMM_WORLD_RANK", "3"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
                      {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}, {"SLURM_STEP_NUM_TASKS", "7"}});
     CHECK((p.mpi && p.rank == 3 && p.size == 4 && p.local_rank == 1 && p.local_size == 2));
@@ -62,6 +79,7 @@ TEST_CASE("ranks: what launchers say") {
     std::map<std::string, std::string> slurm = {{"SLURM_PROCID", "5"}, {"SLURM_STEP_NUM_TASKS", "6"}, {"SLURM_LOCALID", "1"},
                                                 {"SLURM_STEP_NODELIST", "gpu[07-09]"}, {"SLURM_JOB_ID", "1234"},
                                                 {"SLURM_STEP_TASKS_PER_NODE", "2(x3)"}};
+    // clang-format on
     p = place(slurm);
     CHECK((!p.mpi && p.rank == 5 && p.size == 6 && p.local_rank == 1 && p.local_size == 2 && p.address == "gpu07"));
     CHECK((p.port >= 20000 && p.port < 40000));
@@ -70,9 +88,10 @@ TEST_CASE("ranks: what launchers say") {
     // A batch script has tasks and no step: one process.
     CHECK(place({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "8"}, {"SLURM_LOCALID", "0"}}).size == 1);
 
-    CHECK_THROWS_WITH_AS(place({{"RANK", "x"}, {"WORLD_SIZE", "2"}}), doctest::Contains("RANK: expected a number"), Error);
-    CHECK_THROWS_WITH_AS(place({{"RANK", "2"}, {"WORLD_SIZE", "2"}, {"MASTER_PORT", "1"}}), doctest::Contains("rank 2 of 2"),
+    CHECK_THROWS_WITH_AS(place({{"RANK", "x"}, {"WORLD_SIZE", "2"}}), doctest::Contains("RANK: expected a number"),
                          Error);
+    CHECK_THROWS_WITH_AS(place({{"RANK", "2"}, {"WORLD_SIZE", "2"}, {"MASTER_PORT", "1"}}),
+                         doctest::Contains("rank 2 of 2"), Error);
     CHECK_THROWS_WITH_AS(place({{"RANK", "1"}, {"WORLD_SIZE", "2"}}), doctest::Contains("MASTER_PORT"), Error);
     CHECK_THROWS_WITH_AS(place({{"PMI_SIZE", "2"}}), doctest::Contains("Open MPI"), Error);
 }
@@ -114,7 +133,8 @@ TEST_CASE("ranks: sums in the order of ranks, broadcasts, agreement") {
             CHECK(heard[r] == 10);
         }
     }
-    const auto errors = on_ranks(3, [](Ranks& ranks) { ranks.agree({5, ranks.rank == 2 ? 7.0 : 6.0}, {"--batch", "--steps"}); });
+    const auto errors =
+        on_ranks(3, [](Ranks& ranks) { ranks.agree({5, ranks.rank == 2 ? 7.0 : 6.0}, {"--batch", "--steps"}); });
     CHECK(errors[0] + errors[1] == "");
     CHECK(errors[2].find("--steps: expected 6") == 0);
 }
@@ -124,16 +144,19 @@ TEST_CASE("ranks: one that hangs or ends is named within the time limit") {
     std::vector<std::string> errors;
     std::vector<double> values = {1};
     hold.lock();
-    errors = on_ranks(3, [&](Ranks& ranks) {
-        std::vector<double> mine = {1};
-        if (ranks.rank == 1) return std::lock_guard(hold), void();  // until rank 0 has given up
-        try {
-            ranks.sum(mine, "the end of update 7");
-        } catch (...) {
-            if (ranks.first()) hold.unlock();
-            throw;
-        }
-    }, 0.2);
+    errors = on_ranks(
+        3,
+        [&](Ranks& ranks) {
+            std::vector<double> mine = {1};
+            if (ranks.rank == 1) return std::lock_guard(hold), void();  // until rank 0 has given up
+            try {
+                ranks.sum(mine, "the end of update 7");
+            } catch (...) {
+                if (ranks.first()) hold.unlock();
+                throw;
+            }
+        },
+        0.2);
     CHECK(errors[0].find("rank 1 did not come to the end of update 7 within 0.2 s") == 0);
     CHECK(errors[2] != "");
 
@@ -186,7 +209,8 @@ TEST_CASE("ranks: they meet over TCP, or say who is missing") {
     const auto errors = meet(port + 1, 4, 2, 0.3);
     CHECK(errors[0].find("rank 2, 3 of 4 did not connect to port") == 0);
     CHECK(errors[1] != "");
-    CHECK_THROWS_WITH_AS(join_tcp(1, 2, "127.0.0.1", port + 2, 0.2), doctest::Contains("cannot reach rank 0 at 127.0.0.1"), Error);
+    CHECK_THROWS_WITH_AS(join_tcp(1, 2, "127.0.0.1", port + 2, 0.2),
+                         doctest::Contains("cannot reach rank 0 at 127.0.0.1"), Error);
 }
 
 // ---- device memory
@@ -214,7 +238,8 @@ TEST_CASE("collectives: sums and slices of any size, the same bits on every rank
                 collectives.wait();
                 const size_t mine = size_t(ranks.rank) * slice;
                 for (size_t i = 0; i < n; i++)
-                    wrong[size_t(ranks.rank)] += all[i] != expected[i] ||
+                    wrong[size_t(ranks.rank)] +=
+                        all[i] != expected[i] ||
                         part[i] != (i >= mine && i < mine + slice ? expected[i] : value(ranks.rank, i));
                 collectives.all_gather(part.data(), n);
                 collectives.wait();
@@ -364,7 +389,8 @@ bool near(const RunTrace& a, const RunTrace& b) {
 }  // namespace
 
 TEST_CASE("ranks: a run on 2 and 3 is the run on one, up to rounding; ZeRO changes no bit, nor does repeating") {
-    for (const auto& [mode, norm] : {std::pair{GateMode::taper, NormKind::layernorm}, {GateMode::taper_all, NormKind::rmsnorm},
+    for (const auto& [mode, norm] : {std::pair{GateMode::taper, NormKind::layernorm},
+                                     {GateMode::taper_all, NormKind::rmsnorm},
                                      {GateMode::norm, NormKind::layernorm}}) {
         CAPTURE(gate_mode_name(mode));
         RankRun run(mode, norm);

@@ -54,15 +54,13 @@ TEST_CASE("run log: one JSON object per line, written at once") {
           "{\"step\": 1, \"loss\": 0.1, \"tokens\": 9223372036854775808, \"delta\": -3, "
           "\"note\": \"a \\\"b\\\"\\n\xef\xbf\xbd\"}\n");
     log.write(2, {{"nan", std::nan("")}, {"inf", -INFINITY}, {"zero", -0.0}, {"one", 1.0}});
-    CHECK(read_bytes(path).find("{\"step\": 2, \"nan\": null, \"inf\": null, \"zero\": -0, \"one\": 1}\n") >
-          1);
+    CHECK(read_bytes(path).find("{\"step\": 2, \"nan\": null, \"inf\": null, \"zero\": -0, \"one\": 1}\n") > 1);
 }
 
 TEST_CASE("run log: numbers read back to the same bits") {
     TemporaryFolder dir;
     const std::string path = dir / "log";
-    for (const double x :
-         {1.0 / 3, 5e-324, std::numeric_limits<double>::max(), 1e22, 123456789.125, 0.1 + 0.2}) {
+    for (const double x : {1.0 / 3, 5e-324, std::numeric_limits<double>::max(), 1e22, 123456789.125, 0.1 + 0.2}) {
         RunLog(path).write(1, {{"x", x}});
         const std::string line = read_bytes(path);
         CHECK(std::strtod(line.c_str() + line.find("\"x\": ") + 5, nullptr) == x);

@@ -56,13 +56,13 @@ template <class F>
 std::string error_of(F&& f) {
     try {
         f();
-    } catch (const Error& e) { return e.what(); }
+    } catch (const Error& e) {
+        return e.what();
+    }
     return "";
 }
 
-bool contains(const std::string& text, const std::string& part) {
-    return text.find(part) != std::string::npos;
-}
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 
@@ -110,8 +110,7 @@ TEST_CASE("safetensors: what is written comes back, aligned, with the old file's
     const std::vector<double> m = {0.1, -1e300};
     const uint64_t position = 0x0123456789abcdefu;
     const std::vector<uint16_t> half = {bf16_from_float(3.0f)};
-    const std::map<std::string, std::string> metadata = {{"norm", "layernorm"},
-                                                         {"path", "caf\xc3\xa9 \"x\"\t\xff"}};
+    const std::map<std::string, std::string> metadata = {{"norm", "layernorm"}, {"path", "caf\xc3\xa9 \"x\"\t\xff"}};
     const auto save = [&] {
         write_safetensors(path, metadata,
                           {{"w", Dtype::F32, {2, 3}, w.data()},
@@ -130,8 +129,7 @@ TEST_CASE("safetensors: what is written comes back, aligned, with the old file's
 
     const SafetensorsFile file(path);
     CHECK(file.metadata().at("norm") == "layernorm");
-    CHECK(file.metadata().at("path") ==
-          "caf\xc3\xa9 \"x\"\t\xef\xbf\xbd");  // no UTF-8: replaced, not refused
+    CHECK(file.metadata().at("path") == "caf\xc3\xa9 \"x\"\t\xef\xbf\xbd");  // no UTF-8: replaced, not refused
     REQUIRE(file.entries().size() == 5);
     CHECK(uintptr_t(file.data(file.entries()[0])) % 64 == 0);
     std::vector<float> w2(6);
@@ -144,8 +142,7 @@ TEST_CASE("safetensors: what is written comes back, aligned, with the old file's
     file.read(*file.find("odd name \n\"\x01"), &h);
     CHECK(h == 3.0f);
     CHECK(std::memcmp(file.data(*file.find("position")), &position, 8) == 0);
-    CHECK(contains(error_of([&] { file.read(*file.find("position"), m2.data()); }),
-                   "'position' has dtype U64"));
+    CHECK(contains(error_of([&] { file.read(*file.find("position"), m2.data()); }), "'position' has dtype U64"));
 }
 
 TEST_CASE("safetensors: bf16 and f16") {
@@ -173,8 +170,8 @@ TEST_CASE("safetensors: bf16 and f16") {
         if (exponent == 31) {
             REQUIRE((mantissa ? std::isnan(half) : double(half) == sign * INFINITY));
         } else {
-            const double expected = exponent ? std::ldexp(1024.0 + mantissa, int(exponent) - 25)
-                                             : std::ldexp(double(mantissa), -24);
+            const double expected =
+                exponent ? std::ldexp(1024.0 + mantissa, int(exponent) - 25) : std::ldexp(double(mantissa), -24);
             REQUIRE(double(half) == sign * expected);
             REQUIRE(std::signbit(half) == (bits >> 15 == 1));
         }
@@ -243,8 +240,7 @@ TEST_CASE("safetensors: bad files are refused in one line that names the tensor"
     const std::string long_name = "{\"" + std::string(1000000, 'n') + "\":1}";
     CHECK(error(long_name, 0).size() < 1000);
 
-    for (const uint64_t length :
-         {uint64_t(0), uint64_t(1), uint64_t(3), uint64_t(100'000'001), ~uint64_t(0)}) {
+    for (const uint64_t length : {uint64_t(0), uint64_t(1), uint64_t(3), uint64_t(100'000'001), ~uint64_t(0)}) {
         std::string bytes = container("{}", "");
         std::memcpy(bytes.data(), &length, 8);
         write_bytes(path, bytes);
@@ -311,9 +307,8 @@ TEST_CASE("safetensors: a failed write leaves the old file and no temporary") {
     const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
     const struct rlimit small = {64 * 1024, old_limit.rlim_max};
     REQUIRE(setrlimit(RLIMIT_FSIZE, &small) == 0);
-    const std::string message = error_of([&] {
-        write_safetensors(path, {}, {{"w", Dtype::F32, {w.size()}, w.data()}});
-    });
+    const std::string message =
+        error_of([&] { write_safetensors(path, {}, {{"w", Dtype::F32, {w.size()}, w.data()}}); });
     setrlimit(RLIMIT_FSIZE, &old_limit);
     std::signal(SIGXFSZ, old_handler);
 
@@ -323,9 +318,8 @@ TEST_CASE("safetensors: a failed write leaves the old file and no temporary") {
     CHECK(read_bytes(path) == before);
     CHECK(!fs::exists(path + ".tmp"));
 
-    CHECK(contains(error_of([&] {
-                       write_safetensors(path, {}, {{"w", Dtype::U8, {1}, "a"}, {"w", Dtype::U8, {1}, "b"}});
-                   }),
+    CHECK(contains(error_of(
+                       [&] { write_safetensors(path, {}, {{"w", Dtype::U8, {1}, "a"}, {"w", Dtype::U8, {1}, "b"}}); }),
                    "'w' is taken"));
     CHECK(read_bytes(path) == before);
 }

@@ -70,15 +70,13 @@ Gender gender_of_name(const std::string& word) {
     static const std::set<std::string> she = set_of(
         "Lily Mia Anna Emma Rosie Sara Nora Ella Zoe Kate Lucy Amy Daisy Hazel Poppy Honey Ruby Willow Luna "
         "Coco");
-    static const std::set<std::string> he = set_of(
-        "Tom Ben Max Sam Leo Jack Tim Finn Noah Adam Luke Owen Rusty Pip Bruno Teddy Bingo Rocky Toby Hugo");
+    static const std::set<std::string> he =
+        set_of("Tom Ben Max Sam Leo Jack Tim Finn Noah Adam Luke Owen Rusty Pip Bruno Teddy Bingo Rocky Toby Hugo");
     return she.count(word) ? Gender::she : he.count(word) ? Gender::he : Gender::none;
 }
 
 Gender gender_of_subject_pronoun(const std::string& word) {
-    return word == "she" || word == "She" ? Gender::she
-           : word == "he" || word == "He" ? Gender::he
-                                          : Gender::none;
+    return word == "she" || word == "She" ? Gender::she : word == "he" || word == "He" ? Gender::he : Gender::none;
 }
 
 // The sentences of a story without what is said in quotes.
@@ -90,8 +88,7 @@ std::vector<std::string> narration(const std::string& story) {
         if (c == '"') {
             quoted = !quoted;
             const char before = i ? story[i - 1] : ' ';
-            if (!quoted && before == '.')
-                sentences.emplace_back();  // a quote that ends with '.' ends its sentence
+            if (!quoted && before == '.') sentences.emplace_back();  // a quote that ends with '.' ends its sentence
         } else if (!quoted) {
             sentences.back() += c;
             if (c == '.' || c == '!' || c == '?' || c == '\n') sentences.emplace_back();
@@ -105,8 +102,7 @@ std::vector<std::string> narration(const std::string& story) {
 // continues with the subject of the sentence before, which is the first name there.
 std::string pronoun_error(const std::string& story) {
     std::set<std::string> named[3];
-    const std::set<std::string> she_words = set_of("she She her Her hers"),
-                                he_words = set_of("he He his His him");
+    const std::set<std::string> she_words = set_of("she She her Her hers"), he_words = set_of("he He his His him");
     const std::vector<std::string> words = words_of(story);
     for (size_t i = 0; i < words.size(); i++) {
         const Gender gender = gender_of_name(words[i]);
@@ -118,16 +114,14 @@ std::string pronoun_error(const std::string& story) {
             if (words[i - 2] == "boy" && gender != Gender::he) return "a boy named " + words[i];
         }
         if (i + 1 < words.size() && words[i + 1] == "name") continue;  // "Her name was Lily."
-        if (she_words.count(words[i]) && named[int(Gender::she)].empty())
-            return words[i] + " before her name";
+        if (she_words.count(words[i]) && named[int(Gender::she)].empty()) return words[i] + " before her name";
         if (he_words.count(words[i]) && named[int(Gender::he)].empty()) return words[i] + " before his name";
     }
     Gender subject = Gender::none;
     for (const std::string& sentence : narration(story)) {
         for (const std::string& word : words_of(sentence)) {
             const Gender pronoun = gender_of_subject_pronoun(word), name = gender_of_name(word);
-            if (pronoun != Gender::none && pronoun != subject)
-                return "who is \"" + word + "\" in \"" + sentence + "\"";
+            if (pronoun != Gender::none && pronoun != subject) return "who is \"" + word + "\" in \"" + sentence + "\"";
             if (pronoun != Gender::none) break;
             if (name == Gender::none) continue;
             subject = name;
@@ -154,8 +148,7 @@ TEST_CASE("stories: the corpus is the same bytes everywhere") {
     CHECK(fnv1a(std::string_view(corpus()).substr(0, 65536)) == 0x16c1f07314920972);
     CHECK(story_corpus(100'000, 7) == story_corpus(100'000, 7));
     CHECK(story_corpus(100'000, 7) != story_corpus(100'000, 8));
-    CHECK(corpus().compare(0, 100'000, story_corpus(200'000), 0, 100'000) ==
-          0);  // a longer corpus only continues it
+    CHECK(corpus().compare(0, 100'000, story_corpus(200'000), 0, 100'000) == 0);  // a longer corpus only continues it
 }
 
 TEST_CASE("stories: the requested size is honoured within one story") {
@@ -197,8 +190,8 @@ TEST_CASE("stories: every story has an ending") {
     for (const std::string& story : stories_of(corpus())) {
         const bool stops = story.ends_with('.') || story.ends_with("!") || story.ends_with(".\"");
         const std::vector<std::string> last = words_of(story.substr(story.rfind('\n') + 1));
-        const bool closes = std::any_of(last.begin(), last.end(),
-                                        [&](const std::string& word) { return closing.count(word) > 0; });
+        const bool closes =
+            std::any_of(last.begin(), last.end(), [&](const std::string& word) { return closing.count(word) > 0; });
         if (stops && closes && std::count(story.begin(), story.end(), '\n') >= 2) continue;
         FAIL_CHECK("no ending:\n" << story);
         return;
@@ -228,8 +221,7 @@ TEST_CASE("stories: what is lost is found, what is broken is owned up to, what i
     };
     for (const Rule& rule :
          {Rule{"There was the ", "!", " ", ",\" said"}, Rule{"Crash! The ", " fell", "I broke your ", ",\""},
-          Rule{"Follow the ", ".\"", "followed the ", ", and"},
-          Rule{"had a race to the ", ".", "walked to the ", " "},
+          Rule{"Follow the ", ".\"", "followed the ", ", and"}, Rule{"had a race to the ", ".", "walked to the ", " "},
           Rule{"My ", " is stuck!", " the ", " down"}}) {
         size_t checked = 0;
         for (const std::string& story : stories_of(corpus())) {
@@ -251,16 +243,14 @@ TEST_CASE("stories: varied, yet few words") {
     for (const std::string& story : stories) {
         if (copies[story]++ > 0) duplicates++;
         for (std::string word : words_of(story)) {
-            std::transform(word.begin(), word.end(), word.begin(),
-                           [](unsigned char c) { return std::tolower(c); });
+            std::transform(word.begin(), word.end(), word.begin(), [](unsigned char c) { return std::tolower(c); });
             words[word.substr(0, word.find('\''))]++;
         }
     }
     CHECK(duplicates * 100 <= stories.size());  // at most 1 in 100
     CHECK(words.size() >= 250);
     CHECK(words.size() <= 600);
-    for (const auto& [word, count] : words)
-        CHECK_MESSAGE(count >= 20, word);  // a model sees each word often enough
+    for (const auto& [word, count] : words) CHECK_MESSAGE(count >= 20, word);  // a model sees each word often enough
 }
 
 TEST_CASE("stories: the prompts speak the language of the corpus") {

@@ -21,8 +21,9 @@ struct Case {
     double g;
 };
 const Case kCases[] = {
-    {NormKind::layernorm, Phase::norm, 1}, {NormKind::layernorm, Phase::blend, 0.37}, {NormKind::layernorm, Phase::scale, 0},
-    {NormKind::rmsnorm, Phase::norm, 1},   {NormKind::rmsnorm, Phase::blend, 0.37},   {NormKind::rmsnorm, Phase::scale, 0},
+    {NormKind::layernorm, Phase::norm, 1},   {NormKind::layernorm, Phase::blend, 0.37},
+    {NormKind::layernorm, Phase::scale, 0},  {NormKind::rmsnorm, Phase::norm, 1},
+    {NormKind::rmsnorm, Phase::blend, 0.37}, {NormKind::rmsnorm, Phase::scale, 0},
 };
 
 // A site with random vectors.
@@ -35,8 +36,15 @@ struct TestSite {
 
     Site<double> args(const Case& c, double eps = 1e-5, double scale = 0.7) const {
         const bool biased = c.kind == NormKind::layernorm;
-        return {c.kind, c.phase, eps, c.g, scale, weight.data(), biased ? bias.data() : nullptr,
-                taper_weight.data(), biased ? taper_bias.data() : nullptr};
+        return {c.kind,
+                c.phase,
+                eps,
+                c.g,
+                scale,
+                weight.data(),
+                biased ? bias.data() : nullptr,
+                taper_weight.data(),
+                biased ? taper_bias.data() : nullptr};
     }
 };
 
@@ -98,7 +106,8 @@ TEST_CASE("sites: the definition, every phase and kind") {
             for (size_t row = 0; row < N; row++) {
                 const auto expected = site_ref(args, &x[row * C], C);
                 for (size_t i = 0; i < C; i++)
-                    if (!(std::abs(y[row * C + i] - expected[i]) <= worst)) worst = std::abs(y[row * C + i] - expected[i]);
+                    if (!(std::abs(y[row * C + i] - expected[i]) <= worst))
+                        worst = std::abs(y[row * C + i] - expected[i]);
             }
             // |h| <= 10, 1 / sigma <= 1 / sqrt(eps) = 316 in the worst row, a few roundings each
             CHECK(worst <= 1e-11);
@@ -136,7 +145,8 @@ TEST_CASE("sites: gradients of every phase and kind") {
             std::vector<double> dx(N * C, kNaN), added = around;
             std::vector<double> dw(C, 0), db(C, 0), dtw(C, 0), dtb(C, 0);
             const bool biased = test.kind == NormKind::layernorm;
-            const SiteGrads<double> grads{dw.data(), biased ? db.data() : nullptr, dtw.data(), biased ? dtb.data() : nullptr};
+            const SiteGrads<double> grads{dw.data(), biased ? db.data() : nullptr, dtw.data(),
+                                          biased ? dtb.data() : nullptr};
             site_backward(dev, dx.data(), grads, dy.data(), x.data(), mean.data(), rscale.data(), args, N, C, false);
             check_gradient("x", x.data(), dx.data(), N * C, loss, 40);
             check_gradient("weight", site.weight.data(), dw.data(), C, loss);
@@ -186,7 +196,8 @@ TEST_CASE("sites: the same bits for any number of threads, and at g = 1 with and
     const size_t N = 333, C = 40;
     const TestSite wide(C);
     auto narrow = [](const std::vector<double>& v) { return std::vector<float>(v.begin(), v.end()); };
-    const auto w = narrow(wide.weight), b = narrow(wide.bias), x = narrow(normals(N * C, 11)), dy = narrow(normals(N * C, 12));
+    const auto w = narrow(wide.weight), b = narrow(wide.bias), x = narrow(normals(N * C, 11)),
+               dy = narrow(normals(N * C, 12));
     auto run = [&](int threads, bool calibrate) {
         Cpu dev(threads);
         const Site<float> args{NormKind::layernorm, Phase::norm, 1e-5f, 1, 1, w.data(), b.data(), nullptr, nullptr};

@@ -70,8 +70,15 @@ TEST_CASE("tensorboard: an event, byte by byte") {
     // Field 1, 64 bits: 2.0. Field 2, varint: 300 = 0b10'0101100. Field 5, 24 bytes: a Summary of two Values (field 1),
     // each a tag (field 1) and a float (field 5 of wire types): 1.5 and -0.25.
     const std::string expected =
-        "\x09\0\0\0\0\0\0\0\x40"s "\x10\xac\x02"s
-        "\x2a\x18"s "\x0a\x0b"s "\x0a\x04loss"s "\x15\0\0\xc0\x3f"s "\x0a\x09"s "\x0a\x02lr"s "\x15\0\0\x80\xbe"s;
+        "\x09\0\0\0\0\0\0\0\x40"s
+        "\x10\xac\x02"s
+        "\x2a\x18"s
+        "\x0a\x0b"s
+        "\x0a\x04loss"s
+        "\x15\0\0\xc0\x3f"s
+        "\x0a\x09"s
+        "\x0a\x02lr"s
+        "\x15\0\0\x80\xbe"s;
     CHECK(TensorBoardLog::event(2, 300, TensorBoardLog::summary({{"loss", 1.5}, {"note", "text"}, {"lr", -0.25}})) ==
           expected);
     CHECK(TensorBoardLog::event(0, 0, "") == "\x09\0\0\0\0\0\0\0\0\x10\0"s);
@@ -86,7 +93,9 @@ TEST_CASE("tensorboard: files follow one another, and each begins with the sessi
     const std::string dir = folder / "new/board", name = dir + "/events.out.tfevents.00000000";
     TensorBoardLog(dir, std::nullopt).write(1, {{"x", 1.0}});
     std::string file = read_bytes(name + "01.train_gpt");
-    CHECK(without_wall_time(take_record(file)) == "\x10\0\x1a\x0d"s "brain.Event:2");
+    CHECK(without_wall_time(take_record(file)) ==
+          "\x10\0\x1a\x0d"s
+          "brain.Event:2");
     CHECK(without_wall_time(take_record(file)) == "\x10\x01\x3a\x02\x08\x01"s);
     CHECK(without_wall_time(take_record(file)) == "\x10\x01\x2a\x0a\x0a\x08\x0a\x01x\x15\0\0\x80\x3f"s);
     CHECK(file.empty());

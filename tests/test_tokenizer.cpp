@@ -51,9 +51,7 @@ struct Files {
     }
     std::string vocab() const { return vocab_json_text(tokens); }
     std::string merges_text() const { return merges_txt_text(tokens, merges); }
-    Tokenizer tokenizer() const {
-        return Tokenizer::from_text(vocab(), merges_text(), "the test's vocabulary");
-    }
+    Tokenizer tokenizer() const { return Tokenizer::from_text(vocab(), merges_text(), "the test's vocabulary"); }
 };
 
 // he 256, ll 257, hell 258, hello 259, " w" 260, <|endoftext|> 261
@@ -68,7 +66,9 @@ template <class F>
 std::string error_of(F&& f) {
     try {
         f();
-    } catch (const Error& error) { return error.what(); }
+    } catch (const Error& error) {
+        return error.what();
+    }
     return "no error";
 }
 
@@ -95,12 +95,12 @@ using Strings = std::vector<std::string>;
 
 // Everything that may sit next to everything else, valid UTF-8 or not.
 std::string random_text(uint64_t seed, size_t pieces) {
-    static const char* const kinds[] = {
-        "a",      "Bc",     "é",        "你",           "'s",    "'ll",    "'",
-        "7",      "½",      " ",        "  ",           "\n",    "\r\n",   "\t",
-        "\u00a0", "\u3000", "\u2028",   "\u180e",       "-",     "!?",     "🙂",
-        "\xff",   "\xc3",   "\xe2\x82", "\xed\xa0\x80", "hello", " world", "<|endoftext|>",
-        "<|endof"};
+    static const char* const kinds[] =
+        {"a",      "Bc",     "é",        "你",           "'s",    "'ll",    "'",
+         "7",      "½",      " ",        "  ",           "\n",    "\r\n",   "\t",
+         "\u00a0", "\u3000", "\u2028",   "\u180e",       "-",     "!?",     "🙂",
+         "\xff",   "\xc3",   "\xe2\x82", "\xed\xa0\x80", "hello", " world", "<|endoftext|>",
+         "<|endof"};
     std::string text;
     for (size_t i = 0; i < pieces; ++i) text += kinds[random_bits(seed, 0, i) % std::size(kinds)];
     return text;
@@ -341,15 +341,12 @@ TEST_CASE("files: directory, prefix, metadata") {
     // A checkpoint of Hugging Face has no entry; its vocabulary lies beside it.
     CHECK(Tokenizer::from_metadata({}, folder.path + "/model.safetensors").name() == tokenizer.name());
     CHECK(Tokenizer::from_metadata({{"tokenizer", "bytes"}}, folder.path + "/model.bin").name() == "bytes");
-    CHECK(contains(error_of([&] {
-                       Tokenizer::from_metadata({{"tokenizer", "gpt2"}}, folder.path + "/model.bin");
-                   }),
+    CHECK(contains(error_of([&] { Tokenizer::from_metadata({{"tokenizer", "gpt2"}}, folder.path + "/model.bin"); }),
                    "was trained with the tokenizer 'gpt2'"));
     CHECK(contains(error_of([] { Tokenizer::from_metadata({}, "/nowhere/model.bin"); }), "--tokenizer DIR"));
     auto wrong = metadata;
     wrong["tokenizer"] = "gpt2";
-    CHECK(contains(error_of([&] { Tokenizer::from_metadata(wrong, "model.bin"); }),
-                   "says its tokenizer is 'gpt2'"));
+    CHECK(contains(error_of([&] { Tokenizer::from_metadata(wrong, "model.bin"); }), "says its tokenizer is 'gpt2'"));
 }
 
 TEST_CASE("added tokens") {
@@ -357,8 +354,7 @@ TEST_CASE("added tokens") {
     std::string vocab = files.vocab();
     vocab.replace(vocab.rfind('}'), 1, ", \"<pad>\": 262, \"<two words>\": 263, \"zzz\": 264}");
     const Tokenizer tokenizer = Tokenizer::from_text(vocab, files.merges_text(), "test");
-    CHECK(tokenizer.decode(Ids{262, 263}) ==
-          "<pad><two words>");  // the space stands for itself: no byte's character
+    CHECK(tokenizer.decode(Ids{262, 263}) == "<pad><two words>");  // the space stands for itself: no byte's character
 #if HAVE_PCRE2
     CHECK(tokenizer.encode("zzz") == Ids(3, id_of('z')));  // a word, but merging does not lead there
 #endif
@@ -381,8 +377,7 @@ TEST_CASE("damaged vocabularies are refused with a reason") {
     CHECK(contains(error_of([] { Tokenizer::from_path("/nowhere"); }), "is no tokenizer: expected"));
     const TemporaryFolder folder;
     write_file(folder.path + "/vocab.json", vocab);
-    CHECK(
-        contains(error_of([&] { Tokenizer::from_path(folder.path); }), "merges.txt', which does not exist"));
+    CHECK(contains(error_of([&] { Tokenizer::from_path(folder.path); }), "merges.txt', which does not exist"));
 }
 
 namespace {
@@ -430,8 +425,7 @@ TEST_CASE("bpe_train learns the merges worked out by hand") {
     const TemporaryFolder folder;
     const std::string text =
         "low low low low low lower lower newest newest newest newest newest newest widest widest widest";
-    const std::string expected =
-        "#version: 0.2\ne s\nes t\nl o\nlo w\ne w\nn ew\nĠ low\nĠ new\nĠnew est\nd est\n";
+    const std::string expected = "#version: 0.2\ne s\nes t\nl o\nlo w\ne w\nn ew\nĠ low\nĠ new\nĠnew est\nd est\n";
     write_file(folder.path + "/text.txt", text);
     const std::string out = folder.path + "/trained";
     CHECK(run_program(bpe_train_main, {folder.path + "/text.txt", "-o", out, "-v", "267"}).first == 0);
@@ -446,9 +440,8 @@ TEST_CASE("bpe_train learns the merges worked out by hand") {
     // learned.
     write_file(folder.path + "/a.txt", text.substr(0, 25) + "<|endoftext|>");
     write_file(folder.path + "/b.txt", text.substr(25));
-    const auto [status, output] = run_program(
-        bpe_train_main,
-        {folder.path + "/[ab].txt", "-o", out, "-v", "300", "--min-frequency", "4", "--threads", "2"});
+    const auto [status, output] = run_program(bpe_train_main, {folder.path + "/[ab].txt", "-o", out, "-v", "300",
+                                                               "--min-frequency", "4", "--threads", "2"});
     CHECK(status == 0);
     CHECK(read_text(out + "/merges.txt") + "d est\n" == expected);
     CHECK(contains(output, "only 266 tokens"));
@@ -461,8 +454,7 @@ TEST_CASE("bpe_train: a pair that overlaps itself") {
     // "aaaa" 3 times, "aaa" once: a a counts 3*3 + 2 = 11; then aa aa 3, aa a 1.
     const TemporaryFolder folder;
     write_file(folder.path + "/text.txt", "aaaa\naaaa\naaaa\naaa");
-    CHECK(run_program(bpe_train_main, {folder.path + "/text.txt", "-o", folder.path, "-v", "400"}).first ==
-          0);
+    CHECK(run_program(bpe_train_main, {folder.path + "/text.txt", "-o", folder.path, "-v", "400"}).first == 0);
     CHECK(read_text(folder.path + "/merges.txt") == "#version: 0.2\na a\naa aa\n");
 }
 
@@ -526,12 +518,10 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: a document longer than the pieces it
 }
 
 TEST_CASE_FIXTURE(PrepareFixture, "prepare: JSON lines") {
-    write_file(dir + "/lines.jsonl",
-               "{\"id\": 1, \"story\": \"hello\"}\n\n{\"story\": \"\\u0068e\\n<|endoftext|>\"}");
+    write_file(dir + "/lines.jsonl", "{\"id\": 1, \"story\": \"hello\"}\n\n{\"story\": \"\\u0068e\\n<|endoftext|>\"}");
     CHECK(run({dir + "/lines.jsonl", "--field", "story", "--val-tokens", "0"}).first == 0);
     const Tokenizer tokenizer = hello.tokenizer();  // in JSON the marker is text like any other
-    CHECK(tokens_of(out + "/lines_train_*.bin") ==
-          joined({{261, 259, 261}, tokenizer.encode("he\n<|endoftext|>")}));
+    CHECK(tokens_of(out + "/lines_train_*.bin") == joined({{261, 259, 261}, tokenizer.encode("he\n<|endoftext|>")}));
     out += "2";
     CHECK(contains(run({dir + "/lines.jsonl"}).second,
                    "line 1 has no text named 'text'; choose by --field one of: story"));
@@ -553,8 +543,7 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: tar archives, a document a file") {
         return block;
     };
     const std::string archive = member("d/", '5', "") + member("d/1.txt", '0', " hello\n\n\n\nhe ") +
-                                member("d/2.txt", '0', std::string(600, '\n') + "ll") +
-                                std::string(1024, '\0');
+                                member("d/2.txt", '0', std::string(600, '\n') + "ll") + std::string(1024, '\0');
     write_file(dir + "/texts.tar", archive);
     CHECK(run({dir + "/texts.tar", "--val-tokens", "0"}).first == 0);
     const Ids blank_line = {id_of('\n'), id_of('\n')};
@@ -586,8 +575,7 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: a download with another checksum is 
     const auto [status, output] = run({"tinyshakespeare"});
     CHECK(status == 1);
     // SHA-256 of "abc": FIPS 180-2, appendix B.1
-    CHECK(contains(
-        output, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad, expected 86c4e6aa9db7"));
+    CHECK(contains(output, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad, expected 86c4e6aa9db7"));
     CHECK(!fs::exists(dir + "/downloads/tinyshakespeare/input.txt"));
     CHECK(!fs::exists(dir + "/downloads/tinyshakespeare/input.txt.part"));
 }

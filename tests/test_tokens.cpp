@@ -63,13 +63,13 @@ template <class F>
 std::string error_of(F&& f) {
     try {
         f();
-    } catch (const Error& e) { return e.what(); }
+    } catch (const Error& e) {
+        return e.what();
+    }
     return "";
 }
 
-bool contains(const std::string& text, const std::string& part) {
-    return text.find(part) != std::string::npos;
-}
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 
@@ -79,9 +79,7 @@ TEST_CASE("tokens: text in memory and in a file are their bytes, or what the tok
     write_bytes(dir / "a.txt", "hi\n");
     CHECK(all(open_tokens(dir / "a.txt")) == std::vector<int>{104, 105, 10});
     CHECK(!open_tokens(dir / "a.txt").from_shards());
-    const Tokenize lengths = [](std::string_view text) {
-        return std::vector<uint16_t>(2, uint16_t(text.size()));
-    };
+    const Tokenize lengths = [](std::string_view text) { return std::vector<uint16_t>(2, uint16_t(text.size())); };
     CHECK(all(open_tokens(dir / "a.txt", lengths)) == std::vector<int>{3, 3});
     write_bytes(dir / "b.txt", "");
     write_bytes(dir / "c.txt", "c");
@@ -254,13 +252,11 @@ TEST_CASE("loader: seek reaches any position, with any batch size and any number
                 CHECK(ranked.position() == step * 6);
                 const Batch batch = next(ranked, 2, T);
                 for (size_t b = 0; b < 2; b++)
-                    for (size_t t = 0; t < T; t++)
-                        REQUIRE(batch.inputs[b * T + t] == rows[step * 6 + rank * 2 + b][t]);
+                    for (size_t t = 0; t < T; t++) REQUIRE(batch.inputs[b * T + t] == rows[step * 6 + rank * 2 + b][t]);
             }
         }
     }
-    Loader a(places(103), 1, T, {.shuffle = true, .seed = 1}),
-        b(places(103), 1, T, {.shuffle = true, .seed = 2});
+    Loader a(places(103), 1, T, {.shuffle = true, .seed = 1}), b(places(103), 1, T, {.shuffle = true, .seed = 2});
     size_t same = 0;
     for (size_t i = 0; i < 20; i++) same += a.row_begin(i) == b.row_begin(i);
     CHECK(same < 10);

@@ -12,7 +12,8 @@ TEST_CASE("watch: the first site beyond the limit moved first; else the one that
     const std::vector<SiteScale> calm = {{"a", 1, 1}, {"b", 3, 2}, {"c", 1, 3}, {"d", 5, 4}};
     CHECK(which_moved_first(calm, 4) == "furthest off its scale is c: s(h) 1, calibrated at 3");
     CHECK(which_moved_first(calm, 1.2) == "the first site to leave its scale is b: s(h) 3, calibrated at 2");
-    CHECK(which_moved_first({{"a", 1, 1}, {"b", 9, 2}, {"c", 90, 2}}, 4).find("leave its scale is b:") != std::string::npos);
+    CHECK(which_moved_first({{"a", 1, 1}, {"b", 9, 2}, {"c", 90, 2}}, 4).find("leave its scale is b:") !=
+          std::string::npos);
     CHECK(which_moved_first({{"a", 1, 1}, {"b", 0.1, 2}, {"c", nan, 2}}, 4).find("leave its scale is b:") !=
           std::string::npos);
     for (double bad : {nan, inf})
@@ -48,8 +49,8 @@ TEST_CASE("watch: --log-norms adds every tensor's gradient norm and every site's
             if (more == " -g taper")  // one micro-batch: the mean is over the same rows
                 CHECK(line.at("stream_scale/transformer.ln_f") == line.at("stream_scale"));
         }
-        CHECK(read_file(w.at("board/run/events.out.tfevents.0000000001.train_gpt")).find("grad_norm/transformer.wpe.weight") !=
-              std::string::npos);
+        CHECK(read_file(w.at("board/run/events.out.tfevents.0000000001.train_gpt"))
+                  .find("grad_norm/transformer.wpe.weight") != std::string::npos);
     }
 }
 
@@ -57,7 +58,8 @@ TEST_CASE("watch: a run that diverges or drifts names a site; TensorBoard's file
     const Workplace w;
     const Outcome diverged = w.run(kTiny + " -l 1e30");
     CHECK_MESSAGE(diverged.err.find("the stream into transformer.h.0.ln_1 is the first that is not finite") !=
-                      std::string::npos, diverged.err);
+                      std::string::npos,
+                  diverged.err);
     const std::string drifted = w.ok(kTiny + " -l 0.3 -u 0 -x 60 --clip 0 --scale-loss 0");
     CHECK_MESSAGE(drifted.find("; the first site to leave its scale is transformer.") != std::string::npos, drifted);
     const Outcome alone = w.run(kTiny + " --tensorboard corpus.txt/board");

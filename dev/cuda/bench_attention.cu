@@ -83,18 +83,16 @@ std::vector<bf16> normals(size_t n, uint64_t seed) {
 // D [n, n] = A B, all bf16, fp32 accumulation, with the algorithm that cuBLASLt prefers.
 class Matmul {
   public:
-    Matmul(Cuda& dev, size_t n)
-        : dev_(dev), a_(dev, normals(n * n, 1)), b_(dev, normals(n * n, 2)), d_(dev, n * n) {
+    Matmul(Cuda& dev, size_t n) : dev_(dev), a_(dev, normals(n * n, 1)), b_(dev, normals(n * n, 2)), d_(dev, n * n) {
         CUBLAS_CHECK(cublasLtMatmulDescCreate(&desc_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
         CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&layout_, CUDA_R_16BF, n, n, int64_t(n)));
         cublasLtMatmulPreference_t preference;
         CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
-        CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference,
-                                                          CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+        CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                           &dev.workspace_bytes, sizeof dev.workspace_bytes));
         int found = 0;
-        CUBLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(dev.cublaslt, desc_, layout_, layout_, layout_, layout_,
-                                                    preference, 1, &choice_, &found));
+        CUBLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(dev.cublaslt, desc_, layout_, layout_, layout_, layout_, preference,
+                                                    1, &choice_, &found));
         cublasLtMatmulPreferenceDestroy(preference);
         if (found == 0) fail("cuBLASLt has no algorithm for a bf16 matmul of %zu", n);
     }
@@ -125,9 +123,7 @@ class Matmul {
 struct Shape {
     size_t B, T, NH, hs;
     size_t elements() const { return B * T * NH * hs; }
-    double flops() const {
-        return 2.0 * double(B * NH) * double(T) * double(T) * double(hs) / 2;
-    }  // of one product
+    double flops() const { return 2.0 * double(B * NH) * double(T) * double(T) * double(hs) / 2; }  // of one product
 };
 
 struct Attention {
@@ -137,21 +133,13 @@ struct Attention {
     Buffer<float> lse;
 
     Attention(Cuda& dev, const Shape& s_)
-        : s(s_),
-          qkv(normals(3 * s.elements(), 3)),
-          dout(normals(s.elements(), 4)),
-          in(dev, qkv),
-          d_out(dev, dout),
-          out(dev, s.elements()),
-          d_in(dev, 3 * s.elements()),
-          lse(dev, s.B * s.NH * s.T) {}
+        : s(s_), qkv(normals(3 * s.elements(), 3)), dout(normals(s.elements(), 4)), in(dev, qkv), d_out(dev, dout),
+          out(dev, s.elements()), d_in(dev, 3 * s.elements()), lse(dev, s.B * s.NH * s.T) {}
 
-    void forward(Cuda& dev) {
-        attention_forward(dev, out.data(), lse.data(), in.data(), s.B, s.T, s.NH * s.hs, s.NH);
-    }
+    void forward(Cuda& dev) { attention_forward(dev, out.data(), lse.data(), in.data(), s.B, s.T, s.NH * s.hs, s.NH); }
     void backward(Cuda& dev) {
-        attention_backward(dev, d_in.data(), d_out.data(), out.data(), lse.data(), in.data(), s.B, s.T,
-                           s.NH * s.hs, s.NH);
+        attention_backward(dev, d_in.data(), d_out.data(), out.data(), lse.data(), in.data(), s.B, s.T, s.NH * s.hs,
+                           s.NH);
     }
 };
 
@@ -183,8 +171,7 @@ void validate(Cuda& dev, size_t hs) {
     std::vector<float> out(s.elements()), lse(s.B * s.NH * s.T), dqkv(3 * s.elements());
     attention_forward(cpu, out.data(), lse.data(), qkv.data(), s.B, s.T, C, s.NH);
     attention_backward(cpu, dqkv.data(), dout.data(), out.data(), lse.data(), qkv.data(), s.B, s.T, C, s.NH);
-    const double forward = difference(dev, attention.out, out),
-                 backward = difference(dev, attention.d_in, dqkv);
+    const double forward = difference(dev, attention.out, out), backward = difference(dev, attention.d_in, dqkv);
     const double limit = 0x1p-6;  // 4 units of bf16's roundoff
     if (!(forward <= limit && backward <= limit))
         fail(
@@ -208,8 +195,7 @@ void bench(int rounds) {
         peak = 2.0 * double(n) * double(n) * double(n) / timer.measure(dev, rounds, [&] { matmul.run(); });
     }
     std::printf("\ncuBLASLt, bf16, %zu x %zu x %zu: %.0f TFLOP/s\n\n", n, n, n, peak * 1e-12);
-    std::printf(
-        "| B | T | NH | hs | forward, us | TFLOP/s | of matmul | backward, us | TFLOP/s | of matmul |\n");
+    std::printf("| B | T | NH | hs | forward, us | TFLOP/s | of matmul | backward, us | TFLOP/s | of matmul |\n");
     std::printf("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
     for (const Shape& s :
          {Shape{32, 1024, 12, 64}, Shape{128, 256, 12, 64}, Shape{8, 4096, 12, 64}, Shape{32, 1024, 16, 64},
@@ -218,9 +204,9 @@ void bench(int rounds) {
         const double forward = timer.measure(dev, rounds, [&] { attention.forward(dev); });
         const double backward = timer.measure(dev, rounds, [&] { attention.backward(dev); });
         const double forward_rate = 2 * s.flops() / forward, backward_rate = 5 * s.flops() / backward;
-        std::printf("| %zu | %zu | %zu | %zu | %.1f | %.0f | %.0f%% | %.1f | %.0f | %.0f%% |\n", s.B, s.T,
-                    s.NH, s.hs, forward * 1e6, forward_rate * 1e-12, 100 * forward_rate / peak,
-                    backward * 1e6, backward_rate * 1e-12, 100 * backward_rate / peak);
+        std::printf("| %zu | %zu | %zu | %zu | %.1f | %.0f | %.0f%% | %.1f | %.0f | %.0f%% |\n", s.B, s.T, s.NH, s.hs,
+                    forward * 1e6, forward_rate * 1e-12, 100 * forward_rate / peak, backward * 1e6,
+                    backward_rate * 1e-12, 100 * backward_rate / peak);
         std::fflush(stdout);
     }
 }

@@ -80,8 +80,7 @@ void check_within(const char* what, const std::vector<T>& got, const std::vector
         failed += !(r <= 1);
         if (!(r <= ratio) && !std::isnan(ratio)) ratio = r, worst = i;
     }
-    INFO(what, "[", worst, "]: ", float(got[worst]), " instead of ", expected[worst], ", bound ",
-         bound[worst]);
+    INFO(what, "[", worst, "]: ", float(got[worst]), " instead of ", expected[worst], ", bound ", bound[worst]);
     CHECK(failed == 0);
 }
 
@@ -120,8 +119,8 @@ double score_error(const Shape& s, const std::vector<double>& qkv, size_t b, siz
 // out and lse. weight_unit: what weights are rounded to before they are multiplied with v.
 //   relative error of a weight before rounding: twice that of exp (also in the divisor); a rescaling with an
 //   exp of its own for each tile of at least 16 keys; sums of T; exp2 itself is off by 4 eps
-std::pair<Reference, Reference> reference_forward(const Shape& s, const std::vector<double>& qkv,
-                                                  double weight_unit, double out_unit) {
+std::pair<Reference, Reference> reference_forward(const Shape& s, const std::vector<double>& qkv, double weight_unit,
+                                                  double out_unit) {
     Cpu cpu(1);
     Reference out{std::vector<double>(s.elements()), std::vector<double>(s.elements())};
     Reference lse{std::vector<double>(s.rows()), std::vector<double>(s.rows())};
@@ -144,14 +143,13 @@ std::pair<Reference, Reference> reference_forward(const Shape& s, const std::vec
 
 // dqkv for given out and lse (not exact ones, so that only the roundings of the backward pass count).
 Reference reference_backward(const Shape& s, const std::vector<double>& qkv, const std::vector<double>& dout,
-                             const std::vector<double>& out, const std::vector<double>& lse,
-                             double weight_unit, double out_unit) {
+                             const std::vector<double>& out, const std::vector<double>& lse, double weight_unit,
+                             double out_unit) {
     Cpu cpu(1);
     const size_t C = s.C(), hs = s.hs;
     const double scale = 1 / std::sqrt(double(hs)), sums = 2 * double(s.T) * eps, dots = 2 * double(hs) * eps;
     Reference d{std::vector<double>(3 * s.elements()), std::vector<double>(3 * s.elements(), 0.0)};
-    attention_backward(cpu, d.value.data(), dout.data(), out.data(), lse.data(), qkv.data(), s.B, s.T, C,
-                       s.NH);
+    attention_backward(cpu, d.value.data(), dout.data(), out.data(), lse.data(), qkv.data(), s.B, s.T, C, s.NH);
     for (size_t r = 0; r < s.rows(); r++) {
         const size_t b = r / s.T / s.NH, h = r / s.T % s.NH, i = r % s.T;
         const Row query(s, b, h, i);
@@ -191,8 +189,7 @@ void check_forward(Cuda& dev, const Shape& s, const Scores& scores = {}) {
     DeviceArray<float> lse(dev, s.rows());
     poison(dev, out), poison(dev, lse);
     attention_forward(dev, out.data(), lse.data(), in.data(), s.B, s.T, s.C(), s.NH);
-    const auto [expected, expected_lse] =
-        reference_forward(s, to_double(qkv), weight_unit<Real>(s.hs), unit<Real>);
+    const auto [expected, expected_lse] = reference_forward(s, to_double(qkv), weight_unit<Real>(s.hs), unit<Real>);
     check_within("out", out.values(), expected.value, expected.bound);
     check_within("lse", lse.values(), expected_lse.value, expected_lse.bound);
 }
@@ -208,10 +205,10 @@ void check_backward(Cuda& dev, const Shape& s, const Scores& scores = {}) {
     DeviceArray<Real> d_in(dev, 3 * s.elements()), d_out(dev, dout), device_out(dev, out), in(dev, qkv);
     DeviceArray<float> device_lse(dev, lse);
     poison(dev, d_in);
-    attention_backward(dev, d_in.data(), d_out.data(), device_out.data(), device_lse.data(), in.data(), s.B,
-                       s.T, s.C(), s.NH);
-    const Reference expected = reference_backward(s, to_double(qkv), to_double(dout), to_double(out),
-                                                  to_double(lse), weight_unit<Real>(s.hs), unit<Real>);
+    attention_backward(dev, d_in.data(), d_out.data(), device_out.data(), device_lse.data(), in.data(), s.B, s.T, s.C(),
+                       s.NH);
+    const Reference expected = reference_backward(s, to_double(qkv), to_double(dout), to_double(out), to_double(lse),
+                                                  weight_unit<Real>(s.hs), unit<Real>);
     check_within("dqkv", d_in.values(), expected.value, expected.bound);
 }
 
@@ -224,13 +221,12 @@ void check_cached(Cuda& dev, size_t NH, size_t hs, const std::vector<size_t>& pi
     INFO("T ", s.T, ", NH ", NH, ", hs ", hs);
     const size_t C = s.C(), spare = 3;
     const auto qkv = random_qkv<Real>(s, 4);
-    DeviceArray<Real> in(dev, qkv), out(dev, s.elements()), k(dev, (s.T + spare) * C),
-        v(dev, (s.T + spare) * C);
+    DeviceArray<Real> in(dev, qkv), out(dev, s.elements()), k(dev, (s.T + spare) * C), v(dev, (s.T + spare) * C);
     poison(dev, out), poison(dev, k), poison(dev, v);
     size_t first = 0;
     for (size_t n : pieces) {
-        attention_cached(dev, out.data() + first * C, {{k.data(), v.data(), 0, first, n}},
-                         in.data() + first * 3 * C, C, NH);
+        attention_cached(dev, out.data() + first * C, {{k.data(), v.data(), 0, first, n}}, in.data() + first * 3 * C, C,
+                         NH);
         first += n;
     }
     const auto expected = reference_forward(s, to_double(qkv), weight_unit<Real>(hs), unit<Real>).first;
@@ -279,8 +275,7 @@ CUDA_TEST("cuda attention: equal scores average the values exactly") {
     size_t wrong = 0;
     for (size_t i = 0; i < s.elements(); i++) wrong += float(got[i]) != float(i / s.C()) / 2;
     CHECK(wrong == 0);
-    for (size_t i = 0; i < s.rows(); i++)
-        CHECK(std::abs(got_lse[i] - std::log(double(i % s.T + 1))) <= 8 * eps * 6);
+    for (size_t i = 0; i < s.rows(); i++) CHECK(std::abs(got_lse[i] - std::log(double(i % s.T + 1))) <= 8 * eps * 6);
 }
 
 CUDA_TEST("cuda attention: bf16 forward on tensor cores") {
@@ -305,10 +300,8 @@ CUDA_TEST("cuda attention: fp32, and bf16 with head sizes that tensor cores cann
     Cuda dev;
     for (size_t hs : {8, 33, 64, 80})
         for (size_t T : lengths) {
-            check_forward<float>(dev,
-                                 {T <= 7 ? size_t(2) : size_t(1), T, T <= 33 ? size_t(2) : size_t(1), hs});
-            check_backward<float>(dev,
-                                  {T <= 7 ? size_t(2) : size_t(1), T, T <= 33 ? size_t(2) : size_t(1), hs});
+            check_forward<float>(dev, {T <= 7 ? size_t(2) : size_t(1), T, T <= 33 ? size_t(2) : size_t(1), hs});
+            check_backward<float>(dev, {T <= 7 ? size_t(2) : size_t(1), T, T <= 33 ? size_t(2) : size_t(1), hs});
         }
     for (const Shape& s : {Shape{1, 40, 2, 12}, Shape{1, 20, 1, 136}, Shape{2, 17, 1, 1}}) {
         check_forward<bf16>(dev, s);
@@ -342,14 +335,12 @@ CUDA_TEST("cuda attention: the same bits again, in whatever order threads run") 
         DeviceArray<bf16> k(dev, s.T * s.C()), v(dev, s.T * s.C()), cached(dev, s.T * s.C());
         DeviceArray<float> lse(dev, s.rows());
         attention_forward(dev, out.data(), lse.data(), in.data(), s.B, s.T, s.C(), s.NH);
-        attention_backward(dev, d_in.data(), d_out.data(), out.data(), lse.data(), in.data(), s.B, s.T, s.C(),
-                           s.NH);
+        attention_backward(dev, d_in.data(), d_out.data(), out.data(), lse.data(), in.data(), s.B, s.T, s.C(), s.NH);
         for (const CachedRows<bf16>& part :
              {CachedRows<bf16>{k.data(), v.data(), 0, 0, s.T - 1}, {k.data(), v.data(), s.T - 1, s.T - 1, 1}})
             attention_cached(dev, cached.data(), {part}, in.data(), s.C(), s.NH);
         std::vector<bf16> all = d_in.values();
-        for (const auto& part : {out.values(), cached.values()})
-            all.insert(all.end(), part.begin(), part.end());
+        for (const auto& part : {out.values(), cached.values()}) all.insert(all.end(), part.begin(), part.end());
         return std::pair(all, lse.values());
     };
     const auto first = run();

@@ -46,17 +46,27 @@ void check_matvec(Cuda& dev, const MatvecCase& s, NormKind kind, Phase phase, bo
     CAPTURE(K);
     CAPTURE(N);
     CAPTURE(int(phase));
-    const Both<Real> x(dev, rows * K, 1), w(dev, K * N, 2, 1 / std::sqrt(double(K))), bias(dev, N, 3), residual(dev, rows * N, 4);
+    const Both<Real> x(dev, rows * K, 1), w(dev, K * N, 2, 1 / std::sqrt(double(K))), bias(dev, N, 3),
+        residual(dev, rows * N, 4);
     const Both<Real> weight(dev, K, 5), shift(dev, K, 6), taper(dev, K, 7), taper_shift(dev, K, 8);
     const double g = phase == Phase::blend ? double(0.37f) : phase == Phase::norm;
     Site<Real> site{kind, phase, 1e-5f, float(g), 0.75f, weight.data(), shift.data(), taper.data(), taper_shift.data()};
-    Site<double> site_ref{kind, phase, double(1e-5f), g, 0.75, weight.exact.data(), shift.exact.data(), taper.exact.data(),
+    Site<double> site_ref{kind,
+                          phase,
+                          double(1e-5f),
+                          g,
+                          0.75,
+                          weight.exact.data(),
+                          shift.exact.data(),
+                          taper.exact.data(),
                           taper_shift.exact.data()};
     if (kind == NormKind::rmsnorm) site.bias = site.taper_bias = nullptr, site_ref.bias = site_ref.taper_bias = nullptr;
     const DeviceArray<Real> out(dev, std::vector<Real>(rows * N, Real(std::numeric_limits<float>::quiet_NaN())));
+    // clang-format off
     const Matvec<Real> a{.out = out.data(), .x = x.data(), .site = site, .weight = w.data(), .bias = bias.data(),
                          .residual = gelu ? nullptr : residual.data(), .gelu = gelu, .rows = unsigned(rows),
                          .K = unsigned(K), .N = unsigned(N)};
+    // clang-format on
     REQUIRE(fits_matvec(a, transposed));
     matvec(dev, a, transposed);
     std::vector<double> y(rows * K), mean(rows), scale(rows), ref(rows * N);
@@ -77,7 +87,8 @@ void check_matvec(Cuda& dev, const MatvecCase& s, NormKind kind, Phase phase, bo
     const auto got = out.values();
     for (size_t i = 0; i < ref.size(); i++) {
         INFO("element ", i, ": ", float(got[i]), " against ", ref[i]);
-        REQUIRE(std::abs(double(float(got[i])) - ref[i]) <= kStore<Real> * std::abs(ref[i]) + (double(K) + 64) * 0x1p-22 * largest);
+        REQUIRE(std::abs(double(float(got[i])) - ref[i]) <=
+                kStore<Real> * std::abs(ref[i]) + (double(K) + 64) * 0x1p-22 * largest);
     }
 }
 
@@ -85,8 +96,13 @@ template <class Real>
 void matvec_agrees() {
     Cuda dev;
     // Fewer rows than a kernel rounds up to; columns that do not fill a block; more k than a chunk holds (16 rows of 640).
-    for (const MatvecCase& s : {MatvecCase{1, 24, 72, false}, {3, 32, 40, false}, {5, 96, 136, false}, {16, 648, 24, false},
-                                {1, 24, 37, true}, {2, 264, 50, true}, {16, 656, 5, true}}) {
+    for (const MatvecCase& s : {MatvecCase{1, 24, 72, false},
+                                {3, 32, 40, false},
+                                {5, 96, 136, false},
+                                {16, 648, 24, false},
+                                {1, 24, 37, true},
+                                {2, 264, 50, true},
+                                {16, 656, 5, true}}) {
         check_matvec<Real>(dev, s, NormKind::layernorm, Phase::folded, false);
         check_matvec<Real>(dev, s, NormKind::layernorm, Phase::norm, !s.transposed);
     }
@@ -102,8 +118,12 @@ std::pair<std::vector<int>, std::vector<int>> choices(Cuda& dev, const std::vect
     const size_t V = logits.size(), C = 4, T = steps + 1;
     const std::vector<Real> rounded(logits.begin(), logits.end());
     const std::vector<float> as_float(rounded.begin(), rounded.end());
-    const SampleSettings settings{s.temperature > 0 ? 1 / s.temperature : 0, s.top_p, unsigned(s.top_k), s.seed,
-                                  kSampleStream, 7};
+    const SampleSettings settings{s.temperature > 0 ? 1 / s.temperature : 0,
+                                  s.top_p,
+                                  unsigned(s.top_k),
+                                  s.seed,
+                                  kSampleStream,
+                                  7};
     const DeviceArray<SampleSettings> on_device(dev, std::vector<SampleSettings>{settings});
     const DeviceArray<Real> z(dev, rounded), wte(dev, std::vector<Real>(V * C, Real(1.0f))),
         wpe(dev, std::vector<Real>(T * C, Real(1.0f))), x(dev, C);
@@ -111,8 +131,10 @@ std::pair<std::vector<int>, std::vector<int>> choices(Cuda& dev, const std::vect
     const DeviceArray<unsigned> done(dev, std::vector<unsigned>{0});
     std::vector<int> expected;
     for (size_t i = 0; i < steps; i++) {
-        sample_step<Real>(dev, {on_device.data(), z.data(), V, unsigned(V), ids.data(), done.data(), positions.data(),
-                                x.data(), wte.data(), wpe.data(), unsigned(C), unsigned(T)}, 1);
+        sample_step<Real>(dev,
+                          {on_device.data(), z.data(), V, unsigned(V), ids.data(), done.data(), positions.data(),
+                           x.data(), wte.data(), wpe.data(), unsigned(C), unsigned(T)},
+                          1);
         expected.push_back(sample(as_float.data(), V, s, 7 + i));
     }
     CHECK(positions.values()[0] == int(steps) - 1);
@@ -214,8 +236,8 @@ void generation_agrees() {
 
 }  // namespace
 
-#define FOR_BOTH_TYPES(check)           \
-    do {                                \
+#define FOR_BOTH_TYPES(check)               \
+    do {                                    \
         SUBCASE("fp32") { check<float>(); } \
         SUBCASE("bf16") { check<bf16>(); }  \
     } while (0)
@@ -230,8 +252,10 @@ static void rows_are_independent() {
         none.phase = Phase::folded;
         const Both<Real> x(dev, 16 * K, 1), w(dev, K * N, 2);
         const DeviceArray<Real> together(dev, 16 * N), alone(dev, N);
+        // clang-format off
         const Matvec<Real> a{.out = together.data(), .x = x.data(), .site = none, .weight = w.data(),
                              .rows = 16, .K = unsigned(K), .N = unsigned(N)};
+        // clang-format on
         matvec(dev, a, transposed);
         const std::vector<Real> all = together.values();
         for (const unsigned row : {0u, 9u}) {
@@ -265,7 +289,8 @@ CUDA_TEST("cuda decoding: the same graph for other settings; the same tokens aga
         graph.generate(logits, config.V, n, s, 0, [&](size_t, const int* t) { tokens.insert(tokens.end(), t, t + 2); });
         return tokens;
     };
-    const std::vector<int> greedy = generate({.temperature = 0}, 30), warm = generate({.temperature = 1.5, .seed = 3}, 30);
+    const std::vector<int> greedy = generate({.temperature = 0}, 30),
+                           warm = generate({.temperature = 1.5, .seed = 3}, 30);
     CHECK(greedy != warm);
     CHECK(generate({.temperature = 0}, 30) == greedy);
     CHECK(generate({.temperature = 1.5, .seed = 3}, 30) == warm);
@@ -292,7 +317,8 @@ CUDA_TEST("cuda decoding: a head size that the kernels do not take goes through 
     Decoder<Cpu, float> reference(cpu, config, host, {}, 0);
     Generator<Cuda, float> generator(decoder);
     Generator<Cpu, float> expected_generator(reference);
-    std::vector<float> logits = prefill(decoder, {{1, 2}}, config.V), expected_logits = prefill(reference, {{1, 2}}, config.V);
+    std::vector<float> logits = prefill(decoder, {{1, 2}}, config.V),
+                       expected_logits = prefill(reference, {{1, 2}}, config.V);
     std::vector<int> tokens, expected;
     generator.generate(logits, config.V, 9, {.temperature = 0}, 0, [&](size_t, const int* t) { tokens.push_back(*t); });
     expected_generator.generate(expected_logits, config.V, 9, {.temperature = 0}, 0,

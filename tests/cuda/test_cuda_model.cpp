@@ -74,7 +74,8 @@ Trace whole_run(const CudaRun& run) {
     return trace(t, run);
 }
 
-void check_series(const char* what, const std::vector<double>& got, const std::vector<double>& expected, double tolerance) {
+void check_series(const char* what, const std::vector<double>& got, const std::vector<double>& expected,
+                  double tolerance) {
     REQUIRE(got.size() == expected.size());
     for (size_t i = 0; i < got.size(); i++) {
         INFO(what, " of update ", i + 1, ": ", got[i], " against ", expected[i]);
@@ -96,8 +97,9 @@ void compare_with_cpu() {
         size_t C;
     };
     // Rows of 24 and 32 channels go through cuBLASLt, those of 14 through the plain kernels in bf16.
-    for (const Shape& s : {Shape{NormKind::layernorm, GateMode::taper, 32}, Shape{NormKind::rmsnorm, GateMode::taper_all, 32},
-                           Shape{NormKind::layernorm, GateMode::norm, 24}, Shape{NormKind::layernorm, GateMode::taper_all, 14}}) {
+    for (const Shape& s :
+         {Shape{NormKind::layernorm, GateMode::taper, 32}, Shape{NormKind::rmsnorm, GateMode::taper_all, 32},
+          Shape{NormKind::layernorm, GateMode::norm, 24}, Shape{NormKind::layernorm, GateMode::taper_all, 14}}) {
         CAPTURE(s.C);
         CAPTURE(gate_mode_name(s.mode));
         const CudaRun run(folder.path, s.norm, s.mode, s.C, 30);
@@ -173,13 +175,14 @@ void check_logits(const std::vector<float>& got, const std::vector<float>& expec
     REQUIRE(got.size() == expected.size());
     double largest = 0;
     for (float z : expected) largest = std::max(largest, std::abs(double(z)));
-    for (size_t i = 0; i < got.size(); i++) REQUIRE(std::abs(double(got[i]) - double(expected[i])) <= tolerance * largest);
+    for (size_t i = 0; i < got.size(); i++)
+        REQUIRE(std::abs(double(got[i]) - double(expected[i])) <= tolerance * largest);
 }
 
 }  // namespace
 
-#define FOR_BOTH_TYPES(check)           \
-    do {                                \
+#define FOR_BOTH_TYPES(check)               \
+    do {                                    \
         SUBCASE("fp32") { check<float>(); } \
         SUBCASE("bf16") { check<bf16>(); }  \
     } while (0)
@@ -307,8 +310,10 @@ CUDA_TEST("cuda trainer: out of memory says for what, how much, and which flags 
         } catch (const Error& e) {
             const std::string message = e.what(), begin = "out of memory on GPU 0: ";
             CHECK_MESSAGE(message.starts_with(begin), message);
-            CHECK_MESSAGE(message.find("use a smaller -b (batch) or -t (sequence length), or recompute more (-r 1, -r 2)") !=
-                              std::string::npos, message);
+            CHECK_MESSAGE(message.find(
+                              "use a smaller -b (batch) or -t (sequence length), or recompute more (-r 1, -r 2)") !=
+                              std::string::npos,
+                          message);
             named.insert(message.substr(begin.size(), message.find(" needs ") - begin.size()));
         }
         emu::settings().memory = memory;

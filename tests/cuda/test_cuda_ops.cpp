@@ -47,8 +47,7 @@ struct Input {
 // An output that is not written stays NaN.
 template <class T>
 struct Output : DeviceArray<T> {
-    Output(Cuda& dev, size_t n)
-        : DeviceArray<T>(dev, std::vector<T>(n, T(std::numeric_limits<float>::quiet_NaN()))) {}
+    Output(Cuda& dev, size_t n) : DeviceArray<T>(dev, std::vector<T>(n, T(std::numeric_limits<float>::quiet_NaN()))) {}
 };
 
 std::vector<double> poison(size_t n) { return std::vector<double>(n, std::nan("")); }
@@ -97,17 +96,32 @@ template <class Real>
 struct SiteInput {
     Input<Real> weight, bias, taper_weight, taper_bias;
 
-    SiteInput(Cuda& dev, size_t C) : weight(dev, C, 1), bias(dev, C, 2), taper_weight(dev, C, 3), taper_bias(dev, C, 4) {}
+    SiteInput(Cuda& dev, size_t C)
+        : weight(dev, C, 1), bias(dev, C, 2), taper_weight(dev, C, 3), taper_bias(dev, C, 4) {}
 
     Site<Real> on_gpu(const SiteCase& c) const {
         const bool biased = c.kind == NormKind::layernorm;
-        return {c.kind, c.phase, 1e-5f, float(c.g), 0.75f, weight.data(), biased ? bias.data() : nullptr,
-                taper_weight.data(), biased ? taper_bias.data() : nullptr};
+        return {c.kind,
+                c.phase,
+                1e-5f,
+                float(c.g),
+                0.75f,
+                weight.data(),
+                biased ? bias.data() : nullptr,
+                taper_weight.data(),
+                biased ? taper_bias.data() : nullptr};
     }
     Site<double> on_cpu(const SiteCase& c) const {
         const bool biased = c.kind == NormKind::layernorm;
-        return {c.kind, c.phase, double(1e-5f), double(float(c.g)), 0.75, weight.exact.data(),
-                biased ? bias.exact.data() : nullptr, taper_weight.exact.data(), biased ? taper_bias.exact.data() : nullptr};
+        return {c.kind,
+                c.phase,
+                double(1e-5f),
+                double(float(c.g)),
+                0.75,
+                weight.exact.data(),
+                biased ? bias.exact.data() : nullptr,
+                taper_weight.exact.data(),
+                biased ? taper_bias.exact.data() : nullptr};
     }
 };
 
@@ -123,7 +137,8 @@ void check_site_forward(Cuda& dev, const SiteCase& test, size_t N, size_t C) {
     SiteSums sums_ref{1, 2, 3};
     site_forward(dev, y.data(), mean.data(), rscale.data(), reinterpret_cast<SiteSums*>(sums.data()), x.data(),
                  site.on_gpu(test), N, C);
-    site_forward(cpu, y_ref.data(), mean_ref.data(), rscale_ref.data(), &sums_ref, x.exact.data(), site.on_cpu(test), N, C);
+    site_forward(cpu, y_ref.data(), mean_ref.data(), rscale_ref.data(), &sums_ref, x.exact.data(), site.on_cpu(test), N,
+                 C);
     // A row's statistics carry a chain of C additions, and y a few operations on them.
     check_close("y", doubles(y), y_ref, kStore<Real>, 8 * chain(C));
     const auto mean_got = doubles(mean), rscale_got = doubles(rscale);
@@ -148,14 +163,16 @@ void check_site_backward(Cuda& dev, const SiteCase& test, size_t N, size_t C, bo
     const std::vector<Real> ones(C, Real(1.0f));
     const DeviceArray<Real> dw(dev, ones), db(dev, ones), dtw(dev, ones), dtb(dev, ones);
     site_forward<Real>(dev, y.data(), mean.data(), rscale.data(), nullptr, x.data(), site.on_gpu(test), N, C);
-    site_backward<Real>(dev, dx.data(), {dw.data(), biased ? db.data() : nullptr, dtw.data(), biased ? dtb.data() : nullptr},
-                        dy.data(), x.data(), mean.data(), rscale.data(), site.on_gpu(test), N, C, accumulate);
+    site_backward<Real>(dev, dx.data(),
+                        {dw.data(), biased ? db.data() : nullptr, dtw.data(), biased ? dtb.data() : nullptr}, dy.data(),
+                        x.data(), mean.data(), rscale.data(), site.on_gpu(test), N, C, accumulate);
     auto y_ref = poison(N * C), mean_ref = poison(N), rscale_ref = poison(N), dx_ref = around.exact;
     std::vector<double> dw_ref(C, 1), db_ref(C, 1), dtw_ref(C, 1), dtb_ref(C, 1);
-    site_forward<double>(cpu, y_ref.data(), mean_ref.data(), rscale_ref.data(), nullptr, x.exact.data(), site.on_cpu(test),
-                         N, C);
-    site_backward<double>(cpu, dx_ref.data(), {dw_ref.data(), biased ? db_ref.data() : nullptr, dtw_ref.data(),
-                                               biased ? dtb_ref.data() : nullptr},
+    site_forward<double>(cpu, y_ref.data(), mean_ref.data(), rscale_ref.data(), nullptr, x.exact.data(),
+                         site.on_cpu(test), N, C);
+    site_backward<double>(cpu, dx_ref.data(),
+                          {dw_ref.data(), biased ? db_ref.data() : nullptr, dtw_ref.data(),
+                           biased ? dtb_ref.data() : nullptr},
                           dy.exact.data(), x.exact.data(), mean_ref.data(), rscale_ref.data(), site.on_cpu(test), N, C,
                           accumulate);
     check_close("dx", doubles(dx), dx_ref, kStore<Real>, 16 * chain(C));
@@ -220,16 +237,17 @@ void check_matmul_forward(Cuda& dev, const MatmulCase& s) {
         auto ref = poison(M * OC);
         matmul_forward<Real>(dev, out.data(), in.data(), weight.data(), with_bias ? bias.data() : nullptr,
                              with_residual ? residual.data() : nullptr, M, C, OC);
-        matmul_forward<double>(cpu, ref.data(), in.exact.data(), weight.exact.data(), with_bias ? bias.exact.data() : nullptr,
-                               with_residual ? residual.exact.data() : nullptr, M, C, OC);
+        matmul_forward<double>(cpu, ref.data(), in.exact.data(), weight.exact.data(),
+                               with_bias ? bias.exact.data() : nullptr, with_residual ? residual.exact.data() : nullptr,
+                               M, C, OC);
         // Where the bias is added behind the product, its sum is rounded before.
         check_close("out", doubles(out), ref, kStore<Real>, (2 * kStore<Real>) / kEps + 4 * double(C));
     }
     for (bool keep : {false, true}) {
         const Output<Real> out(dev, M * OC), pre(dev, M * OC);
         auto ref = poison(M * OC), pre_ref = poison(M * OC);
-        matmul_gelu_forward<Real>(dev, out.data(), keep ? pre.data() : nullptr, in.data(), weight.data(), bias.data(), M, C,
-                                  OC);
+        matmul_gelu_forward<Real>(dev, out.data(), keep ? pre.data() : nullptr, in.data(), weight.data(), bias.data(),
+                                  M, C, OC);
         matmul_gelu_forward<double>(cpu, ref.data(), pre_ref.data(), in.exact.data(), weight.exact.data(),
                                     bias.exact.data(), M, C, OC);
         const double steps = 2 * kStore<Real> / kEps + 4 * double(C) + 64;
@@ -265,18 +283,20 @@ void check_head(Cuda& dev, size_t M, size_t C, size_t V, size_t ld) {
     auto logits_ref = poison(M * ld), din_ref = poison(M * C), dwte_ref = poison(V * C);
     const bool biased = ld == V;
     head_forward<Real>(dev, logits.data(), in.data(), wte.data(), biased ? bias.data() : nullptr, M, C, V, ld);
-    head_forward<double>(cpu, logits_ref.data(), in.exact.data(), wte.exact.data(), biased ? bias.exact.data() : nullptr, M, C,
-                         V, ld);
+    head_forward<double>(cpu, logits_ref.data(), in.exact.data(), wte.exact.data(),
+                         biased ? bias.exact.data() : nullptr, M, C, V, ld);
     auto inside = [&](const std::vector<double>& all) {
         std::vector<double> rows;
-        for (size_t i = 0; i < M; i++) rows.insert(rows.end(), all.begin() + ptrdiff_t(i * ld), all.begin() + ptrdiff_t(i * ld + V));
+        for (size_t i = 0; i < M; i++)
+            rows.insert(rows.end(), all.begin() + ptrdiff_t(i * ld), all.begin() + ptrdiff_t(i * ld + V));
         return rows;
     };
-    check_close("logits", inside(doubles(logits)), inside(logits_ref), kStore<Real>, 2 * kStore<Real> / kEps + 4 * double(C));
+    check_close("logits", inside(doubles(logits)), inside(logits_ref), kStore<Real>,
+                2 * kStore<Real> / kEps + 4 * double(C));
     for (bool accumulate : {false, true}) {
         head_backward(dev, din.data(), dwte.data(), dlogits.data(), in.data(), wte.data(), M, C, V, accumulate, ld);
-        head_backward(cpu, din_ref.data(), dwte_ref.data(), dlogits.exact.data(), in.exact.data(), wte.exact.data(), M, C, V,
-                      accumulate, ld);
+        head_backward(cpu, din_ref.data(), dwte_ref.data(), dlogits.exact.data(), in.exact.data(), wte.exact.data(), M,
+                      C, V, accumulate, ld);
         check_close("din", doubles(din), din_ref, kStore<Real>, 4 * double(V));
         check_close("dwte", doubles(dwte), dwte_ref, (accumulate ? 2 : 1) * kStore<Real>, 4 * double(M));
     }
@@ -310,7 +330,8 @@ void check_embedding(Cuda& dev, size_t B, size_t T, size_t C, size_t V) {
     Cpu cpu(1);
     const Input<Real> wte(dev, V * C, 25), wpe(dev, T * C, 26), dx(dev, B * T * C, 27);
     std::vector<int> tokens(B * T);
-    for (size_t i = 0; i < tokens.size(); i++) tokens[i] = int(random_bits(6, 1, i) % (i % 3 ? V : 3));  // some are frequent
+    for (size_t i = 0; i < tokens.size(); i++)
+        tokens[i] = int(random_bits(6, 1, i) % (i % 3 ? V : 3));  // some are frequent
     const DeviceArray<int> at(dev, tokens);
     const Output<Real> x(dev, B * T * C);
     auto x_ref = poison(B * T * C);
@@ -321,7 +342,8 @@ void check_embedding(Cuda& dev, size_t B, size_t T, size_t C, size_t V) {
     for (size_t i = 0; i < positions.size(); i++) positions[i] = int(random_bits(7, 1, i) % T);
     const DeviceArray<int> positions_at(dev, positions);
     embedding_forward_at(dev, x.data(), at.data(), positions_at.data(), wte.data(), wpe.data(), B * T, C);
-    embedding_forward_at(cpu, x_ref.data(), tokens.data(), positions.data(), wte.exact.data(), wpe.exact.data(), B * T, C);
+    embedding_forward_at(cpu, x_ref.data(), tokens.data(), positions.data(), wte.exact.data(), wpe.exact.data(), B * T,
+                         C);
     check_close("x at positions", doubles(x), x_ref, kStore<Real>, 1);
     const Input<Real> dwte0(dev, V * C, 28), dwpe0(dev, T * C, 29);
     const DeviceArray<Real> dwte(dev, dwte0.device.values()), dwpe(dev, dwpe0.device.values());
@@ -359,7 +381,8 @@ void check_adamw(Cuda& dev) {
             on_gpu.push_back({s.rounded.data(), s.w.data(), s.m.data(), s.v.data(), s.grad.data(), n, decay});
         else
             on_gpu.push_back({s.w.data(), nullptr, s.m.data(), s.v.data(), s.grad.data(), n, decay});
-        on_cpu.push_back({s.w_ref.data(), nullptr, s.m_ref.data(), s.v_ref.data(), s.grad.exact.data(), n, double(decay)});
+        on_cpu.push_back(
+            {s.w_ref.data(), nullptr, s.m_ref.data(), s.v_ref.data(), s.grad.exact.data(), n, double(decay)});
     }
     const AdamwArgs<float> args{0.01f, 0.875f, 0.9375f, 1e-8f, 0, 0.5f, 0.25f, 0.5f};
     const AdamwArgs<double> args_ref{double(0.01f), 0.875, 0.9375, double(1e-8f), 0, 0.5, 0.25, 0.5};
@@ -405,23 +428,24 @@ std::vector<double> all_sums() {
     Real* d = vectors.data();
     site_forward(dev, y.data(), mean.data(), rscale.data(), reinterpret_cast<SiteSums*>(sums.data()), x.data(),
                  site.on_gpu(norm), N, C);
-    site_backward<Real>(dev, dx.data(), {d, d + C, d + 2 * C, d + 3 * C}, dy.data(), x.data(), mean.data(), rscale.data(),
-                        site.on_gpu(norm), N, C, false);
+    site_backward<Real>(dev, dx.data(), {d, d + C, d + 2 * C, d + 3 * C}, dy.data(), x.data(), mean.data(),
+                        rscale.data(), site.on_gpu(norm), N, C, false);
     stream_scale(dev, reinterpret_cast<StreamScale*>(sums.data() + 3), x.data(), norm.kind, 1e-5, 1, N, C);
     cross_entropy(dev, sums.data() + 5, losses.data(), logits.data(), at.data(), 1, N, V, true);
     embedding_backward(dev, tables.data(), tables.data() + V * C, dy.data(), at.data(), B, T, C);
     column_sums(dev, vectors.data() + 2 * C, dy.data(), N, C, true);
     std::vector<double> all = sums.values();
     all.push_back(sum_of_squares(dev, x.data(), N * C));
-    for (const auto& part : {doubles(y), doubles(dx), doubles(vectors), doubles(tables), doubles(losses), doubles(logits.device)})
+    for (const auto& part :
+         {doubles(y), doubles(dx), doubles(vectors), doubles(tables), doubles(losses), doubles(logits.device)})
         all.insert(all.end(), part.begin(), part.end());
     return all;
 }
 
 }  // namespace
 
-#define FOR_BOTH_TYPES(check, ...)    \
-    do {                              \
+#define FOR_BOTH_TYPES(check, ...)                     \
+    do {                                               \
         SUBCASE("fp32") { check<float>(__VA_ARGS__); } \
         SUBCASE("bf16") { check<bf16>(__VA_ARGS__); }  \
     } while (0)
@@ -478,7 +502,7 @@ CUDA_TEST("cuda matmul: every epilogue, fused and apart") { FOR_BOTH_TYPES(check
 #ifdef CUDA_EMU
 // What a GPU's cuBLASLt does not have, it may say when asked, or when called.
 CUDA_TEST("cuda matmul: epilogues that the library refuses run behind the product") {
-    for (bool emu::Settings::*refusal : {&emu::Settings::no_epilogues, &emu::Settings::late_refusals}) {
+    for (bool emu::Settings::* refusal : {&emu::Settings::no_epilogues, &emu::Settings::late_refusals}) {
         emu::settings().*refusal = true;
         check_all_matmuls<bf16>();
         check_all_matmuls<float>();
@@ -522,7 +546,8 @@ CUDA_TEST("cuda embedding: rows sorted by token, stable") {
         for (size_t i = 0; i < N; i++) tokens[i] = int((random_bits(8, 1, i) & random_bits(8, 2, i / 3)) % V);
         std::vector<unsigned> expected(N);
         std::iota(expected.begin(), expected.end(), 0u);
-        std::stable_sort(expected.begin(), expected.end(), [&](unsigned a, unsigned b) { return tokens[a] < tokens[b]; });
+        std::stable_sort(expected.begin(), expected.end(),
+                         [&](unsigned a, unsigned b) { return tokens[a] < tokens[b]; });
         const DeviceArray<int> at(dev, tokens);
         const DeviceArray<unsigned> order(dev, 2 * N);
         launch<sort_rows_kernel>(1, kSortThreads, kSortBytes, dev.stream, order.data(), order.data() + N, at.data(),

@@ -34,8 +34,10 @@ struct Variable {
 
 // Phases g = 1, 1, 0.5, 0, 0, 0; an update is 2 micro-batches: both on one rank, or one on each of two.
 std::vector<std::string> command(const std::string& flags) {
-    std::vector<std::string> all = words("-i corpus.txt -b 1 -t 8 -d 16 -x 6 --gate-warmup 2 --gate-end 4 -l 0.01 -v 3 -m 3 "
-                                         "--n-layer 1 --n-embd 16 --n-head 2 --threads 1 --device cuda " + flags);
+    std::vector<std::string> all = words(
+        "-i corpus.txt -b 1 -t 8 -d 16 -x 6 --gate-warmup 2 --gate-end 4 -l 0.01 -v 3 -m 3 "
+        "--n-layer 1 --n-embd 16 --n-head 2 --threads 1 --device cuda " +
+        flags);
     all.insert(all.begin(), program());
     return all;
 }
@@ -55,7 +57,8 @@ std::vector<nlohmann::json> run_ranks(const Workplace& w, const std::string& fla
 
 // The processes of a run that has begun.
 std::vector<pid_t> children(pid_t parent) {
-    std::istringstream in(read_file("/proc/" + std::to_string(parent) + "/task/" + std::to_string(parent) + "/children"));
+    std::istringstream in(
+        read_file("/proc/" + std::to_string(parent) + "/task/" + std::to_string(parent) + "/children"));
     std::vector<pid_t> list;
     for (pid_t pid; in >> pid;) list.push_back(pid);
     return list;
@@ -63,7 +66,8 @@ std::vector<pid_t> children(pid_t parent) {
 
 }  // namespace
 
-CUDA_TEST("cuda trainer: --gpus 2 is the run on one up to rounding, ZeRO changes no bit, a sharded state resumes whole") {
+CUDA_TEST(
+    "cuda trainer: --gpus 2 is the run on one up to rounding, ZeRO changes no bit, a sharded state resumes whole") {
     if (too_few_gpus()) return;
     const Variable devices("EMU_DEVICES", "2");
     // A GPU works on while its process waits for another rank; streams that run as late as they may would not.
@@ -111,7 +115,8 @@ CUDA_TEST("cuda trainer: a rank that is killed or hangs ends the other, and its 
         auto said = [&](const std::string& text) { return outcome.err.find(text) != std::string::npos; };
         // One that stops in the middle of a collective, which every rank has begun, leaves NCCL's error instead of its number.
         CHECK_MESSAGE((signal == SIGKILL ? said("rank 1 of 2 was ended by signal 9")
-                                         : said("rank 0 of 2: rank 1 did not come to ") || said("rank 0 of 2: NCCL: ")), outcome.err);
+                                         : said("rank 0 of 2: rank 1 did not come to ") || said("rank 0 of 2: NCCL: ")),
+                      outcome.err);
         for (pid_t rank : ranks) CHECK(kill(rank, 0) != 0);  // nobody is left behind
     }
     const Workplace w;

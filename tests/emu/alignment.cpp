@@ -19,15 +19,14 @@ struct TypeMismatch {
     const struct {
         uint16_t kind, info;
         char name[1];
-    } * type;
+    }* type;
     unsigned char log_alignment, check;
 };
 
 void misaligned(const TypeMismatch* data, uintptr_t address) {
     if (emu::Engine::of_this_host_thread().current())
-        emu::misuse("misaligned access at %s:%u: address %p of type %s needs %u-byte alignment",
-                    data->location.file, data->location.line, reinterpret_cast<void*>(address),
-                    data->type->name, 1u << data->log_alignment);
+        emu::misuse("misaligned access at %s:%u: address %p of type %s needs %u-byte alignment", data->location.file,
+                    data->location.line, reinterpret_cast<void*>(address), data->type->name, 1u << data->log_alignment);
     std::fprintf(stderr, "%s:%u: misaligned access to type %s\n", data->location.file, data->location.line,
                  data->type->name);
     std::abort();

@@ -83,8 +83,7 @@ class Engine {
 
     Thread* current() { return current_; }  // null outside of kernels
     void* shared_memory() const { return shared_; }
-    std::string where()
-        const;  // "kernel k <<<...>>> launched at file:line, block (0, 0, 0), thread (1, 0, 0)"
+    std::string where() const;  // "kernel k <<<...>>> launched at file:line, block (0, 0, 0), thread (1, 0, 0)"
     uint64_t switches() const { return switches_; }
 
   private:

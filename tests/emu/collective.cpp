@@ -78,8 +78,7 @@ OpenOp& Engine::open_op(Warp& warp, const WarpOp& op, unsigned mask, Site site) 
                 op.name, site.file, site.line, open.op->name, open.site.file, open.site.line);
         return open;
     }
-    if (warp.open_count == 32)
-        misuse("%s at %s:%d: lanes wait with 32 different masks", op.name, site.file, site.line);
+    if (warp.open_count == 32) misuse("%s at %s:%d: lanes wait with 32 different masks", op.name, site.file, site.line);
     OpenOp& open = warp.open[warp.open_count++];
     open = {&op, mask, 0, site, {}};
     return open;
@@ -147,9 +146,7 @@ float bf16_half(uint32_t pair, int half) {
 void run_mma_m16n8k16(void* const* lanes) {
     float a[16][16], b[16][8], sums[16][8];
     // Element i of lane's fragment of D.
-    auto sum = [&sums](int lane, int i) -> float& {
-        return sums[lane / 4 + (i >> 1) * 8][2 * (lane % 4) + (i & 1)];
-    };
+    auto sum = [&sums](int lane, int i) -> float& { return sums[lane / 4 + (i >> 1) * 8][2 * (lane % 4) + (i & 1)]; };
     for (int lane = 0; lane < 32; lane++) {
         const auto* mine = static_cast<MmaLane*>(lanes[lane]);
         const int group = lane / 4, t = lane % 4;

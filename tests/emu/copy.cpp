@@ -39,8 +39,7 @@ std::string check_copy(Copy& copy, cudaMemcpyKind kind) {
 
 using namespace emu;
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
-                            cudaStream_t handle) {
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t handle) {
     Copy copy{to, from, bytes, false, false};
     if (bytes == 0) return pending_error();
     if (const std::string wrong = check_copy(copy, kind); !wrong.empty())
@@ -75,8 +74,8 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
     if (width > to_pitch || width > from_pitch) return refuse(cudaErrorInvalidValue);
     for (size_t row = 0; row < height; row++) {
         const cudaError_t error =
-            cudaMemcpyAsync(static_cast<char*>(to) + row * to_pitch,
-                            static_cast<const char*>(from) + row * from_pitch, width, kind, stream);
+            cudaMemcpyAsync(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch,
+                            width, kind, stream);
         if (error != cudaSuccess) return error;
     }
     return cudaSuccess;

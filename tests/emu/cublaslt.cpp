@@ -76,10 +76,10 @@ cublasStatus_t refuse(cublasStatus_t status, const std::string& reason) {
 }
 
 bool supported_epilogue(uint32_t e) {
-    for (uint32_t known : {CUBLASLT_EPILOGUE_DEFAULT, CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU,
-                           CUBLASLT_EPILOGUE_GELU_BIAS, CUBLASLT_EPILOGUE_GELU_AUX,
-                           CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU,
-                           CUBLASLT_EPILOGUE_DGELU_BGRAD, CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB})
+    for (uint32_t known :
+         {CUBLASLT_EPILOGUE_DEFAULT, CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU, CUBLASLT_EPILOGUE_GELU_BIAS,
+          CUBLASLT_EPILOGUE_GELU_AUX, CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU,
+          CUBLASLT_EPILOGUE_DGELU_BGRAD, CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB})
         if (e == known) return true;
     return false;
 }
@@ -91,8 +91,7 @@ std::string wrong_types(const Problem& p) {
         return "compute type is not fp32 or tf32";
     if (p.op.pointer_mode != CUBLASLT_POINTER_MODE_HOST) return "alpha and beta are not on the host";
     const bool bf16_in = p.a.type == CUDA_R_16BF, fp32_out = type_d == CUDA_R_32F;
-    if (p.a.type != p.b.type || (!bf16_in && p.a.type != CUDA_R_32F))
-        return "A and B are not both bf16 or both fp32";
+    if (p.a.type != p.b.type || (!bf16_in && p.a.type != CUDA_R_32F)) return "A and B are not both bf16 or both fp32";
     if (tf32 && bf16_in) return "tf32 is for fp32 inputs";
     if (p.c.type != p.d.type || (!fp32_out && type_d != CUDA_R_16BF) || (!bf16_in && !fp32_out))
         return "C and D have types that do not go with A and B";
@@ -104,17 +103,15 @@ std::string wrong_types(const Problem& p) {
 std::string wrong_shape(const Problem& p) {
     const bool ta = p.op.transpose_a != CUBLAS_OP_N, tb = p.op.transpose_b != CUBLAS_OP_N;
     const uint64_t b_rows = tb ? p.b.columns : p.b.rows, b_columns = tb ? p.b.rows : p.b.columns;
-    if ((ta ? p.a.columns : p.a.rows) != p.m() || b_rows != p.k() || b_columns != p.n() ||
-        p.c.rows != p.m() || p.c.columns != p.n())
+    if ((ta ? p.a.columns : p.a.rows) != p.m() || b_rows != p.k() || b_columns != p.n() || p.c.rows != p.m() ||
+        p.c.columns != p.n())
         return strprintf("shapes: op(A) %s[%zu, %zu], op(B) %s[%zu, %zu], C [%zu, %zu], D [%zu, %zu]",
-                         ta ? "T of " : "", size_t(p.a.rows), size_t(p.a.columns), tb ? "T of " : "",
-                         size_t(p.b.rows), size_t(p.b.columns), size_t(p.c.rows), size_t(p.c.columns), p.m(),
-                         p.n());
+                         ta ? "T of " : "", size_t(p.a.rows), size_t(p.a.columns), tb ? "T of " : "", size_t(p.b.rows),
+                         size_t(p.b.columns), size_t(p.c.rows), size_t(p.c.columns), p.m(), p.n());
     for (const Layout* l : {&p.a, &p.b, &p.c, &p.d}) {
         if (l->rows == 0 || l->columns == 0) return "an empty matrix";
         if (l->order != CUBLASLT_ORDER_COL) return "an order other than column-major";
-        if (l->ld < int64_t(l->rows))
-            return strprintf("ld %ld is less than %ld rows", long(l->ld), long(l->rows));
+        if (l->ld < int64_t(l->rows)) return strprintf("ld %ld is less than %ld rows", long(l->ld), long(l->rows));
         if (l->batches != p.d.batches) return "batch counts differ";
     }
     return "";
@@ -123,8 +120,7 @@ std::string wrong_shape(const Problem& p) {
 std::string wrong_alignment(const Problem& p) {
     for (const Layout* l : {&p.a, &p.b, &p.c, &p.d})
         if (l->type == CUDA_R_16BF && (l->ld % 8 || l->stride % 8))
-            return strprintf("bf16 columns start at multiples of %ld elements: not 16-byte aligned",
-                             long(l->ld));
+            return strprintf("bf16 columns start at multiples of %ld elements: not 16-byte aligned", long(l->ld));
     return "";
 }
 
@@ -142,8 +138,7 @@ std::string wrong_epilogue(const Problem& p) {
 
 // Without memory: the heuristic does not know it.
 cublasStatus_t check(const Problem& p) {
-    if (const std::string wrong = wrong_shape(p); !wrong.empty())
-        return refuse(CUBLAS_STATUS_INVALID_VALUE, wrong);
+    if (const std::string wrong = wrong_shape(p); !wrong.empty()) return refuse(CUBLAS_STATUS_INVALID_VALUE, wrong);
     for (const std::string& wrong : {wrong_types(p), wrong_alignment(p), wrong_epilogue(p)})
         if (!wrong.empty()) return refuse(CUBLAS_STATUS_NOT_SUPPORTED, wrong);
     return CUBLAS_STATUS_SUCCESS;
@@ -165,8 +160,7 @@ cublasStatus_t check_memory(const Problem& p) {
                             {"bias", p.uses_bias_vector() ? p.op.bias : nullptr, bias_elements * element},
                             {"aux", p.aux() ? p.op.aux : nullptr, aux_elements * element}};
     for (const Range& r : ranges) {
-        if (!r.p && r.name[1] == '\0')
-            return refuse(CUBLAS_STATUS_INVALID_VALUE, strprintf("%s is null", r.name));
+        if (!r.p && r.name[1] == '\0') return refuse(CUBLAS_STATUS_INVALID_VALUE, strprintf("%s is null", r.name));
         if (!r.p) continue;
         const std::string wrong = check_range(r.p, r.bytes);
         if (!wrong.empty() || memory_kind(r.p) != MemoryKind::device)
@@ -198,9 +192,7 @@ void store(void* base, int32_t type, size_t i, float value) {
 }
 
 // 10 bits of mantissa, to nearest: what tensor cores keep of an fp32 input.
-float to_tf32(float x) {
-    return __builtin_bit_cast(float, (__builtin_bit_cast(uint32_t, x) + 0x1000u) & ~0x1fffu);
-}
+float to_tf32(float x) { return __builtin_bit_cast(float, (__builtin_bit_cast(uint32_t, x) + 0x1000u) & ~0x1fffu); }
 
 constexpr float gelu_scale = 0.7978845608f, gelu_cubic = 0.044715f;  // sqrt(2 / pi)
 
@@ -291,16 +283,15 @@ uint64_t fingerprint(const Problem& p) {
     uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
     for (uint64_t word :
          {uint64_t(p.m()), uint64_t(p.n()), uint64_t(p.k()), uint64_t(p.op.epilogue),
-          uint64_t(p.op.transpose_a * 8 + p.op.transpose_b), uint64_t(p.a.type * 256 + p.d.type),
-          uint64_t(p.a.ld), uint64_t(p.b.ld), uint64_t(p.c.ld), uint64_t(p.d.ld), uint64_t(p.d.batches)})
+          uint64_t(p.op.transpose_a * 8 + p.op.transpose_b), uint64_t(p.a.type * 256 + p.d.type), uint64_t(p.a.ld),
+          uint64_t(p.b.ld), uint64_t(p.c.ld), uint64_t(p.d.ld), uint64_t(p.d.batches)})
         hash = (hash ^ word) * 0x100000001b3u;
     return hash;
 }
 
 template <class T>
 cublasStatus_t set(T& field, const void* value, size_t bytes) {
-    if (!value || bytes != sizeof field)
-        return refuse(CUBLAS_STATUS_INVALID_VALUE, "attribute of another size");
+    if (!value || bytes != sizeof field) return refuse(CUBLAS_STATUS_INVALID_VALUE, "attribute of another size");
     std::memcpy(&field, value, sizeof field);
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -358,8 +349,7 @@ const char* cublasLtGetStatusString(cublasStatus_t status) {
     return text.c_str();
 }
 
-cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* desc, cublasComputeType_t compute,
-                                        cudaDataType_t scale) {
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* desc, cublasComputeType_t compute, cudaDataType_t scale) {
     auto* op = new Operation;
     op->compute = compute, op->scale = scale;
     *desc = reinterpret_cast<cublasLtMatmulDesc_t>(op);
@@ -371,9 +361,8 @@ cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t desc) {
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc,
-                                              cublasLtMatmulDescAttributes_t attribute, const void* value,
-                                              size_t bytes) {
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute,
+                                              const void* value, size_t bytes) {
     auto& op = inside<Operation>(desc);
     switch (attribute) {
         case CUBLASLT_MATMUL_DESC_COMPUTE_TYPE:
@@ -451,8 +440,8 @@ cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t prefer
 }
 
 cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
-                                                    cublasLtMatmulPreferenceAttributes_t attribute,
-                                                    const void* value, size_t bytes) {
+                                                    cublasLtMatmulPreferenceAttributes_t attribute, const void* value,
+                                                    size_t bytes) {
     uint32_t ignored;
     switch (attribute) {
         case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
@@ -487,10 +476,9 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t op, const void* alpha,
-                              const void* A, cublasLtMatrixLayout_t a, const void* B,
-                              cublasLtMatrixLayout_t b, const void* beta, const void* C,
-                              cublasLtMatrixLayout_t c, void* D, cublasLtMatrixLayout_t d,
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t op, const void* alpha, const void* A,
+                              cublasLtMatrixLayout_t a, const void* B, cublasLtMatrixLayout_t b, const void* beta,
+                              const void* C, cublasLtMatrixLayout_t c, void* D, cublasLtMatrixLayout_t d,
                               const cublasLtMatmulAlgo_t* algorithm, void* workspace, size_t workspace_bytes,
                               cudaStream_t stream) {
     if (!handle || !alpha || !beta) return refuse(CUBLAS_STATUS_INVALID_VALUE, "arguments");

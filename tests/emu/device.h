@@ -75,16 +75,15 @@ EMU_NO_TSAN void run_shuffle(void* const* lanes) {
 }
 
 enum Shuffle { shfl, shfl_xor, shfl_down, shfl_up };
-constexpr const char* shuffle_names[] = {"__shfl_sync", "__shfl_xor_sync", "__shfl_down_sync",
-                                         "__shfl_up_sync"};
+constexpr const char* shuffle_names[] = {"__shfl_sync", "__shfl_xor_sync", "__shfl_down_sync", "__shfl_up_sync"};
 
 template <Shuffle kind, class T>
 T shuffle(unsigned mask, T value, unsigned source, Site site) {
     static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 2));
     static constexpr WarpOp op{shuffle_names[kind], run_shuffle<T>, false};
     if (!(mask >> source & 1))
-        misuse("%s at %s:%d: lane %u reads lane %u, which is not in the mask %08x", op.name, site.file,
-               site.line, lane_id(), source, mask);
+        misuse("%s at %s:%d: lane %u reads lane %u, which is not in the mask %08x", op.name, site.file, site.line,
+               lane_id(), source, mask);
     ShuffleLane<T> mine{value, value, source};
     warp_operation(op, mask, &mine, site);
     return mine.result;
@@ -174,8 +173,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, EMU_S
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, EMU_SITE) {
     const bool inside = emu::lane_id() >= emu::segment_begin(width) + delta;
-    return emu::shuffle<emu::shfl_up>(mask, value, inside ? emu::lane_id() - delta : emu::lane_id(),
-                                      {file, line});
+    return emu::shuffle<emu::shfl_up>(mask, value, inside ? emu::lane_id() - delta : emu::lane_id(), {file, line});
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, EMU_SITE) {
@@ -216,8 +214,7 @@ namespace emu {
 // *p = f(*p) for any 2-, 4- or 8-byte type; returns the old value.
 template <class T, class F>
 T atomic_update(T* p, F f) {
-    using Bits =
-        std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
+    using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
     static_assert(sizeof(T) == sizeof(Bits));
     auto* word = reinterpret_cast<Bits*>(p);
     Bits old = __atomic_load_n(word, __ATOMIC_RELAXED);
@@ -227,8 +224,7 @@ T atomic_update(T* p, F f) {
         const T changed = f(value);
         Bits next;
         std::memcpy(&next, &changed, sizeof next);
-        if (__atomic_compare_exchange_n(word, &old, next, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
-            return value;
+        if (__atomic_compare_exchange_n(word, &old, next, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return value;
     }
 }
 

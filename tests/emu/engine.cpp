@@ -43,8 +43,8 @@ Engine& Engine::of_this_host_thread() {
 
 Engine::Engine() : threads_(max_threads), warps_(max_warps), copies_(size_t(max_threads) * max_copies) {
     idle_.reserve(max_threads);
-    char* memory = static_cast<char*>(
-        mmap(nullptr, max_shared_memory + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    char* memory =
+        static_cast<char*>(mmap(nullptr, max_shared_memory + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     const size_t bytes = (max_shared_memory + page - 1) / page * page;
     if (memory == MAP_FAILED || mprotect(memory, bytes, PROT_READ | PROT_WRITE) != 0) {
         std::perror("emu: no memory for shared memory");
@@ -78,8 +78,7 @@ bool Engine::run(const Launch& launch) {
     failure_.clear();
     for (size_t i = 0; i < blocks && failure_.empty(); i++) {
         const size_t b = settings().order == Order::backward ? blocks - 1 - i : (start + i) % blocks;
-        begin_block(launch,
-                    {unsigned(b % launch.grid.x), unsigned(b % plane / launch.grid.x), unsigned(b / plane)});
+        begin_block(launch, {unsigned(b % launch.grid.x), unsigned(b % plane / launch.grid.x), unsigned(b / plane)});
         run_block();
     }
     launch_ = nullptr;
@@ -103,8 +102,7 @@ void Engine::begin_block(const Launch& launch, Dim block) {
         Thread& t = threads_[id];
         t = {};
         t.id = id;
-        t.index = {id % launch.block.x, id / launch.block.x % launch.block.y,
-                   id / (launch.block.x * launch.block.y)};
+        t.index = {id % launch.block.x, id / launch.block.x % launch.block.y, id / (launch.block.x * launch.block.y)};
     }
     start_order_.resize(thread_count_);
     for (unsigned i = 0; i < thread_count_; i++)
@@ -142,8 +140,7 @@ void Engine::run_thread() {
     happens_acquire(&begin_sync_);
     launch_->body();
     if (current_->copies) {
-        found(strprintf("the thread returns with %d cp_async copies that it did not wait for",
-                        current_->copies));
+        found(strprintf("the thread returns with %d cp_async copies that it did not wait for", current_->copies));
         leave();
     }
     current_->state = Thread::State::returned;
@@ -210,8 +207,7 @@ void Engine::yield() {
 void Engine::begin_copy(const AsyncCopy& copy, Site site) {
     Thread* t = current_;
     const char* wrong = nullptr;
-    if (reinterpret_cast<uintptr_t>(copy.shared) % unsigned(copy.bytes))
-        wrong = "the shared address is not aligned";
+    if (reinterpret_cast<uintptr_t>(copy.shared) % unsigned(copy.bytes)) wrong = "the shared address is not aligned";
     if (copy.valid && reinterpret_cast<uintptr_t>(copy.global) % unsigned(copy.bytes))
         wrong = "the global address is not aligned";
     if (t->copies == max_copies) wrong = "too many copies in flight";
@@ -245,10 +241,10 @@ void Engine::leave() {
 
 std::string Engine::where() const {
     if (!launch_) return "host code";
-    std::string text = strprintf("kernel %s <<<%s, %s, %zu>>> launched at %s:%d, block %s",
-                                 launch_->kernel.c_str(), text_of(launch_->grid).c_str(),
-                                 text_of(launch_->block).c_str(), launch_->smem, launch_->site.file,
-                                 launch_->site.line, text_of({blockIdx.x, blockIdx.y, blockIdx.z}).c_str());
+    std::string text =
+        strprintf("kernel %s <<<%s, %s, %zu>>> launched at %s:%d, block %s", launch_->kernel.c_str(),
+                  text_of(launch_->grid).c_str(), text_of(launch_->block).c_str(), launch_->smem, launch_->site.file,
+                  launch_->site.line, text_of({blockIdx.x, blockIdx.y, blockIdx.z}).c_str());
     if (current_) text += ", thread " + text_of(current_->index);
     return text;
 }
@@ -264,8 +260,7 @@ void Engine::diagnose_deadlock() {
             return strprintf("wait in %s at %s:%d", t.waits_in, t.site.file, t.site.line);
         };
         const std::string what = doing(first);
-        for (next = first; next < thread_count_ && doing(next) == what; next++)
-            waits[int(threads_[next].state)]++;
+        for (next = first; next < thread_count_ && doing(next) == what; next++) waits[int(threads_[next].state)]++;
         std::string& ranges = groups[what];
         if (ranges.size() > 60) {
             if (!ranges.ends_with("...")) ranges += ", ...";
@@ -303,8 +298,7 @@ void Engine::diagnose_fault() {
     else if (what.empty())
         what = "no device memory";
     current_ = fault_.thread;
-    found(strprintf("the thread %s %s (address %p)", fault_.writes ? "writes" : "reads", what.c_str(),
-                    fault_.address));
+    found(strprintf("the thread %s %s (address %p)", fault_.writes ? "writes" : "reads", what.c_str(), fault_.address));
     current_ = nullptr;
     fault_ = {};
 }

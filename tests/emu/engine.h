@@ -119,8 +119,7 @@ void launch(void (*kernel)(Parameters...), std::string name, const char* file, i
     launch.smem = smem;
     [&]<size_t... i>(std::index_sequence<i...>) {
         (check_kernel_argument(launch, i, std::get<i>(values)), ...);
-    }
-    (std::index_sequence_for<Parameters...>());
+    }(std::index_sequence_for<Parameters...>());
     launch.body = [kernel, values] { std::apply(kernel, values); };
     submit_launch(std::move(launch), stream);
 }

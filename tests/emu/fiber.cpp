@@ -29,8 +29,7 @@ thread_local Fiber* switched_from = nullptr;
 // Called on the stack of the fiber that has just been switched to.
 void arrived([[maybe_unused]] Fiber* self) {
 #ifdef EMU_ASAN
-    __sanitizer_finish_switch_fiber(self->asan_fake_stack, &switched_from->asan_bottom,
-                                    &switched_from->asan_bytes);
+    __sanitizer_finish_switch_fiber(self->asan_fake_stack, &switched_from->asan_bottom, &switched_from->asan_bytes);
     self->asan_fake_stack = nullptr;
 #endif
 }
@@ -126,10 +125,8 @@ Fiber* fiber_of_host() {
 
 Fiber* fiber_create(void (*entry)(), size_t number) {
     auto* fiber = new Fiber;
-    void* memory =
-        mmap(nullptr, stack_size + guard, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED ||
-        mprotect(static_cast<char*>(memory) + guard, stack_size, PROT_READ | PROT_WRITE) != 0) {
+    void* memory = mmap(nullptr, stack_size + guard, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED || mprotect(static_cast<char*>(memory) + guard, stack_size, PROT_READ | PROT_WRITE) != 0) {
         std::perror("emu: no memory for the stack of a CUDA thread");
         std::exit(1);
     }

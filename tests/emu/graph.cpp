@@ -71,7 +71,8 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus* 
 }
 
 cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
-    if (!graph || nodes) return refuse(cudaErrorInvalidValue, "cudaGraphGetNodes: only the number of nodes is known here");
+    if (!graph || nodes)
+        return refuse(cudaErrorInvalidValue, "cudaGraphGetNodes: only the number of nodes is known here");
     *count = work_of(graph)->size();
     return cudaSuccess;
 }

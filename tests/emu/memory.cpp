@@ -37,8 +37,7 @@ struct Registry {
 };
 
 Registry& registry() {
-    static Registry* const instance =
-        new Registry;  // never destroyed: other destructors may free device memory
+    static Registry* const instance = new Registry;  // never destroyed: other destructors may free device memory
     return *instance;
 }
 
@@ -54,8 +53,8 @@ Allocation* find(Registry& r, const void* p) {
 const char* kind_name(MemoryKind kind) { return kind == MemoryKind::pinned ? "pinned" : "device"; }
 
 std::string name_of(const Allocation& a) {
-    return strprintf("%s%s allocation #%zu of %zu bytes", a.freed ? "freed " : "", kind_name(a.kind),
-                     a.number, a.bytes);
+    return strprintf("%s%s allocation #%zu of %zu bytes", a.freed ? "freed " : "", kind_name(a.kind), a.number,
+                     a.bytes);
 }
 
 std::string describe(const Allocation& a, const void* p) {
@@ -77,8 +76,7 @@ bool map_filled(char* begin, size_t bytes) {
     }();
     const size_t mapped = file >= 0 ? bytes / piece * piece : 0;
     for (size_t offset = 0; offset < mapped; offset += piece)
-        if (mmap(begin + offset, piece, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file, 0) ==
-            MAP_FAILED)
+        if (mmap(begin + offset, piece, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file, 0) == MAP_FAILED)
             return false;
     if (mapped == bytes) return true;
     if (mprotect(begin + mapped, bytes - mapped, PROT_READ | PROT_WRITE) != 0) return false;
@@ -128,15 +126,13 @@ cudaError_t release(void* p, MemoryKind kind) {
     std::lock_guard lock(r.mutex);
     Allocation* a = find(r, p);
     if (!a || a->begin != p || a->kind != kind || a->freed)
-        return refuse(cudaErrorInvalidValue,
-                      std::string("freeing what is not the start of a living allocation: ") +
-                          (a ? describe(*a, p) : std::string("host memory")));
+        return refuse(cudaErrorInvalidValue, std::string("freeing what is not the start of a living allocation: ") +
+                                                 (a ? describe(*a, p) : std::string("host memory")));
     const bool intact = gap_is_intact(*a);
     a->freed = true;
     r.living--;
     if (kind == MemoryKind::device) r.device_bytes -= a->bytes;
-    mmap(a->mapping, a->mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
-         0);
+    mmap(a->mapping, a->mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     forbid_access(a->mapping, a->mapping_bytes);
     if (!intact) report(cudaErrorIllegalAddress, "somebody wrote behind the end of " + name_of(*a));
     r.freed.push_back(reinterpret_cast<uintptr_t>(a->mapping));
@@ -182,8 +178,7 @@ void install_fault_handler() {
     std::lock_guard lock(mutex);
     stack_t stack{};
     if (sigaltstack(nullptr, &stack) == 0 && stack.ss_flags & SS_DISABLE) {
-        static thread_local std::vector<char> alternate(
-            64 << 10);  // a full stack cannot hold the handler's frame
+        static thread_local std::vector<char> alternate(64 << 10);  // a full stack cannot hold the handler's frame
         stack = {};
         stack.ss_sp = alternate.data();
         stack.ss_size = alternate.size();
@@ -194,7 +189,7 @@ void install_fault_handler() {
         sigaction(signal, nullptr, &current);
         if (current.sa_flags & SA_SIGINFO && current.sa_sigaction == on_fault) continue;
         previous_action[signal == SIGBUS] = current;
-        struct sigaction action {};
+        struct sigaction action{};
         action.sa_sigaction = on_fault;
         action.sa_flags = SA_SIGINFO | SA_ONSTACK;
         sigaction(signal, &action, nullptr);
@@ -244,8 +239,7 @@ static bool is_host_pointer(const void* p) {
     const auto address = reinterpret_cast<uintptr_t>(p);
     if (address < lowest || address >> 47) return false;
     if (memory_kind(p) != MemoryKind::host) return false;
-    return msync(reinterpret_cast<void*>(address & ~(page - 1)), 1, MS_ASYNC) ==
-           0;  // fails where nothing is mapped
+    return msync(reinterpret_cast<void*>(address & ~(page - 1)), 1, MS_ASYNC) == 0;  // fails where nothing is mapped
 }
 
 void check_argument(const Launch& launch, size_t index, const void* bytes, size_t size, bool is_struct) {
@@ -254,10 +248,9 @@ void check_argument(const Launch& launch, size_t index, const void* bytes, size_
         std::memcpy(&p, static_cast<const char*>(bytes) + offset, sizeof p);
         if (!is_host_pointer(p)) continue;
         const std::string where = is_struct ? strprintf(" (a struct, at offset %zu)", offset) : "";
-        report(
-            cudaErrorIllegalAddress,
-            strprintf("kernel %s launched at %s:%d: argument %zu%s points to host memory",
-                      launch.kernel.c_str(), launch.site.file, launch.site.line, index + 1, where.c_str()));
+        report(cudaErrorIllegalAddress,
+               strprintf("kernel %s launched at %s:%d: argument %zu%s points to host memory", launch.kernel.c_str(),
+                         launch.site.file, launch.site.line, index + 1, where.c_str()));
         return;
     }
 }

@@ -122,12 +122,10 @@ void Comm::meet() {
         shared->generation = generation + 1;
         return;
     }
-    const bool met =
-        wait_for([&] { return shared->generation.load() != generation || shared->aborted.load(); });
+    const bool met = wait_for([&] { return shared->generation.load() != generation || shared->aborted.load(); });
     if (shared->aborted.load()) throw Failure{ncclRemoteError, "another rank aborted the communicator"};
     if (!met)
-        throw Failure{ncclRemoteError,
-                      strprintf("not all %d ranks came in %ld ms", ranks, long(time_limit().count()))};
+        throw Failure{ncclRemoteError, strprintf("not all %d ranks came in %ld ms", ranks, long(time_limit().count()))};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -168,9 +166,7 @@ struct Bf16 {
 template <class T, class Wide>
 void reduce_as(const Comm& comm, void* out, size_t count, int op) {
     for (size_t i = 0; i < count; i++) {
-        auto element = [&](int rank) {
-            return Wide(reinterpret_cast<const T*>(comm.shared->slots[rank])[i]);
-        };
+        auto element = [&](int rank) { return Wide(reinterpret_cast<const T*>(comm.shared->slots[rank])[i]); };
         Wide total = element(0);
         for (int rank = 1; rank < comm.ranks; rank++) {
             const Wide x = element(rank);
@@ -225,8 +221,8 @@ void agree(Comm& comm, const Call& call) {
     comm.shared->calls[comm.rank] = call;
     comm.meet();
     auto text = [](const Call& c) {
-        return strprintf("%s #%zu of %zu elements, type %d, op %d, root %d", c.name, size_t(c.number),
-                         c.count, c.type, c.op, c.root);
+        return strprintf("%s #%zu of %zu elements, type %d, op %d, root %d", c.name, size_t(c.number), c.count, c.type,
+                         c.op, c.root);
     };
     std::string wrong;
     const std::string first = text(comm.shared->calls[0]);
@@ -245,8 +241,7 @@ void run_collective(Comm& comm, const Call& call, const char* send, char* receiv
     agree(comm, call);
     if (name == "AllReduce" || name == "Reduce") {
         exchange(
-            comm, call.count, element,
-            [&](size_t at, size_t n) { std::memcpy(mine, send + at, n * element); },
+            comm, call.count, element, [&](size_t at, size_t n) { std::memcpy(mine, send + at, n * element); },
             [&](size_t at, size_t n) {
                 if (name == "AllReduce" || comm.rank == call.root) reduce(receive + at, n);
             });
@@ -260,8 +255,7 @@ void run_collective(Comm& comm, const Call& call, const char* send, char* receiv
                 });
     } else if (name == "AllGather") {
         exchange(
-            comm, call.count, element,
-            [&](size_t at, size_t n) { std::memcpy(mine, send + at, n * element); },
+            comm, call.count, element, [&](size_t at, size_t n) { std::memcpy(mine, send + at, n * element); },
             [&](size_t at, size_t n) {
                 for (int from = 0; from < comm.ranks; from++)
                     std::memcpy(receive + size_t(from) * block + at, comm.shared->slots[from], n * element);
@@ -272,23 +266,19 @@ void run_collective(Comm& comm, const Call& call, const char* send, char* receiv
             [&](size_t at, size_t n) {
                 if (comm.rank == call.root) std::memcpy(mine, send + at, n * element);
             },
-            [&](size_t at, size_t n) {
-                std::memcpy(receive + at, comm.shared->slots[call.root], n * element);
-            });
+            [&](size_t at, size_t n) { std::memcpy(receive + at, comm.shared->slots[call.root], n * element); });
     }
 }
 
 ncclResult_t wrong_buffer(const char* name, const void* p, size_t bytes) {
     const std::string wrong = check_range(p, bytes);
     if (wrong.empty() && memory_kind(p) == MemoryKind::device) return ncclSuccess;
-    return refuse(ncclInvalidArgument,
-                  strprintf("the %s buffer of %zu bytes reaches %s", name, bytes, wrong.c_str()));
+    return refuse(ncclInvalidArgument, strprintf("the %s buffer of %zu bytes reaches %s", name, bytes, wrong.c_str()));
 }
 
 // Checks and submits one collective; sends and receives so many elements per rank.
-ncclResult_t collective(const char* name, const void* send, void* receive, size_t sent, size_t received,
-                        size_t count, ncclDataType_t type, int op, int root, ncclComm_t handle,
-                        cudaStream_t stream) {
+ncclResult_t collective(const char* name, const void* send, void* receive, size_t sent, size_t received, size_t count,
+                        ncclDataType_t type, int op, int root, ncclComm_t handle, cudaStream_t stream) {
     const auto comm = find(handle);
     const size_t element = size_of(type);
     if (!comm) return refuse(ncclInvalidArgument, std::string(name) + ": no living communicator");
@@ -366,8 +356,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t* handle, int ranks, ncclUniqueId id, in
         return refuse(ncclInvalidArgument, strprintf("rank %d of %d", rank, ranks));
     const int file = shm_open(id.internal, O_CREAT | O_RDWR, 0600);
     if (file < 0 || ftruncate(file, sizeof(Shared)) != 0)
-        return refuse(ncclSystemError,
-                      std::string("shared memory ") + id.internal + ": " + std::strerror(errno));
+        return refuse(ncclSystemError, std::string("shared memory ") + id.internal + ": " + std::strerror(errno));
     void* memory = mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     close(file);
     if (memory == MAP_FAILED) return refuse(ncclSystemError, "no address space");
@@ -376,16 +365,15 @@ ncclResult_t ncclCommInitRank(ncclComm_t* handle, int ranks, ncclUniqueId id, in
     cudaGetDevice(&comm->device);
     int none = 0;
     if (!comm->shared->ranks.compare_exchange_strong(none, ranks) && none != ranks)
-        return refuse(ncclInvalidUsage,
-                      strprintf("one rank says there are %d ranks, another %d", ranks, none));
+        return refuse(ncclInvalidUsage, strprintf("one rank says there are %d ranks, another %d", ranks, none));
     if (comm->shared->present[rank].exchange(1))
         return refuse(ncclInvalidUsage, strprintf("rank %d exists twice", rank));
     comm->shared->joined++;
     const bool all = wait_for([&] { return comm->shared->joined.load() == ranks; });
     shm_unlink(id.internal);  // by everyone: the first one succeeds, and no file stays behind
     if (!all)
-        return refuse(ncclRemoteError, strprintf("%d of %d ranks came in %ld ms", comm->shared->joined.load(),
-                                                 ranks, long(time_limit().count())));
+        return refuse(ncclRemoteError, strprintf("%d of %d ranks came in %ld ms", comm->shared->joined.load(), ranks,
+                                                 long(time_limit().count())));
     *handle = reinterpret_cast<ncclComm_t>(comm.get());
     std::lock_guard lock(communicators().mutex);
     communicators().living[*handle] = comm;
@@ -448,8 +436,7 @@ ncclResult_t ncclGroupEnd() {
         if (call.comm != calls.front().comm)
             return refuse(ncclInvalidUsage, "one thread drives several ranks, which the stand-in cannot do");
     for (const Grouped& call : calls)
-        if (submit(call.stream, call.work) != cudaSuccess)
-            return refuse(ncclInvalidArgument, "no living stream");
+        if (submit(call.stream, call.work) != cudaSuccess) return refuse(ncclInvalidArgument, "no living stream");
     return ncclSuccess;
 }
 
@@ -458,20 +445,20 @@ ncclResult_t ncclAllReduce(const void* send, void* receive, size_t count, ncclDa
     return collective("AllReduce", send, receive, count, count, count, type, op, 0, comm, stream);
 }
 
-ncclResult_t ncclReduce(const void* send, void* receive, size_t count, ncclDataType_t type, ncclRedOp_t op,
-                        int root, ncclComm_t comm, cudaStream_t stream) {
+ncclResult_t ncclReduce(const void* send, void* receive, size_t count, ncclDataType_t type, ncclRedOp_t op, int root,
+                        ncclComm_t comm, cudaStream_t stream) {
     return collective("Reduce", send, receive, count, count, count, type, op, root, comm, stream);
 }
 
-ncclResult_t ncclReduceScatter(const void* send, void* receive, size_t count, ncclDataType_t type,
-                               ncclRedOp_t op, ncclComm_t handle, cudaStream_t stream) {
+ncclResult_t ncclReduceScatter(const void* send, void* receive, size_t count, ncclDataType_t type, ncclRedOp_t op,
+                               ncclComm_t handle, cudaStream_t stream) {
     const auto comm = find(handle);
     const size_t all = comm ? count * size_t(comm->ranks) : 0;
     return collective("ReduceScatter", send, receive, all, count, count, type, op, 0, handle, stream);
 }
 
-ncclResult_t ncclAllGather(const void* send, void* receive, size_t count, ncclDataType_t type,
-                           ncclComm_t handle, cudaStream_t stream) {
+ncclResult_t ncclAllGather(const void* send, void* receive, size_t count, ncclDataType_t type, ncclComm_t handle,
+                           cudaStream_t stream) {
     const auto comm = find(handle);
     const size_t all = comm ? count * size_t(comm->ranks) : 0;
     return collective("AllGather", send, receive, count, all, count, type, 0, 0, handle, stream);

@@ -30,13 +30,12 @@ void run_ldmatrix(void* const* lanes) {
 
 template <int matrices, bool transposed>
 void ldmatrix(uint32_t* registers, const void* row, Site site) {
-    static constexpr WarpOp op{transposed ? "ldmatrix.trans" : "ldmatrix", run_ldmatrix<matrices, transposed>,
-                               false};
+    static constexpr WarpOp op{transposed ? "ldmatrix.trans" : "ldmatrix", run_ldmatrix<matrices, transposed>, false};
     MatrixLane mine{{}, registers};
     if (lane_id() < 8 * matrices) {
         if (reinterpret_cast<uintptr_t>(row) % 16)
-            misuse("%s at %s:%d: the row address of lane %u is not 16-byte aligned", op.name, site.file,
-                   site.line, lane_id());
+            misuse("%s at %s:%d: the row address of lane %u is not 16-byte aligned", op.name, site.file, site.line,
+                   lane_id());
         const auto* elements = static_cast<const uint16_t*>(row);
         for (int i = 0; i < 8; i++) mine.row[i] = elements[i];
     }
@@ -56,15 +55,11 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
     emu::warp_operation(op, ~0u, &mine, {file, line});
 }
 
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, EMU_SITE) {
-    emu::ldmatrix<4, false>(r, row, {file, line});
-}
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, EMU_SITE) { emu::ldmatrix<4, false>(r, row, {file, line}); }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, EMU_SITE) {
     emu::ldmatrix<4, true>(r, row, {file, line});
 }
-inline void ldmatrix_x2(uint32_t (&r)[2], const void* row, EMU_SITE) {
-    emu::ldmatrix<2, false>(r, row, {file, line});
-}
+inline void ldmatrix_x2(uint32_t (&r)[2], const void* row, EMU_SITE) { emu::ldmatrix<2, false>(r, row, {file, line}); }
 inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row, EMU_SITE) {
     emu::ldmatrix<2, true>(r, row, {file, line});
 }

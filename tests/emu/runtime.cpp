@@ -63,8 +63,7 @@ struct ErrorText {
     cudaError_t error;
     const char *name, *text;
 };
-#define EMU_ERROR(code, text) \
-    { code, #code, text }
+#define EMU_ERROR(code, text) {code, #code, text}
 constexpr ErrorText error_texts[] = {
     EMU_ERROR(cudaSuccess, "no error"),
     EMU_ERROR(cudaErrorInvalidValue, "invalid argument"),
@@ -85,8 +84,7 @@ constexpr ErrorText error_texts[] = {
     EMU_ERROR(cudaErrorStreamCaptureUnmatched, "capture was not ended in the same stream as it began"),
     EMU_ERROR(cudaErrorStreamCaptureUnjoined, "capturing stream has unjoined work"),
     EMU_ERROR(cudaErrorStreamCaptureIsolation, "dependency created on uncaptured work in another stream"),
-    EMU_ERROR(cudaErrorCapturedEvent,
-              "operation not permitted on an event last recorded in a capturing stream"),
+    EMU_ERROR(cudaErrorCapturedEvent, "operation not permitted on an event last recorded in a capturing stream"),
 };
 
 const ErrorText& text_of(cudaError_t error) {
@@ -139,20 +137,16 @@ FunctionAttributes& function_attributes() {
 }
 
 // Per block, and per multiprocessor, as NVIDIA's programming guide lists them.
-size_t shared_memory_limit() {
-    return size_t(settings().sm >= 90 ? 227 : settings().sm == 80 ? 163 : 99) << 10;
-}
+size_t shared_memory_limit() { return size_t(settings().sm >= 90 ? 227 : settings().sm == 80 ? 163 : 99) << 10; }
 
 std::string wrong_shape(const Launch& l) {
     const Dim &g = l.grid, &b = l.block;
     const size_t threads = size_t(b.x) * b.y * b.z, allowed = allowed_shared_memory(l.function);
-    if (threads == 0 || threads > max_threads || b.z > 64)
-        return strprintf("a block of %zu threads", threads);
+    if (threads == 0 || threads > max_threads || b.z > 64) return strprintf("a block of %zu threads", threads);
     if (g.x == 0 || g.y == 0 || g.z == 0) return "an empty grid";
     if (g.x > 0x7fffffff || g.y > 65535 || g.z > 65535) return "a grid too large in one dimension";
     if (l.smem > allowed)
-        return strprintf("%zu bytes of shared memory, but %zu were allowed by cudaFuncSetAttribute", l.smem,
-                         allowed);
+        return strprintf("%zu bytes of shared memory, but %zu were allowed by cudaFuncSetAttribute", l.smem, allowed);
     return "";
 }
 
@@ -168,10 +162,9 @@ size_t allowed_shared_memory(const void* kernel) {
 void submit_launch(Launch launch, void* stream) {
     if (errors.pending != cudaSuccess) return;
     if (const std::string wrong = wrong_shape(launch); !wrong.empty()) {
-        refuse(
-            wrong.find("shared") == std::string::npos ? cudaErrorInvalidConfiguration : cudaErrorInvalidValue,
-            strprintf("kernel %s launched at %s:%d with %s", launch.kernel.c_str(), launch.site.file,
-                      launch.site.line, wrong.c_str()));
+        refuse(wrong.find("shared") == std::string::npos ? cudaErrorInvalidConfiguration : cudaErrorInvalidValue,
+               strprintf("kernel %s launched at %s:%d with %s", launch.kernel.c_str(), launch.site.file,
+                         launch.site.line, wrong.c_str()));
         return;
     }
     auto shared = std::make_shared<const Launch>(std::move(launch));
@@ -306,9 +299,8 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
     if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return refuse(cudaErrorNotSupported);
     if (value < 0 || size_t(value) > shared_memory_limit())
-        return refuse(cudaErrorInvalidValue,
-                      strprintf("a kernel asks for %d bytes of shared memory, of %zu on sm_%d", value,
-                                shared_memory_limit(), settings().sm));
+        return refuse(cudaErrorInvalidValue, strprintf("a kernel asks for %d bytes of shared memory, of %zu on sm_%d",
+                                                       value, shared_memory_limit(), settings().sm));
     FunctionAttributes& attributes = function_attributes();
     std::lock_guard lock(attributes.mutex);
     attributes.shared_memory[kernel] = std::max(size_t(value), size_t(48) << 10);
@@ -316,8 +308,7 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
 }
 
 // By threads and shared memory alone: registers are not known here.
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* kernel, int threads,
-                                                          size_t smem) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* kernel, int threads, size_t smem) {
     if (threads <= 0 || threads > int(max_threads) || smem > allowed_shared_memory(kernel))
         return refuse(cudaErrorInvalidValue);
     *blocks = std::min({32, 2048 / threads, int((shared_memory_limit() + 1024) / (smem + 1024))});

@@ -135,9 +135,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* handle, unsigned flags) {
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamCreate(cudaStream_t* handle) {
-    return cudaStreamCreateWithFlags(handle, cudaStreamDefault);
-}
+cudaError_t cudaStreamCreate(cudaStream_t* handle) { return cudaStreamCreateWithFlags(handle, cudaStreamDefault); }
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* handle, unsigned flags, int) {
     return cudaStreamCreateWithFlags(handle, flags);
@@ -162,8 +160,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
     if (!stream) return refuse(cudaErrorInvalidResourceHandle);
     if (stream->capture) {
         stream->capture->spoiled = true;
-        return refuse(cudaErrorStreamCaptureUnsupported,
-                      "cudaStreamSynchronize on a stream that is being captured");
+        return refuse(cudaErrorStreamCaptureUnsupported, "cudaStreamSynchronize on a stream that is being captured");
     }
     if (!handle) synchronize(true);
     run_until(*stream, last_ticket(*stream));
@@ -198,9 +195,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* handle, unsigned flags) {
     return cudaSuccess;
 }
 
-cudaError_t cudaEventCreate(cudaEvent_t* handle) {
-    return cudaEventCreateWithFlags(handle, cudaEventDefault);
-}
+cudaError_t cudaEventCreate(cudaEvent_t* handle) { return cudaEventCreateWithFlags(handle, cudaEventDefault); }
 
 cudaError_t cudaEventDestroy(cudaEvent_t handle) {
     std::lock_guard lock(all().mutex);
@@ -248,8 +243,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream_handle, cudaEvent_t handle, 
     if (!event || !stream) return refuse(cudaErrorInvalidResourceHandle);
     if (stream->capture || event->capture) return wait_in_capture(stream, *event);
     if (!event->stream) return cudaSuccess;  // never recorded: nothing to wait for
-    return submit(stream_handle,
-                  [source = event->stream, ticket = event->ticket] { run_until(*source, ticket); });
+    return submit(stream_handle, [source = event->stream, ticket = event->ticket] { run_until(*source, ticket); });
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
@@ -269,8 +263,7 @@ cudaError_t cudaEventQuery(cudaEvent_t handle) {
 
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
     const auto a = find_event(begin), b = find_event(end);
-    if (!a || !b || !a->timing || !b->timing || !a->stream || !b->stream)
-        return refuse(cudaErrorInvalidResourceHandle);
+    if (!a || !b || !a->timing || !b->timing || !a->stream || !b->stream) return refuse(cudaErrorInvalidResourceHandle);
     for (const auto& event : {a, b}) {
         std::lock_guard lock(all().mutex);
         if (event->stream->done < event->ticket) return refuse(cudaErrorNotReady);
