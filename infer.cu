@@ -18,6 +18,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -263,9 +264,9 @@ static Sampling sampling_of(const Settings& s) { return {s.greedy ? 0 : s.temper
 // What a sequence is fed after its newest token: that token; where the context is full, the second half of it, read again
 // from position 0 on.
 template <class Device, class Real>
-Piece next_piece(Decoder<Device, Real>& decoder, size_t sequence, const std::vector<int>& tokens, size_t T) {
+Piece next_piece(Decoder<Device, Real>& decoder, size_t sequence, std::span<const int> tokens, size_t T) {
     size_t fresh = 1;
-    if (decoder.length(sequence) == T) decoder.rewind(0, sequence), fresh = std::max<size_t>(1, T / 2);
+    if (decoder.length(sequence) == T) decoder.rewind(0, sequence), fresh = half_context(T);
     return {sequence, tokens.data() + tokens.size() - fresh, fresh};
 }
 
@@ -273,10 +274,10 @@ Piece next_piece(Decoder<Device, Real>& decoder, size_t sequence, const std::vec
 template <class Device, class Real>
 void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& prompt, const Config& c,
               const std::optional<Tokenizer>& tokenizer) {
-    std::vector<int> tokens = prompt.tokens;
-    std::vector<float> logits(s.dump.empty() ? c.V : tokens.size() * c.V);
+    std::vector<float> logits(s.dump.empty() ? c.V : prompt.tokens.size() * c.V);
     const auto prefill = std::chrono::steady_clock::now();
-    decoder.feed(tokens.data(), tokens.size(), s.dump.empty() ? Logits::last : Logits::all, logits.data());
+    decoder.feed(prompt.tokens.data(), prompt.tokens.size(), s.dump.empty() ? Logits::last : Logits::all,
+                 logits.data());
     const double prefill_seconds = seconds_since(prefill);
     require_finite(s.model, logits);
     if (!s.dump.empty()) {
@@ -287,20 +288,21 @@ void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& p
     const size_t V = tokenizer ? std::min(c.V, tokenizer->vocab_size()) : c.V;
     const auto decode = std::chrono::steady_clock::now();
     Generator<Device, Real> generator(decoder);
-    auto show = [&](size_t, const int* token) {
+    RecentTokens tokens(prompt.tokens, half_context(c.T));
+    size_t done = 0;
+    auto show = [&](size_t i, const int* token) {
         if (*token < 0) fail_not_finite(s.model);
-        const bool first = tokens.size() == prompt.tokens.size();
-        tokens.push_back(*token);
+        tokens.push(*token);
         const std::string text =
-            tokenizer ? std::string(tokenizer->token(size_t(*token))) : strprintf(first ? "%d" : ",%d", *token);
+            tokenizer ? std::string(tokenizer->token(size_t(*token))) : strprintf(done + i == 0 ? "%d" : ",%d", *token);
         std::fwrite(text.data(), 1, text.size(), stdout);
         std::fflush(stdout);
     };
-    for (size_t done = 0; done < s.n;) {
+    while (done < s.n) {
         const size_t n = std::min(s.n - done, c.T - decoder.length() + 1);  // the context holds as many
         generator.generate(logits, V, n, sampling_of(s), done, show);
         done += n;
-        if (done < s.n) decoder.feed({next_piece(decoder, 0, tokens, c.T)}, Logits::last, logits.data());
+        if (done < s.n) decoder.feed({next_piece(decoder, 0, tokens.all(), c.T)}, Logits::last, logits.data());
     }
     const double seconds = seconds_since(decode);
     std::printf("\n\nprompt %zu tokens in %.1f ms; %zu generated in %.2f s (%.2f ms per token)\n", prompt.tokens.size(),

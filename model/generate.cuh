@@ -1,8 +1,11 @@
 // Generating tokens for all sequences of a decoder: on the CPU one step after the other, on a GPU without the host.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <optional>
+#include <span>
+#include <vector>
 
 #include "model/decoder.cuh"
 #include "model/sampler.h"
@@ -16,6 +19,28 @@ inline bool all_finite(const float* x, size_t n) {
     for (size_t i = 0; i < n; i++) sum += x[i] - x[i];
     return sum == 0;
 }
+
+// Of a full context of T tokens, so many are read again from position 0 on, for the model to go on with.
+inline size_t half_context(size_t T) { return std::max<size_t>(1, T / 2); }
+
+// At least the newest `keep` tokens of a sequence that may have no end, and never more than twice as many.
+class RecentTokens {
+  public:
+    RecentTokens(std::span<const int> tokens, size_t keep) : keep_(keep) {
+        const std::span<const int> newest = tokens.last(std::min(tokens.size(), keep));
+        tokens_.reserve(2 * keep);
+        tokens_.assign(newest.begin(), newest.end());
+    }
+    void push(int token) {
+        if (tokens_.size() == 2 * keep_) tokens_.erase(tokens_.begin(), tokens_.end() - ptrdiff_t(keep_));
+        tokens_.push_back(token);
+    }
+    std::span<const int> all() const { return tokens_; }  // the oldest first; until the next push
+
+  private:
+    size_t keep_;
+    std::vector<int> tokens_;
+};
 
 // Called for every step i in turn with its tokens, one for each sequence; -1: the logits were not finite numbers, and what
 // follows in that sequence means nothing.

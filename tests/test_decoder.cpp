@@ -1,7 +1,11 @@
 // Inference: sequences of different lengths together against each alone.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <span>
+
 #include "model/decoder.cuh"
+#include "model/generate.cuh"
 #include "model/packed_model.h"
 #include "tests/random_model.h"
 
@@ -142,6 +146,23 @@ TEST_CASE("decoder: packed weights give the model's logits, up to the rounding o
                     error = std::max(error, std::abs(double(got[i]) - expected[(n - 1) * V + i]));
                 CHECK(error <= 16 * unit * largest);
                 if (type != WeightType::fp32) CHECK(error >= unit * largest / 64);  // they are rounded
+            }
+        }
+    }
+}
+
+TEST_CASE("generation: of a sequence without end the newest tokens are kept, and little more") {
+    for (const size_t prompt : {1, 3, 9}) {
+        for (const size_t keep : {1, 4}) {
+            std::vector<int> whole;
+            for (size_t i = 0; i < prompt; i++) whole.push_back(int(i * i));
+            RecentTokens recent(whole, keep);
+            for (int token = 100; token < 200; token++) {
+                const std::span<const int> kept = recent.all();
+                CHECK(kept.size() >= std::min(keep, whole.size()));
+                CHECK(kept.size() <= 2 * keep);
+                CHECK(std::equal(kept.begin(), kept.end(), whole.end() - ptrdiff_t(kept.size())));
+                recent.push(token), whole.push_back(token);
             }
         }
     }
