@@ -9,7 +9,8 @@
 # make format      clang-format over all sources (the version of make dev-env)
 #
 # For CUDA: make emu-test runs its kernels on the CPU, emu-schedules in other orders, emu-asan and emu-tsan under sanitizers;
-# cuda-compile-check builds them for all architectures; gpu-test and gpu-bench need a GPU.
+# cuda-compile-check builds them for all architectures (kernel-table: and writes dev/results/kernel-resources.md); gpu-test and
+# gpu-bench need a GPU.
 #
 # Settings: CXX, CUDA_HOME, NVCC, USE_CUDA=0 (ignore nvcc), USE_MPI=0, GPU=native or e.g. GPU="80 90",
 #           SANITIZE=address,undefined, BUILD=<folder>
@@ -32,7 +33,7 @@ LEAF_ISAS = base $(if $(filter x86_64,$(ARCH)),avx2 avx512)
 LIBRARY = $(LIBRARY_SOURCES:%.cpp=$(BUILD)/%.o) $(LEAF_ISAS:%=$(BUILD)/ops/leaf_%.o)
 TEST_OBJECTS = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/*.cpp))
 
-.PHONY: all data-tools test emu-test emu-schedules emu-asan emu-tsan cuda-compile-check gpu-test gpu-bench FORCE demo bench dev-env deps format clean
+.PHONY: all data-tools test emu-test emu-schedules emu-asan emu-tsan cuda-compile-check kernel-table gpu-test gpu-bench FORCE demo bench dev-env deps format clean
 .DELETE_ON_ERROR:
 PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 all: $(PROGRAMS)
@@ -151,16 +152,17 @@ EMU_FLAGS = -std=c++20 -O2 -g1 -fno-math-errno -fno-strict-aliasing -fsanitize=a
             -isystem $(CUDA_INCLUDE) $(if $(filter thread,$(EMU_SANITIZE)),-DEMU_TSAN)
 EMU_INSTRUMENT = $(EMU_SANITIZE:%=-fsanitize=% -fno-omit-frame-pointer)
 $(EMU)/tests/emu/%.o: EMU_FLAGS += $(filter-out %=thread,$(EMU_INSTRUMENT))
-$(EMU)/tests/cuda/%.o $(EMU)/tests/test_%.o $(EMU)/train_gpt.o: EMU_FLAGS += $(EMU_INSTRUMENT)
+$(EMU)/tests/cuda/%.o $(EMU)/tests/test_%.o $(EMU)/train_gpt.o $(EMU)/infer.o: EMU_FLAGS += $(EMU_INSTRUMENT)
 $(EMU)/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(CXX) $(EMU_FLAGS) -MMD -MP -c $< -o $@
 $(EMU)/%.o: %.cu
 	@mkdir -p $(@D)
 	$(CXX) $(EMU_FLAGS) -MMD -MP -x c++ -c $< -o $@
-$(EMU)/train_gpt: $(EMU)/train_gpt.o $(patsubst %.cpp,$(EMU)/%.o,$(wildcard tests/emu/*.cpp)) $(RANKS) $(LIBRARY)
+EMU_PROGRAMS = $(EMU)/train_gpt $(EMU)/infer
+$(EMU_PROGRAMS): $(EMU)/%: $(EMU)/%.o $(patsubst %.cpp,$(EMU)/%.o,$(wildcard tests/emu/*.cpp)) $(RANKS) $(LIBRARY)
 	$(CXX) $(LDFLAGS) -fsanitize=alignment $(EMU_INSTRUMENT) $^ $(LDLIBS) $(MPI_LIBS) -lrt -ldl -lpthread -o $@
-$(EMU)/run_cuda_tests: | $(EMU)/train_gpt
+$(EMU)/run_cuda_tests: | $(EMU_PROGRAMS)
 $(EMU)/run_cuda_tests: $(EMU_SOURCES:%.cpp=$(EMU)/%.o) $(RANKS) $(LIBRARY)
 	$(CXX) $(LDFLAGS) -fsanitize=alignment $(EMU_INSTRUMENT) $^ $(LDLIBS) $(MPI_LIBS) -lrt -ldl -lpthread -o $@
 
@@ -193,9 +195,13 @@ GPU_SOURCES = $(wildcard tests/cuda/*.cpp) tests/test_emu.cpp
 CHECKED = $(GPU_SOURCES:%.cpp=$(CHECK)/%.o) $(CHECK)/infer.o $(CHECK)/dev/bench_gpu.o
 COMPILE_CHECKED = @mkdir -p $(@D); echo "nvcc $<"; $(NVCC) $(NVCC_FLAGS) $(NVCC_STRICT) -MMD -MP -x cu -c $< -o $@
 cuda-compile-check:
-	$(MAKE) $(PARALLEL) $(CHECKED) dev/results/kernel-resources.md
-dev/results/kernel-resources.md: $(CHECK)/train_gpt.o dev/kernel_resources.py
-	dev/kernel_resources.py $(CHECK)/kernels.log $@
+	$(MAKE) $(PARALLEL) $(CHECKED) $(CHECK)/kernel-resources.md
+# Compared with the committed table, which must list the same kernels; kernel-table makes it the committed one.
+COMMITTED_TABLE = dev/results/kernel-resources.md
+$(CHECK)/kernel-resources.md: $(CHECK)/train_gpt.o dev/kernel_resources.py $(COMMITTED_TABLE)
+	dev/kernel_resources.py $(CHECK)/kernels.log $@ $(COMMITTED_TABLE)
+kernel-table: $(CHECK)/train_gpt.o
+	dev/kernel_resources.py $(CHECK)/kernels.log $(COMMITTED_TABLE)
 $(CHECK)/train_gpt.o: train_gpt.cu
 	$(COMPILE_CHECKED) $(foreach g,80 90 100,$(call gencode,$(g))) -Xptxas -v 2> $(CHECK)/kernels.log || \
 	    (cat $(CHECK)/kernels.log; false)

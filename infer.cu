@@ -496,6 +496,10 @@ static std::unique_ptr<HostModel> random_model(Cpu& cpu, Settings& s) {
     if (!options.parse(argc, argv)) return 0;
     const DeviceChoice choice = choose_device(s.device);
     check_flags(s, options);
+    if (choice.cuda && options.given("--weights"))
+        fail(
+            "--weights %s: of the matrices on the CPU; expected --device cpu with it, found a GPU (which has --precision)",
+            s.weights.c_str());
     Cpu cpu{int(s.threads)};
     const std::unique_ptr<HostModel> model = s.model.empty() ? random_model(cpu, s) : load_model(cpu, s.model);
     const ModelInfo& info = model->info;

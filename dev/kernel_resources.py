@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Registers, memory and spills of every kernel, from what `nvcc -Xptxas -v` prints.
 
-    dev/kernel_resources.py LOG OUT.md     writes the table; exit status 1 if a kernel spills registers to memory
+    dev/kernel_resources.py LOG OUT.md [COMMITTED.md]
+
+writes the table; exit status 1 if a kernel spills registers to memory, or if COMMITTED.md lists other kernels.
 """
 import re
 import subprocess
@@ -29,8 +31,12 @@ def readable(names):
     return short
 
 
+def kernels_of(table):
+    return set(re.findall(r"^\| `(.*)` \|", open(table).read(), re.M))
+
+
 def main():
-    log, out = sys.argv[1:]
+    log, out, *committed = sys.argv[1:]
     rows = {}
     for m in ENTRY.finditer(open(log).read()):
         shared = re.search(r"(\d+) bytes smem", m["rest"])
@@ -41,10 +47,10 @@ def main():
     names = readable(sorted({name for name, _ in rows}))
     archs = sorted({arch for _, arch in rows}, key=lambda a: int(re.sub(r"\D", "", a)))
     spills = sorted((names[name], arch) for (name, arch), row in rows.items() if row[2])
-    nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout if len(sys.argv) else ""
+    nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release [\d.]+", nvcc)
     with open(out, "w") as f:
-        f.write("# Registers of every kernel\n\n`make cuda-compile-check` writes this file"
+        f.write("# Registers of every kernel\n\n`make kernel-table` writes this file"
                 + (f" (nvcc {release[0]})" if release else "") + ". Registers a thread, for each architecture; stack is local\n"
                 "memory in bytes. Dynamic shared memory is not listed: the compiler does not know it.\n\n"
                 f"Spills: {'none' if not spills else ', '.join(f'{n} ({a})' for n, a in spills)}.\n\n"
@@ -54,7 +60,12 @@ def main():
             stack = max(rows[mangled, a][1] for a in archs if (mangled, a) in rows)
             f.write(f"| `{name}` | {' | '.join(cells)} | {stack} |\n")
     print(f"{out}: {len(names)} kernels, {len(archs)} architectures, {len(spills)} spill")
-    sys.exit(1 if spills else 0)
+    status = 1 if spills else 0
+    for table in committed:
+        if changed := sorted(kernels_of(out) ^ kernels_of(table)):
+            print(f"{table}: expected the kernels of {out}, found others ({', '.join(changed)}); run make kernel-table")
+            status = 1
+    sys.exit(status)
 
 
 main()

@@ -4,10 +4,12 @@
 //   last-token logits     B sequences of T tokens in, the logits of each one's last token out: tokens/s
 //   decoding              greedy, with a KV cache, 128 tokens after a prompt of 32, B sequences together: ms per step
 //
+// each as far as the model's context goes.
+//
 // The states of a model differ in their norm sites alone, so they share its matrices: what is timed is the code of
-// every state, on numbers that only one of them was trained for. States take turns, so that a disturbance of the
-// machine meets all of them. A figure is a median over repetitions, its spread half the distance between the
-// quartiles.
+// every state, on numbers that only one of them was trained for. States take turns, each beginning in its turn, so that a
+// disturbance of the machine meets all of them and no state always follows the same. A figure is a median over repetitions
+// (a ratio: of the states of one turn), its spread half the distance between the quartiles.
 #pragma once
 #include <algorithm>
 #include <chrono>
@@ -71,17 +73,19 @@ inline double bench_seconds() {
 }
 
 // Seconds of run(i), i < count, in turns: 50 repetitions after 10 to warm up, or as many as fit in `budget` seconds
-// for each of them, at least 3 after 1.
-template <class Run>
-std::vector<std::vector<double>> time_in_turns(size_t count, double budget, Run&& run) {
+// for each of them, at least 3 after 1. measure_limit() comes before every turn.
+template <class Limit, class Run>
+std::vector<std::vector<double>> time_in_turns(size_t count, double budget, Limit&& measure_limit, Run&& run) {
     constexpr size_t kRepetitions = 50, kWarmUps = 10, kFewest = 3;
     std::vector<std::vector<double>> times(count);
     const double start = bench_seconds(), limit = budget * double(count);
     size_t warm_ups = 0;
     for (; warm_ups == 0 || (warm_ups < kWarmUps && bench_seconds() - start < limit / 6); warm_ups++)
         for (size_t i = 0; i < count; i++) run(i);
-    while (times[0].size() < kFewest || (times[0].size() < kRepetitions && bench_seconds() - start < limit))
-        for (size_t i = 0; i < count; i++) times[i].push_back(run(i));
+    for (size_t turn = 0; turn < kFewest || (turn < kRepetitions && bench_seconds() - start < limit); turn++) {
+        measure_limit();
+        for (size_t i = 0; i < count; i++) times[(turn + i) % count].push_back(run((turn + i) % count));
+    }
     return times;
 }
 
@@ -136,9 +140,11 @@ class InferenceBench {
         std::printf(" last / first | limit |\n| --- | --- |");
         for (size_t i = 0; i < states_.size() + 2; i++) std::printf(" --- |");
         std::printf("\n");
+        const size_t context = m_.config.T;
         for (size_t T : {128, 256, 512})
-            for (size_t B : {1, 4}) last_token(B, T);
-        for (size_t B : {1, 4, 16}) decode(B);
+            for (size_t B : {1, 4})
+                if (T == 128 || T / 2 < context) last_token(B, std::min(T, context));
+        for (size_t B : {1, 4, 16}) decode(B, std::min(kPrompt, (context + 1) / 2));
         print_counts();
     }
 
@@ -184,13 +190,14 @@ class InferenceBench {
     }
 
     void last_token(size_t B, size_t T) {
-        if (T > m_.config.T) return void(std::printf("| last-token logits, T %zu | %zu | context too short |\n", T, B));
         auto list = decoders(B, T);
         const auto tokens = random_tokens(B, T);
         std::vector<Acc<Real>> logits(B * m_.config.V);
         std::vector<double> rate;
-        const auto times = time_in_turns(list.size(), budget_, [&](size_t i) {
-            if (kOnHost && i == 0) rate.push_back(matmul_rate(m_.cpu, std::min<size_t>(B * T, 512), m_.config.C));
+        auto limit = [&] {
+            if (kOnHost) rate.push_back(matmul_rate(m_.cpu, std::min<size_t>(B * T, 512), m_.config.C));
+        };
+        const auto times = time_in_turns(list.size(), budget_, limit, [&](size_t i) {
             for (size_t b = 0; b < B; b++) list[i]->rewind(0, b);
             const double start = bench_seconds();
             list[i]->feed(pieces_of(tokens), Logits::last, logits.data());
@@ -205,9 +212,9 @@ class InferenceBench {
         if (kOnHost) {
             const double top = spread_of(rate).median;
             const double reached = flops(B, T) / spread_of(times.back()).median * 1e-9;
-            std::printf(" %.0f%% of matmul's %.0f GFLOP/s |", 100 * reached / top, top);
+            std::printf(" %.0f%% of matmul's %.0f GFLOP/s", 100 * reached / top, top);
         }
-        std::printf("\n");
+        std::printf(" |\n");
         std::fflush(stdout);
     }
 
@@ -217,27 +224,28 @@ class InferenceBench {
         return rows * 24 * C * C * L + rows * 2 * C * double(T + 1) * L + double(B) * 2 * C * double(m_.config.V);
     }
 
-    void decode(size_t B) {
-        const size_t T = kPrompt + kNew, V = m_.config.V;
-        if (T > m_.config.T) return void(std::printf("| decoding | %zu | context too short |\n", B));
-        auto list = decoders(B, T);
-        const auto prompts = random_tokens(B, kPrompt);
+    void decode(size_t B, size_t prompt) {
+        const size_t steps = std::min(kNew, m_.config.T - prompt), V = m_.config.V;
+        if (steps == 0) return void(std::printf("| decoding | %zu | the context is one token |\n", B));
+        auto list = decoders(B, prompt + steps);
+        const auto prompts = random_tokens(B, prompt);
         std::vector<Acc<Real>> logits(B * V);
         std::vector<int> next(B);
         std::vector<double> bandwidth;
         counts_.assign(list.size(), {});
         std::vector<std::unique_ptr<Generator<Device, Real>>> generators;
         for (auto& decoder : list) generators.push_back(std::make_unique<Generator<Device, Real>>(*decoder));
-        const auto times = time_in_turns(list.size(), budget_, [&](size_t i) {
-            if constexpr (kOnHost)
-                if (i == 0) bandwidth.push_back(bandwidth_->measure());
+        auto limit = [&] {
+            if constexpr (kOnHost) bandwidth.push_back(bandwidth_->measure());
+        };
+        const auto times = time_in_turns(list.size(), budget_, limit, [&](size_t i) {
             Decoder<Device, Real>& decoder = *list[i];
             for (size_t b = 0; b < B; b++) decoder.rewind(0, b);
             decoder.feed(pieces_of(prompts), Logits::last, logits.data());
             const double start = bench_seconds();
             if constexpr (kOnHost) {
                 const size_t regions = m_.cpu.regions, barriers = m_.cpu.barriers, passes = decoder.stream_passes();
-                for (size_t step = 0; step < kNew; step++) {
+                for (size_t step = 0; step < steps; step++) {
                     std::vector<Piece> pieces;
                     for (size_t b = 0; b < B; b++) {
                         next[b] = int(argmax(&logits[b * V], V));
@@ -245,13 +253,14 @@ class InferenceBench {
                     }
                     decoder.feed(pieces, Logits::last, logits.data());
                 }
-                counts_[i] = {double(decoder.stream_passes() - passes) / kNew, double(m_.cpu.regions - regions) / kNew,
-                              double(m_.cpu.barriers - barriers) / kNew};
+                const double n = double(steps);
+                counts_[i] = {double(decoder.stream_passes() - passes) / n, double(m_.cpu.regions - regions) / n,
+                              double(m_.cpu.barriers - barriers) / n};
             } else {  // a first token from the prompt's logits, then as many steps as on the host
-                generators[i]->generate(logits, V, kNew + 1, {.temperature = 0}, 0, [](size_t, const int*) {});
+                generators[i]->generate(logits, V, steps + 1, {.temperature = 0}, 0, [](size_t, const int*) {});
                 counts_[i] = {double(generators[i]->stream_passes()), double(generators[i]->launches()), 0};
             }
-            return (bench_seconds() - start) / kNew;
+            return (bench_seconds() - start) / double(steps);
         });
         std::printf("| decoding, ms per step (GB/s of weights) | %zu |", B);
         for (const auto& t : times) {
@@ -288,7 +297,8 @@ class InferenceBench {
     static void print_ratio(const std::vector<std::vector<double>>& times) {
         std::vector<double> ratios;
         for (size_t i = 0; i < times[0].size(); i++) ratios.push_back(times[0][i] / times.back()[i]);
-        std::printf(" %.3f (n %zu) |", spread_of(ratios).median, ratios.size());
+        const Spread s = spread_of(ratios);
+        std::printf(" %.3f ± %.1f%% (n %zu) |", s.median, 100 * s.half_quartiles / s.median, s.n);
     }
 
     void print_counts() {

@@ -78,6 +78,26 @@ __device__ __forceinline__ void matvec_stage(float* shared, const float2* statis
     }
 }
 
+// Shared memory: the statistics, and behind them what this returns, [rows, chunk] or sums.
+__device__ __forceinline__ float* matvec_shared() {
+    return reinterpret_cast<float*>(dynamic_shared<float2>() + kMatvecMostRows);
+}
+
+// Calls use(k0, count) for one chunk of k after the other, by all threads; site(x) at k0 .. k0 + count is in
+// matvec_shared().
+template <class Real, class Use>
+__device__ __forceinline__ void matvec_chunks(const Matvec<Real>& a, Use&& use) {
+    float2* const statistics = dynamic_shared<float2>();  // [kMatvecMostRows]
+    if (a.site.phase != Phase::folded) matvec_statistics(statistics, a);
+    for (unsigned k0 = 0; k0 < a.K; k0 += a.chunk) {
+        const unsigned count = min(a.chunk, a.K - k0);
+        __syncthreads();  // the statistics are there, and everyone has left the chunk before
+        matvec_stage(matvec_shared(), statistics, a, k0, count);
+        __syncthreads();
+        use(k0, count);
+    }
+}
+
 template <class Real>
 __device__ __forceinline__ void matvec_store(const Matvec<Real>& a, float sum, unsigned r, unsigned n) {
     if (a.bias) sum += float(a.bias[n]);
@@ -92,19 +112,13 @@ __device__ __forceinline__ void matvec_store(const Matvec<Real>& a, float sum, u
 template <class Real, int R>
 __global__ void __launch_bounds__(kMatvecThreads, 1) matvec_kernel(const __grid_constant__ Matvec<Real> a) {
     constexpr unsigned P = kPiece<Real>;
-    float2* const statistics = dynamic_shared<float2>();  // [kMatvecMostRows]
-    float* const shared = reinterpret_cast<float*>(statistics + kMatvecMostRows);
+    float* const shared = matvec_shared();
     const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, tile = a.lanes * P;
     const unsigned group = threadIdx.x / a.lanes, groups = kMatvecThreads / a.lanes;
     const unsigned n = blockIdx.x * tile + threadIdx.x % a.lanes * P;
     float sum[R][P] = {};
-    if (a.site.phase != Phase::folded) matvec_statistics(statistics, a);
-    for (unsigned k0 = 0; k0 < a.K; k0 += a.chunk) {
-        const unsigned count = min(a.chunk, a.K - k0);
-        __syncthreads();  // the statistics are there, and everyone has left the chunk before
-        matvec_stage(shared, statistics, a, k0, count);
-        __syncthreads();
-        if (n >= a.N) continue;
+    matvec_chunks(a, [&](unsigned k0, unsigned count) {
+        if (n >= a.N) return;
 #pragma unroll 4
         for (unsigned k = group; k < count; k += groups) {
             const Pack<Real> w = load_pack_readonly(a.weight + size_t(k0 + k) * a.N + n);
@@ -115,7 +129,7 @@ __global__ void __launch_bounds__(kMatvecThreads, 1) matvec_kernel(const __grid_
                 for (unsigned j = 0; j < P; j++) sum[r][j] += x * float(w[int(j)]);
             }
         }
-    }
+    });
 #pragma unroll
     for (int i = 0; i < R * int(P); i++)
         for (unsigned lanes = a.lanes; lanes < 32; lanes *= 2)
@@ -139,16 +153,10 @@ constexpr unsigned kMatvecDots = 4;
 template <class Real, int R>
 __global__ void __launch_bounds__(kMatvecThreads) matvec_transposed_kernel(const __grid_constant__ Matvec<Real> a) {
     constexpr unsigned P = kPiece<Real>;
-    float2* const statistics = dynamic_shared<float2>();  // [kMatvecMostRows]
-    float* const shared = reinterpret_cast<float*>(statistics + kMatvecMostRows);
+    float* const shared = matvec_shared();
     const unsigned lane = threadIdx.x % 32, n = (blockIdx.x * kMatvecWarps + threadIdx.x / 32) * kMatvecDots;
     float sum[kMatvecDots][R] = {};
-    if (a.site.phase != Phase::folded) matvec_statistics(statistics, a);
-    for (unsigned k0 = 0; k0 < a.K; k0 += a.chunk) {
-        const unsigned count = min(a.chunk, a.K - k0);
-        __syncthreads();  // the statistics are there, and everyone has left the chunk before
-        matvec_stage(shared, statistics, a, k0, count);
-        __syncthreads();
+    matvec_chunks(a, [&](unsigned k0, unsigned count) {
         for (unsigned k = lane * P; k < count; k += 32 * P) {
             Pack<Real> w[kMatvecDots];
 #pragma unroll
@@ -163,7 +171,7 @@ __global__ void __launch_bounds__(kMatvecThreads) matvec_transposed_kernel(const
                     for (unsigned d = 0; d < kMatvecDots; d++) sum[d][r] += x * float(w[d][int(j)]);
                 }
         }
-    }
+    });
 #pragma unroll
     for (int i = 0; i < R * int(kMatvecDots); i++) {
         const unsigned d = unsigned(i) % kMatvecDots, r = unsigned(i) / kMatvecDots;

@@ -41,6 +41,12 @@ inline std::string program_path(const std::string& name) {
     return path;
 }
 
+// The program of this name for GPUs: beside this test, where the stand-in's is built, else the usual one.
+inline std::string gpu_program(const std::string& name) {
+    const std::filesystem::path beside = std::filesystem::read_symlink("/proc/self/exe").parent_path() / name;
+    return std::filesystem::exists(beside) ? beside.string() : name;
+}
+
 struct Outcome {
     int status = -1;  // of the exit; 128 + signal where one ended the program, the time limit's SIGKILL among them
     std::string out, err;

@@ -99,7 +99,9 @@ TEST_CASE("infer --bench: a table of the states that the gate allows, with count
     const std::string out = w.ok("infer model.bin --bench --bench-seconds 0");
     CHECK(out.find("| explicit scaling | folded |") != std::string::npos);
     CHECK(out.find("| normalized |") == std::string::npos);
-    CHECK(out.find("context too short") != std::string::npos);  // T 256 and 512
+    CHECK(out.find("last-token logits, T 128") != std::string::npos);
+    CHECK(out.find("last-token logits, T 160") != std::string::npos);  // what the context allows
+    CHECK(out.find("T 256") == std::string::npos);
     // A block reads and writes the stream twice around each of its two sums; a site is read by its matrix, and with its
     // mean twice more and written once. Embedding, final norm (all of its passes) and its matrix once more.
     CHECK(out.find("| explicit scaling | 30 | 1 | 10 |") != std::string::npos);

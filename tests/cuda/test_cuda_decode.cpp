@@ -12,26 +12,6 @@
 
 namespace {
 
-template <class Real>
-constexpr double kStore = std::is_same_v<Real, float> ? 0x1p-24 : 0x1p-8;
-
-// Random values that Real holds exactly, on the device and in double.
-template <class Real>
-struct Both {
-    std::vector<double> exact;
-    DeviceArray<Real> device;
-
-    Both(Cuda& dev, size_t n, uint64_t seed, double scale = 1) : exact(n), device(dev, n) {
-        std::vector<Real> values(n);
-        for (size_t i = 0; i < n; i++) {
-            values[i] = Real(float(scale * random_normal(11, seed, i)));
-            exact[i] = double(float(values[i]));
-        }
-        device_copy_in(dev, device.data(), values.data(), n * sizeof(Real));
-    }
-    Real* data() const { return device.data(); }
-};
-
 struct MatvecCase {
     size_t rows, K, N;
     bool transposed;
@@ -46,9 +26,9 @@ void check_matvec(Cuda& dev, const MatvecCase& s, NormKind kind, Phase phase, bo
     CAPTURE(K);
     CAPTURE(N);
     CAPTURE(int(phase));
-    const Both<Real> x(dev, rows * K, 1), w(dev, K * N, 2, 1 / std::sqrt(double(K))), bias(dev, N, 3),
+    const Input<Real> x(dev, rows * K, 1), w(dev, K * N, 2, 1 / std::sqrt(double(K))), bias(dev, N, 3),
         residual(dev, rows * N, 4);
-    const Both<Real> weight(dev, K, 5), shift(dev, K, 6), taper(dev, K, 7), taper_shift(dev, K, 8);
+    const Input<Real> weight(dev, K, 5), shift(dev, K, 6), taper(dev, K, 7), taper_shift(dev, K, 8);
     const double g = phase == Phase::blend ? double(0.37f) : phase == Phase::norm;
     Site<Real> site{kind, phase, 1e-5f, float(g), 0.75f, weight.data(), shift.data(), taper.data(), taper_shift.data()};
     Site<double> site_ref{kind,
@@ -236,12 +216,6 @@ void generation_agrees() {
 
 }  // namespace
 
-#define FOR_BOTH_TYPES(check)               \
-    do {                                    \
-        SUBCASE("fp32") { check<float>(); } \
-        SUBCASE("bf16") { check<bf16>(); }  \
-    } while (0)
-
 CUDA_TEST("cuda matvec: sites, epilogues, rows") { FOR_BOTH_TYPES(matvec_agrees); }
 template <class Real>
 static void rows_are_independent() {
@@ -250,7 +224,7 @@ static void rows_are_independent() {
         const size_t K = 1600, N = 40;
         Site<Real> none{};
         none.phase = Phase::folded;
-        const Both<Real> x(dev, 16 * K, 1), w(dev, K * N, 2);
+        const Input<Real> x(dev, 16 * K, 1), w(dev, K * N, 2);
         const DeviceArray<Real> together(dev, 16 * N), alone(dev, N);
         // clang-format off
         const Matvec<Real> a{.out = together.data(), .x = x.data(), .site = none, .weight = w.data(),

@@ -181,12 +181,6 @@ void check_logits(const std::vector<float>& got, const std::vector<float>& expec
 
 }  // namespace
 
-#define FOR_BOTH_TYPES(check)               \
-    do {                                    \
-        SUBCASE("fp32") { check<float>(); } \
-        SUBCASE("bf16") { check<bf16>(); }  \
-    } while (0)
-
 CUDA_TEST("cuda trainer: 30 updates through all gate phases agree with the CPU") { FOR_BOTH_TYPES(compare_with_cpu); }
 CUDA_TEST("cuda trainer: runs are equal and resuming is exact, to the bit") { FOR_BOTH_TYPES(resume_exactly); }
 CUDA_TEST("cuda trainer: recomputation") { FOR_BOTH_TYPES(recompute_agrees); }

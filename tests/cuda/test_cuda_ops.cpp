@@ -23,27 +23,6 @@ namespace {
 
 constexpr double kEps = 0x1p-24;  // half a unit in the last place of fp32
 
-// What storing a result of this type adds to its error, relative.
-template <class Real>
-constexpr double kStore = std::is_same_v<Real, float> ? 0x1p-24 : 0x1p-8;
-
-// Random values that Real holds exactly, on the device and in double.
-template <class Real>
-struct Input {
-    std::vector<double> exact;
-    DeviceArray<Real> device;
-
-    Input(Cuda& dev, size_t n, uint64_t seed, double scale = 1) : exact(n), device(dev, n) {
-        std::vector<Real> values(n);
-        for (size_t i = 0; i < n; i++) {
-            values[i] = Real(float(scale * random_normal(7, seed, i)));
-            exact[i] = double(float(values[i]));
-        }
-        device_copy_in(dev, device.data(), values.data(), n * sizeof(Real));
-    }
-    Real* data() const { return device.data(); }
-};
-
 // An output that is not written stays NaN.
 template <class T>
 struct Output : DeviceArray<T> {
@@ -443,12 +422,6 @@ std::vector<double> all_sums() {
 }
 
 }  // namespace
-
-#define FOR_BOTH_TYPES(check, ...)                     \
-    do {                                               \
-        SUBCASE("fp32") { check<float>(__VA_ARGS__); } \
-        SUBCASE("bf16") { check<bf16>(__VA_ARGS__); }  \
-    } while (0)
 
 template <class Real>
 static void check_all_sites() {

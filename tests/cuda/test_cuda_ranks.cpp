@@ -19,12 +19,6 @@ bool too_few_gpus() {
 #endif
 }
 
-// The program for GPUs: beside this test, where the stand-in's is built, else the usual one.
-std::string program() {
-    const std::filesystem::path beside = std::filesystem::read_symlink("/proc/self/exe").parent_path() / "train_gpt";
-    return std::filesystem::exists(beside) ? beside.string() : "train_gpt";
-}
-
 // An environment variable for the programs started from here on.
 struct Variable {
     const char* name;
@@ -38,7 +32,7 @@ std::vector<std::string> command(const std::string& flags) {
         "-i corpus.txt -b 1 -t 8 -d 16 -x 6 --gate-warmup 2 --gate-end 4 -l 0.01 -v 3 -m 3 "
         "--n-layer 1 --n-embd 16 --n-head 2 --threads 1 --device cuda " +
         flags);
-    all.insert(all.begin(), program());
+    all.insert(all.begin(), gpu_program("train_gpt"));
     return all;
 }
 

@@ -14,6 +14,13 @@ inline bool no_gpu() {
 }
 #define CUDA_TEST(name) TEST_CASE(name* doctest::skip(no_gpu()))
 
+// Subcases for both number types of a GPU: check<float>(...), check<bf16>(...).
+#define FOR_BOTH_TYPES(check, ...)                     \
+    do {                                               \
+        SUBCASE("fp32") { check<float>(__VA_ARGS__); } \
+        SUBCASE("bf16") { check<bf16>(__VA_ARGS__); }  \
+    } while (0)
+
 // A device array: the way in and out for test data.
 template <class T>
 class DeviceArray {
@@ -41,6 +48,27 @@ class DeviceArray {
     T* data_ = nullptr;
     size_t count_;
 };
+
+// Random values that Real holds exactly, on the device and in double.
+template <class Real>
+struct Input {
+    std::vector<double> exact;
+    DeviceArray<Real> device;
+
+    Input(Cuda& dev, size_t n, uint64_t seed, double scale = 1) : exact(n), device(dev, n) {
+        std::vector<Real> values(n);
+        for (size_t i = 0; i < n; i++) {
+            values[i] = Real(float(scale * random_normal(7, seed, i)));
+            exact[i] = double(float(values[i]));
+        }
+        device_copy_in(dev, device.data(), values.data(), n * sizeof(Real));
+    }
+    Real* data() const { return device.data(); }
+};
+
+// What storing a result of this type adds to its error, relative.
+template <class Real>
+constexpr double kStore = std::is_same_v<Real, float> ? 0x1p-24 : 0x1p-8;
 
 // Standard normal values, as T can hold them.
 template <class T>
