@@ -133,11 +133,11 @@ class Trainer:
         return record["val_loss"] or record["error"]
 
 
-def run_all(args, runs):
+def run_all(args, runs, trainer_type=Trainer):
     """Trains what is missing, --jobs at a time and in order; returns the records by run, those there are."""
     runs = list(dict.fromkeys(runs))
     for wait in () if args.report else (False, True):
-        trainer = Trainer(args)
+        trainer = trainer_type(args)
         missing = [run for run in runs if run.key not in read_records()]
         for some in ({run.start for run in missing if run.start}, missing):
             train_missing(trainer, [run for run in some if not trainer.is_done(run)], wait or some is not missing, args.jobs)
