@@ -12,6 +12,7 @@
 
 #include "io/atomic_file.h"
 #include "runtime/error.h"
+#include "runtime/random.h"
 
 static_assert(std::endian::native == std::endian::little, "shards are used in place");
 
@@ -109,14 +110,7 @@ std::vector<std::string> matching_files(const std::string& pattern) {
     return names;
 }
 
-uint64_t mix(uint64_t x) {  // the output function of SplitMix64: a bijection in which every bit depends on all
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-    return x ^ x >> 31;
-}
-
-uint64_t epoch_key(uint64_t seed, uint64_t epoch) { return mix(mix(seed) ^ epoch); }
+uint64_t epoch_key(uint64_t seed, uint64_t epoch) { return mix64(mix64(seed) ^ epoch); }
 
 // Where `key`'s permutation of [0, n) sends `i`: a Feistel network over the next power of four, repeated
 // until it lands below n, at most about four times on average. No table, so any row of any epoch is found at
@@ -128,7 +122,7 @@ uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
     do {
         uint64_t left = i >> half, right = i & mask;
         for (int round = 0; round < rounds; round++) {
-            const uint64_t next = left ^ (mix(key + uint64_t(round) * 0xd1342543de82ef95u + mix(right)) & mask);
+            const uint64_t next = left ^ (mix64(key + uint64_t(round) * 0xd1342543de82ef95u + mix64(right)) & mask);
             left = right;
             right = next;
         }
@@ -250,7 +244,7 @@ size_t Loader::row_begin(uint64_t position) const {
     const uint64_t epoch = position / rows_, i = position % rows_;
     if (!options_.shuffle) return size_t(i) * T_;
     const uint64_t key = epoch_key(options_.seed, epoch);
-    return size_t(permute(i, rows_, key)) * T_ + size_t(mix(~key) % offsets_);
+    return size_t(permute(i, rows_, key)) * T_ + size_t(mix64(~key) % offsets_);
 }
 
 void Loader::next(int* inputs, int* targets) {
