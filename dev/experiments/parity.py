@@ -27,6 +27,7 @@ Added after the tuning runs and the first cells of schedule.py, before its runs:
 """
 import dataclasses
 import math
+import statistics
 
 import runs
 from runs import MODES, SHAPE, Run, plot_style
@@ -121,6 +122,22 @@ def seed_table(setting, records, best):
                        "gap to norm [95%]", "gap to norm + scale loss [95%]"], rows)
 
 
+def growth_table(setting, records, best):
+    """Means over the seeds of what may explain the gaps: training loss, s(h) and the gradient's norm on the way."""
+    steps = [round(setting.steps * f) for f in (0.05, 0.1, 0.4, 1)]
+    rows = []
+    for mode in setting.kinds["layernorm"]:
+        of = [records[run]["curve"] for seed in SEEDS if mode in best
+              for run in [make_run(setting, "layernorm", mode, best[mode], seed)] if run in records]
+        if of:
+            def mean(field, step):
+                return statistics.mean(c[field][min(range(len(c["step"])), key=lambda i: abs(c["step"][i] - step))] for c in of)
+            rows.append([mode, len(of), f"{mean('loss', steps[-1]):.4f}"] +
+                        [" ".join(f"{mean(field, step):.2f}" for step in steps) for field in ("stream_scale", "grad_norm")])
+    at = ", ".join(map(str, steps))
+    return runs.table([f"{setting.name}", "seeds", "training loss at the end", f"s(h) at {at}", f"gradient norm at {at}"], rows)
+
+
 def readme_table(records, best_of):
     """The first setting's modes, for README.md."""
     setting, rows = SETTINGS[0], []
@@ -188,6 +205,8 @@ def main():
         records |= runs.run_all(args, seed_runs(setting, best).values())
         all_records |= records
         text += rate_table(setting, records, best) + "\n" + seed_table(setting, records, best) + "\n"
+        if setting.steps >= 2000:
+            text += growth_table(setting, records, best) + "\n"
     print(text)
     runs.write_block(runs.RESULTS / "experiments.md", "parity", text)
     runs.write_block(runs.ROOT / "README.md", "parity", readme_table(all_records, best_of))
