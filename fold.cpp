@@ -22,6 +22,7 @@
 #include "io/options.h"
 #include "model/decoder.cuh"
 #include "model/model_file.h"
+#include "runtime/exit_status.h"
 #include "runtime/random.h"
 
 using Weights = GptTensors<double>;
@@ -248,12 +249,6 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
 
 #ifndef TAPERNORM_NO_MAIN
 int main(int argc, char** argv) {
-    try {
-        return run_program(argc, argv);
-    } catch (const std::exception& error) {
-        std::fflush(stdout);
-        std::fprintf(stderr, "fold: error: %s\n", error.what());
-        return 1;
-    }
+    return exit_status("fold", [&] { return run_program(argc, argv); });
 }
 #endif

@@ -33,6 +33,7 @@
 #include "model/model_file.h"
 #include "model/sampler.h"
 #include "runtime/device.h"
+#include "runtime/exit_status.h"
 
 struct Settings {
     std::string model, prompt, tokens, prompts, eval, hellaswag, tokenizer, dump, shape,
@@ -536,12 +537,6 @@ static std::unique_ptr<HostModel> random_model(Cpu& cpu, Settings& s) {
 
 #ifndef TAPERNORM_NO_MAIN
 int main(int argc, char** argv) {
-    try {
-        return run_program(argc, argv);
-    } catch (const std::exception& error) {
-        std::fflush(stdout);
-        std::fprintf(stderr, "infer: error: %s\n", error.what());
-        return 1;
-    }
+    return exit_status("infer", [&] { return run_program(argc, argv); });
 }
 #endif

@@ -20,6 +20,7 @@
 #include "io/parallel_each.h"
 #include "io/tokenizer.h"
 #include "io/words.h"
+#include "runtime/exit_status.h"
 
 namespace {
 
@@ -259,12 +260,8 @@ int main(int argc, char** argv) {
                  .metavar = "N",
                  .default_text = "all cores",
                  .help = "threads that count words"});
-    try {
-        if (!options.parse(argc, argv)) return 0;
-        train(config);
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "bpe_train: error: %s\n", error.what());
-        return 1;
-    }
-    return 0;
+    return exit_status("bpe_train", [&] {
+        if (options.parse(argc, argv)) train(config);
+        return 0;
+    });
 }

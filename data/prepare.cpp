@@ -20,6 +20,7 @@
 #include "io/parallel_each.h"
 #include "io/tokenizer.h"
 #include "io/tokens.h"
+#include "runtime/exit_status.h"
 
 namespace {
 
@@ -362,13 +363,10 @@ int main(int argc, char** argv) {
                  .metavar = "N",
                  .default_text = "all cores",
                  .help = "threads that tokenize"});
-    try {
+    return exit_status("prepare", [&] {
         if (!options.parse(argc, argv)) return 0;
         config.has_val_tokens = options.given("--val-tokens");
         prepare(config);
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "prepare: error: %s\n", error.what());
-        return 1;
-    }
-    return 0;
+        return 0;
+    });
 }

@@ -3,6 +3,7 @@
 //
 //   bench_gpu [L NH C T B V [rounds]]       defaults: 12 12 768 1024 32 50257 20
 #define TAPERNORM_NO_MAIN
+#include "runtime/exit_status.h"
 #include "train_gpt.cu"
 
 #include <functional>
@@ -277,11 +278,5 @@ int run_benchmark(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    try {
-        return run_benchmark(argc, argv);
-    } catch (const std::exception& error) {
-        std::fflush(stdout);
-        std::fprintf(stderr, "bench_gpu: error: %s\n", error.what());
-        return 1;
-    }
+    return exit_status("bench_gpu", [&] { return run_benchmark(argc, argv); });
 }

@@ -683,19 +683,11 @@ void matmul_forward(Device& dev,
                     const Real* bias,      // [OC] or null
                     const Real* residual,  // [M, OC] or null, added
                     size_t M, size_t C, size_t OC) {
-    gemm<Real>(dev, {.M = M,
-                     .N = OC,
-                     .K = C,
-                     .A = in,
-                     .lda = C,
-                     .trans_a = false,
-                     .B = weight,
-                     .ldb = OC,
-                     .trans_b = false,
-                     .C = out,
-                     .ldc = OC,
-                     .bias = bias,
-                     .residual = residual});
+    // clang-format off
+    gemm<Real>(dev, {.M = M, .N = OC, .K = C,
+                     .A = in, .lda = C, .trans_a = false, .B = weight, .ldb = OC, .trans_b = false,
+                     .C = out, .ldc = OC, .bias = bias, .residual = residual});
+    // clang-format on
 }
 
 template <class Real, class Device>
@@ -706,20 +698,11 @@ void matmul_gelu_forward(Device& dev,
                          const Real* weight,  // [C, OC]
                          const Real* bias,    // [OC] or null
                          size_t M, size_t C, size_t OC) {
-    gemm<Real>(dev, {.M = M,
-                     .N = OC,
-                     .K = C,
-                     .A = in,
-                     .lda = C,
-                     .trans_a = false,
-                     .B = weight,
-                     .ldb = OC,
-                     .trans_b = false,
-                     .C = out,
-                     .ldc = OC,
-                     .bias = bias,
-                     .gelu = true,
-                     .pre_gelu = pre});
+    // clang-format off
+    gemm<Real>(dev, {.M = M, .N = OC, .K = C,
+                     .A = in, .lda = C, .trans_a = false, .B = weight, .ldb = OC, .trans_b = false,
+                     .C = out, .ldc = OC, .bias = bias, .gelu = true, .pre_gelu = pre});
+    // clang-format on
 }
 
 template <class Real, class Device>
@@ -732,31 +715,14 @@ void matmul_backward(Device& dev,
                      const Real* weight,    // [C, OC]
                      const Real* gelu_pre,  // [M, C] or null: in = gelu(gelu_pre), and din is the gradient of gelu_pre
                      size_t M, size_t C, size_t OC, bool accumulate) {
-    gemm<Real>(dev, {.M = M,
-                     .N = C,
-                     .K = OC,
-                     .A = dout,
-                     .lda = OC,
-                     .trans_a = false,
-                     .B = weight,
-                     .ldb = OC,
-                     .trans_b = true,
-                     .C = din,
-                     .ldc = C,
-                     .gelu_grad_at = gelu_pre});
-    gemm<Real>(dev, {.M = C,
-                     .N = OC,
-                     .K = M,
-                     .A = in,
-                     .lda = C,
-                     .trans_a = true,
-                     .B = dout,
-                     .ldb = OC,
-                     .trans_b = false,
-                     .C = dweight,
-                     .ldc = OC,
-                     .accumulate = accumulate,
-                     .b_sums = dbias});
+    // clang-format off
+    gemm<Real>(dev, {.M = M, .N = C, .K = OC,
+                     .A = dout, .lda = OC, .trans_a = false, .B = weight, .ldb = OC, .trans_b = true,
+                     .C = din, .ldc = C, .gelu_grad_at = gelu_pre});
+    gemm<Real>(dev, {.M = C, .N = OC, .K = M,
+                     .A = in, .lda = C, .trans_a = true, .B = dout, .ldb = OC, .trans_b = false,
+                     .C = dweight, .ldc = OC, .accumulate = accumulate, .b_sums = dbias});
+    // clang-format on
 }
 
 template <class Real, class Device>
@@ -766,18 +732,11 @@ void head_forward(Device& dev,
                   const Real* wte,   // [V, C]
                   const Real* bias,  // [V] or null
                   size_t M, size_t C, size_t V, size_t ld_logits = 0) {
-    gemm<Real>(dev, {.M = M,
-                     .N = V,
-                     .K = C,
-                     .A = in,
-                     .lda = C,
-                     .trans_a = false,
-                     .B = wte,
-                     .ldb = C,
-                     .trans_b = true,
-                     .C = logits,
-                     .ldc = ld_logits ? ld_logits : V,
-                     .bias = bias});
+    // clang-format off
+    gemm<Real>(dev, {.M = M, .N = V, .K = C,
+                     .A = in, .lda = C, .trans_a = false, .B = wte, .ldb = C, .trans_b = true,
+                     .C = logits, .ldc = ld_logits ? ld_logits : V, .bias = bias});
+    // clang-format on
 }
 
 template <class Real, class Device>
@@ -789,29 +748,14 @@ void head_backward(Device& dev,
                    const Real* wte,      // [V, C]
                    size_t M, size_t C, size_t V, bool accumulate, size_t ld_logits = 0) {
     const size_t ld = ld_logits ? ld_logits : V;
-    gemm<Real>(dev, {.M = M,
-                     .N = C,
-                     .K = V,
-                     .A = dlogits,
-                     .lda = ld,
-                     .trans_a = false,
-                     .B = wte,
-                     .ldb = C,
-                     .trans_b = false,
-                     .C = din,
-                     .ldc = C});
-    gemm<Real>(dev, {.M = V,
-                     .N = C,
-                     .K = M,
-                     .A = dlogits,
-                     .lda = ld,
-                     .trans_a = true,
-                     .B = in,
-                     .ldb = C,
-                     .trans_b = false,
-                     .C = dwte,
-                     .ldc = C,
-                     .accumulate = accumulate});
+    // clang-format off
+    gemm<Real>(dev, {.M = M, .N = C, .K = V,
+                     .A = dlogits, .lda = ld, .trans_a = false, .B = wte, .ldb = C, .trans_b = false,
+                     .C = din, .ldc = C});
+    gemm<Real>(dev, {.M = V, .N = C, .K = M,
+                     .A = dlogits, .lda = ld, .trans_a = true, .B = in, .ldb = C, .trans_b = false,
+                     .C = dwte, .ldc = C, .accumulate = accumulate});
+    // clang-format on
 }
 
 #endif

@@ -15,6 +15,7 @@
 
 #include "io/safetensors.h"
 #include "runtime/error.h"
+#include "tests/errors.h"
 #include "tests/temporary_folder.h"
 
 namespace fs = std::filesystem;
@@ -51,18 +52,6 @@ std::string open_error(const std::string& path) {
     }
     return "";
 }
-
-template <class F>
-std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return "";
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 

@@ -11,6 +11,7 @@
 #include "io/tokenizer.h"
 #include "io/words.h"
 #include "runtime/random.h"
+#include "tests/errors.h"
 #include "tests/temporary_folder.h"
 
 // The programs as they are, under other names for their main.
@@ -61,18 +62,6 @@ void write_file(const std::string& path, std::string_view text) {
     fs::create_directories(fs::path(path).parent_path());
     std::ofstream(path, std::ios::binary).write(text.data(), std::streamsize(text.size()));
 }
-
-template <class F>
-std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (const Error& error) {
-        return error.what();
-    }
-    return "no error";
-}
-
-bool contains(const std::string& text, std::string_view part) { return text.find(part) != text.npos; }
 
 #if HAVE_PCRE2
 

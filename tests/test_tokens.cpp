@@ -13,6 +13,7 @@
 
 #include "io/tokens.h"
 #include "runtime/error.h"
+#include "tests/errors.h"
 #include "tests/temporary_folder.h"
 
 namespace fs = std::filesystem;
@@ -58,18 +59,6 @@ Batch next(Loader& loader, size_t B, size_t T) {
     loader.next(batch.inputs.data(), batch.targets.data());
     return batch;
 }
-
-template <class F>
-std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return "";
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "ops/attention.cuh"
+#include "runtime/exit_status.h"
 #include "runtime/random.h"
 
 namespace {
@@ -214,12 +215,10 @@ void bench(int rounds) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    try {
+    return exit_status("bench_attention", [&] {
         const int rounds = argc > 1 ? std::atoi(argv[1]) : 21;
         if (argc > 2 || rounds < 1) fail("expected at most one argument, the number of rounds (1 or more)");
         bench(rounds);
-    } catch (const std::exception& e) {
-        std::fprintf(stderr, "bench_attention: error: %s\n", e.what());
-        return 1;
-    }
+        return 0;
+    });
 }

@@ -53,7 +53,7 @@ TUNING_SEED, SEEDS = 100, range(1, 6)
 SETTINGS = [
     Setting("2000 updates", *SMALL, 2000, ("1e-3", "2e-3", "4e-3", "8e-3", "16e-3"), {"layernorm": [*TUNED, "taper-all + scale loss"]}),
     Setting("500 updates", *SMALL, 500, ("1e-3", "2e-3", "4e-3", "8e-3"), {"layernorm": list(MODES), "rmsnorm": TUNED}),
-    Setting("books, 0.93M, 2000 updates", *LARGER, 2000, ("1e-3", "2e-3", "4e-3", "8e-3"),
+    Setting("books, 0.93M, 2000 updates", *LARGER, 2000, ("2e-3", "4e-3", "8e-3"),
             {"layernorm": [*TUNED, "taper-all + scale loss"]}),
 ]
 
