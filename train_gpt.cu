@@ -623,27 +623,33 @@ struct Trainer {
     }
     ScaleLoss scale_loss(size_t k) const { return {k > gate_warmup ? settings.scale_loss : 0, scale_target}; }
 
+    // This rank's part of update k: gradients and sums over its micro-batches. ready: see Gpt::backward, of the last of them.
+    void accumulate(size_t k, const std::function<void(size_t)>& ready) {
+        const size_t micro_steps = settings.total_batch / (settings.batch * settings.T * size_t(model.ranks.size));
+        const double tokens = double(settings.total_batch), g = gate(k);
+        const ScaleLoss anchor = scale_loss(k);
+        model.begin_sums();
+        model.begin_gradients();
+        for (size_t micro = 0; micro < micro_steps; micro++) {
+            model.use_batch(batches.next());
+            model.forward({g, k <= gate_warmup}, anchor.target);
+            model.classify(true, 1 / tokens, micro > 0);
+            model.backward(g, anchor, tokens, micro > 0, [&](size_t region) {
+                if (micro + 1 == micro_steps) ready(region);
+            });
+            batches.prefetch();
+        }
+    }
+
     // One update: every rank adds the gradients of its micro-batches, the ranks add theirs up, and each updates the
     // parameters that it keeps the optimizer's state of. A loss or gradient that is not finite throws, on all ranks, before
     // any parameter has changed. stop: not 0 where this rank was told to stop; reported where any was.
     StepReport update(const volatile sig_atomic_t* stop = nullptr) {
         const auto start = std::chrono::steady_clock::now();
         const size_t k = step + 1;
-        const size_t micro_steps = settings.total_batch / (settings.batch * settings.T * size_t(model.ranks.size));
         const double tokens = double(settings.total_batch);
-        const Gate g{gate(k), k <= gate_warmup};
-        const ScaleLoss anchor = scale_loss(k);
-        model.begin_sums();
-        model.begin_gradients();
-        for (size_t micro = 0; micro < micro_steps; micro++) {
-            model.use_batch(batches.next());
-            model.forward(g, anchor.target);
-            model.classify(true, 1 / tokens, micro > 0);
-            model.backward(g.g, anchor, tokens, micro > 0, [&](size_t region) {
-                if (micro + 1 == micro_steps) parallel.gradients_ready(region);
-            });
-            batches.prefetch();
-        }
+        const uint64_t first_batch = batches.position();
+        accumulate(k, [&](size_t region) { parallel.gradients_ready(region); });
         parallel.finish_gradients();
         std::vector<double> memory = model.read_sums();
         memory.push_back(parallel.gradient_squares(model.grad_memory.bytes() / sizeof(Real)));
@@ -651,15 +657,16 @@ struct Trainer {
         const int bad_rank = model.ranks.sum(memory, strprintf("the end of update %zu", k).c_str());
         const Sums& sums = *reinterpret_cast<const Sums*>(memory.data());
         // clang-format off
-        StepReport r{.step = k, .loss = sums.loss / tokens, .scale_loss = anchor.lambda * sums.stream.squares / tokens,
-                     .g = g.g, .lr = lr_schedule(settings, k), .stream_scale = sums.stream.sum / tokens};
+        StepReport r{.step = k, .loss = sums.loss / tokens, .scale_loss = scale_loss(k).lambda * sums.stream.squares / tokens,
+                     .g = gate(k), .lr = lr_schedule(settings, k), .stream_scale = sums.stream.sum / tokens};
         // clang-format on
         r.grad_norm = std::sqrt(memory.end()[-2]), r.stop = memory.back() > 0;
-        if (!std::isfinite(r.loss + r.scale_loss) || !std::isfinite(r.grad_norm)) report_divergence(r, bad_rank);
+        if (!std::isfinite(r.loss + r.scale_loss) || !std::isfinite(r.grad_norm))
+            report_divergence(r, bad_rank, first_batch);
         r.skipped = settings.skip_loss_z > 0 && window.z_score(r.loss) > settings.skip_loss_z;
         window.add(r.loss);
         if (!r.skipped) adamw(k, r.lr, r.grad_norm);
-        if (g.calibrate)
+        if (k <= gate_warmup)
             calibration.observe({sums.site, sums.site + model.config.tapering_sites()}, r.stream_scale, tokens);
         if (k == gate_warmup) start_taper();
         step = k;
@@ -667,8 +674,16 @@ struct Trainer {
         return r;
     }
 
-    [[noreturn]] void report_divergence(const StepReport& r, int bad_rank) {
+    // bad_rank: the first whose loss is not finite. Whose gradient it was is not seen in the sum: they are computed again.
+    [[noreturn]] void report_divergence(const StepReport& r, int bad_rank, uint64_t first_batch) {
         const bool loss = !std::isfinite(r.loss + r.scale_loss);
+        if (!loss && model.ranks.size > 1) {
+            batches.seek(first_batch);
+            accumulate(r.step, [](size_t) {});
+            std::vector<double> squares = {sum_of_squares(model.dev, static_cast<const Real*>(model.grad_memory.data()),
+                                                          model.grad_memory.bytes() / sizeof(Real))};
+            bad_rank = model.ranks.sum(squares, "the search for a gradient that is not finite");
+        }
         const std::string where = model.ranks.size > 1 && bad_rank >= 0 ? strprintf(" on rank %d", bad_rank) : "";
         model.ranks.fail_together(strprintf(
             "step %zu: %s is not finite%s (loss %g, gradient norm %g, s(h) %.4g, g %.3g): the run diverged; %s; nothing was "
@@ -834,7 +849,7 @@ struct HostTensors {
     void add_parameters() {
         const auto list = tensor_list(model.config, model.params);
         for (size_t i = 0; i < list.size(); i++) {
-            if constexpr (std::is_same_v<Device, Cpu> && !model.kMaster)
+            if constexpr (std::is_same_v<Device, Cpu> && !Gpt<Device, Real>::kMaster)
                 add(list[i].spec.name, list[i].spec, list[i].data, {});
             else
                 add(list[i].spec.name, list[i].spec, nullptr, model.exact(i));
