@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <deque>
 #include <exception>
 #include <functional>
@@ -157,6 +158,39 @@ class Collectives<Cpu> {
                  ncclGetErrorString(nccl_check_result));                              \
     } while (0)
 
+// While it lives, a call that cannot be interrupted: where it takes longer than the ranks' time limit, this ends all ranks.
+class Deadline {
+  public:
+    Deadline(Ranks& ranks, const char* what) : thread_([this, &ranks, what] { watch(ranks, what); }) {}
+    Deadline(const Deadline&) = delete;
+    Deadline& operator=(const Deadline&) = delete;
+    ~Deadline() {
+        {
+            std::lock_guard lock(mutex_);
+            met_ = true;
+        }
+        changed_.notify_all();
+        thread_.join();
+    }
+
+  private:
+    void watch(Ranks& ranks, const char* what) {
+        const double limit = ranks.link()->time_limit;
+        std::unique_lock lock(mutex_);
+        if (changed_.wait_for(lock, std::chrono::duration<double>(limit), [&] { return met_; })) return;
+        const Error error(
+            strprintf("%s was not done within %g s: a GPU or the network hangs; run again with NCCL_DEBUG=WARN, "
+                      "or with a longer --rank-timeout",
+                      what, limit));
+        std::_Exit(ranks.fail_all("train_gpt", error));
+    }
+
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    bool met_ = false;
+    std::thread thread_;  // last: it uses all of the above
+};
+
 template <>
 class Collectives<Cuda> {
   public:
@@ -165,7 +199,10 @@ class Collectives<Cuda> {
         ncclUniqueId id{};
         if (ranks.first()) NCCL_CHECK(ncclGetUniqueId(&id));
         ranks.broadcast(&id, sizeof id, "the start of NCCL");
-        NCCL_CHECK(ncclCommInitRank(&comm_, ranks.size, id, ranks.rank));
+        {
+            const Deadline deadline(ranks, "the start of NCCL");
+            NCCL_CHECK(ncclCommInitRank(&comm_, ranks.size, id, ranks.rank));
+        }
         CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     }
     Collectives(const Collectives&) = delete;

@@ -4,10 +4,9 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "io/safetensors.h"
-#include "tests/run_program.h"
+#include "tests/read_log.h"
 
 namespace {
 
@@ -45,16 +44,6 @@ bool no_mpi() {
         return !why.empty();
     }();
     return missing;
-}
-
-std::vector<nlohmann::json> log_without_times(const Workplace& w) {
-    std::vector<nlohmann::json> lines;
-    std::istringstream in(read_file(w.at("model.log.jsonl")));
-    for (std::string line; std::getline(in, line);) {
-        lines.push_back(nlohmann::json::parse(line));
-        lines.back().erase("tokens_per_second");
-    }
-    return lines;
 }
 
 // Equal, numbers up to rounding: fp32 sums in another order, through 6 updates of AdamW.

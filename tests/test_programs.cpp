@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "io/safetensors.h"
@@ -12,16 +11,9 @@
 #include "io/tokens.h"
 #include "model/decoder.cuh"
 #include "model/model_file.h"
-#include "tests/run_program.h"
+#include "tests/read_log.h"
 
 namespace {
-
-std::vector<nlohmann::json> read_log(const std::string& path) {
-    std::vector<nlohmann::json> lines;
-    std::istringstream in(read_file(path));
-    for (std::string line; std::getline(in, line);) lines.push_back(nlohmann::json::parse(line));
-    return lines;
-}
 
 struct Dump {
     size_t rows, V;
@@ -238,13 +230,6 @@ size_t last_step(const std::string& out) {
     return begin == std::string::npos ? 0 : std::stoul(out.substr(begin + 6));
 }
 
-// A run's log without the times.
-std::vector<nlohmann::json> log_of(const Workplace& w) {
-    auto log = read_log(w.at("model.log.jsonl"));
-    for (auto& line : log) line.erase("tokens_per_second");
-    return log;
-}
-
 // -x changes neither the gate nor the learning rate.
 const std::string kAbsolute =
     "train_gpt -i corpus.txt -b 2 --gate-warmup 4 --gate-end 8 -k constant -u 3 -v 5 -sl 3" + kShape;
@@ -264,7 +249,7 @@ TEST_CASE("train_gpt: resuming at any update writes the same bytes as a run with
             w.ok(kAbsolute + mode + " -x " + std::to_string(stop));
             w.ok("train_gpt -y -x 12");
             CHECK(read_file(w.at("model.bin")) == model);
-            CHECK(log_of(w) == log_of(whole));
+            CHECK(log_without_times(w) == log_without_times(whole));
         }
         // A state that was resumed can be resumed again; one that is complete stays as it is.
         w.ok(kAbsolute + mode + " -x 2");
@@ -342,7 +327,7 @@ TEST_CASE("train_gpt: a run that is killed goes on from its last checkpoint") {
     CHECK(step >= 400);
     w.ok("train_gpt -y");
     CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
-    CHECK(log_of(w) == log_of(whole));
+    CHECK(log_without_times(w) == log_without_times(whole));
 }
 
 TEST_CASE("train_gpt: accumulated micro-batches are one batch") {

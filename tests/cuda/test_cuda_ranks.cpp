@@ -4,10 +4,9 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "tests/emu/cuda_test.h"
-#include "tests/run_program.h"
+#include "tests/read_log.h"
 
 namespace {
 
@@ -40,13 +39,7 @@ std::vector<nlohmann::json> run_ranks(const Workplace& w, const std::string& fla
     const Outcome outcome = run_program_in(w.path, command(flags));
     CHECK(outcome.err == "");
     CHECK_MESSAGE(outcome.status == 0, outcome.out);
-    std::vector<nlohmann::json> lines;
-    std::istringstream in(read_file(w.at("model.log.jsonl")));
-    for (std::string line; std::getline(in, line);) {
-        lines.push_back(nlohmann::json::parse(line));
-        lines.back().erase("tokens_per_second");
-    }
-    return lines;
+    return log_without_times(w);
 }
 
 // The processes of a run that has begun.
@@ -114,7 +107,18 @@ CUDA_TEST("cuda trainer: a rank that is killed or hangs ends the other, and its 
         for (pid_t rank : ranks) CHECK(kill(rank, 0) != 0);  // nobody is left behind
     }
     const Workplace w;
-    const Outcome outcome = run_program_in(w.path, command("--gpus 3 -d 24"));
+    Outcome outcome;
+#ifdef CUDA_EMU
+    {
+        const Variable delay("EMU_NCCL_INIT_DELAY_MS", "10000");  // rank 1 hangs in NCCL, which rank 0 waits for there
+        outcome = run_program_in(w.path, command("--gpus 2 --rank-timeout 0.3"));
+        CHECK(outcome.status == 1);
+        CHECK_MESSAGE(outcome.err.find("rank 0 of 2: the start of NCCL was not done within 0.3 s") != std::string::npos,
+                      outcome.err);
+        CHECK(!std::filesystem::exists(w.at("model.bin")));
+    }
+#endif
+    outcome = run_program_in(w.path, command("--gpus 3 -d 24"));
     CHECK(outcome.status == 1);
     CHECK_MESSAGE(outcome.err.find("GPU 2 was asked for and 2 found") != std::string::npos, outcome.err);
 }

@@ -94,10 +94,11 @@ ncclResult_t refuse(ncclResult_t result, const std::string& reason) {
     return result;
 }
 
-std::chrono::milliseconds time_limit() {
-    const char* value = std::getenv("EMU_NCCL_TIMEOUT_MS");
-    return std::chrono::milliseconds(value ? std::atoi(value) : 20000);
+std::chrono::milliseconds milliseconds(const char* variable, int otherwise) {
+    const char* value = std::getenv(variable);
+    return std::chrono::milliseconds(value ? std::atoi(value) : otherwise);
 }
+std::chrono::milliseconds time_limit() { return milliseconds("EMU_NCCL_TIMEOUT_MS", 20000); }
 
 // Waits until done(), gives way to the ranks that share this processor.
 template <class F>
@@ -368,6 +369,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t* handle, int ranks, ncclUniqueId id, in
         return refuse(ncclInvalidUsage, strprintf("one rank says there are %d ranks, another %d", ranks, none));
     if (comm->shared->present[rank].exchange(1))
         return refuse(ncclInvalidUsage, strprintf("rank %d exists twice", rank));
+    if (rank > 0) std::this_thread::sleep_for(milliseconds("EMU_NCCL_INIT_DELAY_MS", 0));
     comm->shared->joined++;
     const bool all = wait_for([&] { return comm->shared->joined.load() == ranks; });
     shm_unlink(id.internal);  // by everyone: the first one succeeds, and no file stays behind

@@ -1,0 +1,21 @@
+// Reads the logs of runs.
+#pragma once
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "tests/run_program.h"
+
+inline std::vector<nlohmann::json> read_log(const std::string& path) {
+    std::vector<nlohmann::json> lines;
+    std::istringstream in(read_file(path));
+    for (std::string line; std::getline(in, line);) lines.push_back(nlohmann::json::parse(line));
+    return lines;
+}
+
+// What is the same in every run.
+inline std::vector<nlohmann::json> log_without_times(const Workplace& w) {
+    auto log = read_log(w.at("model.log.jsonl"));
+    for (auto& line : log) line.erase("tokens_per_second");
+    return log;
+}
