@@ -4,6 +4,7 @@
 // Clocks that jump are none of these: the programs read no clock but std::chrono::steady_clock, for the rates they print;
 // only TensorBoard's files have the time of day in them, as a label.
 #include <doctest/doctest.h>
+#include <sys/mount.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/user.h>
@@ -201,6 +202,70 @@ TEST_CASE("crash: a checkpoint that cannot be written is a warning in the middle
                   outcome.err);
 }
 
+namespace {
+
+// A small disk of its own in a folder, for as long as this lives.
+struct Disk {
+    std::string path;
+    bool mounted;
+
+    explicit Disk(const std::string& path_) : path(path_) {
+        std::filesystem::create_directory(path);
+        mounted = mount("tapernorm-test", path.c_str(), "tmpfs", 0, "size=2m") == 0;
+        if (!mounted) MESSAGE("skipped: this process may not mount a file system (", std::strerror(errno), ")");
+    }
+    ~Disk() {
+        if (mounted) umount2(path.c_str(), MNT_DETACH);
+    }
+    bool make_read_only() const { return mount(nullptr, path.c_str(), nullptr, MS_REMOUNT | MS_RDONLY, nullptr) == 0; }
+};
+
+}  // namespace
+
+TEST_CASE("crash: a disk that is full leaves the older files whole; with room again, the run goes on") {
+    const Workplace whole, w;
+    const Disk disk(w.at("disk"));
+    if (!disk.mounted) return;
+    const std::string line = kTiny + " -k constant -u 1 -n 2 ";
+    whole.ok(line + "-x 12");
+    w.ok(line + "-o disk/model.bin");
+    std::map<std::string, std::string> before;
+    for (const char* file : {"model.bin", "model.state.bin", "model.state.1.bin"})
+        before[file] = read_file(disk.path + "/" + file);
+    // Room for the log, not for a model.
+    const std::string filler = disk.path + "/filler";
+    std::ofstream(filler, std::ios::binary) << std::string(4 << 20, 'x');
+    std::filesystem::resize_file(filler, std::filesystem::file_size(filler) - 16384);
+    REQUIRE(before["model.bin"].size() > 16384);
+
+    const Outcome outcome = w.run("train_gpt -y -o disk/model.bin -x 12");
+    CHECK(outcome.status == 1);
+    CHECK_MESSAGE(outcome.err.starts_with("warning: no checkpoint after update 8: cannot write"), outcome.err);
+    CHECK_MESSAGE(outcome.err.find("\ntrain_gpt: error: cannot write 'disk/model.state.bin'") != std::string::npos,
+                  outcome.err);
+    CHECK(outcome.err.find("No space left on device") != std::string::npos);
+    for (const auto& [file, bytes] : before) CHECK_MESSAGE(read_file(disk.path + "/" + file) == bytes, file);
+    CHECK(!std::filesystem::exists(disk.path + "/model.state.bin.tmp"));
+
+    std::filesystem::remove(filler);
+    w.ok("train_gpt -y -o disk/model.bin -x 12");
+    CHECK(read_file(disk.path + "/model.bin") == read_file(whole.at("model.bin")));
+}
+
+TEST_CASE("crash: a read-only folder is refused before the work, and can be read from") {
+    const Workplace w;
+    const Disk disk(w.at("disk"));
+    if (!disk.mounted) return;
+    w.ok(kTiny + " -k constant -u 1 -o disk/model.bin");
+    REQUIRE(disk.make_read_only());
+    w.refused("train_gpt -y -o disk/model.bin -x 7", {"disk/model.bin", "Read-only file system"});
+    w.refused(kTiny + " -o disk/other.bin", {"disk/other.bin", "Read-only file system"});
+    w.refused("fold disk/model.bin disk/folded.bin", {"disk/folded.bin", "Read-only file system"});
+    w.refused("infer disk/model.bin -n 1 --dump disk/logits.bin", {"disk/logits.bin", "Read-only file system"});
+    w.ok("fold disk/model.bin folded.bin");
+    w.ok("infer disk/model.bin -n 1");
+}
+
 TEST_CASE("crash: the corpus and the model may be removed under a run") {
     const Workplace whole, w;
     const std::string line =
@@ -214,6 +279,18 @@ TEST_CASE("crash: the corpus and the model may be removed under a run") {
     CHECK(outcome.err == "");
     CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
 }
+
+namespace {
+
+// Whether a process has a handler for a signal now.
+bool catches(pid_t pid, int signal) {
+    const std::string status = read_file("/proc/" + std::to_string(pid) + "/status");
+    const size_t at = status.find("SigCgt:");
+    REQUIRE(at != std::string::npos);
+    return std::strtoull(status.c_str() + at + 7, nullptr, 16) >> (signal - 1) & 1;
+}
+
+}  // namespace
 
 TEST_CASE("crash: SIGTERM saves as Ctrl-C does; a second Ctrl-C ends the run at once") {
     const std::string line =
@@ -229,11 +306,15 @@ TEST_CASE("crash: SIGTERM saves as Ctrl-C does; a second Ctrl-C ends the run at 
     w.ok("train_gpt -y");
     CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
 
-    Program twice(w.path, w.command(line + " --seed 2"));
-    REQUIRE(twice.wait_until([](const std::string& out) { return out.find("\nstep ") != std::string::npos; }));
-    twice.send(SIGSTOP);  // both arrive before it can act on the first
-    twice.send(SIGINT), twice.send(SIGTERM), twice.send(SIGCONT);
-    CHECK(twice.finish().status >= 128);
+    // The second one while an update, far too long to end by itself, is under way.
+    Program twice(w.path, w.command(line + " --seed 2 -d 32000000"));
+    for (const bool caught : {true, false}) {
+        while (catches(twice.pid(), SIGINT) != caught) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        twice.send(SIGINT);
+    }
+    const Outcome ended = twice.finish();
+    CHECK(ended.status == 128 + SIGINT);
+    CHECK_MESSAGE(ended.out.find("go on with") == std::string::npos, ended.out);
     check_states(w);
     w.ok(next_command(w, line) + " -x 3000 -m 1");
 }
