@@ -2,6 +2,7 @@
 # make demo        installs what is missing, builds, trains, folds, runs (about 4 minutes)
 # make test        installs what is missing, builds and runs all tests
 # make fuzz        readers of files under libFuzzer (clang), FUZZ_SECONDS=600 each; make crash-test: 200 kills -9
+# make tsan        the CPU's threads under ThreadSanitizer (clang)
 # make bench       speed and memory, as ratios to peers and limits measured in the same run
 # make data-tools  prepare, bpe_train, make_stories: corpora and vocabularies (data/README.md)
 # make dev-env     Python with the references and peers that dev/ compares with
@@ -138,6 +139,7 @@ $(BUILD)/run_tests: $(TEST_OBJECTS) $(RANKS) $(LIBRARY)
 test: deps
 	$(MAKE) $(PARALLEL) $(PROGRAMS) $(BUILD)/run_tests
 	$(BUILD)/run_tests
+	$(MAKE) fuzz-replay
 	$(MAKE) $(PARALLEL) emu-test
 	$(MAKE) emu-schedules emu-asan emu-tsan $(if $(HAVE_CUDA),cuda-compile-check)
 
@@ -224,17 +226,17 @@ gpu-test:
 # The readers of tests/fuzz under libFuzzer, AddressSanitizer and UBSan, FUZZ_SECONDS each, from the seeds of
 # dev/fuzz_seeds.sh and what earlier runs found (build/fuzz/corpus). Needs clang; without it, says so.
 FUZZ_SECONDS ?= 600
-.PHONY: fuzz crash-test
+.PHONY: fuzz fuzz-replay tsan crash-test
 FUZZ_CXX ?= $(firstword $(shell command -v clang++ clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++-14))
 FUZZ_TARGETS = $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
 # No OpenMP but its number of threads, 1, so that a finding can be repeated.
 FUZZ_FLAGS = -std=c++20 -O1 -g1 -fno-math-errno -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined \
              -fno-sanitize-recover=undefined -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed
-FUZZ_LIBRARY = $(LIBRARY_SOURCES:%.cpp=$(BUILD)/fuzz/%.o) $(LEAF_ISAS:%=$(BUILD)/ops/leaf_%.o)
+FUZZ_LIBRARY = $(patsubst %.cpp,$(BUILD)/fuzz/%.o,$(LIBRARY_SOURCES) $(wildcard runtime/*.cpp)) $(LEAF_ISAS:%=$(BUILD)/ops/leaf_%.o)
 $(BUILD)/fuzz/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(FUZZ_CXX) $(CPPFLAGS) $(FUZZ_FLAGS) -MMD -MP -c $< -o $@
-$(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/tests/fuzz/fuzz_%.o $(FUZZ_LIBRARY)
+$(FUZZ_TARGETS:%=$(BUILD)/fuzz/fuzz_%): $(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/tests/fuzz/fuzz_%.o $(FUZZ_LIBRARY)
 	$(FUZZ_CXX) -fsanitize=fuzzer,address,undefined $^ $(LDLIBS) -lgomp -o $@
 HAVE_FUZZER := $(if $(FUZZ_CXX),$(shell printf '%s\n' '%:include <omp.h>' \
     'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return omp_get_thread_num(); }' | \
@@ -245,6 +247,49 @@ fuzz: $(PROGRAMS) bpe_train $(FUZZ_TARGETS:%=$(BUILD)/fuzz/fuzz_%)
 else
 fuzz:
 	@echo "fuzz: skipped: no clang with libFuzzer (packages clang, libclang-rt-dev and libomp-dev)"
+endif
+
+# The same targets, built by any compiler, with each seed and changes of them that are always the same: for make test.
+REPLAY = $(BUILD)/fuzz-replay
+REPLAY_FLAGS = -std=c++20 -O1 -fno-math-errno -fno-omit-frame-pointer -fsanitize=address,undefined \
+               -fno-sanitize-recover=undefined -Wall -Wextra -Werror -Wno-unknown-pragmas
+REPLAY_LIBRARY = $(FUZZ_LIBRARY:$(BUILD)/fuzz/%=$(REPLAY)/%)
+$(REPLAY)/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) $(REPLAY_FLAGS) -MMD -MP -c $< -o $@
+$(FUZZ_TARGETS:%=$(REPLAY)/fuzz_%): $(REPLAY)/fuzz_%: $(REPLAY)/tests/fuzz/fuzz_%.o $(REPLAY)/tests/fuzz/replay.o $(REPLAY_LIBRARY)
+	$(CXX) -fsanitize=address,undefined $^ $(LDLIBS) -lgomp -o $@
+fuzz-replay:
+	$(MAKE) $(PARALLEL) $(PROGRAMS) bpe_train $(FUZZ_TARGETS:%=$(REPLAY)/fuzz_%)
+	dev/fuzz_seeds.sh $(REPLAY)/seeds
+	@set -e; for target in $(FUZZ_TARGETS); do $(REPLAY)/fuzz_$$target $(REPLAY)/seeds/$$target 2000 >/dev/null; done
+
+# ---- ThreadSanitizer ------------------------------------------------------------------------------------------------
+# Ops, model, training and ranks with several threads, by Clang: its OpenMP runtime tells ThreadSanitizer of its barriers
+# (Archer), GCC's does not.
+TSAN_CXX ?= $(FUZZ_CXX)
+TSAN_FLAGS = -std=c++20 -O1 -g1 -fno-math-errno -fopenmp -fsanitize=thread -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed
+TSAN_TESTS = main test_matmul test_model test_ops test_ranks test_tapernorm
+TSAN_OBJECTS = $(patsubst %.cpp,$(BUILD)/tsan/%.o,$(TSAN_TESTS:%=tests/%.cpp) $(LIBRARY_SOURCES) $(wildcard runtime/*.cpp)) \
+               $(LEAF_ISAS:%=$(BUILD)/tsan/ops/leaf_%.o)
+$(BUILD)/tsan/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(TSAN_CXX) $(CPPFLAGS) $(TSAN_FLAGS) -MMD -MP -c $< -o $@
+$(BUILD)/tsan/ops/leaf_avx2.o: LEAF_FLAGS += -march=x86-64-v3
+$(BUILD)/tsan/ops/leaf_avx512.o: LEAF_FLAGS += -march=x86-64-v4
+$(BUILD)/tsan/ops/leaf_%.o: ops/leaf.cpp
+	@mkdir -p $(@D)
+	$(TSAN_CXX) $(CPPFLAGS) $(TSAN_FLAGS) $(LEAF_FLAGS) -DLEAF_ISA=$* -MMD -MP -c $< -o $@
+$(BUILD)/tsan/run_tests: $(TSAN_OBJECTS)
+	$(TSAN_CXX) -fopenmp -fsanitize=thread $^ $(LDLIBS) -o $@
+ARCHER := $(if $(TSAN_CXX),$(wildcard $(shell $(TSAN_CXX) -print-resource-dir)/../../libarcher.so))
+ifneq ($(ARCHER),)
+tsan:
+	$(MAKE) $(PARALLEL) $(BUILD)/tsan/run_tests
+	OMP_TOOL_LIBRARIES=$(ARCHER) TSAN_OPTIONS="ignore_noninstrumented_modules=1 $$TSAN_OPTIONS" $(BUILD)/tsan/run_tests
+else
+tsan:
+	@echo "tsan: skipped: no clang with OpenMP's tool Archer (packages clang and libomp-dev)"
 endif
 
 # 200 kills -9 at random moments of a run; make test has ten.

@@ -256,7 +256,9 @@ TEST_CASE_TEMPLATE("matmul: bitwise the same for any number of threads", Real, f
                 matmul_backward<Real>(dev, din, dW, db, dout.v.data(), in.v.data(), W.v.data(), at.v.data(), M, C, OC,
                                       false);
                 if (threads == 1) first = all;
-                INFO(strprintf("%d threads, M %zu C %zu OC %zu, %s", threads, M, C, OC, isa_name(isa)));
+                const std::string what =
+                    strprintf("%d threads, M %zu C %zu OC %zu, %s", threads, M, C, OC, isa_name(isa));
+                INFO(what);
                 CHECK(same_bits(first, all));
             }
         }

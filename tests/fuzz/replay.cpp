@@ -1,0 +1,86 @@
+// A fuzz target without libFuzzer, for `make test`: every file of a folder, then RUNS changed ones, always the same.
+//
+//   fuzz_state FOLDER RUNS
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "runtime/random.h"
+#include "tests/fuzz/fuzz.h"
+
+namespace {
+
+const std::string_view kWords[] = {"0",     "-1",   "4294967296", "18446744073709551615",
+                                   "1e308", "nan",  "[[[[",       "{\"a\":",
+                                   "\"",    "\xff", "\\u0000",    "\n",
+                                   "%"};
+
+// Random numbers below a limit, one after the other.
+struct Random {
+    uint64_t run, count = 0;
+    size_t below(size_t limit) { return limit ? size_t(random_bits(1, run, count++) % limit) : 0; }
+};
+
+std::string bytes_of(const std::filesystem::path& path) {
+    std::ifstream in(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+}
+
+// What goes wrong with files, and what probes a reader: bits flipped, bytes cut out, moved, repeated, other numbers.
+void change(std::string& text, const std::vector<std::string>& seeds, Random& random) {
+    const size_t at = random.below(text.size() + 1),
+                 length = std::min(text.size() - at, 1 + random.below(1 + random.below(64)));
+    switch (random.below(7)) {
+        case 0:
+            if (length) text[at] = char(text[at] ^ 1 << random.below(8));
+            break;
+        case 1:
+            text.erase(at, length);
+            break;
+        case 2:
+            text.insert(random.below(text.size() + 1), text.substr(at, length));
+            break;
+        case 3:
+            text.replace(at, random.below(2) * length, kWords[random.below(std::size(kWords))]);
+            break;
+        case 4:
+            for (size_t i = 0; i < std::min<size_t>(length, 8); i++)
+                text[at + i] = char(random.below(2) ? 0xff : random.below(256));
+            break;
+        case 5: {  // another digit: sizes, offsets, flags
+            const size_t digit = text.find_first_of("0123456789", at);
+            if (digit != std::string::npos) text[digit] = char('0' + random.below(10));
+            break;
+        }
+        case 6: {
+            const std::string& other = seeds[random.below(seeds.size())];
+            text = text.substr(0, at) + other.substr(std::min(at, other.size()));
+            break;
+        }
+    }
+}
+
+void run(const std::string& input) {
+    LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(input.data()), input.size());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc != 3) return std::fprintf(stderr, "usage: %s FOLDER RUNS\n", argv[0]), 1;
+    std::vector<std::filesystem::path> paths;
+    for (const auto& entry : std::filesystem::directory_iterator(argv[1])) paths.push_back(entry.path());
+    std::sort(paths.begin(), paths.end());
+    std::vector<std::string> seeds;
+    for (const auto& path : paths) run(seeds.emplace_back(bytes_of(path)));
+    if (seeds.empty()) return std::fprintf(stderr, "%s: no file\n", argv[1]), 1;
+    const size_t runs = std::stoul(argv[2]);
+    for (size_t i = 0; i < runs; i++) {
+        Random random{i};
+        std::string input = seeds[random.below(seeds.size())];
+        for (size_t changes = 1 + random.below(4); changes > 0; changes--) change(input, seeds, random);
+        run(input);
+    }
+    std::fprintf(stderr, "%s: %zu files, %zu changed ones\n", argv[0], seeds.size(), runs);
+}
