@@ -392,7 +392,8 @@ TEST_CASE("ranks: a run on 2 and 3 is the run on one, up to rounding; ZeRO chang
     for (const auto& [mode, norm] : {std::pair{GateMode::taper, NormKind::layernorm},
                                      {GateMode::taper_all, NormKind::rmsnorm},
                                      {GateMode::norm, NormKind::layernorm}}) {
-        CAPTURE(gate_mode_name(mode));
+        const std::string name = gate_mode_name(mode);
+        CAPTURE(name);
         RankRun run(mode, norm);
         run.save = mode == GateMode::taper;
         const RunTrace one = train_on<float>(run, 1, false);
@@ -433,7 +434,7 @@ TEST_CASE("ranks: a state resumes on the same number of ranks to the bit, on ano
 
 TEST_CASE("ranks: a loss that is not finite on one of them stops all before anything changes") {
     RankRun run(GateMode::taper, NormKind::layernorm);
-    std::vector<bool> kept(3, false);
+    std::vector<int> kept(3, 0);  // no bits: threads write side by side
     const auto errors = on_ranks(3, [&](Ranks& ranks) {
         Cpu dev(1);
         Trainer<Cpu, float> t(dev, run.settings, run.config, run.corpus, ranks);
