@@ -282,12 +282,17 @@ TEST_CASE("crash: the corpus and the model may be removed under a run") {
 
 namespace {
 
-// Whether a process has a handler for a signal now.
-bool catches(pid_t pid, int signal) {
-    const std::string status = read_file("/proc/" + std::to_string(pid) + "/status");
-    const size_t at = status.find("SigCgt:");
-    REQUIRE(at != std::string::npos);
-    return std::strtoull(status.c_str() + at + 7, nullptr, 16) >> (signal - 1) & 1;
+// Waits until the program has a handler for a signal, or has none. (Between fork and exec it has doctest's.)
+void wait_for_handler(const Program& program, int signal, bool wanted) {
+    for (int waited = 0;; waited++) {
+        const std::string status = read_file("/proc/" + std::to_string(program.pid()) + "/status");
+        const size_t caught = status.find("SigCgt:");
+        REQUIRE(caught != std::string::npos);
+        const bool has = std::strtoull(status.c_str() + caught + 7, nullptr, 16) >> (signal - 1) & 1;
+        if (status.starts_with("Name:\ttrain_gpt\n") && has == wanted) return;
+        REQUIRE(waited < 60000);
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
 }
 
 }  // namespace
@@ -309,7 +314,7 @@ TEST_CASE("crash: SIGTERM saves as Ctrl-C does; a second Ctrl-C ends the run at 
     // The second one while an update, far too long to end by itself, is under way.
     Program twice(w.path, w.command(line + " --seed 2 -d 32000000"));
     for (const bool caught : {true, false}) {
-        while (catches(twice.pid(), SIGINT) != caught) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        wait_for_handler(twice, SIGINT, caught);
         twice.send(SIGINT);
     }
     const Outcome ended = twice.finish();

@@ -135,7 +135,8 @@ TEST_CASE("decoder: packed weights give the model's logits, up to the rounding o
              {std::pair(WeightType::fp32, 0x1p-24), {WeightType::bf16, 0x1p-9}, {WeightType::int8, 3.0 / 254}}) {
             const PackedModel packed(dev, model.config, model.tensors, type);
             for (size_t prompt : {1, 4, 8}) {
-                CAPTURE(int(type));
+                const int number = int(type);
+                CAPTURE(number);
                 CAPTURE(prompt);
                 std::vector<float> got(V);
                 Decoder<Cpu, float> decoder(dev, model.config, model.tensors, model.taper_scale, 0, 1, &packed);
