@@ -37,7 +37,7 @@
 
 struct Settings {
     std::string model, prompt, tokens, prompts, eval, hellaswag, tokenizer, dump, shape,
-        device = "auto", precision = "bf16", weights = "fp32";
+        device = "auto", precision = "bf16", weights = "fp32", bench_protocol = "all";
     bool last_token = false, greedy = false, bench = false;
     size_t n = 256, top_k = 0, seed = 1, threads = 0, show = 8, batch = 16;
     size_t L = 12, NH = 12, C = 768, V = 50257;  // of random weights
@@ -96,6 +96,8 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--n-embd", .to = &s.C, .metavar = "C", .range = {.low = 1, .high = 1 << 16},
            .help = "channels, a multiple of --n-head"});
     o.add({.long_name = "--vocab", .to = &s.V, .metavar = "V", .range = {.low = 1, .high = 1 << 20}, .help = "tokens"});
+    o.add({.long_name = "--bench-protocol", .to = &s.bench_protocol, .choices = {"all", "last-token", "decoding"},
+           .help = "which half of the table"});
     o.add({.long_name = "--bench-seconds", .to = &s.bench_seconds, .metavar = "X", .range = {.low = 0, .high = 3600},
            .help = "for each cell of the table: fewer repetitions than 50 where they take longer"});
     o.section("Run");
@@ -405,7 +407,7 @@ void bench(const Settings& s, const Engine<Device, Real>& engine) {
     InferenceBench<Device, Real>({engine.dev, engine.cpu, c, engine.weights, engine.packed, engine.info.taper_scale,
                                   bytes},
                                  bench_states(c, engine.info.gate, s.model.empty()), s.bench_seconds)
-        .run();
+        .run(s.bench_protocol);
 }
 
 // What the mode reads besides the model; checked before anything is computed.

@@ -7,9 +7,9 @@
 // each as far as the model's context goes.
 //
 // The states of a model differ in their norm sites alone, so they share its matrices: what is timed is the code of
-// every state, on numbers that only one of them was trained for. States take turns, each beginning in its turn, so that a
-// disturbance of the machine meets all of them and no state always follows the same. A figure is a median over repetitions
-// (a ratio: of the states of one turn), its spread half the distance between the quartiles.
+// every state, on numbers that only one of them was trained for. The states of a turn run side by side, on a CPU step by
+// step, and every turn begins with another one: a disturbance of the machine meets all of them. A figure is a median over
+// turns, a ratio or a part of a limit one of ratios within a turn; its spread is half the distance between the quartiles.
 #pragma once
 #include <algorithm>
 #include <chrono>
@@ -72,21 +72,30 @@ inline double bench_seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Seconds of run(i), i < count, in turns: 50 repetitions after 10 to warm up, or as many as fit in `budget` seconds
-// for each of them, at least 3 after 1. measure_limit() comes before every turn.
-template <class Limit, class Run>
-std::vector<std::vector<double>> time_in_turns(size_t count, double budget, Limit&& measure_limit, Run&& run) {
+// Of one turn: each state's seconds, and what the hardware allowed meanwhile.
+struct Turn {
+    std::vector<double> seconds;
+    double limit;
+};
+struct Turns {
+    std::vector<std::vector<double>> seconds;  // [states, turns]
+    std::vector<double> limits;                // [turns]
+};
+
+// Turns turn(first) of `count` states, which begin with state `first`: 50 after 10 to warm up, or as many as fit in `budget`
+// seconds for each state, at least 3 after 1.
+template <class OneTurn>
+Turns take_turns(size_t count, double budget, OneTurn&& turn) {
     constexpr size_t kRepetitions = 50, kWarmUps = 10, kFewest = 3;
-    std::vector<std::vector<double>> times(count);
+    Turns all{std::vector<std::vector<double>>(count), {}};
     const double start = bench_seconds(), limit = budget * double(count);
-    size_t warm_ups = 0;
-    for (; warm_ups == 0 || (warm_ups < kWarmUps && bench_seconds() - start < limit / 6); warm_ups++)
-        for (size_t i = 0; i < count; i++) run(i);
-    for (size_t turn = 0; turn < kFewest || (turn < kRepetitions && bench_seconds() - start < limit); turn++) {
-        measure_limit();
-        for (size_t i = 0; i < count; i++) times[(turn + i) % count].push_back(run((turn + i) % count));
+    for (size_t n = 0; n == 0 || (n < kWarmUps && bench_seconds() - start < limit / 6); n++) turn(n % count);
+    for (size_t n = 0; n < kFewest || (n < kRepetitions && bench_seconds() - start < limit); n++) {
+        const Turn one = turn(n % count);
+        for (size_t i = 0; i < count; i++) all.seconds[i].push_back(one.seconds[i]);
+        all.limits.push_back(one.limit);
     }
-    return times;
+    return all;
 }
 
 // ---- limits of the hardware, as the CPU path meets them
@@ -133,7 +142,8 @@ class InferenceBench {
     InferenceBench(BenchModel<Device, Real> model, std::vector<BenchState> states, double budget)
         : m_(std::move(model)), states_(std::move(states)), budget_(budget) {}
 
-    void run() {
+    // which: "all", or one protocol.
+    void run(const std::string& which) {
         if constexpr (kOnHost) bandwidth_.emplace(m_.cpu);
         std::printf("\n| protocol | B |");
         for (const BenchState& s : states_) std::printf(" %s |", s.name);
@@ -143,8 +153,9 @@ class InferenceBench {
         const size_t context = m_.config.T;
         for (size_t T : {128, 256, 512})
             for (size_t B : {1, 4})
-                if (T == 128 || T / 2 < context) last_token(B, std::min(T, context));
-        for (size_t B : {1, 4, 16}) decode(B, std::min(kPrompt, (context + 1) / 2));
+                if (which != "decoding" && (T == 128 || T / 2 < context)) last_token(B, std::min(T, context));
+        for (size_t B : {1, 4, 16})
+            if (which != "last-token") decode(B, std::min(kPrompt, (context + 1) / 2));
         print_counts();
     }
 
@@ -193,15 +204,20 @@ class InferenceBench {
         auto list = decoders(B, T);
         const auto tokens = random_tokens(B, T);
         std::vector<Acc<Real>> logits(B * m_.config.V);
-        std::vector<double> rate;
-        auto limit = [&] {
-            if (kOnHost) rate.push_back(matmul_rate(m_.cpu, std::min<size_t>(B * T, 512), m_.config.C));
-        };
-        const auto times = time_in_turns(list.size(), budget_, limit, [&](size_t i) {
-            for (size_t b = 0; b < B; b++) list[i]->rewind(0, b);
-            const double start = bench_seconds();
-            list[i]->feed(pieces_of(tokens), Logits::last, logits.data());
-            return bench_seconds() - start;
+        const size_t count = list.size();
+        const auto [times, rates] = take_turns(count, budget_, [&](size_t first) {
+            Turn turn{std::vector<double>(count), 0};
+            std::vector<double> rate(count);
+            for (size_t n = 0; n < count; n++) {
+                const size_t i = (first + n) % count;
+                if (kOnHost) rate[n] = matmul_rate(m_.cpu, std::min<size_t>(B * T, 512), m_.config.C);
+                for (size_t b = 0; b < B; b++) list[i]->rewind(0, b);
+                const double start = bench_seconds();
+                list[i]->feed(pieces_of(tokens), Logits::last, logits.data());
+                turn.seconds[i] = bench_seconds() - start;
+            }
+            turn.limit = spread_of(rate).median;
+            return turn;
         });
         std::printf("| last-token logits, T %zu, tokens/s | %zu |", T, B);
         for (const auto& t : times) {
@@ -209,11 +225,7 @@ class InferenceBench {
             std::printf(" %.0f ± %.1f%% |", double(B * T) / s.median, 100 * s.half_quartiles / s.median);
         }
         print_ratio(times);
-        if (kOnHost) {
-            const double top = spread_of(rate).median;
-            const double reached = flops(B, T) / spread_of(times.back()).median * 1e-9;
-            std::printf(" %.0f%% of matmul's %.0f GFLOP/s", 100 * reached / top, top);
-        }
+        if (kOnHost) print_limit(times.back(), rates, flops(B, T) * 1e-9, "matmul's %.0f GFLOP/s");
         std::printf(" |\n");
         std::fflush(stdout);
     }
@@ -229,38 +241,29 @@ class InferenceBench {
         if (steps == 0) return void(std::printf("| decoding | %zu | the context is one token |\n", B));
         auto list = decoders(B, prompt + steps);
         const auto prompts = random_tokens(B, prompt);
-        std::vector<Acc<Real>> logits(B * V);
-        std::vector<int> next(B);
-        std::vector<double> bandwidth;
-        counts_.assign(list.size(), {});
+        std::vector<std::vector<Acc<Real>>> logits(list.size(), std::vector<Acc<Real>>(B * V));
         std::vector<std::unique_ptr<Generator<Device, Real>>> generators;
         for (auto& decoder : list) generators.push_back(std::make_unique<Generator<Device, Real>>(*decoder));
-        auto limit = [&] {
-            if constexpr (kOnHost) bandwidth.push_back(bandwidth_->measure());
-        };
-        const auto times = time_in_turns(list.size(), budget_, limit, [&](size_t i) {
-            Decoder<Device, Real>& decoder = *list[i];
-            for (size_t b = 0; b < B; b++) decoder.rewind(0, b);
-            decoder.feed(pieces_of(prompts), Logits::last, logits.data());
-            const double start = bench_seconds();
-            if constexpr (kOnHost) {
-                const size_t regions = m_.cpu.regions, barriers = m_.cpu.barriers, passes = decoder.stream_passes();
-                for (size_t step = 0; step < steps; step++) {
-                    std::vector<Piece> pieces;
-                    for (size_t b = 0; b < B; b++) {
-                        next[b] = int(argmax(&logits[b * V], V));
-                        pieces.push_back({b, &next[b], 1});
-                    }
-                    decoder.feed(pieces, Logits::last, logits.data());
-                }
-                const double n = double(steps);
-                counts_[i] = {double(decoder.stream_passes() - passes) / n, double(m_.cpu.regions - regions) / n,
-                              double(m_.cpu.barriers - barriers) / n};
-            } else {  // a first token from the prompt's logits, then as many steps as on the host
-                generators[i]->generate(logits, V, steps + 1, {.temperature = 0}, 0, [](size_t, const int*) {});
-                counts_[i] = {double(generators[i]->stream_passes()), double(generators[i]->launches()), 0};
+        counts_.assign(list.size(), {});
+        auto [times, bandwidth] = take_turns(list.size(), budget_, [&](size_t first) {
+            for (size_t i = 0; i < list.size(); i++) {
+                for (size_t b = 0; b < B; b++) list[i]->rewind(0, b);
+                list[i]->feed(pieces_of(prompts), Logits::last, logits[i].data());
             }
-            return (bench_seconds() - start) / double(steps);
+            if constexpr (kOnHost) {
+                return decode_steps(list, logits, first, steps);
+            } else {
+                Turn turn{std::vector<double>(list.size()), 0};
+                for (size_t n = 0; n < list.size(); n++) {
+                    // A first token from the prompt's logits, then as many steps as on the host.
+                    const size_t i = (first + n) % list.size();
+                    const double start = bench_seconds();
+                    generators[i]->generate(logits[i], V, steps + 1, {.temperature = 0}, 0, [](size_t, const int*) {});
+                    turn.seconds[i] = (bench_seconds() - start) / double(steps);
+                    counts_[i] = {double(generators[i]->stream_passes()), double(generators[i]->launches()), 0};
+                }
+                return turn;
+            }
         });
         std::printf("| decoding, ms per step (GB/s of weights) | %zu |", B);
         for (const auto& t : times) {
@@ -269,16 +272,43 @@ class InferenceBench {
                         m_.weight_bytes / s.median * 1e-9);
         }
         print_ratio(times);
-        if constexpr (!kOnHost) bandwidth = device_bandwidth();
-        const double top = spread_of(bandwidth).median,
-                     reached = m_.weight_bytes / spread_of(times.back()).median * 1e-9;
-        std::printf(" %.0f%% of %.1f GB/s read |", 100 * reached / top, top);
-        std::printf("\n");
+        if constexpr (!kOnHost) bandwidth.assign(times[0].size(), device_bandwidth());
+        print_limit(times.back(), bandwidth, m_.weight_bytes * 1e-9, "%.1f GB/s read");
+        std::printf(" |\n");
         std::fflush(stdout);
     }
 
+    // Greedy steps of all states, one step of each after the other; seconds of one, and the bandwidth between them.
+    Turn decode_steps(std::vector<std::unique_ptr<Decoder<Device, Real>>>& list,
+                      std::vector<std::vector<Acc<Real>>>& logits, size_t first, size_t steps) {
+        const size_t count = list.size(), V = m_.config.V, B = logits[0].size() / V;
+        constexpr size_t kBetween = 8;
+        Turn turn{std::vector<double>(count), 0};
+        std::vector<double> bandwidth;
+        std::vector<int> next(B);
+        for (size_t step = 0; step < steps; step++) {
+            if (step % kBetween == 0) bandwidth.push_back(bandwidth_->measure());
+            for (size_t n = 0; n < count; n++) {
+                const size_t i = (first + step + n) % count, passes = list[i]->stream_passes();
+                const size_t regions = m_.cpu.regions, barriers = m_.cpu.barriers;
+                const double start = bench_seconds();
+                std::vector<Piece> pieces;
+                for (size_t b = 0; b < B; b++) {
+                    next[b] = int(argmax(&logits[i][b * V], V));
+                    pieces.push_back({b, &next[b], 1});
+                }
+                list[i]->feed(pieces, Logits::last, logits[i].data());
+                turn.seconds[i] += (bench_seconds() - start) / double(steps);
+                counts_[i] = {double(list[i]->stream_passes() - passes), double(m_.cpu.regions - regions),
+                              double(m_.cpu.barriers - barriers)};
+            }
+        }
+        turn.limit = spread_of(bandwidth).median;
+        return turn;
+    }
+
     // GB/s at which a GPU sums up memory that its caches do not hold, waiting for the sum included.
-    std::vector<double> device_bandwidth() {
+    double device_bandwidth() {
         const size_t n = std::min(size_t(1) << 30, size_t(8 * m_.weight_bytes / sizeof(Real)));
         Arena<Device> memory(m_.dev, "the bandwidth test");
         Real* x = nullptr;
@@ -290,7 +320,18 @@ class InferenceBench {
             sum_of_squares(m_.dev, x, n);
             result.push_back(double(n * sizeof(Real)) / (bench_seconds() - start) * 1e-9);
         }
-        return result;
+        return spread_of(result).median;
+    }
+
+    // What part of a limit the last state reached: the median over turns of `work` in its time against the limit measured
+    // in the same turn. format: prints the limit's median.
+    static void print_limit(const std::vector<double>& times, const std::vector<double>& limits, double work,
+                            const char* format) {
+        std::vector<double> parts;
+        for (size_t i = 0; i < times.size(); i++) parts.push_back(work / times[i] / limits[i]);
+        const Spread s = spread_of(parts);
+        std::printf(" %.0f%% ± %.0f%% of ", 100 * s.median, 100 * s.half_quartiles);
+        std::printf(format, spread_of(limits).median);
     }
 
     // Speed of the last state over the first's: the median over neighbours in time; and the repetitions.

@@ -201,7 +201,10 @@ class Decoder {
     const float* own_site(const TeamMember& m, const float* x, size_t l, size_t which, size_t rows) {
         const Site<float> s = site_at(config_, weights_, c_, gate_, l, which);
         if (m.thread == 0) stream_passes_ += site_passes(s.kind, s.phase) + 1;
-        if (s.phase == Phase::folded) return x;
+        if (s.phase == Phase::folded) {  // half of x has just been written on another core, and no norm brings it here
+            for (size_t i = 0; i < rows * config_.C; i += 16) __builtin_prefetch(x + i);
+            return x;
+        }
         float* y = own_sites_ + m.thread * step_rows_ * config_.C;
         leaf<float>(dev_).site_forward(y, nullptr, nullptr, x, s, rows, config_.C, nullptr);
         return y;

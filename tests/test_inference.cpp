@@ -106,7 +106,11 @@ TEST_CASE("infer --bench: a table of the states that the gate allows, with count
     // mean twice more and written once. Embedding, final norm (all of its passes) and its matrix once more.
     CHECK(out.find("| explicit scaling | 30 | 1 | 10 |") != std::string::npos);
     CHECK(out.find("| folded | 18 | 1 | 10 |") != std::string::npos);
-    CHECK(w.ok("infer folded.bin --bench --bench-seconds 0 --weights int8").find("| folded |") != std::string::npos);
+    const std::string half =
+        w.ok("infer folded.bin --bench --bench-seconds 0 --weights int8 --bench-protocol decoding");
+    CHECK(half.find("| folded |") != std::string::npos);
+    CHECK(half.find("last-token logits") == std::string::npos);
+    CHECK(half.find("decoding") != std::string::npos);
     const std::string random = w.ok("infer --bench --bench-seconds 0 --n-layer 1 --n-embd 16 --n-head 2 --vocab 30");
     CHECK(random.find("| normalized | affine folded | explicit scaling | folded |") != std::string::npos);
     CHECK(random.find("last-token logits, T 512") != std::string::npos);
