@@ -91,18 +91,22 @@ def inference(args):
     seconds = ["--bench-seconds", "0.3" if args.quick else "2"]
     shapes = {"30M: L8 C512 H8 V10000": ["--n-layer", "8", "--n-head", "8", "--n-embd", "512", "--vocab", "10000"],
               "124M": ["--model", "d12"]}
+    if args.quick:
+        del shapes["124M"]
     for name, shape in shapes.items():
-        for weights in ("fp32", "bf16", "int8"):
-            if weights == "fp32" or (name == "124M" and not args.quick):
-                table = output(["./infer", "--device", "cpu", "--bench", "--weights", weights, *shape, *seconds])
+        for weights, protocol in [("fp32", "all"), ("bf16", "decoding"), ("int8", "decoding")]:
+            if weights == "fp32" or name == "124M":
+                table = output(["./infer", "--device", "cpu", "--bench", "--bench-protocol", protocol, "--weights", weights,
+                                *shape, *seconds])
                 print(f"\n### {name}, {weights}\n\n" + (table or "failed").partition("\n\n")[2].strip(), flush=True)
     peers = [peer for peer in (args.torch, args.llamacpp) if peer and os.path.exists(peer)]
-    print("\nPeers: " + (", ".join(peers) or "none here") + ".")
+    print("\nPeers: " + (", ".join(peers) or "none here") + ".", flush=True)
     if os.path.exists(args.torch):
         for B, T in [(1, 128), (1, 512), (4, 512)]:
             row = last_json(output([args.torch, "dev/reference/bench_infer_torch.py", "--n-layer", "8", "--n-head", "8",
                                     "--n-embd", "512", "--vocab", "10000", "--batch", str(B), "--seq-len", str(T)]))
-            print(f"PyTorch, 30M, last-token logits, B {B}, T {T}: {row['tokens_per_s'] if row else 'failed'} tokens/s.")
+            print(f"PyTorch, 30M, last-token logits, B {B}, T {T}: {row['tokens_per_s'] if row else 'failed'} tokens/s.",
+                  flush=True)
     for gguf in args.gguf if args.llamacpp else []:
         rate = peer_rate(output([args.llamacpp, "-m", gguf, "-p", "0", "-n", "128", "-o", "json",
                                  "-t", str(len(os.sched_getaffinity(0)))]))
@@ -112,7 +116,7 @@ def inference(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="no matmul table, few rounds")
+    parser.add_argument("--quick", action="store_true", help="no matmul table, few rounds, no 124M inference")
     parser.add_argument("--llmc", default=os.environ.get("LLMC", ""), help="a local clone of karpathy/llm.c")
     parser.add_argument("--torch", default=str(ROOT / "dev/.venv/bin/python"), help="a python that has torch")
     parser.add_argument("--only", choices=["training", "matmul", "inference"], help="one part")
