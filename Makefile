@@ -263,7 +263,7 @@ $(FUZZ_TARGETS:%=$(REPLAY)/fuzz_%): $(REPLAY)/fuzz_%: $(REPLAY)/tests/fuzz/fuzz_
 fuzz-replay:
 	$(MAKE) $(PARALLEL) $(PROGRAMS) bpe_train $(FUZZ_TARGETS:%=$(REPLAY)/fuzz_%)
 	dev/fuzz_seeds.sh $(REPLAY)/seeds
-	@set -e; for target in $(FUZZ_TARGETS); do $(REPLAY)/fuzz_$$target $(REPLAY)/seeds/$$target 2000 >/dev/null; done
+	@[ -w /dev/shm ] && export TMPDIR=/dev/shm; set -e; for target in $(FUZZ_TARGETS); do $(REPLAY)/fuzz_$$target $(REPLAY)/seeds/$$target 2000 >/dev/null; done
 
 # ---- ThreadSanitizer ------------------------------------------------------------------------------------------------
 # Ops, model, training and ranks with several threads, by Clang: its OpenMP runtime tells ThreadSanitizer of its barriers
@@ -287,7 +287,7 @@ ARCHER := $(if $(TSAN_CXX),$(wildcard $(shell $(TSAN_CXX) -print-resource-dir)/.
 ifneq ($(ARCHER),)
 tsan:
 	$(MAKE) $(PARALLEL) $(BUILD)/tsan/run_tests
-	OMP_TOOL_LIBRARIES=$(ARCHER) TSAN_OPTIONS="ignore_noninstrumented_modules=1 $$TSAN_OPTIONS" $(BUILD)/tsan/run_tests
+	OMP_WAIT_POLICY=passive OMP_TOOL_LIBRARIES=$(ARCHER) TSAN_OPTIONS="ignore_noninstrumented_modules=1 $$TSAN_OPTIONS" $(BUILD)/tsan/run_tests
 else
 tsan:
 	@echo "tsan: skipped: no clang with OpenMP's tool Archer (packages clang and libomp-dev)"
