@@ -3,6 +3,7 @@
 #ifdef TN_CUDA
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 
@@ -144,6 +145,11 @@ void sampling_agrees() {
             CHECK(got == expected);
         }
     }
+    // top_p of 1/2 is reached exactly by two of four equal tokens: those with the smaller ids.
+    const auto [halves, expected_halves] =
+        choices<Real>(dev, std::vector<float>(4, 0.0f), {.temperature = 1, .top_p = 0.5, .seed = 8}, 12);
+    CHECK(halves == expected_halves);
+    CHECK(*std::max_element(halves.begin(), halves.end()) == 1);
     std::vector<float> logits(37, 0.0f);
     logits[20] = std::numeric_limits<float>::infinity();
     CHECK(choices<Real>(dev, logits, {}, 1).first[0] == -1);
