@@ -124,7 +124,7 @@ std::vector<Choice> read_hellaswag(const std::string& path, const std::optional<
                                    size_t T) {
     const MappedFile file(path);
     int32_t magic = 0;
-    std::memcpy(&magic, file.data(), std::min(sizeof magic, file.size()));
+    if (file.size() >= sizeof magic) std::memcpy(&magic, file.data(), sizeof magic);
     std::vector<Choice> choices = magic == kMagic ? read_llmc(path, file) : read_json_lines(path, file, tokenizer);
     if (choices.empty()) fail("%s: expected at least one item, found none", path.c_str());
     for (size_t i = 0; i < choices.size(); i++) {
