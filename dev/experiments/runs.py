@@ -25,7 +25,7 @@ import plot_style  # noqa: E402, F401 (for the experiments)
 
 RESULTS = ROOT / "dev" / "results"
 RECORDS = RESULTS / "runs.jsonl"
-CORPORA = {  # name: flags, with files of --data
+CORPORA = {  # name: flags, with files of --data; books_train.txt: the first 20,000,000 bytes of such a corpus
     "shakespeare": {"-i": "tinyshakespeare.txt"},
     "books": {"-i": "books_train.txt", "-j": "books_val.txt"},
 }
