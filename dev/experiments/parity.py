@@ -33,6 +33,7 @@ import runs
 from runs import MODES, SHAPE, Run, plot_style
 
 SMALL = ("shakespeare", SHAPE)  # 0.22M parameters
+README_NAMES = {"shakespeare": "tinyshakespeare, 0.2M", "books": "books, 0.93M"}
 LARGER = ("books", "--n-layer 8 --n-head 4 --n-embd 96 -t 128 -b 8")  # 0.93M; 1024 tokens an update
 
 
@@ -139,16 +140,17 @@ def growth_table(setting, records, best):
 
 
 def readme_table(records, best_of):
-    """The first setting's modes, for README.md."""
-    setting, rows = SETTINGS[0], []
-    for kind in setting.kinds:
-        losses = losses_of(setting, kind, records, best_of[setting.name])
-        for mode, values in losses.items():
-            if len(values) > 1:
-                gap = "" if mode == "norm" else runs.gap_text(values, losses["norm"])
-                rows.append([f"{mode}{'' if kind == 'layernorm' else ', RMSNorm'}", best_of[setting.name][mode],
-                             len(values), runs.losses_text(values), gap])
-    return runs.table(["mode", "learning rate", "seeds", "validation loss", "gap to norm [95% interval]"], rows)
+    """The longer settings' modes that have several seeds, for README.md."""
+    rows = []
+    for setting in (setting for setting in SETTINGS if setting.steps >= 2000):
+        for kind in setting.kinds:
+            losses = losses_of(setting, kind, records, best_of[setting.name])
+            for mode, values in losses.items():
+                if len(values) > 1:
+                    gap = "" if mode == "norm" else runs.gap_text(values, losses["norm"])
+                    rows.append([README_NAMES[setting.corpus], f"{mode}{'' if kind == 'layernorm' else ', RMSNorm'}",
+                                 best_of[setting.name][mode], len(values), runs.losses_text(values), gap])
+    return runs.table(["corpus, size", "mode", "learning rate", "seeds", "validation loss", "gap to norm [95% interval]"], rows)
 
 
 def draw_rates(ax, setting, records, colors):
