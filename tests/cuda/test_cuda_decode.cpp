@@ -198,20 +198,31 @@ void greedy_agrees(const Config& config, size_t sequences) {
     });
     REQUIRE(tokens.size() == n * sequences);
     CHECK(graph.launches() == 5 * config.L + 2);
+    const double tolerance = std::is_same_v<Real, float> ? 0x1p-12 : 0x1p-3;
+    std::vector<Piece> next;
     for (size_t i = 0; i < n; i++) {
-        std::vector<Piece> next;
+        next.clear();
         for (size_t s = 0; s < sequences; s++) {
             const int* token = &tokens[i * sequences + s];
             const float* z = &expected[s * V];
             const double short_of = *std::max_element(z, z + V) - z[*token];
             double largest = 0;
             for (size_t v = 0; v < V; v++) largest = std::max(largest, std::abs(double(z[v])));
-            CHECK(short_of <= (std::is_same_v<Real, float> ? 0x1p-12 : 0x1p-3) * largest);
+            CHECK(short_of <= tolerance * largest);
             next.push_back({s, token, 1});
         }
-        if (i + 1 < n) reference.feed(next, Logits::last, expected.data());
+        reference.feed(next, Logits::last, expected.data());
     }
     for (size_t s = 0; s < sequences; s++) CHECK(decoder.length(s) == prompts[s].size() + n - 1);
+    // Numbers, not choices alone: the last token's logits see the keys and values of all that was generated.
+    std::vector<float> got(sequences * V);
+    decoder.feed(next, Logits::last, got.data());
+    double largest = 0, worst = 0;
+    for (size_t i = 0; i < got.size(); i++) {
+        largest = std::max(largest, std::abs(double(expected[i])));
+        worst = std::max(worst, std::abs(double(got[i]) - double(expected[i])));
+    }
+    CHECK(worst <= tolerance * largest);
 }
 
 template <class Real>
@@ -262,11 +273,12 @@ CUDA_TEST("cuda decoding: the same graph for other settings; the same tokens aga
     Decoder<Cuda, float> decoder(dev, config, weights.tensors, {}, 0, 2);
     DecodeGraph<float> graph(decoder);
     const std::vector<std::vector<int>> prompts = {{1, 2, 3}, {4}};
-    auto generate = [&](const Sampling& s, size_t n) {
+    auto generate = [&](const Sampling& s, size_t n, size_t V = 0) {
         for (size_t i = 0; i < 2; i++) decoder.rewind(0, i);
         const std::vector<float> logits = prefill(decoder, prompts, config.V);
         std::vector<int> tokens;
-        graph.generate(logits, config.V, n, s, 0, [&](size_t, const int* t) { tokens.insert(tokens.end(), t, t + 2); });
+        graph.generate(logits, V ? V : config.V, n, s, 0,
+                       [&](size_t, const int* t) { tokens.insert(tokens.end(), t, t + 2); });
         return tokens;
     };
     const std::vector<int> greedy = generate({.temperature = 0}, 30),
@@ -281,6 +293,9 @@ CUDA_TEST("cuda decoding: the same graph for other settings; the same tokens aga
     generate_on_host(decoder, logits, config.V, 30, {.temperature = 1.5, .seed = 3}, 0,
                      [&](size_t, const int* t) { expected.insert(expected.end(), t, t + 2); });
     CHECK(warm == expected);
+    // Of fewer tokens: another graph.
+    const std::vector<int> few = generate({.temperature = 1.5, .seed = 3}, 30, 3);
+    CHECK(*std::max_element(few.begin(), few.end()) == 2);
     CHECK(generate({.temperature = 0}, config.T - 3 + 1).size() == 2 * (config.T - 2));  // to the very end
     CHECK_THROWS_WITH_AS(generate({.temperature = 0}, config.T - 3 + 2), doctest::Contains("context of 140"), Error);
 }
