@@ -58,7 +58,7 @@ def figure(records):
     axes[1].set(ylim=(1.2, 3.6), ylabel="training loss (nats per byte)")
     for ax in axes:
         ax.set(xlabel="update")
-    fig.suptitle("taper-all with the scale loss (solid; dotted: lambda 2) and without it (dashed), 3 seeds each", fontweight="bold")
+    fig.suptitle("taper-all with the scale loss (solid) and without it (dashed), 3 seeds each", fontweight="bold")
     fig.legend(handles=axes[0].get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
     plot_style.save(fig, runs.RESULTS / "logit-chasing", ["png"])
 

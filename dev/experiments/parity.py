@@ -194,7 +194,7 @@ def figure(records, best_of):
     fig, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     draw_rates(axes[0], SETTINGS[0], records, colors)
     draw_gaps(axes[1], records, best_of, colors)
-    fig.suptitle("tinyshakespeare: norm against taper, each at its own best learning rate", fontweight="bold")
+    fig.suptitle("norm against taper, each at its own best learning rate (tinyshakespeare where nothing else is said)", fontweight="bold")
     plot_style.save(fig, runs.RESULTS / "parity", ["png"])
 
 
