@@ -78,7 +78,7 @@ struct Settings {
     double skip_loss_z = 0;
 
     std::string gate = "taper";
-    Length gate_warmup = fraction_of_run(0.05), gate_end = fraction_of_run(0.4);
+    Length gate_warmup = fraction_of_run(0.02), gate_end = fraction_of_run(0.4);  // dev/results/experiments.md
     double ema_decay = 0.99, scale_loss = 0.1;
 
     size_t val_every = 300, val_batches = 20, sample_every = 0;
@@ -157,8 +157,10 @@ static Options make_options(Settings& s) {
     o.section("TaperNorm");
     o.add({.short_name = "-g", .long_name = "--gate", .to = &s.gate, .choices = {"norm", "taper", "taper-all"},
            .help = "norm: the baseline; taper: every norm but the last goes; taper-all: all go"});
-    o.add({.long_name = "--gate-warmup", .to = &s.gate_warmup, .help = "updates with g = 1, which calibrate"});
-    o.add({.long_name = "--gate-end", .to = &s.gate_end, .help = "first update with g = 0"});
+    o.add({.long_name = "--gate-warmup", .to = &s.gate_warmup, .default_text = "2%; 20% with --scale-loss 0",
+           .help = "updates with g = 1, which calibrate"});
+    o.add({.long_name = "--gate-end", .to = &s.gate_end, .default_text = "40%; 80% with --scale-loss 0",
+           .help = "first update with g = 0"});
     o.add({.long_name = "--ema-decay", .to = &s.ema_decay, .range = {.low = 0, .high = 1, .high_open = true},
            .help = "of the calibration's averages"});
     o.add({.long_name = "--scale-loss", .to = &s.scale_loss, .metavar = "LAMBDA", .range = {.low = 0},
@@ -690,7 +692,7 @@ struct Trainer {
             "written since the last checkpoint; try a smaller -l%s",
             r.step, loss ? "the loss" : "the gradient", where.c_str(), r.loss + r.scale_loss, r.grad_norm,
             r.stream_scale, r.g, which_moved_first(site_scales(), kDrift).c_str(),
-            model.config.mode == GateMode::norm ? "" : ", a longer --gate-warmup or --scale-loss 0.1"));
+            model.config.mode == GateMode::norm ? "" : ", a longer --gate-warmup or a larger --scale-loss"));
     }
 
     // s(h) at every norm site, of the last micro-batch. Until the next forward pass.
@@ -1210,9 +1212,9 @@ int train(Trainer<Device, Real>& t, Run& run) {
             warned = true;
             progress.note(
                 strprintf("warning: s(h) is %.3g now and was %.3g when the sites were calibrated (update %zu); %s; "
-                          "the stream was still growing: use a longer --gate-warmup or --scale-loss 0.1",
+                          "the stream was still growing: use a longer --gate-warmup or a larger --scale-loss (%g)",
                           r.stream_scale, t.scale_target, t.gate_warmup,
-                          which_moved_first(t.site_scales(), kDrift).c_str()));
+                          which_moved_first(t.site_scales(), kDrift).c_str(), s.scale_loss));
         }
         RunLog::Fields fields = log_fields(t, r);
         if (s.val_every && r.step % s.val_every == 0) {
@@ -1446,8 +1448,11 @@ static void check_outputs(const Settings& s) {
     }
     auto given = [&](const char* flag) { return (resumed ? *resumed : options).given(flag); };
     if (!s.init.empty() && !given("--lr")) s.lr = 1e-4;  // a trained model forgets at the rate of a young one
-    // The baseline has no anchor but the one that is asked for.
+    // The baseline has no anchor but the one that is asked for. Without one, a stream that tapers while it grows runs off.
     if (s.gate == "norm" && !given("--scale-loss")) s.scale_loss = 0;
+    const bool unanchored = s.gate != "norm" && s.scale_loss == 0;
+    if (unanchored && !given("--gate-warmup")) s.gate_warmup = fraction_of_run(0.2);
+    if (unanchored && !given("--gate-end")) s.gate_end = fraction_of_run(0.8);
     for (const char* flag : {"--n-layer", "--n-head", "--n-embd"})
         if (options.given("--model") && options.given(flag))
             fail("--model and %s: expected one of them, found both", flag);

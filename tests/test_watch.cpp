@@ -62,6 +62,7 @@ TEST_CASE("watch: a run that diverges or drifts names a site; TensorBoard's file
                   diverged.err);
     const std::string drifted = w.ok(kTiny + " -l 0.3 -u 0 -x 60 --clip 0 --scale-loss 0");
     CHECK_MESSAGE(drifted.find("; the first site to leave its scale is transformer.") != std::string::npos, drifted);
+    CHECK_MESSAGE(drifted.find("--gate-warmup or a larger --scale-loss (0)") != std::string::npos, drifted);
     const Outcome alone = w.run(kTiny + " --tensorboard corpus.txt/board");
     CHECK(alone.status == 0);
     CHECK_MESSAGE(alone.err.starts_with("warning: cannot write the TensorBoard file 'corpus.txt/board/"), alone.err);

@@ -10,17 +10,20 @@ recipe. Rates: DyT and the two without sites are tuned with a seed used for noth
 better side until the best rate has tried neighbours; the others take 8e-3, the best of the program's norm and of its taper.
 
   norm             LayerNorm
-  DyT              every site gamma tanh(alpha x) + beta, alpha a trained scalar from 0.5 (arXiv 2503.10622)
-  none             no site at all, the final one included
-  none, scaled     the same, each branch's output divided by sqrt(2 L)
+  DyT              every site gamma tanh(alpha x) + beta, alpha a trained scalar from 1; the embeddings times a trained scalar from
+                   sqrt(C) (arXiv 2503.10622, as for its language models)
+  no norm          no site at all, the final one included; the same scalar at the embeddings
+  no norm, scaled branches    the same, each branch's output divided by sqrt(2 L)
   one by one       taper's sites, each calibrated and then fixed in a single update, evenly spaced from 5% to 40%: first
                    every ln_2, then every ln_1 (the order of arXiv 2507.02559, there for fine-tuning); scale loss 0.1
   staggered        the same sites in the order of depth, each with a cosine gate half as long as taper's; scale loss 0.1
 
 Stated before the first run, of the gap of the final validation loss over seeds 1 to 5, with its paired 95% interval:
   * check: the interval of norm here against the program's norm contains 0, and is narrower than 1.5% to each side.
-  * "none" trains, and is worse than norm (interval above 0), as is DyT at this size.
+  * "no norm" trains, and is worse than norm (interval above 0), as is DyT at this size.
   * staggered or one by one counts as a win over taper + scale loss if the interval lies below 0.
+Changed after the first run: DyT with alpha from 0.5 and GPT-2's embeddings as they are does not learn (3.35 at 4e-3, seed 100): signals
+vanish without a norm. The scalar at the embeddings was added, to the models without sites, too.
 """
 import math
 
@@ -28,7 +31,7 @@ import parity
 import runs
 import torch_runs
 
-TUNED = ["DyT", "none", "none, scaled"]
+TUNED = ["DyT, scaled embedding", "no norm", "no norm, scaled branches"]
 MODES = ["norm", *TUNED, "one by one", "staggered"]
 RATES = ("1e-3", "2e-3", "4e-3", "8e-3", "16e-3", "32e-3")
 

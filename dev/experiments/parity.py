@@ -22,10 +22,12 @@ Stated before the first run. What counts as a win, a gap being val(mode) / val(o
 Changed while under way, for want of machine time or after results: only three modes are tuned (six were planned; settled
 when the rate 1e-3 was done for all); the 500 updates took the place of 0.8M parameters and of the books corpus; their rates
 were moved down from 4e-3 .. 32e-3 when 4e-3 proved the edge.
-Added later: RMSNorm and the tapers without scale loss at 2000 updates; 16e-3 on books, where 8e-3 had been the best of norm, and the
-size of 2.5M with three seeds. H1 to H5 are meant for them, too.
+Added later: RMSNorm and the tapers without scale loss at 2000 updates; H1 to H5 are meant for them, too. And 16e-3 on books, where
+8e-3 had been the best of norm: 16e-3 was 0.05% below it with seed 100, but over seeds 1 to 5 it is 1.7% above it, with one seed at
+1.92; norm keeps 8e-3, the stronger baseline.
 Added after three seeds of schedule.py, by whose rule k_warm 2% should be the default, before the runs at 2000 updates:
   H6 there: 2% becomes the default if it is not shown to be worse than 5% (interval of the gap above 0) at either size.
+  Then norm + scale loss and taper-all with k_warm 2%, which such a default asks for.
 Added after the tuning runs and the first cells of schedule.py, before its runs:
   H6  freezing earlier still (k_warm 2%: "early") is better than 5% with the scale loss: interval of the gap below 0.
 """
@@ -38,8 +40,7 @@ from runs import MODES, SHAPE, Run, plot_style
 
 SMALL = ("shakespeare", SHAPE)  # 0.22M parameters
 LARGER = ("books", "--n-layer 8 --n-head 4 --n-embd 96 -t 128 -b 8")  # 0.93M; 1024 tokens an update
-LARGEST = ("books", "--n-layer 8 --n-head 5 --n-embd 160 -t 128 -b 8")  # 2.5M
-README_NAMES = {SMALL: "tinyshakespeare, 0.2M", LARGER: "books, 0.93M", LARGEST: "books, 2.5M"}
+README_NAMES = {SMALL: "tinyshakespeare, 0.2M", LARGER: "books, 0.93M"}
 TUNING_SEED, SEEDS = 100, range(1, 6)
 
 
@@ -51,20 +52,22 @@ class Setting:
     steps: int
     rates: tuple
     kinds: dict  # kind of norm: modes
-    seeds: range = SEEDS
+    rate_of: dict = dataclasses.field(default_factory=dict)  # mode: a rate that is better over the seeds than the rule's
 
 
 TUNED = ["norm", "norm + scale loss", "taper + scale loss"]
 BORROWED = {"taper-all + scale loss": "taper + scale loss", "taper": "taper + scale loss", "taper, late": "norm",
-            "norm + scale loss, early": "norm + scale loss", "taper + scale loss, early": "taper + scale loss"}
+            "norm + scale loss, early": "norm + scale loss", "taper + scale loss, early": "taper + scale loss",
+            "taper-all + scale loss, early": "taper + scale loss"}
+EARLY = ["taper + scale loss, early", "norm + scale loss, early", "taper-all + scale loss, early"]
 SETTINGS = [
     Setting("2000 updates", *SMALL, 2000, ("1e-3", "2e-3", "4e-3", "8e-3", "16e-3"),
-            {"layernorm": [*TUNED, "taper-all + scale loss", "taper + scale loss, early", "norm + scale loss, early", "taper", "taper, late"],
-             "rmsnorm": [*TUNED, "taper-all + scale loss"]}),
-    Setting("500 updates", *SMALL, 500, ("1e-3", "2e-3", "4e-3", "8e-3"), {"layernorm": list(MODES), "rmsnorm": TUNED}),
+            {"layernorm": [*TUNED, "taper-all + scale loss", *EARLY, "taper", "taper, late"],
+             "rmsnorm": [*TUNED, "taper-all + scale loss", "taper + scale loss, early"]}),
+    Setting("500 updates", *SMALL, 500, ("1e-3", "2e-3", "4e-3", "8e-3"),
+            {"layernorm": [mode for mode in MODES if mode != EARLY[-1]], "rmsnorm": TUNED}),
     Setting("books, 0.93M, 2000 updates", *LARGER, 2000, ("2e-3", "4e-3", "8e-3", "16e-3"),
-            {"layernorm": [*TUNED, "taper-all + scale loss", "taper + scale loss, early"]}),
-    Setting("books, 2.5M, 1000 updates", *LARGEST, 1000, ("2e-3", "4e-3", "8e-3"), {"layernorm": TUNED}, range(1, 4)),
+            {"layernorm": [*TUNED, "taper-all + scale loss", *EARLY]}, rate_of={"norm": "8e-3"}),
 ]
 
 
@@ -89,13 +92,13 @@ def best_rates(setting, records):
         tried = {rate: loss_of(records, run) for (m, rate), run in tuning_runs(setting).items() if m == mode}
         finite = {rate: loss for rate, loss in tried.items() if loss}
         if finite:
-            best[mode] = min(finite, key=finite.get)
+            best[mode] = setting.rate_of.get(mode) or min(finite, key=finite.get)
     return best | {mode: best[other] for mode, other in BORROWED.items() if other in best}
 
 
 def seed_runs(setting, best):
     return {(kind, mode, seed): make_run(setting, kind, mode, best[mode], seed)
-            for tuned in (True, False) for kind, modes in setting.kinds.items() for seed in setting.seeds for mode in modes
+            for tuned in (True, False) for kind, modes in setting.kinds.items() for seed in SEEDS for mode in modes
             if mode in best and (mode in TUNED) == tuned}
 
 
@@ -115,7 +118,7 @@ def rate_table(setting, records, best):
 def losses_of(setting, kind, records, best):
     """{mode: {seed: validation loss}}, of the seeds that were run; a diverged run has none."""
     chosen = seed_runs(setting, best)
-    return {mode: {seed: loss for seed in setting.seeds if (loss := loss_of(records, chosen[kind, mode, seed]))}
+    return {mode: {seed: loss for seed in SEEDS if (loss := loss_of(records, chosen[kind, mode, seed]))}
             for mode in setting.kinds[kind] if mode in best}
 
 
@@ -126,7 +129,7 @@ def seed_table(setting, records, best):
         for mode, values in losses.items():
             if values:
                 gaps = ["" if mode == base else runs.gap_text(values, losses[base]) for base in ("norm", "norm + scale loss")]
-                shown = " ".join(f"{values[seed]:.4f}" if seed in values else "-" for seed in setting.seeds)
+                shown = " ".join(f"{values[seed]:.4f}" if seed in values else "-" for seed in SEEDS)
                 rows.append([f"{setting.name}, {kind}", mode, best[mode], shown, runs.losses_text(values), *gaps])
     return runs.table(["setting", "mode", "rate", "validation loss, seeds from 1 on", "mean ± deviation",
                        "gap to norm [95%]", "gap to norm + scale loss [95%]"], rows)
@@ -137,7 +140,7 @@ def growth_table(setting, records, best):
     steps = [round(setting.steps * f) for f in (0.05, 0.1, 0.4, 1)]
     rows = []
     for mode in setting.kinds["layernorm"]:
-        of = [records[run]["curve"] for seed in setting.seeds if mode in best
+        of = [records[run]["curve"] for seed in SEEDS if mode in best
               for run in [make_run(setting, "layernorm", mode, best[mode], seed)] if run in records]
         if of:
             def mean(field, step):
@@ -151,7 +154,7 @@ def growth_table(setting, records, best):
 def readme_table(records, best_of):
     """The longer settings' modes that have several seeds, for README.md."""
     rows = []
-    for setting in (setting for setting in SETTINGS if setting.steps >= 1000):
+    for setting in (setting for setting in SETTINGS if setting.steps > 500):
         for kind in setting.kinds:
             losses = losses_of(setting, kind, records, best_of[setting.name])
             for mode, values in losses.items():
@@ -216,7 +219,7 @@ def main():
         records |= runs.run_all(args, seed_runs(setting, best).values())
         all_records |= records
         text += rate_table(setting, records, best) + "\n" + seed_table(setting, records, best) + "\n"
-        if setting.steps >= 1000:
+        if setting.steps > 500:
             text += growth_table(setting, records, best) + "\n"
     print(text)
     runs.write_block(runs.RESULTS / "experiments.md", "parity", text)

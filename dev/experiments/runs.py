@@ -39,6 +39,7 @@ MODES = {  # name: flags
     "taper-all + scale loss": "-g taper-all --gate-warmup 5% --gate-end 40% --scale-loss 0.1",
     "norm + scale loss, early": "-g norm --gate-warmup 2% --scale-loss 0.1",
     "taper + scale loss, early": "-g taper --gate-warmup 2% --gate-end 40% --scale-loss 0.1",
+    "taper-all + scale loss, early": "-g taper-all --gate-warmup 2% --gate-end 40% --scale-loss 0.1",
 }
 
 

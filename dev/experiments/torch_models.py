@@ -40,6 +40,17 @@ class Norm(Gpt):
     def linear(self, x, name):
         return F.linear(x, self.p[f"{name}.weight"].T, self.p[f"{name}.bias"])
 
+    def embedded(self, h):
+        return h
+
+    def final_residual(self, tokens, g, stats=None):
+        h = self.embedded(self.p["transformer.wte.weight"][tokens] + self.p["transformer.wpe.weight"][:tokens.shape[1]])
+        for l in range(L):
+            block = f"transformer.h.{l}"
+            h = h + self.attention(self.norm_site(h, f"{block}.ln_1", g, stats), block)
+            h = h + self.mlp(self.norm_site(h, f"{block}.ln_2", g, stats), block)
+        return h
+
     def rate_factor(self):
         return 1.0
 
@@ -57,23 +68,34 @@ class Norm(Gpt):
 # ---- without norms --------------------------------------------------------------------------------------------------
 
 
-class DyT(Norm):
-    """gamma tanh(alpha x) + beta at every site (arXiv 2503.10622)."""
+class ScaledEmbedding(Norm):
+    """Without norms GPT-2's initial embeddings (deviation 0.02) vanish in the blocks: a trained scalar, from sqrt(C), multiplies them."""
+
+    def __init__(self, weights):
+        super().__init__(weights)
+        self.p["embedding_scale"] = torch.tensor(math.sqrt(C), requires_grad=True)
+
+    def norm_site(self, h, site, g, stats):
+        return h
+
+    def embedded(self, h):
+        return self.p["embedding_scale"] * h
+
+
+class DyT(ScaledEmbedding):
+    """gamma tanh(alpha x) + beta at every site, with what arXiv 2503.10622 has for language models: alpha from 1 at this width."""
 
     def __init__(self, weights):
         super().__init__(weights)
         for site in self.config.sites():
-            self.p[f"{site}.alpha"] = torch.full((), 0.5, requires_grad=True)
+            self.p[f"{site}.alpha"] = torch.ones((), requires_grad=True)
 
     def norm_site(self, h, site, g, stats):
         return self.affine(torch.tanh(self.p[f"{site}.alpha"] * h), f"{site}.weight", f"{site}.bias")
 
 
-class NoNorm(Norm):
+class NoNorm(ScaledEmbedding):
     unused = ".ln_"
-
-    def norm_site(self, h, site, g, stats):
-        return h
 
 
 class NoNormScaled(NoNorm):
@@ -252,7 +274,7 @@ class FrozenGain(Norm):
                 group["params"] = [w for w in group["params"] if w.requires_grad]
 
 
-MODELS = {"norm": Norm, "DyT": DyT, "none": NoNorm, "none, scaled": NoNormScaled, "one by one": OneByOne, "staggered": Staggered,
+MODELS = {"norm": Norm, "DyT, scaled embedding": DyT, "no norm": NoNorm, "no norm, scaled branches": NoNormScaled, "one by one": OneByOne, "staggered": Staggered,
           "taper": Taper, "quietest first": QuietestFirst, "following": Following, "moments": Moments, "rate again": RateAgain,
           "every block": EveryBlock, "half target": HalfTarget, "frozen gain": FrozenGain}
 
