@@ -78,7 +78,7 @@ struct Settings {
     double skip_loss_z = 0;
 
     std::string gate = "taper";
-    Length gate_warmup = fraction_of_run(0.02), gate_end = fraction_of_run(0.4);  // dev/results/experiments.md
+    Length gate_warmup = fraction_of_run(0.05), gate_end = fraction_of_run(0.4);  // dev/results/experiments.md
     double ema_decay = 0.99, scale_loss = 0.1;
 
     size_t val_every = 300, val_batches = 20, sample_every = 0;
@@ -157,7 +157,7 @@ static Options make_options(Settings& s) {
     o.section("TaperNorm");
     o.add({.short_name = "-g", .long_name = "--gate", .to = &s.gate, .choices = {"norm", "taper", "taper-all"},
            .help = "norm: the baseline; taper: every norm but the last goes; taper-all: all go"});
-    o.add({.long_name = "--gate-warmup", .to = &s.gate_warmup, .default_text = "2%; 20% with --scale-loss 0",
+    o.add({.long_name = "--gate-warmup", .to = &s.gate_warmup, .default_text = "5%; 20% with --scale-loss 0",
            .help = "updates with g = 1, which calibrate"});
     o.add({.long_name = "--gate-end", .to = &s.gate_end, .default_text = "40%; 80% with --scale-loss 0",
            .help = "first update with g = 0"});

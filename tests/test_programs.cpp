@@ -274,7 +274,7 @@ TEST_CASE("train_gpt: a longer run keeps the gate closed") {
 }
 
 TEST_CASE("train_gpt: the default schedule fits a run of a few updates") {
-    for (size_t steps : {1, 2, 5}) {  // 2% and 40% of these round to 0 and 0, 0 and 1, 0 and 2
+    for (size_t steps : {1, 2, 5}) {  // 5% and 40% of these round to 0 and 0, 0 and 1, 0 and 2
         const Workplace w;
         w.ok("train_gpt -i corpus.txt -b 2 -x " + std::to_string(steps) + kShape);
         const auto log = read_log(w.at("model.log.jsonl"));
@@ -292,7 +292,7 @@ TEST_CASE("train_gpt: without the scale loss the default schedule is a late one;
         int calibration, end;  // last update at gate 1, first at 0, of 100
     };
     for (const Case& c :
-         {Case{"", 2, 40}, Case{" --scale-loss 0", 20, 80}, Case{" --scale-loss 0 --gate-warmup 9", 9, 80},
+         {Case{"", 5, 40}, Case{" --scale-loss 0", 20, 80}, Case{" --scale-loss 0 --gate-warmup 9", 9, 80},
           Case{" --scale-loss 0 --gate-end 50%", 20, 50}}) {
         CAPTURE(c.flags);
         w.ok("train_gpt -i corpus.txt -b 1 -v 0 -m 1 -x 100 -l 1e-4" + kShape + c.flags);
