@@ -68,7 +68,7 @@ def main():
     for mode in MODES:
         losses = {seed: records[run]["val_loss"] for (m, seed), run in seeds.items()
                   if m == mode and run in records and records[run]["val_loss"]}
-        rates = ", ".join(f"{rate}: " + (f"{loss:.4f}" if loss < math.inf else "diverged") for rate, loss in tried.get(mode, {}).items())
+        rates = ", ".join(f"{rate}: " + (f"{loss:.4f}" if loss < 100 else f"{loss:.0e}" if loss < math.inf else "diverged") for rate, loss in tried.get(mode, {}).items())
         rows.append([mode, rates, best.get(mode, ""), len(losses), runs.losses_text(losses)] +
                     [runs.gap_text(losses, program[base]) if losses else "" for base in ("norm", "taper + scale loss")])
     text = runs.table(["mode", "rates tried (seed 100)", "rate", "seeds", "validation loss", "gap to the program's norm [95%]",

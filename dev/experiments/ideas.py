@@ -38,6 +38,8 @@ def main():
     rows = []
     for mode in MODES:
         of = {seed: records[run] for (m, seed), run in chosen.items() if m == mode and run in records}
+        if not of:
+            continue
         losses = {seed: record["val_loss"] for seed, record in of.items() if record["val_loss"]}
         shown = " ".join(f"{losses[seed]:.4f}" if seed in losses else "diverged" for seed in of)
         rows.append([mode, shown, runs.losses_text(losses)] +

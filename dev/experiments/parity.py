@@ -157,17 +157,23 @@ def growth_table(setting, records, best):
     return runs.table([f"{setting.name}", "seeds", "training loss at the end", f"s(h) at {at}", f"gradient norm at {at}"], rows)
 
 
+def diverged(setting, kind, mode, records, best):
+    return sum(run in records and not loss_of(records, run)
+               for (k, m, _), run in seed_runs(setting, best).items() if (k, m) == (kind, mode))
+
+
 def readme_table(records, best_of):
-    """The longer settings' modes that have several seeds, for README.md."""
+    """The longer settings' main modes, for README.md, by size."""
     rows = []
-    for setting in (setting for setting in SETTINGS if setting.steps > 500):
-        for kind in setting.kinds:
-            losses = losses_of(setting, kind, records, best_of[setting.name])
-            for mode, values in losses.items():
-                if len(values) > 1:
-                    gap = "" if mode == "norm" else runs.gap_text(values, losses["norm"])
-                    rows.append([README_NAMES[setting.corpus, setting.shape], f"{mode}{'' if kind == 'layernorm' else ', RMSNorm'}",
-                                 best_of[setting.name][mode], len(values), runs.losses_text(values), gap])
+    for key, name in README_NAMES.items():
+        setting = next(s for s in SETTINGS if (s.corpus, s.shape) == key and s.steps > 500)
+        best = best_of[setting.name]
+        losses = losses_of(setting, "layernorm", records, best)
+        for mode in [*TUNED, "taper-all + scale loss", EARLY[0]]:
+            lost = diverged(setting, "layernorm", mode, records, best)
+            gap = "" if mode == "norm" else runs.gap_text(losses[mode], losses["norm"])
+            rows.append([name, mode, best[mode], f"{len(losses[mode])}" + (f"; {lost} diverged" if lost else ""),
+                         runs.losses_text(losses[mode]), gap])
     return runs.table(["corpus, size", "mode", "learning rate", "seeds", "validation loss", "gap to norm [95% interval]"], rows)
 
 
@@ -199,8 +205,7 @@ def draw_gaps(ax, records, best_of, colors):
                 ax.plot([100 * (values[seed] / losses["norm"][seed] - 1) for seed in values if seed in losses["norm"]],
                         [at] * len(values.keys() & losses["norm"].keys()), ".", color=color, alpha=0.5)
                 ax.errorbar(100 * mean, at, xerr=100 * half, color=color, marker="o", ms=4, capsize=3, lw=1.5)
-                lost = sum(run in records and not loss_of(records, run) for (k, m, _), run in
-                           seed_runs(setting, best_of[setting.name]).items() if (k, m) == (kind, mode))
+                lost = diverged(setting, kind, mode, records, best_of[setting.name])
                 labels.append(f"{mode}: {setting.name}{'' if kind == 'layernorm' else ', RMSNorm'}" +
                               (f" ({lost} seed diverged)" if lost else ""))
     ax.axvline(0, color="black", lw=0.8)
