@@ -42,6 +42,7 @@
 #include "model/generate.cuh"
 #include "model/hellaswag.cuh"
 #include "model/model_file.h"
+#include "model/outliers.h"
 #include "model/watch.cuh"
 #include "ops/adamw.cuh"
 #include "ops/attention.cuh"
@@ -75,7 +76,7 @@ struct Settings {
     double lr = 3e-3, lr_final_frac = 0.03, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.99, clip = 1;
     Length warmup = fraction_of_run(0.02);
     std::string lr_schedule = "cosine";
-    double skip_loss_z = 0;
+    double skip_loss_z = 0, skip_grad = 0;
 
     std::string gate = "taper";
     Length gate_warmup = fraction_of_run(0.05), gate_end = fraction_of_run(0.4);  // dev/results/experiments.md
@@ -154,6 +155,8 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--clip", .to = &s.clip, .range = {.low = 0}, .help = "largest gradient norm; 0: no clipping"});
     o.add({.short_name = "-sl", .long_name = "--skip-loss-z", .to = &s.skip_loss_z, .metavar = "Z",
            .range = {.low = 0}, .help = "skip updates whose loss is Z deviations above the last 128; 0: never"});
+    o.add({.short_name = "-sg", .long_name = "--skip-grad", .to = &s.skip_grad, .metavar = "X", .range = {.low = 0},
+           .help = "skip updates whose gradient norm is X times the median of the last 32, or no number; 0: never"});
     o.section("TaperNorm");
     o.add({.short_name = "-g", .long_name = "--gate", .to = &s.gate, .choices = {"norm", "taper", "taper-all"},
            .help = "norm: the baseline; taper: every norm but the last goes; taper-all: all go"});
@@ -551,25 +554,6 @@ static double lr_schedule(const Settings& s, size_t k) {
 // ---------------------------------------------------------------------------------------------------------------------
 // 4. Trainer
 
-// The z-score of the newest loss among the last 128, to recognise spikes.
-struct LossWindow {
-    static constexpr size_t kSize = 128;
-    std::deque<double> losses;
-
-    // 0 until the window is full.
-    double z_score(double loss) const {
-        if (losses.size() < kSize) return 0;
-        double mean = 0, square = 0;
-        for (double x : losses) mean += x / kSize;
-        for (double x : losses) square += (x - mean) * (x - mean) / kSize;
-        return square > 0 ? (loss - mean) / std::sqrt(square) : 0;
-    }
-    void add(double loss) {
-        losses.push_back(loss);
-        if (losses.size() > kSize) losses.pop_front();
-    }
-};
-
 // A factor by which a stream may leave the scale that it was calibrated at before the trainer warns.
 constexpr double kDrift = 4;
 
@@ -580,7 +564,7 @@ struct StepReport {
     double scale_loss = 0;  // lambda mean (s - s_tgt)^2
     double g = 1, lr = 0, grad_norm = 0;
     double stream_scale = 0;  // mean s(h)
-    bool skipped = false;     // a loss spike: the parameters were left alone
+    bool skipped = false;     // it stood out (--skip-loss-z, --skip-grad): the parameters were left alone
     bool stop = false;        // a rank was told to stop
     double seconds = 0;
 };
@@ -595,7 +579,8 @@ struct Trainer {
     DataParallel<Device, Real> parallel;
     Calibration calibration;
     double scale_target = 0;  // s_tgt, once calibrated
-    LossWindow window;
+    LossWindow losses;
+    GradientWindow gradients;
     size_t step = 0;  // updates done
     size_t gate_warmup, gate_end;
 
@@ -663,12 +648,15 @@ struct Trainer {
                      .g = gate(k), .lr = lr_schedule(settings, k), .stream_scale = sums.stream.sum / tokens};
         // clang-format on
         r.grad_norm = std::sqrt(memory.end()[-2]), r.stop = memory.back() > 0;
-        if (!std::isfinite(r.loss + r.scale_loss) || !std::isfinite(r.grad_norm))
-            report_divergence(r, bad_rank, first_batch);
-        r.skipped = settings.skip_loss_z > 0 && window.z_score(r.loss) > settings.skip_loss_z;
-        window.add(r.loss);
+        const bool finite = std::isfinite(r.loss + r.scale_loss) && std::isfinite(r.grad_norm);
+        const double over_median = gradients.over_median(finite ? r.grad_norm : INFINITY);
+        r.skipped = (settings.skip_loss_z > 0 && losses.z_score(r.loss) > settings.skip_loss_z) ||
+                    (settings.skip_grad > 0 && over_median > settings.skip_grad);
+        if (!finite && !r.skipped) report_divergence(r, bad_rank, first_batch);
+        if (finite) losses.add(r.loss);
+        gradients.add(finite ? r.grad_norm : INFINITY);
         if (!r.skipped) adamw(k, r.lr, r.grad_norm);
-        if (k <= gate_warmup)
+        if (k <= gate_warmup && !r.skipped)
             calibration.observe({sums.site, sums.site + model.config.tapering_sites()}, r.stream_scale, tokens);
         if (k == gate_warmup) start_taper();
         step = k;
@@ -743,6 +731,7 @@ struct Trainer {
 
     // End of update gate_warmup: c and s_tgt freeze, and each scaling branch starts from its normalizing branch.
     void start_taper() {
+        gradients = {};  // the scale loss begins, and with it a new level
         scale_target = calibration.target_scale();
         for (size_t i = 0; i < model.taper_scale.size(); i++) model.taper_scale[i] = float(calibration.taper_scale(i));
         std::map<std::string, size_t> numbers;
@@ -881,14 +870,16 @@ void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& argume
     std::vector<double> averages;
     for (const Calibration::Ema& site : c.sites) averages.insert(averages.end(), {site.num, site.den, site.scale});
     const std::vector<double> stream = {c.stream_scale, double(c.updates), t.scale_target};
-    const std::vector<double> window(t.window.losses.begin(), t.window.losses.end());
+    const std::vector<double> losses(t.losses.losses.begin(), t.losses.losses.end());
+    const std::vector<double> gradients(t.gradients.norms.begin(), t.gradients.norms.end());
     auto add = [&](const char* name, Dtype dtype, size_t count, const void* data) {
         if (count) tensors.out.push_back({name, dtype, {count}, data});
     };
     add("state.calibration", Dtype::F64, averages.size(), averages.data());
     add("state.stream", Dtype::F64, stream.size(), stream.data());
     add("state.taper_scale", Dtype::F32, t.model.taper_scale.size(), t.model.taper_scale.data());
-    add("state.losses", Dtype::F64, window.size(), window.data());
+    add("state.losses", Dtype::F64, losses.size(), losses.data());
+    add("state.gradient_norms", Dtype::F64, gradients.size(), gradients.data());
     std::string lines;
     for (const std::string& a : arguments) lines += a + "\n";
     std::map<std::string, std::string> metadata = config_metadata(t.model.config);
@@ -964,11 +955,14 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
     if (!(stream[1] >= 0 && stream[1] <= 0x1p53))
         fail("%s: tensor state.stream: the file is damaged", file.path().c_str());
     c.stream_scale = stream[0], c.updates = size_t(stream[1]), t.scale_target = stream[2];
-    if (const TensorEntry* losses = file.find("state.losses")) {
-        std::vector<double> window(std::min(losses->count(), LossWindow::kSize));
-        numbers("state.losses", window);
-        t.window.losses.assign(window.begin(), window.end());
-    }
+    auto window = [&](const char* name, size_t size, std::deque<double>& values) {
+        const TensorEntry* entry = file.find(name);
+        std::vector<double> read(entry ? std::min(entry->count(), size) : 0);
+        numbers(name, read);
+        values.assign(read.begin(), read.end());
+    };
+    window("state.losses", LossWindow::kSize, t.losses.losses);
+    window("state.gradient_norms", GradientWindow::kSize, t.gradients.norms);
     t.model.set_parameters([&](const TensorSpec& spec, std::vector<Acc<Real>>& values) {
         read_tensor(file, spec.name, spec.shape, values.data());
         return true;
@@ -1053,7 +1047,7 @@ class Progress {
             strprintf("step %*zu/%zu | loss %.4f | g %.3f | lr %.2e | norm %6.3f | s(h) %6.3f | %6.0f tok/s",
                       int(std::to_string(steps).size()), r.step, steps, r.loss + r.scale_loss, r.g, r.lr, r.grad_norm,
                       r.stream_scale, double(settings_.total_batch) / seconds_);
-        if (r.skipped) text += " | spike: skipped";
+        if (r.skipped) text += " | skipped";
         if (line_.terminal()) text += strprintf(" | %s left", duration(double(steps - r.step) * seconds_).c_str());
         line_.show(text, r.step % every == 0 || r.step == first_ + 1 || r.step == steps || r.skipped);
     }
@@ -1071,7 +1065,7 @@ class Progress {
 // A frozen scale that no longer fits: early calibration of a young stream, without an anchor.
 template <class Device, class Real>
 bool drifted(const Trainer<Device, Real>& t, const StepReport& r) {
-    return r.step > t.gate_warmup && t.scale_target > 0 && t.model.config.mode != GateMode::norm &&
+    return !r.skipped && r.step > t.gate_warmup && t.scale_target > 0 && t.model.config.mode != GateMode::norm &&
            !(r.stream_scale < kDrift * t.scale_target && r.stream_scale > t.scale_target / kDrift);
 }
 

@@ -303,6 +303,8 @@ TEST_CASE("trainer: resuming at any update gives the same bits, and so does anot
             Trainer<Cpu, float> second(other, run.settings, run.config, run.corpus);
             load_state(second, SafetensorsFile(state_path(run.settings)));
             CHECK(second.step == stop);
+            CHECK(second.losses.losses.size() == stop);
+            CHECK(second.gradients.norms.size() == (stop < 4 ? stop : stop - 4));  // begun anew at the taper start
             while (second.step < run.settings.steps) second.update();
             CHECK(parameters(second) == expected);
         }
@@ -329,6 +331,68 @@ TEST_CASE("trainer: a loss spike is skipped where asked") {
     CHECK(window.z_score(100) == 0);  // not full yet
     window.add(3.0);
     CHECK(window.z_score(5) == doctest::Approx((5 - (64 * 3.0 + 63 * 1.0 + 1 * 1.0) / 128)).epsilon(0.02));
+}
+
+TEST_CASE("trainer: a gradient norm is measured by the median of those before it") {
+    GradientWindow window;
+    for (int i = 0; i < 15; i++) window.add(2);
+    CHECK(window.over_median(1e9) == 0);  // too few to say
+    window.add(2);
+    CHECK(window.over_median(30) == 15);
+    CHECK(window.over_median(NAN) == INFINITY);
+    for (int i = 0; i < 15; i++) window.add(i % 3 ? 1e30 : NAN);  // 16 of 31 are usual still
+    CHECK(window.over_median(30) == 15);
+    for (int i = 0; i < 32; i++) window.add(i);
+    CHECK(window.over_median(160) == 10);  // of 0 .. 31 the upper of the two in the middle, 16
+    // A new level is followed before the window is full of it; one of no numbers is no level.
+    for (int i = 0; i < 17; i++) window.add(1000);
+    CHECK(window.over_median(3000) == 3);
+    for (int i = 0; i < 17; i++) window.add(INFINITY);
+    CHECK(window.over_median(1) == 0);
+}
+
+TEST_CASE("trainer: updates with a gradient far above the usual one are skipped where asked") {
+    const TemporaryFolder folder;
+    TinyRun run(folder.path, GateMode::taper);
+    run.settings.steps = 100, run.settings.skip_loss_z = 0;
+    run.settings.gate_warmup = updates(20), run.settings.gate_end = updates(30);
+    run.settings.skip_grad = 50;
+    Cpu dev(1);
+    Trainer<Cpu, float> t(dev, run.settings, run.config, run.corpus);
+    initialize(t.model, 1);
+    auto update_with = [&](float bias) {  // of one channel in the second block, and what it was, again
+        float& b = t.model.params.h[1].mlp_proj_bias[3];
+        const float was = b;
+        b = bias;
+        const std::vector<float> before = parameters(t);
+        const StepReport r = t.update();
+        CHECK((parameters(t) == before) == r.skipped);
+        if (r.skipped) b = was;
+        return r;
+    };
+    while (t.step < 17) CHECK_FALSE(t.update().skipped);
+    // In the calibration: nothing of the update is left, but its number.
+    const auto site = t.calibration.sites[2];
+    CHECK(update_with(INFINITY).skipped);
+    CHECK(t.step == 18);
+    CHECK(t.calibration.sites[2].num == site.num);
+    CHECK(t.calibration.updates == 17);
+    // With the taper the window begins anew.
+    while (t.step < 20 + GradientWindow::kLeast) CHECK_FALSE(t.update().skipped);
+    const StepReport high = update_with(1e4f);  // the scale loss's gradient
+    CHECK(high.skipped);
+    CHECK(high.stream_scale > 1000);
+    CHECK_FALSE(drifted(t, high));
+    CHECK_FALSE(t.update().skipped);
+    // One after another they are not left out for good: the level is a new one, or no number and the run has diverged.
+    t.model.params.h[1].mlp_proj_bias[3] = INFINITY;
+    size_t skipped = 0;
+    auto run_on = [&] {
+        while (skipped < 100) skipped += t.update().skipped;
+    };
+    CHECK_THROWS_WITH_AS(run_on(), doctest::Contains("the run diverged"), Error);
+    CHECK(skipped > 8);
+    CHECK(skipped <= 17);
 }
 
 TEST_CASE("schedules: learning rate") {

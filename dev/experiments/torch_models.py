@@ -262,21 +262,32 @@ class HalfTarget(Taper):
 class FrozenGain(Norm):
     """`norm` with the scale loss; gamma and beta of the sites in the blocks are frozen at k_warm, where the taper freezes c."""
     scale_loss = True
+    frozen = ("ln_1.", "ln_2.")
 
     def end_update(self, stats, optimizer):
         super().end_update(stats, optimizer)
         if self.k == WARM:
             for name, w in self.p.items():
-                if ".ln_1." in name or ".ln_2." in name:
+                if any(part in name for part in self.frozen):
                     w.requires_grad_(False)
                     w.grad = None
             for group in optimizer.param_groups:
                 group["params"] = [w for w in group["params"] if w.requires_grad]
 
 
+class FrozenGainAlone(FrozenGain):
+    """The same without the scale loss."""
+    scale_loss = False
+
+
+class TaperFrozenGain(FrozenGain, Taper):
+    """`taper` whose gamma, beta, gamma~ and beta~ are frozen at k_warm: what is left of a site at gate 0 is a constant map."""
+
+
 MODELS = {"norm": Norm, "DyT, scaled embedding": DyT, "no norm": NoNorm, "no norm, scaled branches": NoNormScaled, "one by one": OneByOne, "staggered": Staggered,
           "taper": Taper, "quietest first": QuietestFirst, "following": Following, "moments": Moments, "rate again": RateAgain,
-          "every block": EveryBlock, "half target": HalfTarget, "frozen gain": FrozenGain}
+          "every block": EveryBlock, "half target": HalfTarget, "frozen gain": FrozenGain,
+          "frozen gain alone": FrozenGainAlone, "taper, frozen gain": TaperFrozenGain}
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
