@@ -69,16 +69,25 @@ const char* kernel_signature() {
     return __PRETTY_FUNCTION__;
 }
 
-// "gelu_forward_kernel<__nv_bfloat16>": the compiler's "... [with auto kernel = NAME]" without what surrounds
-// it.
+// "gelu_forward_kernel<__nv_bfloat16>", of the compiler's "... [with auto kernel = NAME]": without what surrounds it and
+// without unnamed namespaces, for which nvcc invents names such as _GLOBAL__N__5d7f3d91_11_train_gpt_cu_d6c3017b_747.
+inline std::string readable_kernel_name(std::string_view signature) {
+    const size_t begin = signature.find("kernel = ");
+    if (begin != std::string_view::npos) signature = signature.substr(begin + 9, signature.rfind(']') - begin - 9);
+    if (signature.starts_with('&')) signature.remove_prefix(1);
+    std::string name(signature);
+    for (const std::string_view space : {"(anonymous namespace)", "{anonymous}", "_GLOBAL__N_"})
+        for (size_t at; (at = name.find(space)) != std::string::npos;) {
+            const size_t end = name.find("::", at);
+            if (end == std::string::npos) return name;
+            name.erase(at, end + 2 - at);
+        }
+    return name;
+}
+
 template <auto kernel>
 std::string kernel_name() {
-    std::string_view text = kernel_signature<kernel>();
-    const size_t begin = text.find("kernel = ");
-    if (begin != std::string_view::npos) text = text.substr(begin + 9, text.rfind(']') - begin - 9);
-    for (const std::string_view noise : {"&", "(anonymous namespace)::", "{anonymous}::"})
-        if (text.starts_with(noise)) text.remove_prefix(noise.size());
-    return std::string(text);
+    return readable_kernel_name(kernel_signature<kernel>());
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

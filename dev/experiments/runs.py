@@ -40,6 +40,8 @@ MODES = {  # name: flags
     "norm + scale loss, early": "-g norm --gate-warmup 2% --scale-loss 0.1",
     "taper + scale loss, early": "-g taper --gate-warmup 2% --gate-end 40% --scale-loss 0.1",
     "taper-all + scale loss, early": "-g taper-all --gate-warmup 2% --gate-end 40% --scale-loss 0.1",
+    "taper + scale loss, guarded": "-g taper --gate-warmup 2% --gate-end 40% --scale-loss 0.1 -sg 100",
+    "taper-all + scale loss, guarded": "-g taper-all --gate-warmup 2% --gate-end 40% --scale-loss 0.1 -sg 100",
 }
 
 
