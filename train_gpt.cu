@@ -81,6 +81,7 @@ struct Settings {
     std::string gate = "taper";
     Length gate_warmup = fraction_of_run(0.05), gate_end = fraction_of_run(0.4);  // dev/results/experiments.md
     double ema_decay = 0.99, scale_loss = 0.1;
+    bool freeze_gains = false;
 
     size_t val_every = 300, val_batches = 20, sample_every = 0;
     std::string tensorboard;
@@ -168,6 +169,8 @@ static Options make_options(Settings& s) {
            .help = "of the calibration's averages"});
     o.add({.long_name = "--scale-loss", .to = &s.scale_loss, .metavar = "LAMBDA", .range = {.low = 0},
            .default_text = "0.1; 0 with -g norm", .help = "weight of the loss that holds the stream at its calibrated scale"});
+    o.add({.long_name = "--freeze-gains", .to = &s.freeze_gains,
+           .help = "after --gate-warmup, leave gamma and beta of the blocks' norms as they are; helps -g norm only"});
     o.section("Run");
     o.add({.short_name = "-v", .long_name = "--val-every", .to = &s.val_every, .metavar = "N",
            .help = "updates between validations; 0: only at the end"});
@@ -722,6 +725,7 @@ struct Trainer {
         std::vector<AdamwTensor<Real>> tensors;
         for (size_t i = 0; i < m.size(); i++) {
             const auto [t, begin, count] = model.shards.pieces()[i];
+            if (settings.freeze_gains && k > gate_warmup && is_block_gain(w[t].spec.name)) continue;
             tensors.push_back({w[t].data + begin, model.kMaster ? model.master[i] : nullptr, m[i], v[i],
                                grad[t].data + begin, count, Scalar(w[t].spec.decay ? settings.weight_decay : 0)});
         }

@@ -157,6 +157,11 @@ std::vector<Tensor<Real>> tensor_list(const Config& c, GptTensors<Real>& tensors
     return list;
 }
 
+// gamma, beta, gamma~, beta~ of the blocks' norm sites.
+inline bool is_block_gain(const std::string& tensor) {
+    return tensor.find(".ln_1.") != std::string::npos || tensor.find(".ln_2.") != std::string::npos;
+}
+
 inline size_t parameter_count(const Config& c) {
     size_t n = 0;
     GptTensors<float> none{};

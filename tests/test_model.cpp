@@ -395,6 +395,36 @@ TEST_CASE("trainer: updates with a gradient far above the usual one are skipped 
     CHECK(skipped <= 17);
 }
 
+TEST_CASE("trainer: --freeze-gains leaves the blocks' gains alone once the gate warm-up has ended") {
+    const TemporaryFolder folder;
+    for (GateMode mode : {GateMode::norm, GateMode::taper, GateMode::taper_all}) {
+        TinyRun run(folder.path, mode);
+        run.settings.freeze_gains = true;
+        Cpu dev(1);
+        Trainer<Cpu, float> t(dev, run.settings, run.config, run.corpus);
+        initialize(t.model, 1);
+        std::map<std::string, std::vector<float>> before;
+        while (t.step < run.settings.steps) {
+            t.update();
+            size_t gains = 0;
+            for (const auto& [spec, data] : tensor_list(run.config, t.model.params)) {
+                std::vector<float>& was = before[spec.name];
+                const std::vector<float> now(data, data + spec.count());
+                const bool gain =
+                    spec.name.starts_with("transformer.h.") && spec.name.find(".ln_") != std::string::npos;
+                const bool untouched = t.gate(t.step) == 1 && spec.name.find("taper_") != std::string::npos;
+                CAPTURE(spec.name);
+                CAPTURE(t.step);
+                if (t.step > 4 && gain) CHECK(now == was);
+                if (t.step > 1 && !(t.step > 4 && gain) && !untouched && t.step < 8) CHECK(now != was);
+                gains += gain;
+                was = now;
+            }
+            CHECK(gains == size_t(mode == GateMode::norm ? 8 : 16));
+        }
+    }
+}
+
 TEST_CASE("schedules: learning rate") {
     Settings s;
     s.lr = 2, s.lr_final_frac = 0.1, s.steps = 100, s.warmup = updates(10);

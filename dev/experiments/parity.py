@@ -4,7 +4,7 @@
     dev/experiments/parity.py [--report]        (--help: where corpora, program and work folder are)
 
 tinyshakespeare, bytes, last 10% as validation; 0.2M parameters; learning rate with 5% warm-up and a cosine to a tenth, as in
-nanoGPT's CPU recipe; SETTINGS: two run lengths.
+nanoGPT's CPU recipe; SETTINGS: run lengths, sizes, corpora.
 
 1. Rates. The modes of TUNED are tried at every rate of RATES with a seed that is used for nothing else (100). A mode's rate is the
    one of the lowest final validation loss; where that is the edge of RATES, RATES is to be extended before going on. The
@@ -33,6 +33,9 @@ Added after three seeds of schedule.py, by whose rule k_warm 2% should be the de
 Added with --skip-grad, after trying it on three runs (taper, seed 4: 1.6504, one update skipped; taper-all, seed 2: 1.6285, 16 skipped;
 both had diverged), before all others: "guarded" is 2% with --skip-grad 100, at all sizes, both kinds of norm, both run lengths.
   H7  no guarded run diverges, and none of its gaps to 5% has an interval above 0. Then it becomes the default.
+Added when the PyTorch runs of ideas.py had shown norm + scale loss to gain from gains frozen at k_warm: "frozen", by --freeze-gains,
+as the strongest norm to compare the taper with. No expectation.
+Added with them, a longer run: H1 to H3, H5 and H7 are meant for it.
 Added after the tuning runs and the first cells of schedule.py, before its runs:
   H6  freezing earlier still (k_warm 2%: "early") is better than 5% with the scale loss: interval of the gap below 0.
 """
@@ -45,6 +48,7 @@ from runs import MODES, SHAPE, Run, plot_style
 
 SMALL = ("shakespeare", SHAPE)  # 0.22M parameters
 SMALLEST = ("books", "--n-layer 2 --n-head 2 --n-embd 32 -t 64 -b 12")  # 0.04M
+MIDDLE = ("books", SHAPE)
 LARGER = ("books", "--n-layer 8 --n-head 4 --n-embd 96 -t 128 -b 8")  # 0.93M; 1024 tokens an update
 README_NAMES = {SMALLEST: "books, 0.04M", SMALL: "tinyshakespeare, 0.2M", LARGER: "books, 0.93M"}
 TUNING_SEED, SEEDS = 100, range(1, 6)
@@ -65,19 +69,22 @@ TUNED = ["norm", "norm + scale loss", "taper + scale loss"]
 BORROWED = {"taper-all + scale loss": "taper + scale loss", "taper": "taper + scale loss", "taper, late": "norm",
             "norm + scale loss, early": "norm + scale loss", "taper + scale loss, early": "taper + scale loss",
             "taper-all + scale loss, early": "taper + scale loss", "taper + scale loss, guarded": "taper + scale loss",
-            "taper-all + scale loss, guarded": "taper + scale loss"}
+            "taper-all + scale loss, guarded": "taper + scale loss",
+            "norm + scale loss, frozen": "norm + scale loss", "norm + scale loss, early, frozen": "norm + scale loss"}
+FROZEN = ["norm + scale loss, frozen", "norm + scale loss, early, frozen"]
 GUARDED = ["taper + scale loss, guarded", "taper-all + scale loss, guarded"]
 EARLY = ["taper + scale loss, early", "norm + scale loss, early", "taper-all + scale loss, early"]
 SETTINGS = [
     Setting("2000 updates", *SMALL, 2000, ("1e-3", "2e-3", "4e-3", "8e-3", "16e-3"),
-            {"layernorm": [*TUNED, "taper-all + scale loss", *EARLY, *GUARDED, "taper", "taper, late"],
+            {"layernorm": [*TUNED, "taper-all + scale loss", *EARLY, *GUARDED, *FROZEN, "taper", "taper, late"],
              "rmsnorm": [*TUNED, "taper-all + scale loss", "taper + scale loss, early", *GUARDED]}),
     Setting("500 updates", *SMALL, 500, ("1e-3", "2e-3", "4e-3", "8e-3"),
-            {"layernorm": [mode for mode in MODES if mode != EARLY[-1]], "rmsnorm": [*TUNED, *GUARDED]}),
+            {"layernorm": [mode for mode in MODES if mode not in (EARLY[-1], *FROZEN)], "rmsnorm": [*TUNED, *GUARDED]}),
     Setting("books, 0.04M, 2000 updates", *SMALLEST, 2000, ("4e-3", "8e-3", "16e-3", "32e-3"),
             {"layernorm": [*TUNED, "taper-all + scale loss", *EARLY, *GUARDED]}, rate_of={"norm": "4e-3"}),
     Setting("books, 0.93M, 2000 updates", *LARGER, 2000, ("2e-3", "4e-3", "8e-3", "16e-3"),
-            {"layernorm": [*TUNED, "taper-all + scale loss", *EARLY, *GUARDED]}, rate_of={"norm": "8e-3"}),
+            {"layernorm": [*TUNED, "taper-all + scale loss", *EARLY, *GUARDED, *FROZEN]}, rate_of={"norm": "8e-3"}),
+    Setting("books, 8000 updates", *MIDDLE, 8000, ("2e-3", "4e-3", "8e-3"), {"layernorm": [*TUNED, *GUARDED]}),
 ]
 
 

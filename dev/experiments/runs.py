@@ -40,6 +40,8 @@ MODES = {  # name: flags
     "norm + scale loss, early": "-g norm --gate-warmup 2% --scale-loss 0.1",
     "taper + scale loss, early": "-g taper --gate-warmup 2% --gate-end 40% --scale-loss 0.1",
     "taper-all + scale loss, early": "-g taper-all --gate-warmup 2% --gate-end 40% --scale-loss 0.1",
+    "norm + scale loss, frozen": "-g norm --gate-warmup 5% --scale-loss 0.1 --freeze-gains",
+    "norm + scale loss, early, frozen": "-g norm --gate-warmup 2% --scale-loss 0.1 --freeze-gains",
     "taper + scale loss, guarded": "-g taper --gate-warmup 2% --gate-end 40% --scale-loss 0.1 -sg 100",
     "taper-all + scale loss, guarded": "-g taper-all --gate-warmup 2% --gate-end 40% --scale-loss 0.1 -sg 100",
 }
