@@ -76,7 +76,7 @@ struct Settings {
     double lr = 3e-3, lr_final_frac = 0.03, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.99, clip = 1;
     Length warmup = fraction_of_run(0.02);
     std::string lr_schedule = "cosine";
-    double skip_loss_z = 0, skip_grad = 0;
+    double skip_loss_z = 0, skip_grad = 100;
 
     std::string gate = "taper";
     Length gate_warmup = fraction_of_run(0.05), gate_end = fraction_of_run(0.4);  // dev/results/experiments.md
