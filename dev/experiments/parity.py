@@ -90,7 +90,7 @@ SETTINGS = [
             {"layernorm": [*TUNED, "taper-all + scale loss", *EARLY, *GUARDED, *FROZEN]}, rate_of={"norm": "4e-3"}),
     Setting("books, 0.93M, 2000 updates", *LARGER, 2000, ("2e-3", "4e-3", "8e-3", "16e-3"),
             {"layernorm": [*TUNED, "taper-all + scale loss", *EARLY, *GUARDED, *FROZEN]}, rate_of={"norm": "8e-3"}),
-    Setting("books, 3.6M, 1000 updates", *LARGEST, 1000, ("2e-3", "4e-3", "8e-3"),
+    Setting("books, 3.6M, 1000 updates", *LARGEST, 1000, ("1e-3", "2e-3", "4e-3", "8e-3"),
             {"layernorm": [*TUNED, "taper-all + scale loss", *GUARDED]}),
 ]
 
