@@ -13,7 +13,7 @@ for i in 1 2 3 4 5 6 7 8 9; do echo "The cat number $i sat on the mat and saw $(
 seed() { # seed <file> <seed>
     local length
     length=$(od -An -tu8 -N8 "$1" | tr -d ' ')
-    { tail -c +9 "$1" | head -c "$length" | sed 's/ *$//' | tr -d '\n'; printf '\xff'; tail -c +$((9 + length)) "$1"; } > "$2"
+    { head -c $((8 + length)) "$1" | tail -c +9 | sed 's/ *$//' | tr -d '\n'; printf '\xff'; tail -c +$((9 + length)) "$1"; } > "$2"
 }
 for gate in norm taper taper-all; do
     for norm in layernorm rmsnorm; do
