@@ -653,7 +653,7 @@ struct Trainer {
         r.grad_norm = std::sqrt(memory.end()[-2]), r.stop = memory.back() > 0;
         const bool finite = std::isfinite(r.loss + r.scale_loss) && std::isfinite(r.grad_norm);
         const double over_median = gradients.over_median(finite ? r.grad_norm : INFINITY);
-        r.skipped = (settings.skip_loss_z > 0 && losses.z_score(r.loss) > settings.skip_loss_z) ||
+        r.skipped = (finite && settings.skip_loss_z > 0 && losses.z_score(r.loss) > settings.skip_loss_z) ||
                     (settings.skip_grad > 0 && over_median > settings.skip_grad);
         if (!finite && !r.skipped) report_divergence(r, bad_rank, first_batch);
         if (finite) losses.add(r.loss);

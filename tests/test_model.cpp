@@ -393,6 +393,11 @@ TEST_CASE("trainer: updates with a gradient far above the usual one are skipped 
     CHECK_THROWS_WITH_AS(run_on(), doctest::Contains("the run diverged"), Error);
     CHECK(skipped > 8);
     CHECK(skipped <= 17);
+    // --skip-loss-z alone is for losses that are numbers: no gradient of this update is.
+    t.settings.skip_grad = 0, t.settings.skip_loss_z = 3;
+    t.model.params.h[1].mlp_proj_bias[3] = 1e25f;
+    for (size_t i = 0; i < LossWindow::kSize; i++) t.losses.add(i % 2 ? 0.1 : 0.2);
+    CHECK_THROWS_WITH_AS(t.update(), doctest::Contains("the run diverged"), Error);
 }
 
 TEST_CASE("trainer: --freeze-gains leaves the blocks' gains alone once the gate warm-up has ended") {
