@@ -81,7 +81,7 @@ struct Settings {
     std::string gate = "taper";
     Length gate_warmup = fraction_of_run(0.05), gate_end = fraction_of_run(0.4);  // dev/results/experiments.md
     double ema_decay = 0.99, scale_loss = 0.1;
-    bool freeze_gains = false;
+    bool freeze_gains = false, carry_moments = false;
 
     size_t val_every = 300, val_batches = 20, sample_every = 0;
     std::string tensorboard;
@@ -171,6 +171,8 @@ static Options make_options(Settings& s) {
            .default_text = "0.1; 0 with -g norm", .help = "weight of the loss that holds the stream at its calibrated scale"});
     o.add({.long_name = "--freeze-gains", .to = &s.freeze_gains,
            .help = "after --gate-warmup, leave gamma and beta of the blocks' norms as they are; helps -g norm only"});
+    o.add({.long_name = "--carry-moments", .to = &s.carry_moments,
+           .help = "at the taper start, give the scaling branches AdamW's moments of the normalizing ones"});
     o.section("Run");
     o.add({.short_name = "-v", .long_name = "--val-every", .to = &s.val_every, .metavar = "N",
            .help = "updates between validations; 0: only at the end"});
@@ -738,16 +740,32 @@ struct Trainer {
         gradients = {};  // the scale loss begins, and with it a new level
         scale_target = calibration.target_scale();
         for (size_t i = 0; i < model.taper_scale.size(); i++) model.taper_scale[i] = float(calibration.taper_scale(i));
+        const auto list = tensor_list(model.config, model.params);
         std::map<std::string, size_t> numbers;
-        for (const auto& t : tensor_list(model.config, model.params)) numbers.emplace(t.spec.name, numbers.size());
-        model.set_parameters([&](const TensorSpec& t, std::vector<Acc<Real>>& values) {
+        for (const auto& t : list) numbers.emplace(t.spec.name, numbers.size());
+        // The number of the tensor that a scaling branch's own begins from.
+        auto origin = [&](const std::string& name) -> std::optional<size_t> {
             const std::string taper = "taper_";
-            const size_t at = t.name.find(taper);
-            if (at == std::string::npos) return false;
-            values = model.exact(numbers.at(t.name.substr(0, at) + t.name.substr(at + taper.size())));
+            const size_t at = name.find(taper);
+            if (at == std::string::npos) return {};
+            return numbers.at(name.substr(0, at) + name.substr(at + taper.size()));
+        };
+        auto from_rank_0 = [&](std::vector<Acc<Real>> values) {
             model.ranks.broadcast(values.data(), values.size() * sizeof(values[0]), "the start of the taper");
-            return true;
+            return values;
+        };
+        model.set_parameters([&](const TensorSpec& t, std::vector<Acc<Real>>& values) {
+            const auto from = origin(t.name);
+            if (from) values = from_rank_0(model.exact(*from));
+            return from.has_value();
         });
+        if (!settings.carry_moments) return;
+        // Moments from zero make AdamW's first steps too long: the branch's gradients grow with 1 - g, faster than v follows.
+        for (size_t i = 0; i < list.size(); i++)
+            if (const auto from = origin(list[i].spec.name))
+                for (const auto& moments : {m, v})
+                    set_pieces(model.dev, model.shards, moments, i,
+                               from_rank_0(gather_tensor(model.dev, model.ranks, model.shards, moments, *from)).data());
     }
 };
 
@@ -896,24 +914,6 @@ void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& argume
                      {"gate_end", std::to_string(t.gate_end)},
                      {"arguments", lines}});
     checkpoints.write(metadata, tensors.out, t.settings.keep);
-}
-
-static const std::string& state_metadata(const SafetensorsFile& file, const char* key) {
-    auto it = file.metadata().find(key);
-    if (it == file.metadata().end() || it->second.size() > 1 << 20)
-        fail("%s: not a state file of this program: no \"%s\" in its metadata; start afresh without -y",
-             file.path().c_str(), key);
-    return it->second;
-}
-
-static uint64_t state_number(const SafetensorsFile& file, const char* key) {
-    const std::string& text = state_metadata(file, key);
-    char* end = nullptr;
-    const uint64_t value = std::strtoull(text.c_str(), &end, 10);
-    if (text.empty() || text[0] < '0' || text[0] > '9' || *end)
-        fail("%s: metadata \"%s\": expected a whole number, found %s; the file is damaged", file.path().c_str(), key,
-             in_quotes(text).c_str());
-    return value;
 }
 
 template <class Device, class Real>

@@ -39,3 +39,21 @@ void Checkpoints::write(const std::map<std::string, std::string>& metadata, cons
         missing = unlink(numbered(path_, number).c_str()) == 0 ? 0 : missing + 1;
     resumed_ = whole_ = true;
 }
+
+const std::string& state_metadata(const SafetensorsFile& file, const char* key) {
+    auto it = file.metadata().find(key);
+    if (it == file.metadata().end() || it->second.size() > 1 << 20)
+        fail("%s: not a state file of this program: no \"%s\" in its metadata; start afresh without -y",
+             file.path().c_str(), key);
+    return it->second;
+}
+
+uint64_t state_number(const SafetensorsFile& file, const char* key) {
+    const std::string& text = state_metadata(file, key);
+    char* end = nullptr;
+    const uint64_t value = std::strtoull(text.c_str(), &end, 10);
+    if (text.empty() || text[0] < '0' || text[0] > '9' || *end)
+        fail("%s: metadata \"%s\": expected a whole number, found %s; the file is damaged", file.path().c_str(), key,
+             in_quotes(text).c_str());
+    return value;
+}

@@ -24,3 +24,7 @@ class Checkpoints {
     bool resumed_ = false;  // the numbered ones are of this run
     bool whole_ = false;    // PATH is whole and of this run: it takes the number 1 when the next one comes
 };
+
+// What a state file says of itself; fails where it does not, or not as a whole number.
+const std::string& state_metadata(const SafetensorsFile& file, const char* key);
+uint64_t state_number(const SafetensorsFile& file, const char* key);

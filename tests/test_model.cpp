@@ -430,6 +430,37 @@ TEST_CASE("trainer: --freeze-gains leaves the blocks' gains alone once the gate 
     }
 }
 
+TEST_CASE("trainer: --carry-moments hands the normalizing branches' moments to the scaling ones at the taper start") {
+    const TemporaryFolder folder;
+    for (GateMode mode : {GateMode::taper, GateMode::taper_all})
+        for (bool carry : {false, true}) {
+            TinyRun run(folder.path, mode);
+            run.settings.carry_moments = carry;
+            Cpu dev(1);
+            Trainer<Cpu, float> t(dev, run.settings, run.config, run.corpus);
+            initialize(t.model, 1);
+            while (t.step < 4) t.update();
+            const auto list = tensor_list(run.config, t.model.params);
+            std::map<std::string, size_t> numbers;
+            for (const auto& tensor : list) numbers.emplace(tensor.spec.name, numbers.size());
+            size_t branches = 0;
+            for (const auto& [name, i] : numbers) {
+                const size_t at = name.find("taper_");
+                if (at == std::string::npos) continue;
+                branches++;
+                CAPTURE(name);
+                const size_t from = numbers.at(name.substr(0, at) + name.substr(at + 6)), count = list[i].spec.count();
+                for (const auto& moments : {t.m, t.v}) {
+                    const std::vector<float> taper(moments[i], moments[i] + count);
+                    const std::vector<float> norm(moments[from], moments[from] + count);
+                    CHECK(norm != std::vector<float>(count, 0));
+                    CHECK(taper == (carry ? norm : std::vector<float>(count, 0)));
+                }
+            }
+            CHECK(branches == size_t(mode == GateMode::taper ? 8 : 10));
+        }
+}
+
 TEST_CASE("schedules: learning rate") {
     Settings s;
     s.lr = 2, s.lr_final_frac = 0.1, s.steps = 100, s.warmup = updates(10);

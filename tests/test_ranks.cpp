@@ -396,6 +396,7 @@ TEST_CASE("ranks: a run on 2 and 3 is the run on one, up to rounding; ZeRO chang
         CAPTURE(name);
         RankRun run(mode, norm);
         run.save = mode == GateMode::taper;
+        run.settings.carry_moments = mode == GateMode::taper_all;
         const RunTrace one = train_on<float>(run, 1, false);
         CHECK(same(train_on<float>(run, 1, true), one));
         for (int size : {2, 3}) {
