@@ -25,9 +25,11 @@ import plot_style  # noqa: E402, F401 (for the experiments)
 
 RESULTS = ROOT / "dev" / "results"
 RECORDS = RESULTS / "runs.jsonl"
-CORPORA = {  # name: flags, with files of --data; books_train.txt: the first 20,000,000 bytes of such a corpus
+CORPORA = {  # name: flags, with files of --data; books_train.txt: the first 20,000,000 bytes of such a corpus;
+    # bpe10k: the folder that `./bpe_train books_train.txt --vocab-size 10000 --out bpe10k` writes
     "shakespeare": {"-i": "tinyshakespeare.txt"},
     "books": {"-i": "books_train.txt", "-j": "books_val.txt"},
+    "books, BPE": {"-i": "books_train.txt", "-j": "books_val.txt", "--tokenizer": "bpe10k"},
 }
 SHAPE = "--n-layer 4 --n-head 4 --n-embd 64 -t 64 -b 12"  # 0.22M parameters with bytes; 768 tokens an update
 MODES = {  # name: flags
@@ -44,6 +46,8 @@ MODES = {  # name: flags
     "norm + scale loss, early, frozen": "-g norm --gate-warmup 2% --scale-loss 0.1 --freeze-gains",
     "taper + scale loss, guarded": "-g taper --gate-warmup 2% --gate-end 40% --scale-loss 0.1 -sg 100",
     "taper-all + scale loss, guarded": "-g taper-all --gate-warmup 2% --gate-end 40% --scale-loss 0.1 -sg 100",
+    "taper + scale loss, carried": "-g taper --gate-warmup 5% --gate-end 40% --scale-loss 0.1 --carry-moments",
+    "taper + scale loss, early, carried": "-g taper --gate-warmup 2% --gate-end 40% --scale-loss 0.1 -sg 0 --carry-moments",
 }
 
 
@@ -162,7 +166,8 @@ def train_missing(trainer, missing, wait, jobs):
 
 # ---- statistics -----------------------------------------------------------------------------------------------------
 
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262,
+         10: 2.228, 11: 2.201, 12: 2.179, 13: 2.160, 14: 2.145, 24: 2.064}
 
 
 def paired_gap(losses, base):
@@ -206,7 +211,7 @@ def arguments(doc):
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", action="store_true", help="train nothing: tables and figures from the records")
     parser.add_argument("--data", type=pathlib.Path, default=ROOT / "data" / "text",
-                        help="folder with tinyshakespeare.txt, books_train.txt, books_val.txt (default data/text)")
+                        help="folder with tinyshakespeare.txt, books_train.txt, books_val.txt, bpe10k (default data/text)")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "scratch" / "experiments", help="models and logs")
     parser.add_argument("--program", default=str(ROOT / "train_gpt"))
     parser.add_argument("--commit", help="of the program, where it is a copy (default HEAD)")
