@@ -760,7 +760,7 @@ struct Trainer {
             return from.has_value();
         });
         if (!settings.carry_moments) return;
-        // Moments from zero make AdamW's first steps too long: the branch's gradients grow with 1 - g, faster than v follows.
+        // From zero, v lags behind these branches' gradients, which grow with 1 - g: the first steps would be longer.
         for (size_t i = 0; i < list.size(); i++)
             if (const auto from = origin(list[i].spec.name))
                 for (const auto& moments : {m, v})

@@ -180,8 +180,7 @@ def seed_table(setting, records, best):
 
 def pooled_gap(records, best_of):
     """H8: the gap of --carry-moments to the default, over the seeds of all of POOLED."""
-    losses = {name: losses_of(setting, "layernorm", records, best_of[name])
-              for setting in SETTINGS for name in [setting.name] if name in POOLED}
+    losses = {s.name: losses_of(s, "layernorm", records, best_of[s.name]) for s in SETTINGS if s.name in POOLED}
     carried, default = ({(name, seed): loss for name in POOLED for seed, loss in losses[name][mode].items()}
                         for mode in (CARRIED[0], "taper + scale loss"))
     return f"Carried against the default, {len(carried)} pairs at three sizes: {runs.gap_text(carried, default)}.\n"
