@@ -30,7 +30,7 @@ endif
 
 PROGRAMS = train_gpt fold infer
 DATA_TOOLS = prepare bpe_train make_stories
-LIBRARY_SOURCES = $(wildcard io/*.cpp model/*.cpp) data/stories.cpp
+LIBRARY_SOURCES = $(wildcard io/*.cpp model/*.cpp inference/*.cpp) data/stories.cpp
 ARCH := $(shell uname -m)
 LEAF_ISAS = base $(if $(filter x86_64,$(ARCH)),avx2 avx512)
 LIBRARY = $(LIBRARY_SOURCES:%.cpp=$(BUILD)/%.o) $(LEAF_ISAS:%=$(BUILD)/ops/leaf_%.o)
@@ -55,13 +55,13 @@ endif
 
 # ---- many ranks -----------------------------------------------------------------------------------------------------
 # Of the trainer and what contains it. Open MPI where there is one; without it, no ranks on CPUs and none by mpirun.
-RANKS = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard runtime/*.cpp))
+RANKS = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard train/*.cpp train/ranks/*.cpp))
 ifneq ($(USE_MPI),0)
 MPI_LIBS := $(or $(shell mpicc --showme:link 2>/dev/null),$(shell pkg-config --libs ompi-c 2>/dev/null))
 MPI_FLAGS := $(or $(shell mpicc --showme:compile 2>/dev/null),$(shell pkg-config --cflags ompi-c 2>/dev/null))
 endif
 ifneq ($(MPI_LIBS),)
-$(BUILD)/runtime/mpi_link.o: CPPFLAGS += -DHAVE_MPI $(patsubst -I%,-isystem %,$(MPI_FLAGS))
+$(BUILD)/train/ranks/mpi_link.o: CPPFLAGS += -DHAVE_MPI $(patsubst -I%,-isystem %,$(MPI_FLAGS))
 endif
 
 # ---- CUDA -----------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ FUZZ_TARGETS = $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.c
 # No OpenMP but its number of threads, 1, so that a finding can be repeated.
 FUZZ_FLAGS = -std=c++20 -O1 -g1 -fno-math-errno -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined \
              -fno-sanitize-recover=undefined -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed
-FUZZ_LIBRARY = $(patsubst %.cpp,$(BUILD)/fuzz/%.o,$(LIBRARY_SOURCES) $(wildcard runtime/*.cpp)) $(LEAF_ISAS:%=$(BUILD)/ops/leaf_%.o)
+FUZZ_LIBRARY = $(patsubst %.cpp,$(BUILD)/fuzz/%.o,$(LIBRARY_SOURCES) $(wildcard train/*.cpp train/ranks/*.cpp)) $(LEAF_ISAS:%=$(BUILD)/ops/leaf_%.o)
 $(BUILD)/fuzz/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(FUZZ_CXX) $(CPPFLAGS) $(FUZZ_FLAGS) -MMD -MP -c $< -o $@
@@ -272,7 +272,7 @@ fuzz-replay:
 TSAN_CXX ?= $(FUZZ_CXX)
 TSAN_FLAGS = -std=c++20 -O1 -g1 -fno-math-errno -fopenmp -fsanitize=thread -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed
 TSAN_TESTS = main test_decoder test_matmul test_model test_ops test_panels test_ranks test_tapernorm
-TSAN_OBJECTS = $(patsubst %.cpp,$(BUILD)/tsan/%.o,$(TSAN_TESTS:%=tests/%.cpp) $(LIBRARY_SOURCES) $(wildcard runtime/*.cpp)) \
+TSAN_OBJECTS = $(patsubst %.cpp,$(BUILD)/tsan/%.o,$(TSAN_TESTS:%=tests/%.cpp) $(LIBRARY_SOURCES) $(wildcard train/*.cpp train/ranks/*.cpp)) \
                $(LEAF_ISAS:%=$(BUILD)/tsan/ops/leaf_%.o)
 $(BUILD)/tsan/%.o: %.cpp
 	@mkdir -p $(@D)

@@ -19,11 +19,13 @@
 #include <string>
 #include <vector>
 
+#include "inference/decoder.cuh"
 #include "io/options.h"
-#include "model/decoder.cuh"
 #include "model/model_file.h"
 #include "runtime/exit_status.h"
 #include "runtime/random.h"
+
+namespace tapernorm::fold {
 
 using Weights = GptTensors<double>;
 
@@ -247,8 +249,10 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     return 0;
 }
 
+}  // namespace tapernorm::fold
+
 #ifndef TAPERNORM_NO_MAIN
 int main(int argc, char** argv) {
-    return exit_status("fold", [&] { return run_program(argc, argv); });
+    return tapernorm::exit_status("fold", [&] { return tapernorm::fold::run_program(argc, argv); });
 }
 #endif

@@ -5,7 +5,7 @@
 //   ./infer folded.bin --prompt "Once" -n 300    generation with a KV cache
 //   ./infer folded.bin --prompts lines.txt       the same for every line of a file, many at a time; JSON lines
 //   ./infer folded.bin --eval text.txt           loss, perplexity, bits per byte
-//   ./infer --bench --model d12                  speed, of random weights or of a model's (model/bench_infer.cuh)
+//   ./infer --bench --model d12                  speed, of random weights or of a model's (dev/bench_infer.cuh)
 #include <signal.h>
 #include <unistd.h>
 
@@ -23,17 +23,19 @@
 #include <vector>
 
 #include "data/stories.h"
+#include "dev/bench_infer.cuh"
+#include "inference/decoder.cuh"
+#include "inference/evaluate.cuh"
+#include "inference/generate.cuh"
+#include "inference/hellaswag.cuh"
+#include "inference/sampler.h"
 #include "io/options.h"
 #include "io/tokenizer.h"
-#include "model/bench_infer.cuh"
-#include "model/decoder.cuh"
-#include "model/evaluate.cuh"
-#include "model/generate.cuh"
-#include "model/hellaswag.cuh"
 #include "model/model_file.h"
-#include "model/sampler.h"
 #include "runtime/device.h"
 #include "runtime/exit_status.h"
+
+namespace tapernorm::infer {
 
 struct Settings {
     std::string model, prompt, tokens, prompts, eval, hellaswag, tokenizer, dump, shape,
@@ -537,8 +539,10 @@ static std::unique_ptr<HostModel> random_model(Cpu& cpu, Settings& s) {
     return 0;
 }
 
+}  // namespace tapernorm::infer
+
 #ifndef TAPERNORM_NO_MAIN
 int main(int argc, char** argv) {
-    return exit_status("infer", [&] { return run_program(argc, argv); });
+    return tapernorm::exit_status("infer", [&] { return tapernorm::infer::run_program(argc, argv); });
 }
 #endif

@@ -27,6 +27,17 @@
 // sites on CUDA.
 #pragma once
 #include <cstddef>
+#ifndef LEAF_BUILD
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "ops/leaf.h"
+#include "runtime/types.h"
+#endif
+#include "ops/reduce.cuh"
+
+namespace tapernorm {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Kinds and phases
@@ -67,12 +78,6 @@ struct StreamScale {
 };
 
 #ifndef LEAF_BUILD
-#include <cmath>
-#include <string>
-#include <vector>
-
-#include "ops/leaf.h"
-#include "runtime/types.h"
 
 enum class GateMode {
     norm,       // every site stays normalized: the baseline
@@ -388,7 +393,6 @@ void scale_loss_backward(Cpu& dev, Real* dx, const Real* x, NormKind kind, doubl
 // Sites on CUDA: the functions above with another device. A warp computes a row, in fp32; a row that was read once is
 // in the first-level cache when it is read again.
 #ifdef TN_CUDA
-#include "ops/reduce.cuh"
 
 constexpr unsigned kSiteWarps = 8;  // rows a block
 
@@ -655,3 +659,5 @@ void scale_loss_backward(Cuda& dev, Real* dx, const Real* x, NormKind kind, doub
 }
 #endif  // TN_CUDA
 #endif
+
+}  // namespace tapernorm

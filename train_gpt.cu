@@ -28,22 +28,15 @@
 #include <vector>
 
 #include "data/stories.h"
-#include "io/checkpoints.h"
+#include "inference/generate.cuh"
+#include "inference/hellaswag.cuh"
 #include "io/options.h"
-#include "io/run_log.h"
-#include "io/tensorboard.h"
 #include "io/terminal.h"
 #include "io/tokenizer.h"
 #include "io/tokens.h"
-#include "model/batches.cuh"
 #include "model/config.h"
-#include "model/data_parallel.cuh"
 #include "model/export.h"
-#include "model/generate.cuh"
-#include "model/hellaswag.cuh"
 #include "model/model_file.h"
-#include "model/outliers.h"
-#include "model/watch.cuh"
 #include "ops/adamw.cuh"
 #include "ops/attention.cuh"
 #include "ops/cross_entropy.cuh"
@@ -52,10 +45,19 @@
 #include "ops/matmul.cuh"
 #include "runtime/arena.h"
 #include "runtime/device.h"
-#include "runtime/profile.h"
 #include "runtime/random.h"
-#include "runtime/ranks.h"
 #include "tapernorm.cuh"
+#include "train/batches.cuh"
+#include "train/checkpoints.h"
+#include "train/outliers.h"
+#include "train/profile.h"
+#include "train/ranks/data_parallel.cuh"
+#include "train/ranks/ranks.h"
+#include "train/run_log.h"
+#include "train/tensorboard.h"
+#include "train/watch.cuh"
+
+namespace tapernorm::train {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 1. Settings
@@ -1485,12 +1487,14 @@ static void check_outputs(const Settings& s) {
     return run_training<Cpu, float>(cpu, s, config, run, ranks);
 }
 
+}  // namespace tapernorm::train
+
 #ifndef TAPERNORM_NO_MAIN
 int main(int argc, char** argv) {
-    Ranks ranks;
+    tapernorm::train::Ranks ranks;
     try {
         ranks.join();
-        return run_program(argc, argv, ranks);
+        return tapernorm::train::run_program(argc, argv, ranks);
     } catch (const std::exception& error) {
         return ranks.fail_all("train_gpt", error);
     }

@@ -22,6 +22,8 @@
 #include "io/words.h"
 #include "runtime/exit_status.h"
 
+namespace tapernorm::prepare {
+
 namespace {
 
 struct TrainConfig {
@@ -232,7 +234,7 @@ void train(const TrainConfig& config) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+static int run_bpe_train(int argc, char** argv) {
     TrainConfig config;
     Options options("bpe_train", "Trains a byte-level BPE vocabulary in GPT-2's format on text.");
     options.add({.long_name = "text",
@@ -265,3 +267,9 @@ int main(int argc, char** argv) {
         return 0;
     });
 }
+
+}  // namespace tapernorm::prepare
+
+#ifndef TAPERNORM_NO_MAIN
+int main(int argc, char** argv) { return tapernorm::prepare::run_bpe_train(argc, argv); }
+#endif

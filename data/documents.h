@@ -13,6 +13,8 @@
 #include "io/tokenizer.h"
 #include "io/words.h"
 
+namespace tapernorm::prepare {
+
 struct Piece {
     std::string text;          // for JSON lines: the line
     bool new_document = true;  // else it continues the one before
@@ -219,3 +221,5 @@ inline std::string text_of(const Piece& piece, const std::string& field) {
     fail("%s, line %zu has no text named %s; choose by --field one of: %s", piece.source.c_str(), piece.line,
          in_quotes(field).c_str(), fields.empty() ? "(the line has no text at all)" : fields.c_str());
 }
+
+}  // namespace tapernorm::prepare

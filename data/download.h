@@ -18,7 +18,10 @@
 #include "io/atomic_file.h"
 #include "runtime/error.h"
 
-extern char** environ;
+extern char** environ;  // POSIX: no header declares it
+
+namespace tapernorm::prepare {
+
 namespace fs = std::filesystem;
 
 // A file, decompressed by gzip, xz or zstd according to its ending, or what a program writes.
@@ -181,3 +184,5 @@ inline void download(std::string url, const std::string& path, std::string sha25
     }
     fs::rename(part, path);
 }
+
+}  // namespace tapernorm::prepare

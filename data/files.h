@@ -8,6 +8,8 @@
 #include "io/atomic_file.h"
 #include "runtime/error.h"
 
+namespace tapernorm::prepare {
+
 // One file, or all that match a pattern with * ? or [ ], in the order of their names.
 inline std::vector<std::string> matching_files(const std::string& pattern) {
     glob_t found{};
@@ -18,3 +20,5 @@ inline std::vector<std::string> matching_files(const std::string& pattern) {
     if (paths.empty()) fail("no file is named %s", in_quotes(pattern).c_str());
     return paths;
 }
+
+}  // namespace tapernorm::prepare

@@ -9,6 +9,8 @@
 #include "data/stories.h"
 #include "runtime/error.h"
 
+namespace tapernorm::prepare {
+
 static void write_text(const std::string& path, const std::string& text) {
     std::FILE* file = std::fopen(path.c_str(), "wb");
     if (!file) fail("cannot create %s: %s", path.c_str(), std::strerror(errno));
@@ -17,7 +19,7 @@ static void write_text(const std::string& path, const std::string& text) {
     if (!written || !closed) fail("cannot write %zu bytes to %s: %s", text.size(), path.c_str(), std::strerror(errno));
 }
 
-int main(int argc, char** argv) {
+static int run_make_stories(int argc, char** argv) {
     std::string path;
     size_t bytes = default_story_bytes;
     uint64_t seed = default_story_seed;
@@ -38,4 +40,11 @@ int main(int argc, char** argv) {
         std::fprintf(stderr, "make_stories: error: %s\n", error.what());
         return 1;
     }
+    return 0;
 }
+
+}  // namespace tapernorm::prepare
+
+#ifndef TAPERNORM_NO_MAIN
+int main(int argc, char** argv) { return tapernorm::prepare::run_make_stories(argc, argv); }
+#endif

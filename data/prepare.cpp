@@ -22,6 +22,8 @@
 #include "io/tokens.h"
 #include "runtime/exit_status.h"
 
+namespace tapernorm::prepare {
+
 namespace {
 
 struct PrepareConfig {
@@ -308,7 +310,7 @@ void prepare(PrepareConfig config) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+static int run_prepare(int argc, char** argv) {
     PrepareConfig config;
     Options options("prepare", "Makes token shards for train_gpt: downloads, tokenizes, splits.");
     options.add({.long_name = "corpus",
@@ -370,3 +372,9 @@ int main(int argc, char** argv) {
         return 0;
     });
 }
+
+}  // namespace tapernorm::prepare
+
+#ifndef TAPERNORM_NO_MAIN
+int main(int argc, char** argv) { return tapernorm::prepare::run_prepare(argc, argv); }
+#endif

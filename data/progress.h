@@ -7,6 +7,8 @@
 #include <mutex>
 #include <string>
 
+namespace tapernorm::prepare {
+
 class Progress {
   public:
     double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
@@ -32,3 +34,5 @@ class Progress {
     bool terminal_ = isatty(STDERR_FILENO);
     std::mutex mutex_;
 };
+
+}  // namespace tapernorm::prepare

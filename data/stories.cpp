@@ -23,6 +23,8 @@
 
 #include "runtime/error.h"
 
+namespace tapernorm {
+
 namespace {
 
 // -----------------------------------------------------------------------------------------------------------
@@ -549,3 +551,5 @@ std::vector<std::string> story_prompts() {
         "Once upon a time, there was a funny bear named Poppy. One sunny morning, her mom gave her",
     };
 }
+
+}  // namespace tapernorm

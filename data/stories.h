@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+namespace tapernorm {
+
 constexpr size_t default_story_bytes = 3'000'000;
 constexpr uint64_t default_story_seed = 1;
 
@@ -19,3 +21,5 @@ std::string story_corpus(size_t bytes = default_story_bytes, uint64_t seed = def
 
 // Openings fit for sampling from a model that was trained on the corpus; the last word is complete.
 std::vector<std::string> story_prompts();
+
+}  // namespace tapernorm

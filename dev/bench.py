@@ -87,7 +87,7 @@ def peer_rate(text):
 
 def inference(args):
     """infer's own tables, and beside them PyTorch's last-token logits and llama.cpp's decoding."""
-    print("\n## Inference, random weights\n\nWhat is measured: model/bench_infer.cuh.")
+    print("\n## Inference, random weights\n\nWhat is measured: dev/bench_infer.cuh.")
     seconds = ["--bench-seconds", "0.3" if args.quick else "2"]
     shapes = {"30M: L8 C512 H8 V10000": ["--n-layer", "8", "--n-head", "8", "--n-embd", "512", "--vocab", "10000"],
               "124M": ["--model", "d12"]}

@@ -8,6 +8,8 @@
 
 #include <functional>
 
+namespace tapernorm::train {
+
 namespace {
 
 struct Sizes {
@@ -276,6 +278,10 @@ int run_benchmark(int argc, char** argv) {
 }
 
 }  // namespace
+
+}  // namespace tapernorm::train
+
+using namespace tapernorm::train;
 
 int main(int argc, char** argv) {
     return exit_status("bench_gpu", [&] { return run_benchmark(argc, argv); });

@@ -18,6 +18,8 @@
 #include <omp.h>
 #endif
 
+namespace tapernorm {
+
 namespace {
 
 double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -117,6 +119,10 @@ double time_call(const std::function<void()>& call) {
 }
 
 }  // namespace
+
+}  // namespace tapernorm
+
+using namespace tapernorm;
 
 int main(int argc, char** argv) {
     const int rounds = argc > 1 ? std::max(1, atoi(argv[1])) : 11;

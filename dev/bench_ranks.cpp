@@ -6,7 +6,11 @@
 #include <cstdlib>
 #include <vector>
 
-#include "runtime/collectives.cuh"
+#include "train/ranks/collectives.cuh"
+
+namespace tapernorm::train {}  // namespace tapernorm::train
+
+using namespace tapernorm::train;
 
 int main(int argc, char** argv) {
     Ranks ranks;

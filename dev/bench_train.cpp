@@ -13,6 +13,8 @@
 #include <omp.h>
 #endif
 
+namespace tapernorm::train {
+
 namespace {
 
 double median(std::vector<double> v) {
@@ -85,6 +87,10 @@ double time_products(Cpu& dev, const std::vector<Product>& all, std::vector<floa
 }
 
 }  // namespace
+
+}  // namespace tapernorm::train
+
+using namespace tapernorm::train;
 
 int main(int argc, char** argv) {
     if (argc != 8) return std::fprintf(stderr, "usage: bench_train L NH C T B V rounds\n"), 2;

@@ -5,7 +5,7 @@
     dev/scaling.py --measure       first the check on CPU ranks of this machine (train_gpt, build/bench_ranks, mpirun; 3 minutes),
                                    kept in dev/results/scaling-cpu.json
 
-The model is of what train_gpt does (model/data_parallel.cuh): gradients accumulate over micro-batches, and are summed by buckets
+The model is of what train_gpt does (train/ranks/data_parallel.cuh): gradients accumulate over micro-batches, and are summed by buckets
 during the backward pass of the last one; the embeddings' bucket comes when all is computed and hides behind nothing.
 """
 import argparse

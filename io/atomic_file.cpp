@@ -16,6 +16,8 @@
 
 #include "runtime/error.h"
 
+namespace tapernorm {
+
 namespace fs = std::filesystem;
 
 namespace {
@@ -210,3 +212,5 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
     std::swap(size_, other.size_);
     return *this;
 }
+
+}  // namespace tapernorm

@@ -5,6 +5,8 @@
 #include <string>
 #include <string_view>
 
+namespace tapernorm {
+
 class AtomicFile {
   public:
     // Fails at once where the directory is missing or not writable, or where `path` is a directory, a device
@@ -56,3 +58,5 @@ class MappedFile {
     unsigned char* data_ = nullptr;
     size_t size_ = 0;
 };
+
+}  // namespace tapernorm

@@ -8,6 +8,8 @@
 
 #include "runtime/random.h"
 
+namespace tapernorm {
+
 // A 64-bit checksum of all bytes added, however they were cut into pieces. Four lanes take one 8-byte word each in turn:
 // polynomials of an odd number over the words, which are mixed first, so that what changed in one cannot be undone by a
 // like change in the next. A change within one word is always noticed, any other with probability 1 - 2^-64. It finds
@@ -59,3 +61,5 @@ inline uint32_t crc32c(const void* data, size_t bytes) {
     }
     return ~crc;
 }
+
+}  // namespace tapernorm

@@ -11,6 +11,8 @@
 #include "io/atomic_file.h"
 #include "runtime/error.h"
 
+namespace tapernorm {
+
 namespace {
 
 constexpr size_t page_width = 100;  // columns of help and table
@@ -362,3 +364,5 @@ std::string Options::table() const {
     }
     return "";
 }
+
+}  // namespace tapernorm

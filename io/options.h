@@ -18,6 +18,8 @@
 #include <variant>
 #include <vector>
 
+namespace tapernorm {
+
 // A number of updates: absolute (100) or a fraction of the run (5%).
 struct Length {
     double value = 0;  // updates, or a fraction in [0, 1]
@@ -82,3 +84,5 @@ class Options {
     std::vector<Row> rows_;
     std::set<std::string> given_;
 };
+
+}  // namespace tapernorm

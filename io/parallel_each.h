@@ -8,6 +8,8 @@
 
 #include "runtime/cpu.h"
 
+namespace tapernorm {
+
 // Calls f(task, thread) for every task in [0, n); of the tasks behind one that failed, those that have not begun are left
 // out.
 template <class F>
@@ -26,3 +28,5 @@ void parallel_each(int threads, size_t n, F&& f) {
     });
     if (problem) std::rethrow_exception(problem);
 }
+
+}  // namespace tapernorm

@@ -10,6 +10,8 @@
 #include "io/checksum.h"
 #include "runtime/error.h"
 
+namespace tapernorm {
+
 static_assert(std::endian::native == std::endian::little, "the file's numbers are used in place");
 
 namespace {
@@ -398,3 +400,5 @@ float float_from_f16(uint16_t x) {
     const float subnormal = float(mantissa) * 0x1p-24f;
     return sign ? -subnormal : subnormal;
 }
+
+}  // namespace tapernorm

@@ -15,6 +15,8 @@
 
 #include "io/atomic_file.h"
 
+namespace tapernorm {
+
 enum class Dtype { F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL };
 
 size_t dtype_bytes(Dtype dtype);
@@ -90,3 +92,5 @@ inline uint16_t bf16_from_float(float x) {
 inline float float_from_bf16(uint16_t x) { return std::bit_cast<float>(uint32_t(x) << 16); }
 
 float float_from_f16(uint16_t x);  // exact
+
+}  // namespace tapernorm

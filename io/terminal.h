@@ -11,6 +11,8 @@
 
 #include "runtime/error.h"
 
+namespace tapernorm {
+
 // "7s", "3m05s", "2h10m".
 inline std::string duration(double seconds) {
     const long s = std::lround(seconds);
@@ -52,3 +54,5 @@ class LiveLine {
   private:
     bool terminal_, open_ = false;
 };
+
+}  // namespace tapernorm

@@ -15,6 +15,8 @@
 #include "runtime/error.h"
 #include "runtime/random.h"
 
+namespace tapernorm {
+
 // ----------------------------------------------------------------------------------------------------------
 // GPT-2's files
 
@@ -531,3 +533,5 @@ void Tokenizer::save(const std::string& directory) const {
     write("vocab.json", vocab_json_text(tables_->tokens));
     write("merges.txt", merges_txt_text(tables_->tokens, tables_->merges));
 }
+
+}  // namespace tapernorm

@@ -22,6 +22,8 @@
 #include <utility>
 #include <vector>
 
+namespace tapernorm {
+
 // Immutable and cheap to copy; all members may be called from several threads at once.
 class Tokenizer {
   public:
@@ -76,3 +78,5 @@ std::string printable_from_bytes(std::string_view bytes);
 // ranks.
 std::string vocab_json_text(std::span<const std::string> tokens);
 std::string merges_txt_text(std::span<const std::string> tokens, std::span<const std::pair<uint16_t, uint16_t>> merges);
+
+}  // namespace tapernorm

@@ -6,6 +6,8 @@
 #include "io/tokenizer.h"
 #include "runtime/error.h"
 
+namespace tapernorm {
+
 namespace fs = std::filesystem;
 using nlohmann::json;
 
@@ -118,3 +120,5 @@ Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& met
         "(or --tokenizer bytes)",
         in_quotes(model_path).c_str());
 }
+
+}  // namespace tapernorm

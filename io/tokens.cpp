@@ -14,6 +14,8 @@
 #include "runtime/error.h"
 #include "runtime/random.h"
 
+namespace tapernorm {
+
 static_assert(std::endian::native == std::endian::little, "shards are used in place");
 
 struct Corpus {
@@ -260,3 +262,5 @@ void Loader::next(int* inputs, int* targets) {
     }
     position_ += options_.world_size * B_;
 }
+
+}  // namespace tapernorm

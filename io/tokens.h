@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+namespace tapernorm {
+
 using Tokenize = std::function<std::vector<uint16_t>(std::string_view)>;
 
 struct Corpus;  // the mapped files or the text itself
@@ -95,3 +97,5 @@ class Loader {
     uint64_t position_ = 0;
     std::vector<int> row_;  // [T + 1]
 };
+
+}  // namespace tapernorm

@@ -10,6 +10,8 @@
 #include <pcre2.h>
 #endif
 
+namespace tapernorm {
+
 size_t utf8_char(std::string_view text, size_t at, uint32_t& code) {
     const auto byte = [&](size_t i) -> uint32_t {
         return at + i < text.size() ? static_cast<unsigned char>(text[at + i]) : 0;
@@ -154,3 +156,5 @@ Words::~Words() = default;
 bool Words::next(std::string_view&) { return false; }
 
 #endif
+
+}  // namespace tapernorm

@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+namespace tapernorm {
+
 // The words of a text one by one, by GPT-2's regular expression; put together they are the text.
 class Words {
   public:
@@ -31,3 +33,5 @@ size_t word_safe_cut(std::string_view text, size_t at);
 // Length of the valid UTF-8 character at text[at], its code point in `code`; 0 where there is none.
 // Surrogates, overlong forms and code points above U+10FFFF are not valid.
 size_t utf8_char(std::string_view text, size_t at, uint32_t& code);
+
+}  // namespace tapernorm

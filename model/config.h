@@ -8,6 +8,8 @@
 #include "runtime/error.h"
 #include "tapernorm.cuh"
 
+namespace tapernorm {
+
 // Which norm sites have been folded away.
 enum class Fold {
     none,
@@ -207,3 +209,5 @@ Site<Real> site_at(const Config& config, const GptTensors<Real>& t, const std::v
             v.taper_weight,
             v.taper_bias};
 }
+
+}  // namespace tapernorm

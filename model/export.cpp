@@ -8,6 +8,8 @@
 #include "io/tokenizer.h"
 #include "model/modeling_tapernorm.h"
 
+namespace tapernorm {
+
 namespace fs = std::filesystem;
 using nlohmann::json;
 
@@ -241,3 +243,5 @@ int export_command(int argc, const char* const* argv) {
     print_result(dir, info, plain);
     return 0;
 }
+
+}  // namespace tapernorm

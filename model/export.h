@@ -15,6 +15,8 @@
 
 #include "model/model_file.h"
 
+namespace tapernorm {
+
 // The subcommand: argv[0] is "export". Returns the exit status; errors are thrown.
 int export_command(int argc, const char* const* argv);
 
@@ -24,3 +26,5 @@ bool fits_gpt2_lm_head_model(const ModelInfo& info);
 //     head (z + site_bias) = W z + b,        W [V, C], b [V] or null.
 void export_head(std::vector<double>& head, std::vector<double>& site_bias, const float* W, const float* b, size_t V,
                  size_t C);
+
+}  // namespace tapernorm

@@ -6,6 +6,8 @@
 
 #include "model/model_file.h"
 
+namespace tapernorm {
+
 // ---- Hugging Face: config.json beside model.safetensors, or beside model.safetensors.index.json and its shards
 
 // The file of weights (or the index of its shards) that `path` means: itself, or one in it where it is a folder. A folder
@@ -27,3 +29,5 @@ std::unique_ptr<ModelFile> open_llmc_checkpoint(const std::string& path);
 // The tokenizer whose files lie in the folder of that file, as a model file carries it (Tokenizer::metadata). Where there
 // is none: only a name, "gpt2" for a vocabulary of GPT-2's size (also padded to 50304), else "unknown".
 std::map<std::string, std::string> tokenizer_beside(const std::string& file, size_t V);
+
+}  // namespace tapernorm

@@ -6,6 +6,8 @@
 #include "io/tokenizer.h"
 #include "model/foreign_model.h"
 
+namespace tapernorm {
+
 namespace fs = std::filesystem;
 using nlohmann::json;
 
@@ -215,3 +217,5 @@ std::map<std::string, std::string> tokenizer_beside(const std::string& file, siz
         if (fs::exists(folder / name, ignored)) return Tokenizer::from_path((folder / name).string()).metadata();
     return {{"tokenizer", V == 50257 || V == 50304 ? "gpt2" : "unknown"}};
 }
+
+}  // namespace tapernorm

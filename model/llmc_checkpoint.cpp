@@ -4,6 +4,8 @@
 
 #include "model/foreign_model.h"
 
+namespace tapernorm {
+
 namespace {
 
 constexpr int32_t kMagic = 20240326;
@@ -115,3 +117,5 @@ bool is_llmc_checkpoint(const std::string& path) {
 std::unique_ptr<ModelFile> open_llmc_checkpoint(const std::string& path) {
     return std::make_unique<LlmcCheckpoint>(path);
 }
+
+}  // namespace tapernorm

@@ -10,6 +10,8 @@
 
 #include "model/foreign_model.h"
 
+namespace tapernorm {
+
 const TensorEntry* find_tensor(const SafetensorsFile& file, const std::string& name) {
     if (const TensorEntry* entry = file.find(name)) return entry;
     const std::string prefix = "transformer.";
@@ -341,3 +343,5 @@ std::string describe(const ModelInfo& info) {
         c.L, c.NH, c.C, c.T, c.V, info.tokenizer.at("tokenizer").c_str(), double(parameter_count(c)) * 1e-6,
         c.norm == NormKind::layernorm ? "LayerNorm" : "RMSNorm", gate_mode_name(c.mode), info.step, state.c_str());
 }
+
+}  // namespace tapernorm

@@ -10,6 +10,8 @@
 #include "model/config.h"
 #include "runtime/arena.h"
 
+namespace tapernorm {
+
 struct ModelInfo {
     Config config;
     double gate = 1;                                                          // of the last update
@@ -109,3 +111,5 @@ const char* fold_name(Fold fold);
 
 // "GPT-2, 4 layers, 128 channels, ...; LayerNorm, taper, folded (internal)": one line for people.
 std::string describe(const ModelInfo& info);
+
+}  // namespace tapernorm

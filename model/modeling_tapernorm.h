@@ -1,6 +1,8 @@
 // The Python file that `train_gpt export` writes beside a model that GPT2LMHeadModel cannot hold.
 #pragma once
 
+namespace tapernorm {
+
 inline constexpr const char* modeling_tapernorm_py =
     R"py(# A GPT-2 with TaperNorm sites (arXiv 2602.10408), for Hugging Face's transformers:
 #
@@ -13,14 +15,12 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-
 class TaperNormConfig(GPT2Config):
     model_type = "tapernorm_gpt2"
     norm = "layernorm"   # or rmsnorm
     gate_mode = "taper"  # norm, taper, taper-all: which sites taper
     gate = 0.0           # g of the sites that taper
     folded = "none"      # affine (norms without weights), internal (no norm in the blocks), all
-
 
 class Site(nn.Module):
     def __init__(self, config, tapers):
@@ -53,7 +53,6 @@ class Site(nn.Module):
             y = y + (1 - g) * self.affine(self.taper_scale * u, self.taper_weight, self.taper_bias)
         return y.to(h.dtype)
 
-
 class TaperNormGPT2LMHeadModel(GPT2LMHeadModel):
     config_class = TaperNormConfig
 
@@ -71,3 +70,5 @@ class TaperNormGPT2LMHeadModel(GPT2LMHeadModel):
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.norm == "layernorm")
         self.post_init()
 )py";
+
+}  // namespace tapernorm

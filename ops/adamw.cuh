@@ -5,14 +5,23 @@
 #pragma once
 #include <cstddef>
 
+#include "ops/leaf.h"
+#ifndef LEAF_BUILD
+#include <algorithm>
+#include <vector>
+
+#include "runtime/types.h"
+#endif
+#include "ops/reduce.cuh"
+
+namespace tapernorm {
+
 template <class Scalar>
 struct AdamwArgs {
     Scalar lr, beta1, beta2, eps, decay;
     Scalar correction1, correction2;  // 1 - beta^k
     Scalar grad_scale;                // clipping coefficient
 };
-
-#include "ops/leaf.h"
 
 #ifdef LEAF_BUILD  // ---- CPU leaf loops
 namespace {
@@ -38,10 +47,6 @@ double leaf_sum_squares(const Real* x, size_t n) {
 
 }  // namespace
 #else  // ---- CPU
-#include <algorithm>
-#include <vector>
-
-#include "runtime/types.h"
 
 // One tensor to update; all [n]. master: w before it was rounded to Real, which is what is updated; null where w itself
 // is exact enough (Real is fp32 or wider).
@@ -82,7 +87,6 @@ double sum_of_squares(Cpu& dev, const Real* x, size_t n) {
 
 // ---- CUDA
 #ifdef TN_CUDA
-#include "ops/reduce.cuh"
 
 // All tensors in one launch: a block finds the tensor that its number falls into, and updates kAdamwChunk elements.
 constexpr unsigned kAdamwThreads = 256, kAdamwChunk = 8192;
@@ -195,3 +199,5 @@ double sum_of_squares(Cuda& dev, const Real* x, size_t n) {
 }
 #endif  // TN_CUDA
 #endif
+
+}  // namespace tapernorm

@@ -11,9 +11,20 @@
 #include <cstddef>
 
 #include "ops/leaf.h"
+#include "ops/math.h"
+#ifndef LEAF_BUILD
+#include <cmath>
+#include <vector>
+
+#include "ops/matmul.cuh"
+#include "runtime/types.h"
+#endif
+#include "ops/attention_flash.cuh"
+#include "runtime/cuda.cuh"
+
+namespace tapernorm {
 
 #ifdef LEAF_BUILD  // ---- CPU leaf loops
-#include "ops/math.h"
 namespace {
 
 // p [rows, ld]: scores in, exp(score - lse) * sum out; row r is a query that sees the keys 0 .. first + r. Columns from
@@ -52,11 +63,6 @@ void leaf_softmax_causal_backward(Real* p, Real* ds, const Real* lse, const Real
 
 }  // namespace
 #else  // ---- CPU
-#include <cmath>
-#include <vector>
-
-#include "ops/matmul.cuh"
-#include "runtime/types.h"
 
 // Query rows a block: enough for the matrix multiply to be efficient, few enough that the half of the diagonal block
 // which the causal mask throws away does not count.
@@ -209,8 +215,6 @@ void attention_cached(Cpu& dev, Real* out, const std::vector<CachedRows<Real>>& 
 }
 
 #ifdef TN_CUDA  // ---- CUDA
-#include "ops/attention_flash.cuh"
-#include "runtime/cuda.cuh"
 
 template <class Real>
 bool attention_on_tensor_cores(size_t hs) {
@@ -388,5 +392,7 @@ void attention_step(Cuda& dev, const AttentionStep<Real>& a, size_t rows) {
         launch<decode_step_kernel<Real, decltype(packs)::value>>(grid, decode_threads, shared, dev.stream, a);
     });
 }
-#endif  // TN_CUDA
+#endif          // TN_CUDA
 #endif
+
+}  // namespace tapernorm

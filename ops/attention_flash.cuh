@@ -9,6 +9,8 @@
 #ifdef TN_CUDA
 #include "ops/attention_kernels.cuh"
 
+namespace tapernorm {
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Tiles
 //
@@ -406,4 +408,6 @@ __global__ void __launch_bounds__(flash_threads) flash_backward_dq_kernel(Attent
     }
     store_rows<HS>(head.dq + size_t(first) * 3 * C, 3 * C, a.T - first, a.hs, dq, a.scale, tiles.q + warp_row);
 }
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

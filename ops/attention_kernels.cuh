@@ -10,6 +10,8 @@
 
 #include "ops/reduce.cuh"
 
+namespace tapernorm {
+
 constexpr float attention_log2e = 1.4426950408889634f;  // exp(x) = exp2(x log2e): exp2 is one instruction
 
 // Query r is at position keys - queries + r, and sees the keys up to there.
@@ -406,4 +408,6 @@ __global__ void __launch_bounds__(decode_threads) decode_step_kernel(const __gri
     __threadfence();  // nothing below is read before the counter
     combine_parts(out, [&](int i, int c) { return __ldcg(&partial[i * (hs + 2) + c]); }, splits, hs, true);
 }
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

@@ -3,9 +3,17 @@
 //   p = softmax(z),  loss = -log p_y = logsumexp(z) - z_y,  dz = (p - onehot(y)) * weight
 #pragma once
 #include "ops/leaf.h"
+#include "ops/math.h"
+#ifndef LEAF_BUILD
+#include <algorithm>
+
+#include "runtime/types.h"
+#endif
+#include "ops/reduce.cuh"
+
+namespace tapernorm {
 
 #ifdef LEAF_BUILD  // ---- CPU leaf loops
-#include "ops/math.h"
 namespace {
 
 // The row's loss; with dz (which may be z), also its gradient times `weight`.
@@ -32,9 +40,6 @@ Real leaf_cross_entropy(Real* dz, const Real* z, size_t target, Real weight, siz
 
 }  // namespace
 #else  // ---- CPU
-#include <algorithm>
-
-#include "runtime/types.h"
 
 // *loss_sum += the sum over rows of the cross-entropy of logits [N, V] at targets [N]; with `gradient`, the logits become
 // weight * dloss/dlogits. Rows are ld apart (0: V), and what lies between V and ld gets the gradient 0. losses [N]: room
@@ -59,7 +64,6 @@ void cross_entropy(Cpu& dev, double* loss_sum, Acc<Real>* losses, Real* logits, 
 // ---- CUDA. A block computes a row: it reads the logits once for the maximum and the sum of exponentials together, and
 // a second time, then from the second-level cache, for the gradient. loss_sum is in device memory.
 #ifdef TN_CUDA
-#include "ops/reduce.cuh"
 
 constexpr unsigned kSoftmaxThreads = 512;  // at most; fewer for a small vocabulary
 
@@ -140,3 +144,5 @@ void cross_entropy(Cuda& dev, double* loss_sum, float* losses, Real* logits, con
 }
 #endif  // TN_CUDA
 #endif
+
+}  // namespace tapernorm

@@ -4,6 +4,9 @@
 //   dwte[token_bt] += dx_bt,  dwpe[t] += dx_bt
 #pragma once
 #include "ops/leaf.h"
+#include "ops/reduce.cuh"
+
+namespace tapernorm {
 
 #ifndef LEAF_BUILD
 
@@ -50,7 +53,6 @@ void embedding_backward(Cpu& dev, Real* dwte, Real* dwpe, const Real* dx, const 
 // rows are added by one block. Sorting on the device costs one block some 100 microseconds for 32k rows, and needs
 // nothing from the host.
 #ifdef TN_CUDA
-#include "ops/reduce.cuh"
 
 // A thread computes one piece of one row; pieces: of a row. positions: null where row r is at position r % T.
 template <class Real>
@@ -205,3 +207,5 @@ void embedding_backward(Cuda& dev, Real* dwte, Real* dwpe, const Real* dx, const
 }
 #endif  // TN_CUDA
 #endif
+
+}  // namespace tapernorm

@@ -5,9 +5,12 @@
 //   dy/dx = s + x s (1 - s) 2 k (1 + 3 * 0.044715 x^2)
 #pragma once
 #include "ops/leaf.h"
+#include "ops/math.h"
+#include "ops/reduce.cuh"
+
+namespace tapernorm {
 
 #ifdef LEAF_BUILD  // ---- CPU leaf loops
-#include "ops/math.h"
 namespace {
 
 template <class Real>
@@ -50,7 +53,6 @@ void gelu_backward(Cpu& dev, Real* din, const Real* dout, const Real* in, size_t
 
 // ---- CUDA. Where cuBLASLt can, GELU is part of a matrix product (ops/matmul.cuh); these serve the rest.
 #ifdef TN_CUDA
-#include "ops/reduce.cuh"
 
 __device__ __forceinline__ float gelu_gate_cuda(float x) {  // s above
     const float k2 = float(2 * 0.79788456080286535588);
@@ -94,3 +96,5 @@ void gelu_backward(Cuda& dev, Real* din, const Real* dout, const Real* in, size_
 }
 #endif  // TN_CUDA
 #endif
+
+}  // namespace tapernorm

@@ -10,6 +10,8 @@
 #include "ops/panels.cuh"
 #include "tapernorm.cuh"
 
+namespace tapernorm {
+
 #ifndef LEAF_ISA
 #error "compile with -DLEAF_ISA=base, avx2 or avx512"
 #endif
@@ -39,3 +41,5 @@ extern const Leaf<float> JOIN(leaf_f32_, LEAF_ISA);
 extern const Leaf<double> JOIN(leaf_f64_, LEAF_ISA);
 const Leaf<float> JOIN(leaf_f32_, LEAF_ISA) = leaf_table<float>();
 const Leaf<double> JOIN(leaf_f64_, LEAF_ISA) = leaf_table<double>();
+
+}  // namespace tapernorm

@@ -10,6 +10,11 @@
 // can tell a right gradient from a nearly right one.
 #pragma once
 #include <cstddef>
+#ifndef LEAF_BUILD
+#include "runtime/cpu.h"
+#endif
+
+namespace tapernorm {
 
 // Defined in the cards that use them.
 enum class NormKind;
@@ -55,7 +60,6 @@ struct Leaf {
 };
 
 #ifndef LEAF_BUILD
-#include "runtime/cpu.h"
 
 extern const Leaf<float> leaf_f32_base, leaf_f32_avx2, leaf_f32_avx512;
 extern const Leaf<double> leaf_f64_base, leaf_f64_avx2, leaf_f64_avx512;
@@ -81,3 +85,5 @@ inline const Leaf<double>& leaf<double>([[maybe_unused]] const Cpu& dev) {
     return leaf_f64_base;
 }
 #endif
+
+}  // namespace tapernorm

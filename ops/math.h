@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
+namespace tapernorm {
+
 namespace {
 
 [[gnu::always_inline]] inline double exp_r(double x) { return __builtin_exp(x); }
@@ -37,3 +39,5 @@ template <class Real>
 }
 
 }  // namespace
+
+}  // namespace tapernorm

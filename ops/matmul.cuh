@@ -13,7 +13,11 @@
 // of a result depends on the number of threads or on the tile that an element falls into. Up to kFewRows rows
 // take another path with another order of summation: there the same row of A can give other last bits.
 #pragma once
+#include "ops/gelu.cuh"
 #include "ops/leaf.h"
+#include "ops/reduce.cuh"
+
+namespace tapernorm {
 
 // One product. op(A) is [M, K], op(B) is [K, N]; a transposed operand is stored [K, M] or [N, K]. residual,
 // pre_gelu and gelu_grad_at are [M, N] with C's leading dimension; C must not overlap A or B.
@@ -64,7 +68,6 @@ constexpr size_t gemm_pack_bytes() {
 }
 
 #ifdef LEAF_BUILD  // ---- CPU leaf loops
-#include "ops/gelu.cuh"
 namespace {
 
 #if defined(__AVX512F__)
@@ -524,8 +527,6 @@ void gemm_single(Cpu& dev, int thread, const Gemm<Real>& g) {
 // column-major: our C [M, N] is its D [N, M], our B its A, and our A its B. Products of fp32 use fp32 arithmetic
 // (no TF32).
 #ifdef TN_CUDA
-#include "ops/gelu.cuh"
-#include "ops/reduce.cuh"
 
 // C = value's epilogue, for a C that holds alpha op(A) op(B) + residual. All [M, N], rows ld apart. A thread
 // computes one piece of one row.
@@ -759,3 +760,5 @@ void head_backward(Device& dev,
 }
 
 #endif
+
+}  // namespace tapernorm

@@ -10,6 +10,8 @@
 #include "ops/reduce.cuh"
 #include "tapernorm.cuh"
 
+namespace tapernorm {
+
 constexpr unsigned kMatvecThreads = 256, kMatvecWarps = kMatvecThreads / 32;
 constexpr unsigned kMatvecMostRows = 16;
 // Numbers of x that a block holds at a time, all rows together. A row's share, for any number of rows, is a multiple of what
@@ -217,4 +219,6 @@ void matvec(Cuda& dev, Matvec<Real> a, bool transposed) {
             launch<matvec_kernel<Real, R>>(blocks_for(a.N, a.lanes * P), kMatvecThreads, shared, dev.stream, a);
     });
 }
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

@@ -11,6 +11,8 @@
 #pragma once
 #include "ops/matmul.cuh"
 
+namespace tapernorm {
+
 enum class WeightType { fp32, bf16, int8 };
 
 constexpr size_t kPanelColumns = 64;
@@ -211,3 +213,5 @@ inline void panel_product(Cpu& dev, const PanelProduct& p) {
                     [&](size_t first, size_t last, int thread) { panel_product_single(dev, thread, p, first, last); });
 }
 #endif
+
+}  // namespace tapernorm

@@ -8,6 +8,8 @@
 #include "runtime/cuda.cuh"
 #include "runtime/ptx.cuh"
 
+namespace tapernorm {
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Rows in pieces: a piece is as many elements as 16 bytes hold
 
@@ -217,4 +219,6 @@ void column_sums(Cuda& dev, Real* out, const Real* in, size_t N, size_t C, bool 
     targets.add(out, 1, 0);
     columns_reduce(dev, targets, columns, grid.blocks, 1, C, accumulate);
 }
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

@@ -1,4 +1,4 @@
-// Choosing the next token on a GPU, as `sample` (model/sampler.h) does on the host: softmax(logits / temperature), the
+// Choosing the next token on a GPU, as `sample` (inference/sampler.h) does on the host: softmax(logits / temperature), the
 // top_k most probable tokens, of these the most probable that together reach top_p, and of these one by the inverse of the
 // cumulative distribution, with the same random numbers. Equal logits are ordered by token id.
 //
@@ -10,6 +10,8 @@
 #ifdef TN_CUDA
 #include "ops/reduce.cuh"
 #include "runtime/random.h"
+
+namespace tapernorm {
 
 // In device memory, so that a graph that samples serves every setting.
 struct SampleSettings {
@@ -161,4 +163,6 @@ void sample_step(Cuda& dev, const SampleStep<Real>& step, size_t rows) {
     const unsigned threads = std::min(kSampleThreads, std::max(32u, (step.V + 31) / 32 * 32));
     launch<sample_kernel<Real>>(blocks_for(rows, 1), threads, kSampleShared, dev.stream, step);
 }
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

@@ -8,6 +8,8 @@
 
 #include "runtime/cpu.h"
 
+namespace tapernorm {
+
 inline void* device_allocate(Cpu&, size_t bytes, const char* what) { return cpu_allocate(bytes, what); }
 inline void device_free(Cpu&, void* p) { std::free(p); }
 inline void device_zero(Cpu& dev, void* p, size_t bytes) {
@@ -62,3 +64,5 @@ class Arena {
     size_t bytes_ = 0;
     std::vector<std::pair<void**, size_t>> requests_;
 };
+
+}  // namespace tapernorm

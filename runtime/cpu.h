@@ -13,6 +13,8 @@
 
 #include "runtime/error.h"
 
+namespace tapernorm {
+
 // Instruction sets that ops/leaf.cpp is compiled for. `base` is what every machine of the architecture has.
 enum class Isa { base, avx2, avx512 };
 
@@ -177,3 +179,5 @@ void parallel_team(const Cpu& dev, F&& f) {
 #pragma omp parallel num_threads(dev.threads)
     f(TeamMember{dev, size_t(omp_get_thread_num()), size_t(omp_get_num_threads())});
 }
+
+}  // namespace tapernorm

@@ -7,6 +7,8 @@
 #include "runtime/launch.cuh"
 #include "runtime/matmul_plans.cuh"
 
+namespace tapernorm {
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Is there a GPU?
 
@@ -239,4 +241,6 @@ class CudaGraph {
     cudaGraphExec_t graph_ = nullptr;
     size_t nodes_ = 0;
 };
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

@@ -7,6 +7,8 @@
 #include "runtime/cuda.cuh"
 #endif
 
+namespace tapernorm {
+
 struct DeviceChoice {
     bool cuda = false;
     std::string why;  // the GPU, or why there is none, for the program's first line
@@ -32,3 +34,5 @@ inline DeviceChoice choose_device(const std::string& wanted, [[maybe_unused]] in
 inline std::string describe(const Cpu& cpu, const DeviceChoice& choice) {
     return strprintf("cpu: %d threads, %s; %s", cpu.threads, isa_name(cpu.isa), choice.why.c_str());
 }
+
+}  // namespace tapernorm

@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+namespace tapernorm {
+
 struct Error : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -42,3 +44,5 @@ inline std::string vstrprintf(const char* format, va_list args) {
     }
     throw Error(line);
 }
+
+}  // namespace tapernorm

@@ -2,6 +2,8 @@
 #include <cstdio>
 #include <exception>
 
+namespace tapernorm {
+
 // What main returns: body's result; or, if it throws, 1, after saying why.
 template <class Body>
 int exit_status(const char* program, Body&& body) {
@@ -13,3 +15,5 @@ int exit_status(const char* program, Body&& body) {
         return 1;
     }
 }
+
+}  // namespace tapernorm

@@ -24,6 +24,8 @@
 
 #include "runtime/error.h"
 
+namespace tapernorm {
+
 using bf16 = __nv_bfloat16;
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -210,4 +212,6 @@ __device__ __forceinline__ T* dynamic_shared() {
     return reinterpret_cast<T*>(dynamic_shared_memory);
 #endif
 }
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

@@ -11,6 +11,8 @@
 
 #include "runtime/launch.cuh"
 
+namespace tapernorm {
+
 // A call of cuBLASLt that must succeed.
 #define CUBLAS_CHECK(call)                                                                                       \
     do {                                                                                                         \
@@ -106,4 +108,6 @@ class MatmulPlans {
 
     std::map<MatmulShape, std::unique_ptr<MatmulPlan>> plans_;
 };
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

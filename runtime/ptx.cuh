@@ -8,10 +8,13 @@
 #include <cstdint>
 
 #include "runtime/launch.cuh"
-
 #ifdef CUDA_EMU
 #include "tests/emu/ptx.h"  // the same functions, executed by the CPU
-#else
+#endif
+
+namespace tapernorm {
+
+#ifndef CUDA_EMU
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Matrix multiplication on tensor cores
@@ -177,4 +180,6 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return *reinterpret_cast<const uint32_t*>(&pair);
 }
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 
+namespace tapernorm {
+
 // Kernels draw the same numbers as the host.
 #ifdef __CUDACC__
 #define TN_HOST_DEVICE __host__ __device__
@@ -33,3 +35,5 @@ inline double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {
     const double u = random_uniform(seed, stream, 2 * index), v = random_uniform(seed, stream, 2 * index + 1);
     return std::sqrt(-2 * std::log(u)) * std::cos(2 * M_PI * v);
 }
+
+}  // namespace tapernorm

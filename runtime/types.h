@@ -3,5 +3,9 @@
 #pragma once
 #include <type_traits>
 
+namespace tapernorm {
+
 template <class Real>
 using Acc = std::conditional_t<std::is_same_v<Real, double>, double, float>;
+
+}  // namespace tapernorm

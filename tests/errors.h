@@ -5,6 +5,8 @@
 
 #include "runtime/error.h"
 
+namespace tapernorm {
+
 // The message of the Error that f throws; "" if it throws none.
 template <class F>
 std::string error_of(F&& f) {
@@ -17,3 +19,5 @@ std::string error_of(F&& f) {
 }
 
 inline bool contains(std::string_view text, std::string_view part) { return text.find(part) != text.npos; }
+
+}  // namespace tapernorm

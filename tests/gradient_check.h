@@ -11,6 +11,8 @@
 
 #include "runtime/random.h"
 
+namespace tapernorm {
+
 // Pseudo-random normal numbers; every call site has its own stream.
 inline std::vector<double> normals(size_t n, uint64_t stream, double std = 1) {
     std::vector<double> x(n);
@@ -45,3 +47,5 @@ inline void check_gradient(const std::string& what, double* x, const double* gra
         CHECK(std::abs(gradient[i] - expected) <= tolerance);
     }
 }
+
+}  // namespace tapernorm

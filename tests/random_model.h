@@ -6,6 +6,8 @@
 #include "runtime/arena.h"
 #include "runtime/random.h"
 
+namespace tapernorm {
+
 inline Config small_config(Fold fold, GateMode mode = GateMode::taper) {
     Config c;
     c.V = 37, c.T = 140, c.L = 2, c.NH = 3, c.C = 24;
@@ -46,3 +48,5 @@ double max_difference(const Real* a, const Real* b, size_t n) {
     }
     return largest;
 }
+
+}  // namespace tapernorm

@@ -6,6 +6,8 @@
 
 #include "tests/run_program.h"
 
+namespace tapernorm {
+
 inline std::vector<nlohmann::json> read_log(const std::string& path) {
     std::vector<nlohmann::json> lines;
     std::istringstream in(read_file(path));
@@ -19,3 +21,5 @@ inline std::vector<nlohmann::json> log_without_times(const Workplace& w) {
     for (auto& line : log) line.erase("tokens_per_second");
     return log;
 }
+
+}  // namespace tapernorm

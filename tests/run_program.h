@@ -24,6 +24,8 @@
 
 #include "tests/temporary_folder.h"
 
+namespace tapernorm {
+
 // "fold a.bin b.bin" as its words.
 inline std::vector<std::string> words(const std::string& line) {
     std::istringstream in(line);
@@ -210,3 +212,5 @@ struct Workplace : TemporaryFolder {
         CHECK_MESSAGE(contents() == before, "a file has changed");
     }
 };
+
+}  // namespace tapernorm

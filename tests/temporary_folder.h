@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+namespace tapernorm {
+
 // A folder under the system's temporary directory, removed with all that is in it.
 struct TemporaryFolder {
     std::string path;
@@ -19,3 +21,5 @@ struct TemporaryFolder {
     TemporaryFolder(const TemporaryFolder&) = delete;
     TemporaryFolder& operator=(const TemporaryFolder&) = delete;
 };
+
+}  // namespace tapernorm

@@ -6,11 +6,13 @@
 #include <cmath>
 #include <cstring>
 
+#include "inference/decoder.cuh"
 #include "io/safetensors.h"
 #include "io/tokens.h"
-#include "model/decoder.cuh"
 #include "model/model_file.h"
 #include "tests/run_program.h"
+
+namespace tapernorm {
 
 namespace {
 
@@ -402,3 +404,5 @@ TEST_CASE("infer: refuses bad prompts, flags and files in one line") {
         w.refused("infer " + file + " --last-token", {file});
     w.refused("infer", {"MODEL"});
 }
+
+}  // namespace tapernorm

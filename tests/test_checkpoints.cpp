@@ -5,10 +5,12 @@
 #include <fstream>
 #include <set>
 
-#include "io/checkpoints.h"
 #include "io/checksum.h"
 #include "runtime/error.h"
 #include "tests/temporary_folder.h"
+#include "train/checkpoints.h"
+
+namespace tapernorm::train {
 
 namespace fs = std::filesystem;
 
@@ -140,3 +142,5 @@ TEST_CASE("checkpoints: a fresh run does not go back to an older run's") {
     save(fresh, 11, 1);
     CHECK(!fs::exists(folder / "state.1"));
 }
+
+}  // namespace tapernorm::train

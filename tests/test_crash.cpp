@@ -17,6 +17,8 @@
 #include "runtime/random.h"
 #include "tests/run_program.h"
 
+namespace tapernorm {
+
 namespace {
 
 // Through all phases of the gate, with a checkpoint after every second update.
@@ -323,3 +325,5 @@ TEST_CASE("crash: SIGTERM saves as Ctrl-C does; a second Ctrl-C ends the run at 
     check_states(w);
     w.ok(next_command(w, line) + " -x 3000 -m 1");
 }
+
+}  // namespace tapernorm

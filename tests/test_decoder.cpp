@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <span>
 
-#include "model/decoder.cuh"
-#include "model/generate.cuh"
-#include "model/packed_model.h"
+#include "inference/decoder.cuh"
+#include "inference/generate.cuh"
+#include "inference/packed_model.h"
 #include "tests/random_model.h"
+
+namespace tapernorm {
 
 namespace {
 
@@ -168,3 +170,5 @@ TEST_CASE("generation: of a sequence without end the newest tokens are kept, and
         }
     }
 }
+
+}  // namespace tapernorm

@@ -6,6 +6,8 @@
 #include "runtime/ptx.cuh"
 #include "tests/emu/cuda_test.h"
 
+namespace tapernorm {
+
 namespace {
 
 constexpr double bf16_epsilon = 0x1p-8, float_epsilon = 0x1p-24;  // unit roundoff
@@ -376,4 +378,6 @@ CUDA_TEST("cuda: out of memory is an error with numbers, and leaves the device u
     CHECK(dev.scratch(100) != nullptr);
     CHECK(dev.scratch(50) == dev.scratch(100));
 }
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

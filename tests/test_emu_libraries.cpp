@@ -16,6 +16,8 @@
 #include "tests/emu/emu.h"
 #endif
 
+namespace tapernorm {
+
 namespace {
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -356,4 +358,6 @@ TEST_CASE("emu nccl: ranks that do not agree get an error, not a hang") {
     contains(disagree("abort")[0], "another rank aborted");
 }
 #endif  // CUDA_EMU
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

@@ -12,6 +12,8 @@
 #include "tests/emu/emu.h"
 #include "tests/emu/sanitizer.h"
 
+namespace tapernorm {
+
 // AddressSanitizer and ThreadSanitizer end the process at their first report; those kernels that they would
 // catch are kept from them.
 #define UNCHECKED __attribute__((no_sanitize("address"), no_sanitize("thread")))
@@ -513,4 +515,6 @@ TEST_CASE("emu: sanitizers name the line of the kernel") {
 #endif
 }
 #endif
+
+}  // namespace tapernorm
 #endif

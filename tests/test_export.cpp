@@ -8,8 +8,10 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "model/hellaswag.h"
+#include "inference/hellaswag.h"
 #include "tests/run_program.h"
+
+namespace tapernorm {
 
 namespace {
 
@@ -242,3 +244,5 @@ TEST_CASE("hellaswag: counted by hand; damaged files are one line") {
     w.refused("infer norm.bin --hellaswag none.bin", {"none.bin"});
     w.refused(kTiny + " --hellaswag none.bin", {"none.bin"});
 }
+
+}  // namespace tapernorm

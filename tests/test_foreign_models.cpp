@@ -9,6 +9,8 @@
 #include "model/model_file.h"
 #include "tests/run_program.h"
 
+namespace tapernorm {
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -271,3 +273,5 @@ TEST_CASE("foreign models: a damaged llm.c checkpoint is one clear line") {
     w.refused("infer bad.bin -n 1", {"bad.bin", "llm.c"});
     w.refused("train_gpt --init bad.bin", {"bad.bin", "llm.c"});
 }
+
+}  // namespace tapernorm

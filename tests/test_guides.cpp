@@ -8,6 +8,8 @@
 #include <sstream>
 #include <string>
 
+namespace tapernorm {
+
 namespace {
 
 std::string contents(const std::filesystem::path& path) {
@@ -44,3 +46,5 @@ TEST_CASE("guides: every `file: name` and every link leads somewhere") {
     }
     CHECK(seen > 20);
 }
+
+}  // namespace tapernorm

@@ -8,6 +8,8 @@
 #include "io/safetensors.h"
 #include "tests/run_program.h"
 
+namespace tapernorm {
+
 namespace {
 
 // The number behind `key` in a program's output.
@@ -140,3 +142,5 @@ TEST_CASE("infer: refuses modes and files that do not go together, in one line")
     w.refused("infer --bench --model d12 --n-embd 64", {"--model", "--n-embd"});
     w.refused("infer --bench --n-embd 100 --n-head 3", {"--n-embd", "3", "100"});
 }
+
+}  // namespace tapernorm

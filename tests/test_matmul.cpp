@@ -11,6 +11,8 @@
 
 #include "ops/matmul.cuh"
 
+namespace tapernorm {
+
 namespace {
 
 std::vector<Isa> machine_isas() {
@@ -306,3 +308,5 @@ TEST_CASE("matmul: no rows, no columns, no depth") {
 }
 
 }  // namespace
+
+}  // namespace tapernorm

@@ -12,6 +12,8 @@
 #include "tests/gradient_check.h"
 #include "tests/temporary_folder.h"
 
+namespace tapernorm::train {
+
 namespace {
 
 Config tiny(NormKind norm, GateMode mode) {
@@ -497,3 +499,5 @@ TEST_CASE("trainer: without the scale loss a norm-free model's stream grows, wit
     CHECK(drift[0] > 1.5);
     CHECK(std::abs(drift[1] - 1) < 0.2);
 }
+
+}  // namespace tapernorm::train

@@ -8,6 +8,8 @@
 #include "io/safetensors.h"
 #include "tests/read_log.h"
 
+namespace tapernorm {
+
 namespace {
 
 // 6 micro-batches an update: 6, 3 or 2 on each rank. g = 1, 1, 0.5, 0, 0, 0.
@@ -183,3 +185,5 @@ TEST_CASE("train_gpt: --gpus without GPUs, and ranks that come to no run, are er
     w.refused("train_gpt -z 2", {"--zero"});
     w.refused("train_gpt --rank-timeout 0", {"--rank-timeout"});
 }
+
+}  // namespace tapernorm

@@ -14,6 +14,8 @@
 #include "ops/matmul.cuh"
 #include "tests/gradient_check.h"
 
+namespace tapernorm {
+
 namespace {
 
 template <class Real>
@@ -227,3 +229,5 @@ TEST_CASE("the same bits for any number of threads") {
     const auto one = run(1);
     for (int threads : {2, 3, 5}) CHECK(run(threads) == one);
 }
+
+}  // namespace tapernorm

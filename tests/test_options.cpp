@@ -7,6 +7,8 @@
 #include "io/options.h"
 #include "runtime/error.h"
 
+namespace tapernorm {
+
 namespace {
 
 struct Settings {
@@ -219,3 +221,5 @@ TEST_CASE("options: help and table come from the same rows") {
         CHECK(begin == text->size());
     }
 }
+
+}  // namespace tapernorm

@@ -5,8 +5,10 @@
 #include <limits>
 #include <memory>
 
-#include "model/packed_model.h"
+#include "inference/packed_model.h"
 #include "runtime/random.h"
+
+namespace tapernorm {
 
 namespace {
 
@@ -103,3 +105,5 @@ TEST_CASE("panels: the bits of a row do not depend on the rows beside it") {
             }
     }
 }
+
+}  // namespace tapernorm

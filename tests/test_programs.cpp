@@ -6,12 +6,14 @@
 #include <map>
 #include <sstream>
 
+#include "inference/decoder.cuh"
 #include "io/safetensors.h"
 #include "io/tokenizer.h"
 #include "io/tokens.h"
-#include "model/decoder.cuh"
 #include "model/model_file.h"
 #include "tests/read_log.h"
+
+namespace tapernorm {
 
 namespace {
 
@@ -429,3 +431,5 @@ TEST_CASE("train_gpt: token shards and a validation text of its own") {
     w.ok(kTiny + " -j corpus.txt");
     CHECK(read_log(w.at("model.log.jsonl")).size() == 6);
 }
+
+}  // namespace tapernorm

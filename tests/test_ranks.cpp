@@ -14,6 +14,8 @@
 #include "tests/temporary_folder.h"
 #include "tests/thread_ranks.h"
 
+namespace tapernorm::train {
+
 namespace {
 
 // Environment variables for the time of a test; those of launchers that are not named are unset.
@@ -493,3 +495,5 @@ TEST_CASE("ranks: one that is told to stop stops all after the same update") {
     CHECK(all_well(errors));
     for (const auto& stop : stops) CHECK(stop == std::vector<bool>{false, true, false});
 }
+
+}  // namespace tapernorm::train

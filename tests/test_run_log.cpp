@@ -9,8 +9,10 @@
 #include <limits>
 #include <string>
 
-#include "io/run_log.h"
 #include "tests/temporary_folder.h"
+#include "train/run_log.h"
+
+namespace tapernorm::train {
 
 namespace fs = std::filesystem;
 
@@ -106,3 +108,5 @@ TEST_CASE("run log: a log that cannot be written is one warning, and the run goe
         CHECK(text.find('\n') == text.size() - 1);
     }
 }
+
+}  // namespace tapernorm::train

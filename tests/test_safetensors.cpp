@@ -18,6 +18,8 @@
 #include "tests/errors.h"
 #include "tests/temporary_folder.h"
 
+namespace tapernorm {
+
 namespace fs = std::filesystem;
 
 namespace {
@@ -359,3 +361,5 @@ TEST_CASE("safetensors: check_writable finds early what a save would find late")
     fs::create_symlink(dir / "nowhere", dir / "broken.bin");
     CHECK(contains(error_of([&] { check_writable(dir / "broken.bin"); }), "symbolic link"));
 }
+
+}  // namespace tapernorm

@@ -4,7 +4,9 @@
 #include <cmath>
 #include <limits>
 
-#include "model/sampler.h"
+#include "inference/sampler.h"
+
+namespace tapernorm {
 
 namespace {
 
@@ -133,3 +135,5 @@ TEST_CASE("sampler: the same seed, the same tokens; another seed, others") {
     CHECK(text(1) == text(1));
     CHECK(text(1) != text(2));
 }
+
+}  // namespace tapernorm

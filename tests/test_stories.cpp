@@ -11,6 +11,8 @@
 
 #include "data/stories.h"
 
+namespace tapernorm {
+
 namespace {
 
 const std::string& corpus() {
@@ -269,3 +271,5 @@ TEST_CASE("stories: the prompts speak the language of the corpus") {
         }
     }
 }
+
+}  // namespace tapernorm

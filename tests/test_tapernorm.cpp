@@ -11,6 +11,8 @@
 #include "tapernorm.cuh"
 #include "tests/gradient_check.h"
 
+namespace tapernorm {
+
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
@@ -302,3 +304,5 @@ TEST_CASE("fact 2: without it, a step on a token with margin m always grows the 
         CHECK(inner < 0);
     }
 }
+
+}  // namespace tapernorm

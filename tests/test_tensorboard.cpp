@@ -9,8 +9,10 @@
 #include <iterator>
 
 #include "io/checksum.h"
-#include "io/tensorboard.h"
 #include "tests/temporary_folder.h"
+#include "train/tensorboard.h"
+
+namespace tapernorm::train {
 
 namespace {
 
@@ -109,3 +111,5 @@ TEST_CASE("tensorboard: files follow one another, and each begins with the sessi
     TensorBoardLog(dir, 5);
     CHECK(std::filesystem::exists(dir + "/events.out.tfevents.1700000001.train_gpt"));
 }
+
+}  // namespace tapernorm::train

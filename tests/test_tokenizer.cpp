@@ -14,13 +14,12 @@
 #include "tests/errors.h"
 #include "tests/temporary_folder.h"
 
-// The programs as they are, under other names for their main.
-#define main prepare_main
-#include "data/prepare.cpp"
-#undef main
-#define main bpe_train_main
+// The programs as they are, without their main.
+#define TAPERNORM_NO_MAIN
 #include "data/bpe_train.cpp"
-#undef main
+#include "data/prepare.cpp"
+
+namespace tapernorm::prepare {
 
 TEST_SUITE_BEGIN("tokenizer");
 
@@ -417,7 +416,7 @@ TEST_CASE("bpe_train learns the merges worked out by hand") {
     const std::string expected = "#version: 0.2\ne s\nes t\nl o\nlo w\ne w\nn ew\nĠ low\nĠ new\nĠnew est\nd est\n";
     write_file(folder.path + "/text.txt", text);
     const std::string out = folder.path + "/trained";
-    CHECK(run_program(bpe_train_main, {folder.path + "/text.txt", "-o", out, "-v", "267"}).first == 0);
+    CHECK(run_program(run_bpe_train, {folder.path + "/text.txt", "-o", out, "-v", "267"}).first == 0);
     CHECK(read_text(out + "/merges.txt") == expected);
     const Tokenizer tokenizer = Tokenizer::from_path(out);
     CHECK(tokenizer.vocab_size() == 267);
@@ -429,21 +428,21 @@ TEST_CASE("bpe_train learns the merges worked out by hand") {
     // learned.
     write_file(folder.path + "/a.txt", text.substr(0, 25) + "<|endoftext|>");
     write_file(folder.path + "/b.txt", text.substr(25));
-    const auto [status, output] = run_program(bpe_train_main, {folder.path + "/[ab].txt", "-o", out, "-v", "300",
-                                                               "--min-frequency", "4", "--threads", "2"});
+    const auto [status, output] = run_program(run_bpe_train, {folder.path + "/[ab].txt", "-o", out, "-v", "300",
+                                                              "--min-frequency", "4", "--threads", "2"});
     CHECK(status == 0);
     CHECK(read_text(out + "/merges.txt") + "d est\n" == expected);
     CHECK(contains(output, "only 266 tokens"));
 
-    CHECK(contains(run_program(bpe_train_main, {folder.path + "/none.txt"}).second,
-                   "bpe_train: error: no file is named"));
+    CHECK(
+        contains(run_program(run_bpe_train, {folder.path + "/none.txt"}).second, "bpe_train: error: no file is named"));
 }
 
 TEST_CASE("bpe_train: a pair that overlaps itself") {
     // "aaaa" 3 times, "aaa" once: a a counts 3*3 + 2 = 11; then aa aa 3, aa a 1.
     const TemporaryFolder folder;
     write_file(folder.path + "/text.txt", "aaaa\naaaa\naaaa\naaa");
-    CHECK(run_program(bpe_train_main, {folder.path + "/text.txt", "-o", folder.path, "-v", "400"}).first == 0);
+    CHECK(run_program(run_bpe_train, {folder.path + "/text.txt", "-o", folder.path, "-v", "400"}).first == 0);
     CHECK(read_text(folder.path + "/merges.txt") == "#version: 0.2\na a\naa aa\n");
 }
 
@@ -462,7 +461,7 @@ struct PrepareFixture {
              {std::string("--out"), out, std::string("--tokenizer"), vocabulary, std::string("--downloads"),
               dir + "/downloads", std::string("--mirror"), "file://" + dir + "/mirror"})
             arguments.push_back(more);
-        return run_program(prepare_main, arguments);
+        return run_program(run_prepare, arguments);
     }
 };
 
@@ -604,3 +603,5 @@ TEST_CASE("GPT-2's own vocabulary") {
 #endif
 
 TEST_SUITE_END();
+
+}  // namespace tapernorm::prepare

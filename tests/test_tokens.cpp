@@ -16,6 +16,8 @@
 #include "tests/errors.h"
 #include "tests/temporary_folder.h"
 
+namespace tapernorm {
+
 namespace fs = std::filesystem;
 
 namespace {
@@ -261,3 +263,5 @@ TEST_CASE("loader: what it refuses") {
     const std::string message = error_of([&] { next(loader, 1, 4); });
     CHECK(contains(message, "token 10 of 'places' is id 10, the vocabulary has 10"));
 }
+
+}  // namespace tapernorm

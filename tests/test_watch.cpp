@@ -4,8 +4,10 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "model/watch.cuh"
 #include "tests/run_program.h"
+#include "train/watch.cuh"
+
+namespace tapernorm::train {
 
 TEST_CASE("watch: the first site beyond the limit moved first; else the one that is furthest") {
     const double inf = INFINITY, nan = std::nan("");
@@ -68,3 +70,5 @@ TEST_CASE("watch: a run that diverges or drifts names a site; TensorBoard's file
     CHECK_MESSAGE(alone.err.starts_with("warning: cannot write the TensorBoard file 'corpus.txt/board/"), alone.err);
     CHECK(std::count(alone.err.begin(), alone.err.end(), '\n') == 1);
 }
+
+}  // namespace tapernorm::train

@@ -8,7 +8,9 @@
 #include <thread>
 #include <vector>
 
-#include "runtime/ranks.h"
+#include "train/ranks/ranks.h"
+
+namespace tapernorm::train {
 
 // Runs f on every rank; returns what each of them threw, "" for nothing. A rank that ends closes its connections.
 inline std::vector<std::string> on_ranks(int size, const std::function<void(Ranks&)>& f, double time_limit = 60) {
@@ -40,3 +42,5 @@ inline bool all_well(const std::vector<std::string>& errors) {
         if (!error.empty()) return false;
     return true;
 }
+
+}  // namespace tapernorm::train

@@ -17,6 +17,8 @@
 #include "runtime/exit_status.h"
 #include "runtime/random.h"
 
+namespace tapernorm {
+
 namespace {
 
 double median(std::vector<double> v) {
@@ -213,6 +215,10 @@ void bench(int rounds) {
 }
 
 }  // namespace
+
+}  // namespace tapernorm
+
+using namespace tapernorm;
 
 int main(int argc, char** argv) {
     return exit_status("bench_attention", [&] {

@@ -11,6 +11,8 @@
 #include "tests/emu/emu.h"
 #endif
 
+namespace tapernorm {
+
 namespace {
 
 struct Shape {
@@ -350,4 +352,6 @@ CUDA_TEST("cuda attention: the same bits again, in whatever order threads run") 
     CHECK(same_bits(first.first, second.first));
     CHECK(same_bits(first.second, second.second));
 }
+
+}  // namespace tapernorm
 #endif

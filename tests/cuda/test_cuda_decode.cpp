@@ -1,4 +1,4 @@
-// What decodes on a GPU without the host (ops/matvec.cuh, ops/sampling.cuh, attention_step, model/decode_graph.cuh) against
+// What decodes on a GPU without the host (ops/matvec.cuh, ops/sampling.cuh, attention_step, inference/decode_graph.cuh) against
 // the CPU's ops in double, the host's sampler, and the Decoder.
 #ifdef TN_CUDA
 #include <doctest/doctest.h>
@@ -7,9 +7,11 @@
 #include <cstring>
 #include <limits>
 
-#include "model/generate.cuh"
+#include "inference/generate.cuh"
 #include "tests/emu/cuda_test.h"
 #include "tests/random_model.h"
+
+namespace tapernorm {
 
 namespace {
 
@@ -321,4 +323,6 @@ CUDA_TEST("cuda decoding: a head size that the kernels do not take goes through 
     CHECK(generator.launches() == 0);
     CHECK(tokens == expected);
 }
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

@@ -7,6 +7,8 @@
 #include "tests/emu/cuda_test.h"
 #include "tests/run_program.h"
 
+namespace tapernorm {
+
 namespace {
 
 // A folder with model.bin, of T tokens of context, made on the CPU.
@@ -71,4 +73,6 @@ CUDA_TEST("cuda infer: the benchmark's table, with what one decoding step launch
     CHECK(out.find("| explicit scaling | 12 | 7 | 0 |") != std::string::npos);
     CHECK(out.find("| folded | 10 | 7 | 0 |") != std::string::npos);
 }
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

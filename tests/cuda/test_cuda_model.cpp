@@ -2,6 +2,7 @@
 // gate phases, in fp32 and bf16; exact resuming, equal runs, and inference from the trained and folded model.
 #ifdef TN_CUDA
 #define TAPERNORM_NO_MAIN
+#include "fold.cpp"
 #include "train_gpt.cu"
 
 #include <doctest/doctest.h>
@@ -15,7 +16,7 @@
 #include "tests/random_model.h"
 #include "tests/temporary_folder.h"
 
-void fold_file(const std::string& model, const std::string& folded);  // fold_program.cpp
+namespace tapernorm::train {
 
 namespace {
 
@@ -229,7 +230,8 @@ CUDA_TEST("cuda: the model file of a GPU run, normalized, tapering, tapered and 
         if (steps < 10) continue;
         // Tapered: it folds, and the folded model is the same function on both devices.
         const std::string folded_path = folder.path + "/folded.bin";
-        fold_file(run.settings.out, folded_path);
+        const char* arguments[] = {"fold", run.settings.out.c_str(), folded_path.c_str()};
+        REQUIRE(fold::run_program(3, const_cast<char**>(arguments)) == 0);
         const auto folded = load_model(cpu, folded_path);
         CHECK(folded->info.config.fold == Fold::internal);
         check_logits(logits_of<Cpu, float>(*folded, tokens), expected, 64 * 0x1p-24 * 32);
@@ -329,4 +331,6 @@ CUDA_TEST("cuda trainer: samples") {
     CHECK(text.starts_with("Once"));
     CHECK(text.size() > 4);
 }
+
+}  // namespace tapernorm::train
 #endif  // TN_CUDA

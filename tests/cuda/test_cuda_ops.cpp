@@ -19,6 +19,8 @@
 #include "tests/emu/emu.h"
 #endif
 
+namespace tapernorm {
+
 namespace {
 
 constexpr double kEps = 0x1p-24;  // half a unit in the last place of fp32
@@ -562,4 +564,6 @@ static void check_repeatable() {
 #endif
 }
 CUDA_TEST("cuda ops: the same bits every time") { FOR_BOTH_TYPES(check_repeatable); }
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

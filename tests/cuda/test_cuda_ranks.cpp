@@ -8,6 +8,8 @@
 #include "tests/emu/cuda_test.h"
 #include "tests/read_log.h"
 
+namespace tapernorm {
+
 namespace {
 
 bool too_few_gpus() {
@@ -122,4 +124,6 @@ CUDA_TEST("cuda trainer: a rank that is killed or hangs ends the other, and its 
     CHECK(outcome.status == 1);
     CHECK_MESSAGE(outcome.err.find("GPU 2 was asked for and 2 found") != std::string::npos, outcome.err);
 }
+
+}  // namespace tapernorm
 #endif  // TN_CUDA

@@ -1,11 +1,11 @@
 // Barriers and warp operations: what CUDA threads do together.
 #include <cstring>
 
-#include "runtime/error.h"
 #include "tests/emu/block.h"
 #include "tests/emu/ptx.h"
 #include "tests/emu/runtime.h"
 #include "tests/emu/sanitizer.h"
+#include "tests/emu/text.h"
 
 namespace emu {
 namespace {

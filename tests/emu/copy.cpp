@@ -1,8 +1,8 @@
 // Copies and fills: ranges, directions and the lifetime of host buffers are checked.
 #include <cstring>
 
-#include "runtime/error.h"
 #include "tests/emu/stream.h"
+#include "tests/emu/text.h"
 
 namespace emu {
 namespace {

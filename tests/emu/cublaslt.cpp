@@ -11,8 +11,8 @@
 #include <cstring>
 #include <vector>
 
-#include "runtime/error.h"
 #include "tests/emu/runtime.h"
+#include "tests/emu/text.h"
 
 namespace emu {
 namespace {

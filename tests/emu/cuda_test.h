@@ -7,6 +7,8 @@
 #include "runtime/cuda.cuh"
 #include "runtime/random.h"
 
+namespace tapernorm {
+
 // Decorates test cases: without a GPU they are reported as skipped, never as passed.
 inline bool no_gpu() {
     static const bool missing = !probe_cuda().usable;
@@ -94,4 +96,6 @@ double max_difference(const std::vector<A>& a, const std::vector<B>& b) {
     }
     return worst;
 }
+
+}  // namespace tapernorm
 #endif

@@ -11,12 +11,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <stdexcept>
 
-#include "runtime/error.h"
 #include "tests/emu/block.h"
 #include "tests/emu/device.h"
 #include "tests/emu/runtime.h"
 #include "tests/emu/sanitizer.h"
+#include "tests/emu/text.h"
 
 constinit thread_local uint3 threadIdx{}, blockIdx{};
 constinit thread_local dim3 blockDim{}, gridDim{};
@@ -331,7 +332,7 @@ void misuse(const char* format, ...) {
         va_start(args, format);
         const std::string text = vstrprintf(format, args);
         va_end(args);
-        if (!engine.current()) fail("emu: host code called a device function: %s", text.c_str());
+        if (!engine.current()) throw std::runtime_error("emu: host code called a device function: " + text);
         engine.found(text);
     }
     engine.leave();

@@ -10,10 +10,10 @@
 #include <map>
 #include <mutex>
 
-#include "runtime/error.h"
 #include "tests/emu/block.h"
 #include "tests/emu/runtime.h"
 #include "tests/emu/sanitizer.h"
+#include "tests/emu/text.h"
 
 namespace emu {
 namespace {

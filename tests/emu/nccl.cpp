@@ -20,8 +20,8 @@
 #include <thread>
 #include <vector>
 
-#include "runtime/error.h"
 #include "tests/emu/runtime.h"
+#include "tests/emu/text.h"
 
 namespace emu {
 namespace {

@@ -9,8 +9,8 @@
 #include <memory>
 #include <mutex>
 
-#include "runtime/error.h"
 #include "tests/emu/block.h"
+#include "tests/emu/text.h"
 
 namespace emu {
 

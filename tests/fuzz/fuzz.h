@@ -17,6 +17,8 @@
 #include "runtime/error.h"
 #include "tests/temporary_folder.h"
 
+namespace tapernorm {
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
 inline std::string_view as_text(const uint8_t* data, size_t size) {
@@ -76,3 +78,5 @@ inline void require(bool holds, const char* what) {
     std::fprintf(stderr, "%s\n", what);
     std::abort();
 }
+
+}  // namespace tapernorm

@@ -4,6 +4,8 @@
 #include "model/model_file.h"
 #include "tests/fuzz/fuzz.h"
 
+namespace tapernorm {
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::string_view input = as_text(data, size);
     std::string path;
@@ -19,3 +21,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         describe(load_model(dev, path)->info);
     });
 }
+
+}  // namespace tapernorm

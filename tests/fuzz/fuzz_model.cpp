@@ -1,8 +1,10 @@
 // A model file, as fold and infer read it, to its logits.
+#include "inference/decoder.cuh"
 #include "io/tokenizer.h"
-#include "model/decoder.cuh"
 #include "model/model_file.h"
 #include "tests/fuzz/fuzz.h"
+
+namespace tapernorm {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::string path = file_with(safetensors_bytes(as_text(data, size)));
@@ -21,3 +23,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         decoder.feed(tokens, std::min<size_t>(2, c.T), Logits::last, logits.data());
     });
 }
+
+}  // namespace tapernorm

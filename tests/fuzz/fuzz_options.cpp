@@ -5,6 +5,8 @@
 #include "tests/fuzz/fuzz.h"
 #include "train_gpt.cu"
 
+namespace tapernorm::train {
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     std::vector<std::string> words = {"train_gpt"};
     std::istringstream lines{std::string(as_text(data, size))};
@@ -22,3 +24,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         require(!make_options(s).table().empty(), "no settings are printed");
     });
 }
+
+}  // namespace tapernorm::train

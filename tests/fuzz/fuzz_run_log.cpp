@@ -2,8 +2,10 @@
 #include <fstream>
 #include <iterator>
 
-#include "io/run_log.h"
 #include "tests/fuzz/fuzz.h"
+#include "train/run_log.h"
+
+namespace tapernorm::train {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::string_view input = as_text(data, size);
@@ -22,3 +24,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         }
     });
 }
+
+}  // namespace tapernorm::train

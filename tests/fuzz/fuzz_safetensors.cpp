@@ -2,6 +2,8 @@
 #include "io/safetensors.h"
 #include "tests/fuzz/fuzz.h"
 
+namespace tapernorm {
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::string path = file_with(safetensors_bytes(as_text(data, size)));
     return expect_clean([&] {
@@ -18,3 +20,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         file.verify();
     });
 }
+
+}  // namespace tapernorm

@@ -4,6 +4,8 @@
 #include "tests/fuzz/fuzz.h"
 #include "train_gpt.cu"
 
+namespace tapernorm::train {
+
 namespace {
 
 // With the right checksum in the place of its own, which no fuzzer guesses.
@@ -52,3 +54,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         "corpus.txt");
     return expect_clean([&] { resume(std::filesystem::path(path).parent_path().string(), corpus); });
 }
+
+}  // namespace tapernorm::train

@@ -3,6 +3,8 @@
 #include "io/tokenizer.h"
 #include "tests/fuzz/fuzz.h"
 
+namespace tapernorm {
+
 static void check_roundtrips(const Tokenizer& tokenizer, std::string_view text) {
     for (const bool special : {false, true}) {
         const std::vector<uint16_t> ids = tokenizer.encode(text, special);
@@ -25,3 +27,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         }
     });
 }
+
+}  // namespace tapernorm

@@ -2,6 +2,8 @@
 #include "io/tokens.h"
 #include "tests/fuzz/fuzz.h"
 
+namespace tapernorm {
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::string path = file_with(as_text(data, size));
     return expect_clean([&] {
@@ -15,3 +17,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         }
     });
 }
+
+}  // namespace tapernorm

@@ -9,6 +9,8 @@
 #include "runtime/random.h"
 #include "tests/fuzz/fuzz.h"
 
+namespace tapernorm {
+
 namespace {
 
 const std::string_view kWords[] = {"0",     "-1",   "4294967296", "18446744073709551615",
@@ -66,6 +68,10 @@ void run(const std::string& input) {
 }
 
 }  // namespace
+
+}  // namespace tapernorm
+
+using namespace tapernorm;
 
 int main(int argc, char** argv) {
     if (argc != 3) return std::fprintf(stderr, "usage: %s FOLDER RUNS\n", argv[0]), 1;

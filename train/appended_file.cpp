@@ -1,0 +1,42 @@
+#include "train/appended_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+#include "io/atomic_file.h"
+
+namespace tapernorm::train {
+
+AppendedFile::~AppendedFile() {
+    if (fd_ >= 0) close(fd_);
+}
+
+void AppendedFile::open(bool empty_first) {
+    fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | (empty_first ? O_TRUNC : 0), 0666);
+    if (fd_ < 0) warn(std::strerror(errno));
+}
+
+void AppendedFile::append(const std::string& piece) {
+    if (fd_ < 0) return;
+    const off_t before = lseek(fd_, 0, SEEK_END);
+    const ssize_t done = ::write(fd_, piece.data(), piece.size());
+    if (done == ssize_t(piece.size())) return;
+    const int error = done < 0 ? errno : ENOSPC;
+    // Half a piece would spoil the next one, should there be space again.
+    if (done > 0 && before >= 0) (void)!ftruncate(fd_, before);
+    warn(std::strerror(error));
+}
+
+void AppendedFile::warn(const std::string& problem) {
+    if (!warned_)
+        std::fprintf(stderr, "warning: cannot write the %s %s: %s; the run goes on without it\n", what_.c_str(),
+                     in_quotes(path_).c_str(), problem.c_str());
+    warned_ = true;
+}
+
+}  // namespace tapernorm::train

@@ -1,0 +1,27 @@
+// A file that a run adds pieces to while it goes on (logs). It never ends the run: what cannot be written is one warning on
+// stderr.
+#pragma once
+#include <string>
+
+namespace tapernorm::train {
+
+class AppendedFile {
+  public:
+    // what: "log", for the warning. Nothing is opened yet.
+    AppendedFile(std::string path, std::string what) : path_(std::move(path)), what_(std::move(what)) {}
+    ~AppendedFile();
+    AppendedFile(const AppendedFile&) = delete;
+    AppendedFile& operator=(const AppendedFile&) = delete;
+
+    void open(bool empty_first);
+    void append(const std::string& piece);  // at once, and as a whole or not at all; nothing before open()
+
+    void warn(const std::string& problem);
+
+  private:
+    std::string path_, what_;
+    int fd_ = -1;
+    bool warned_ = false;
+};
+
+}  // namespace tapernorm::train

@@ -1,0 +1,113 @@
+// Batches on their way from the loader to the device.
+//
+// On CUDA a batch is read into page-locked memory and copied on a stream of its own while the ops of the batch before
+// it run: the device never waits for the disk or the bus, as long as one batch takes longer to compute than to read.
+#pragma once
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "io/tokens.h"
+#include "runtime/cpu.h"
+#ifdef TN_CUDA
+#include "runtime/arena.h"
+#include "runtime/cuda.cuh"
+#endif
+
+namespace tapernorm::train {
+
+struct Batch {
+    const int *tokens, *targets;  // [N], in memory of the device
+};
+
+template <class Device>
+class Batches;
+
+template <>
+class Batches<Cpu> {
+  public:
+    Batches(Cpu&, Loader loader, size_t N) : loader_(std::move(loader)), tokens_(N), targets_(N) {}
+
+    // The next batch, valid until the next call.
+    Batch next() {
+        loader_.next(tokens_.data(), targets_.data());
+        return {tokens_.data(), targets_.data()};
+    }
+    // To be called behind the ops that read the batch.
+    void prefetch() {}
+
+    uint64_t position() const { return loader_.position(); }  // of the next batch, see Loader
+    void seek(uint64_t position) { loader_.seek(position); }
+
+  private:
+    Loader loader_;
+    std::vector<int> tokens_, targets_;
+};
+
+#ifdef TN_CUDA
+template <>
+class Batches<Cuda> {
+  public:
+    Batches(Cuda& dev, Loader loader, size_t N)
+        : dev_(dev), loader_(std::move(loader)), N_(N), memory_(dev, "batches of tokens") {
+        for (Slot& slot : slots_) memory_.add(slot.device, 2 * N);
+        memory_.allocate(false);
+    }
+    Batches(const Batches&) = delete;
+    Batches& operator=(const Batches&) = delete;
+    ~Batches() { cudaStreamSynchronize(dev_.copy_stream); }
+
+    Batch next() {
+        if (!ready_) fill();
+        ready_ = false;
+        Slot& slot = slots_[at_];
+        slot.copied.block(dev_.stream);
+        return {slot.device, slot.device + N_};
+    }
+    void prefetch() {
+        slots_[at_].used.record(dev_.stream);
+        at_ = 1 - at_;
+        fill();
+    }
+
+    const Arena<Cuda>& memory() const { return memory_; }
+
+    uint64_t position() const { return ready_ ? position_ : loader_.position(); }
+    void seek(uint64_t position) {
+        loader_.seek(position);
+        ready_ = false;
+    }
+
+  private:
+    struct Slot {
+        std::unique_ptr<Pinned<int>> host;  // [2, N]: tokens and targets
+        int* device = nullptr;
+        CudaEvent copied, used;  // the copy into `device`, and the ops that read it
+    };
+
+    // Reads a batch into slot at_. The host waits for the slot's last copy, the copy for the last ops on the slot.
+    void fill() {
+        Slot& slot = slots_[at_];
+        if (!slot.host) slot.host = std::make_unique<Pinned<int>>(2 * N_);
+        slot.copied.synchronize();
+        position_ = loader_.position();
+        loader_.next(slot.host->data(), slot.host->data() + N_);
+        slot.used.block(dev_.copy_stream);
+        CUDA_CHECK(cudaMemcpyAsync(slot.device, slot.host->data(), 2 * N_ * sizeof(int), cudaMemcpyHostToDevice,
+                                   dev_.copy_stream));
+        slot.copied.record(dev_.copy_stream);
+        ready_ = true;
+    }
+
+    Cuda& dev_;
+    Loader loader_;
+    size_t N_;
+    Slot slots_[2];
+    Arena<Cuda> memory_;
+    int at_ = 0;
+    bool ready_ = false;  // slot at_ holds the batch of position_
+    uint64_t position_ = 0;
+};
+#endif
+
+}  // namespace tapernorm::train

@@ -1,0 +1,64 @@
+#include "train/checkpoints.h"
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "runtime/error.h"
+
+namespace tapernorm::train {
+
+std::unique_ptr<SafetensorsFile> Checkpoints::open_newest(std::string& note) {
+    std::string problem;  // of the newest
+    for (size_t number = 0; number < kMost; number++) {
+        const std::string path = numbered(path_, number);
+        std::error_code ignored;
+        if (!std::filesystem::exists(path, ignored)) continue;
+        try {
+            auto file = std::make_unique<SafetensorsFile>(path);
+            file->verify();
+            if (number > 0)
+                note = strprintf("%s; going on from the checkpoint before it, %s",
+                                 problem.empty() ? strprintf("%s is missing", in_quotes(path_).c_str()).c_str()
+                                                 : problem.c_str(),
+                                 in_quotes(path).c_str());
+            resumed_ = true, whole_ = number == 0;
+            return file;
+        } catch (const Error& e) {
+            if (problem.empty()) problem = e.what();
+        }
+    }
+    if (!problem.empty()) fail("%s", problem.c_str());
+    return nullptr;
+}
+
+void Checkpoints::write(const std::map<std::string, std::string>& metadata, const std::vector<TensorOut>& tensors,
+                        size_t keep) {
+    // A damaged newest one is replaced; it must not push out a whole one.
+    write_safetensors(path_, metadata, tensors, {.checksum = true, .keep = whole_ ? keep : 1});
+    // What is left of a larger K or of an older run; a crash between two renames leaves one number free.
+    for (size_t number = resumed_ ? keep : 1, missing = 0; missing < 2; number++)
+        missing = unlink(numbered(path_, number).c_str()) == 0 ? 0 : missing + 1;
+    resumed_ = whole_ = true;
+}
+
+const std::string& state_metadata(const SafetensorsFile& file, const char* key) {
+    auto it = file.metadata().find(key);
+    if (it == file.metadata().end() || it->second.size() > 1 << 20)
+        fail("%s: not a state file of this program: no \"%s\" in its metadata; start afresh without -y",
+             file.path().c_str(), key);
+    return it->second;
+}
+
+uint64_t state_number(const SafetensorsFile& file, const char* key) {
+    const std::string& text = state_metadata(file, key);
+    char* end = nullptr;
+    const uint64_t value = std::strtoull(text.c_str(), &end, 10);
+    if (text.empty() || text[0] < '0' || text[0] > '9' || *end)
+        fail("%s: metadata \"%s\": expected a whole number, found %s; the file is damaged", file.path().c_str(), key,
+             in_quotes(text).c_str());
+    return value;
+}
+
+}  // namespace tapernorm::train

@@ -1,0 +1,34 @@
+// The newest checkpoints of a run: PATH, the one before it under the number 1 (model.state.1.bin), and so on. Each is a
+// safetensors file with a checksum, so that a damaged one is noticed and the one before can be used.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "io/safetensors.h"
+
+namespace tapernorm::train {
+
+class Checkpoints {
+  public:
+    static constexpr size_t kMost = 100;  // numbers go up to here
+
+    explicit Checkpoints(std::string path) : path_(std::move(path)) {}
+
+    // The newest one that is whole. Where that is not PATH itself, `note` says in one line why not and which it is. Null
+    // where there is none at all; fails where there are some and all are damaged. Writing then goes on in its row.
+    std::unique_ptr<SafetensorsFile> open_newest(std::string& note);
+
+    // Adds one; `keep` of them stay. Without open_newest before, those of an older run under this name go.
+    void write(const std::map<std::string, std::string>& metadata, const std::vector<TensorOut>& tensors, size_t keep);
+
+  private:
+    std::string path_;
+    bool resumed_ = false;  // the numbered ones are of this run
+    bool whole_ = false;    // PATH is whole and of this run: it takes the number 1 when the next one comes
+};
+
+// What a state file says of itself; fails where it does not, or not as a whole number.
+const std::string& state_metadata(const SafetensorsFile& file, const char* key);
+uint64_t state_number(const SafetensorsFile& file, const char* key);
+
+}  // namespace tapernorm::train

@@ -1,0 +1,77 @@
+// The processes that train one model together, and what they tell one another through host memory: sums, whole tensors
+// for a checkpoint, and that one of them failed. Buffers in device memory: train/ranks/collectives.cuh.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "train/ranks/link.h"
+
+namespace tapernorm::train {
+
+class Ranks {
+  public:
+    int rank = 0, size = 1;
+    int local_rank = 0, local_size = 1;  // among those of this machine
+    std::string launcher;                // "mpirun", "torchrun", "SLURM", "--gpus"; "" for one process
+
+    Ranks() = default;
+    Ranks(int rank_, int size_, std::unique_ptr<Link> link) : rank(rank_), size(size_), link_(std::move(link)) {}
+
+    // Joins the ranks that mpirun, torchrun or srun started, as their environment variables say; one process otherwise.
+    void join();
+    // Becomes `count` processes, which continue, and one that waits for them and does not return. Before any thread and
+    // any call of CUDA.
+    void fork_local(size_t count);
+    void set_time_limit(double seconds);
+
+    bool first() const { return rank == 0; }  // the one that prints and writes files
+    std::string describe() const;             // "rank 1 of 4"
+
+    // Adds every rank's values, in the order of ranks: the same bits on every rank and in every run. Returns the first
+    // rank whose values[0] is not finite, or -1. `what`: see Link.
+    int sum(std::vector<double>& values, const char* what);
+    // Rank 0's bytes to all.
+    void broadcast(void* data, size_t bytes, const char* what);
+    // Fails on every rank whose values are not rank 0's; names: one a value.
+    void agree(const std::vector<double>& values, const std::vector<const char*>& names);
+
+    // An error that every rank has found: rank 0 will say it.
+    [[noreturn]] void fail_together(const std::string& text) const {
+        if (!first()) throw RankStopped(text);
+        throw Error(text);
+    }
+
+    // One process has none.
+    Link* link() const { return link_.get(); }
+
+    // For main: prints the error, once where all ranks have it, ends all ranks, returns the exit status.
+    int fail_all(const char* program, const std::exception& error);
+
+  private:
+    std::unique_ptr<Link> link_;
+};
+
+// For a trainer that is alone.
+inline Ranks& single_rank() {
+    static Ranks ranks;
+    return ranks;
+}
+
+// CPU threads for each of `local_size` ranks of one machine: the cores that it may use, shared out.
+int threads_for_rank(int local_size);
+
+// Where this process stands by its environment variables; size 1 where nothing started it together with others.
+struct Place {
+    int rank = 0, size = 1, local_rank = 0, local_size = 1;
+    std::string launcher = {};
+    bool mpi = false;  // else the ranks meet at address:port
+    std::string address = {};
+    int port = 0;
+};
+Place place_from_environment();
+
+// The first host of SLURM's list: "n[003-005,9],m1" -> "n003".
+std::string first_host(const std::string& list);
+
+}  // namespace tapernorm::train
