@@ -45,6 +45,7 @@ struct Option {
     std::string short_name = {};  // "-g"; llm.c's two letters ("-sl") too; "" for none
     std::string
         long_name;    // "--gate"; without dashes ("model") it is a positional argument, required unless `optional`
+    std::string alias = {};    // another long name, which --help does not show
     OptionTarget to;  // a flag flips its bool, so that --no-shuffle may point to `shuffle`
     std::string metavar = {};  // "FILE"; "" for the choices, or what suits the kind
     std::vector<std::string> choices = {};

@@ -1,6 +1,7 @@
 // The trainer itself (train_gpt.cu without its main): whole-model gradients, golden runs of the PyTorch reference, exact
 // resuming, and the properties that the gate promises.
 #define TAPERNORM_NO_MAIN
+#include "data/stories.h"
 #include "train_gpt.cu"
 
 #include <doctest/doctest.h>
@@ -34,15 +35,18 @@ void randomize(Gpt<Cpu, Real>& model) {
     for (size_t i = 0; i < model.taper_scale.size(); i++) model.taper_scale[i] = 0.6f + 0.2f * float(i);
 }
 
-void fill_batch(Gpt<Cpu, double>& model, uint64_t seed) {
-    const size_t N = model.B * model.T;
-    std::vector<int> tokens(N), targets(N);
-    for (size_t i = 0; i < N; i++) {
-        tokens[i] = int(random_bits(seed, 1, i) % model.config.V);
-        targets[i] = int(random_bits(seed, 2, i) % model.config.V);
+// Random tokens, which the model uses while this lives.
+struct RandomBatch {
+    std::vector<int> tokens, targets;
+
+    RandomBatch(Gpt<Cpu, double>& model, uint64_t seed) : tokens(model.B * model.T), targets(model.B * model.T) {
+        for (size_t i = 0; i < tokens.size(); i++) {
+            tokens[i] = int(random_bits(seed, 1, i) % model.config.V);
+            targets[i] = int(random_bits(seed, 2, i) % model.config.V);
+        }
+        model.use_batch({tokens.data(), targets.data()});
     }
-    model.load_batch(tokens.data(), targets.data());
-}
+};
 
 // Cross-entropy plus scale loss at this gate.
 double total_loss(Gpt<Cpu, double>& model, double g, const ScaleLoss& anchor) {
@@ -50,7 +54,7 @@ double total_loss(Gpt<Cpu, double>& model, double g, const ScaleLoss& anchor) {
     model.begin_sums();
     model.forward({g, false}, anchor.target);
     model.classify(false, 0, false);
-    return (model.sums()->loss + anchor.lambda * model.sums()->stream.squares) / tokens;
+    return (*model.act.loss + anchor.lambda * model.act.stream->squares) / tokens;
 }
 
 const NormKind kKinds[] = {NormKind::layernorm, NormKind::rmsnorm};
@@ -70,7 +74,7 @@ TEST_CASE("model: gradients of every tensor in every phase, mode and kind") {
                     Gpt<Cpu, double> model(dev, config, 2, 5, 0, true);  // T below the longest context
                     model.chunk = 4;                                     // several chunks, the last one short
                     randomize(model);
-                    fill_batch(model, 3);
+                    const RandomBatch batch(model, 3);
                     const ScaleLoss anchor{lambda, 0.8};
                     model.begin_sums();
                     model.begin_gradients();
@@ -95,7 +99,7 @@ TEST_CASE("model: gradients accumulate over micro-batches, and recomputation cha
         model.begin_sums();
         model.begin_gradients();
         for (int micro = 0; micro < 2; micro++) {
-            fill_batch(model, uint64_t(micro));
+            const RandomBatch batch(model, uint64_t(micro));
             model.forward({0.4, false}, 0.7);
             model.classify(true, 1.0 / 24, micro > 0);
             model.backward(0.4, {0.1, 0.7}, 24, micro > 0);
@@ -114,7 +118,7 @@ TEST_CASE("model: gradients accumulate over micro-batches, and recomputation cha
         randomize(model);
         model.begin_sums();
         model.begin_gradients();
-        fill_batch(model, uint64_t(micro));
+        const RandomBatch batch(model, uint64_t(micro));
         model.forward({0.4, false}, 0.7);
         model.classify(true, 1.0 / 24, false);
         model.backward(0.4, {0.1, 0.7}, 24, false);
@@ -132,7 +136,7 @@ TEST_CASE("model: at g = 1 a tapering model is the plain model, bit for bit") {
         for (GateMode mode : kModes) {
             Gpt<Cpu, double> model(dev, tiny(kind, mode), 2, 6, 0, true);
             initialize(model, 5);
-            fill_batch(model, 1);
+            const RandomBatch batch(model, 1);
             if (mode != GateMode::norm)  // the second branch must not be evaluated
                 for (auto& t : tensor_list(model.config, model.params))
                     if (t.spec.name.find(".taper_") != std::string::npos)
@@ -151,7 +155,7 @@ TEST_CASE("model: at g = 0 nothing depends on the normalizing branch") {
     for (NormKind kind : kKinds) {
         Gpt<Cpu, double> model(dev, tiny(kind, GateMode::taper_all), 2, 6, 0, true);
         randomize(model);
-        fill_batch(model, 1);
+        const RandomBatch batch(model, 1);
         const double before = total_loss(model, 0, {});
         for (auto& t : tensor_list(model.config, model.params))
             if (t.spec.name.ends_with("ln_1.weight") || t.spec.name.ends_with("ln_2.bias") ||

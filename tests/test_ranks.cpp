@@ -1,6 +1,7 @@
 // Many ranks, as threads of the test: messages and their failures, sums in device memory, how a model is shared out, and
 // whole runs against one rank. Real processes: test_mpirun.cpp.
 #define TAPERNORM_NO_MAIN
+#include "data/stories.h"
 #include "train_gpt.cu"
 
 #include <doctest/doctest.h>
@@ -266,7 +267,7 @@ TEST_CASE("collectives: a rank that is gone is an error of wait()") {
 
 // ---- sharing out a model
 
-TEST_CASE("shards: every rank's pieces together are every tensor once, at any bucket size") {
+TEST_CASE("shards: every rank's parts together are every tensor once, at any bucket size") {
     Cpu dev(1);
     Config config;
     config.V = 11, config.T = 6, config.L = 5, config.NH = 2, config.C = 10;
@@ -295,7 +296,7 @@ TEST_CASE("shards: every rank's pieces together are every tensor once, at any bu
                 for (const auto& t : list) owners.emplace_back(t.spec.count(), 0);
                 for (size_t r = 0; r < size_t(size); r++) {
                     const Shards shards(regions, places, r, size_t(size), zero, bucket);
-                    for (const ShardPiece& p : shards.pieces())
+                    for (const ShardPart& p : shards.parts())
                         for (size_t i = 0; i < p.count; i++) owners[p.tensor][p.begin + i]++;
                     // Buckets: from the end to the beginning, without gaps, the embeddings alone.
                     size_t end = regions.back();

@@ -21,13 +21,13 @@ void AppendedFile::open(bool empty_first) {
     if (fd_ < 0) warn(std::strerror(errno));
 }
 
-void AppendedFile::append(const std::string& piece) {
+void AppendedFile::append(const std::string& text) {
     if (fd_ < 0) return;
     const off_t before = lseek(fd_, 0, SEEK_END);
-    const ssize_t done = ::write(fd_, piece.data(), piece.size());
-    if (done == ssize_t(piece.size())) return;
+    const ssize_t done = ::write(fd_, text.data(), text.size());
+    if (done == ssize_t(text.size())) return;
     const int error = done < 0 ? errno : ENOSPC;
-    // Half a piece would spoil the next one, should there be space again.
+    // Half a text would spoil the next one, should there be space again.
     if (done > 0 && before >= 0) (void)!ftruncate(fd_, before);
     warn(std::strerror(error));
 }

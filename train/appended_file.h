@@ -1,4 +1,4 @@
-// A file that a run adds pieces to while it goes on (logs). It never ends the run: what cannot be written is one warning on
+// A file that a run appends text to while it goes on (logs). It never ends the run: what cannot be written is one warning on
 // stderr.
 #pragma once
 #include <string>
@@ -14,7 +14,7 @@ class AppendedFile {
     AppendedFile& operator=(const AppendedFile&) = delete;
 
     void open(bool empty_first);
-    void append(const std::string& piece);  // at once, and as a whole or not at all; nothing before open()
+    void append(const std::string& text);  // at once, and as a whole or not at all; nothing before open()
 
     void warn(const std::string& problem);
 

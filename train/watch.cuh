@@ -8,6 +8,9 @@
 
 namespace tapernorm::train {
 
+// A factor by which a stream may leave the scale that it was calibrated at before the trainer warns.
+constexpr double kDrift = 4;
+
 // The stream that enters one norm site.
 struct SiteScale {
     std::string site;

@@ -3,6 +3,7 @@
 #ifdef TN_CUDA
 #define TAPERNORM_NO_MAIN
 #include "fold.cpp"
+#include "data/stories.h"
 #include "train_gpt.cu"
 
 #include <doctest/doctest.h>

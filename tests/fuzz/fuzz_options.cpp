@@ -19,7 +19,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         if (!options.parse(int(pointers.size()), pointers.data())) return;
         require(s.gate_end.resolve(s.steps) <= std::max(s.steps, size_t(s.gate_end.value)),
                 "a part is more than the whole");
-        complete_settings(s);
+        settle(s, options, options, nullptr);
         require(s.total_batch % (s.batch * s.T) == 0, "an update is no multiple of its micro-batches");
         require(!make_options(s).table().empty(), "no settings are printed");
     });

@@ -24,19 +24,15 @@ void resume(const std::string& folder, const std::string& corpus) {
     s.out = folder + "/model.bin", s.resume = true;
     const Options now = make_options(s);
     Checkpoints checkpoints(state_path(s));
-    const auto state = open_state(s, checkpoints, single_rank());
     std::vector<std::string> arguments = {"-y"};
-    resume_settings(s, arguments, *state);
-    const std::optional<Start> start = Start{state->path(), read_config(*state), read_tokenizer(*state), false};
-    adopt_shape(s, now, start->path, start->config);
-    complete_settings(s);
+    Start start = find_start(s, now, arguments, checkpoints, single_rank());
     // Other files than the state itself, and sizes that its flags ask for, are the user's.
-    s.train = corpus, s.val = s.tokenizer = "";
+    s.train = corpus, s.val = s.tokenizer = s.hellaswag = "";
     s.batch = 1, s.T = std::min<size_t>(s.T, 8), s.total_batch = s.T, s.keep = 1;
-    const Run run = open_run(s, start);
+    Run run = open_run(s, std::move(start));
     Cpu dev(1, Isa::base);
-    Trainer<Cpu, float> t(dev, s, make_config(s, run, start), run.train);
-    load_state(t, *state);
+    Trainer<Cpu, float> t(dev, s, run.config, run.train);
+    load_state(t, *run.state);
     t.update();
     save_state(t, arguments, checkpoints, run.tokenizer);
     std::string note;

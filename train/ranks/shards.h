@@ -21,7 +21,7 @@ struct ElementRange {
 };
 
 // Elements [begin, begin + count) of tensor number `tensor` of the table.
-struct ShardPiece {
+struct ShardPart {
     size_t tensor, begin, count;
 };
 
@@ -49,7 +49,7 @@ class Shards {
                 end = r;
             }
         for (size_t t = 0; t < places.size(); t++)
-            if (const ShardPiece p = piece(t, rank); p.count > 0) pieces_.push_back(p);
+            if (const ShardPart p = part(t, rank); p.count > 0) parts_.push_back(p);
     }
 
     // In the order in which the backward pass finishes them: the last region first.
@@ -64,7 +64,7 @@ class Shards {
     // Whether each rank keeps optimizer state of its slices only.
     bool sharded() const { return sharded_; }
     // What a rank keeps state of in a tensor: all of it, or what lies in its slice.
-    ShardPiece piece(size_t tensor, size_t rank) const {
+    ShardPart part(size_t tensor, size_t rank) const {
         const ElementRange place = places_[tensor];
         if (!sharded_) return {tensor, 0, place.size()};
         for (const ElementRange& bucket : buckets_) {
@@ -76,7 +76,7 @@ class Shards {
         return {tensor, 0, 0};
     }
     // All that this rank keeps. A rank's state is one array for each of these.
-    const std::vector<ShardPiece>& pieces() const { return pieces_; }
+    const std::vector<ShardPart>& parts() const { return parts_; }
 
     size_t count(size_t tensor) const { return places_[tensor].size(); }
 
@@ -85,7 +85,7 @@ class Shards {
     bool sharded_ = false;
     std::vector<ElementRange> places_, buckets_;
     std::vector<size_t> first_region_;
-    std::vector<ShardPiece> pieces_;
+    std::vector<ShardPart> parts_;
 };
 
 // Of tensors that lie in an arena of `bytes` from `base` on, as visit_tensors asked for them.
@@ -104,33 +104,33 @@ Shards make_shards(const Config& config, GptTensors<Real>& tensors, const void* 
 }
 
 template <class Device, class Scalar>
-void add_pieces(Arena<Device>& memory, const Shards& shards, std::vector<Scalar*>& data) {
-    data.resize(shards.pieces().size());
-    for (size_t i = 0; i < data.size(); i++) memory.add(data[i], shards.pieces()[i].count);
+void add_parts(Arena<Device>& memory, const Shards& shards, std::vector<Scalar*>& data) {
+    data.resize(shards.parts().size());
+    for (size_t i = 0; i < data.size(); i++) memory.add(data[i], shards.parts()[i].count);
 }
 
-// From the values of a whole tensor, in host memory, the pieces that this rank keeps.
+// From the values of a whole tensor, in host memory, the parts that this rank keeps.
 template <class Device, class Scalar>
-void set_pieces(Device& dev, const Shards& shards, const std::vector<Scalar*>& data, size_t tensor,
-                const Scalar* values) {
+void set_parts(Device& dev, const Shards& shards, const std::vector<Scalar*>& data, size_t tensor,
+               const Scalar* values) {
     for (size_t i = 0; i < data.size(); i++)
-        if (const ShardPiece& p = shards.pieces()[i]; p.tensor == tensor)
+        if (const ShardPart& p = shards.parts()[i]; p.tensor == tensor)
             device_copy_in(dev, data[i], values + p.begin, p.count * sizeof(Scalar));
 }
 
-// A whole tensor from the pieces that the ranks keep, which all call this, in rank 0's host memory. The others get what
+// A whole tensor from the parts that the ranks keep, which all call this, in rank 0's host memory. The others get what
 // they keep, and zeros.
 template <class Device, class Scalar>
 std::vector<Scalar> gather_tensor(Device& dev, const Ranks& ranks, const Shards& shards,
                                   const std::vector<Scalar*>& data, size_t tensor) {
     std::vector<Scalar> whole(shards.count(tensor));
     for (size_t i = 0; i < data.size(); i++)
-        if (const ShardPiece& p = shards.pieces()[i]; p.tensor == tensor)
+        if (const ShardPart& p = shards.parts()[i]; p.tensor == tensor)
             device_copy_out(dev, whole.data() + p.begin, data[i], p.count * sizeof(Scalar));
     if (!shards.sharded()) return whole;
     std::vector<Message> messages;
     for (int r = 1; r < ranks.size; r++) {
-        const ShardPiece p = shards.piece(tensor, size_t(r));
+        const ShardPart p = shards.part(tensor, size_t(r));
         if (p.count == 0 || (!ranks.first() && r != ranks.rank)) continue;
         messages.push_back({ranks.first() ? r : 0, whole.data() + p.begin, p.count * sizeof(Scalar)});
     }

@@ -1,0 +1,199 @@
+// What a run tells: its start and end, one line per update, the log, the memory that it holds.
+#pragma once
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "io/terminal.h"
+#include "runtime/arena.h"
+#include "train/run_log.h"
+#include "train/start.h"
+#include "train/tensorboard.h"
+#include "train/watch.cuh"
+#ifdef TN_CUDA
+#include "runtime/cuda.cuh"
+#endif
+
+namespace tapernorm::train {
+
+// Defined by the trainer (train_gpt.cu), whose members the functions below read.
+template <class Device, class Real>
+struct Gpt;
+template <class Device, class Real>
+struct Trainer;
+
+// What one update reports.
+struct StepReport {
+    size_t step = 0;
+    double loss = 0;        // cross-entropy, mean over the update's tokens
+    double scale_loss = 0;  // lambda mean (s - s_tgt)^2
+    double g = 1, lr = 0, grad_norm = 0;
+    double stream_scale = 0;  // mean s(h)
+    bool skipped = false;     // it stood out (--skip-loss-z, --skip-grad): the parameters were left alone
+    bool stop = false;        // a rank was told to stop
+    double seconds = 0;
+};
+
+// One line per update on a terminal, overwritten in place, with the time left; elsewhere about 40 lines a run.
+class Progress {
+  public:
+    Progress(const Settings& s, size_t first_step, const Ranks& ranks)
+        : settings_(s), first_(first_step), line_(ranks.launcher != "mpirun") {}
+
+    void update(const StepReport& r) {
+        const size_t steps = settings_.steps, every = std::max<size_t>(1, steps / 40);
+        seconds_ = seconds_ == 0 ? r.seconds : 0.9 * seconds_ + 0.1 * r.seconds;
+        std::string text =
+            strprintf("step %*zu/%zu | loss %.4f | g %.3f | lr %.2e | norm %6.3f | s(h) %6.3f | %6.0f tok/s",
+                      int(std::to_string(steps).size()), r.step, steps, r.loss + r.scale_loss, r.g, r.lr, r.grad_norm,
+                      r.stream_scale, double(settings_.total_batch) / seconds_);
+        if (r.skipped) text += " | skipped";
+        if (line_.terminal()) text += strprintf(" | %s left", duration(double(steps - r.step) * seconds_).c_str());
+        line_.show(text, r.step % every == 0 || r.step == first_ + 1 || r.step == steps || r.skipped);
+    }
+
+    // A line of its own, above the live one.
+    void note(const std::string& text) { line_.show(text, true); }
+
+  private:
+    const Settings& settings_;
+    size_t first_;
+    double seconds_ = 0;
+    LiveLine line_;
+};
+
+// A frozen scale that no longer fits: early calibration of a young stream, without an anchor.
+template <class Device, class Real>
+bool drifted(const Trainer<Device, Real>& t, const StepReport& r) {
+    return !r.skipped && r.step > t.gate_warmup && t.scale_target > 0 && t.model.config.mode != GateMode::norm &&
+           !(r.stream_scale < kDrift * t.scale_target && r.stream_scale > t.scale_target / kDrift);
+}
+
+// What a run holds in its device's memory, by purpose.
+template <class Device, class Real>
+std::vector<std::pair<std::string, size_t>> memory_table(const Trainer<Device, Real>& t) {
+    const Gpt<Device, Real>& m = t.model;
+    std::vector<std::pair<std::string, size_t>> table;
+    for (const Arena<Device>* a : {&m.param_memory, &m.master_memory, &m.grad_memory, &t.moment_memory, &m.act_memory})
+        if (a->bytes())
+            table.emplace_back(a->what() + (m.shards.sharded() && (a == &t.moment_memory || a == &m.master_memory)
+                                                ? strprintf(" (1/%d by -z 1)", m.ranks.size)
+                                                : ""),
+                               a->bytes());
+#ifdef TN_CUDA
+    if constexpr (std::is_same_v<Device, Cuda>) {
+        table.emplace_back(t.batches.memory().what(), t.batches.memory().bytes());
+        table.emplace_back("workspace of matrix products", m.dev.workspace_bytes);
+    }
+#endif
+    return table;
+}
+
+// "peak memory ...": of the process, or of the GPU with all that runs on it.
+inline std::string memory_in_use(Cpu&) {
+    struct rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return strprintf("peak memory %.1f MiB", double(usage.ru_maxrss) / 1024);
+}
+#ifdef TN_CUDA
+inline std::string memory_in_use(Cuda&) {
+    size_t free = 0, total = 0;
+    CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    return strprintf("GPU memory %.1f of %.1f MiB", double(total - free) / 1048576, double(total) / 1048576);
+}
+#endif
+
+template <class Device, class Real>
+void print_start(const Trainer<Device, Real>& t, const Run& run) {
+    const Settings& s = t.settings;
+    const ModelInfo info{t.model.config, 1, t.step, run.tokenizer, {}};
+    std::printf("model     %s\n", describe(info).c_str());
+    std::printf("data      %s: %zu tokens to train on (%.2f epochs), %zu to validate\n", run.train.name().c_str(),
+                run.train.size(), double(s.steps) * double(s.total_batch) / double(run.train.size()), run.val.size());
+    if (t.model.config.mode != GateMode::norm)
+        std::printf("gate      1 up to update %zu (calibration), 0 from update %zu on%s\n", t.gate_warmup, t.gate_end,
+                    t.gate_end > s.steps ? ": after the end of this run, whose model cannot be folded yet" : "");
+    const Ranks& ranks = t.model.ranks;
+    if (ranks.size > 1)
+        std::printf("ranks     %d, started by %s; an update is %zu micro-batches on each\n", ranks.size,
+                    ranks.launcher.c_str(), s.total_batch / (s.batch * s.T * size_t(ranks.size)));
+    std::printf("memory   ");
+    size_t total = 0;
+    for (const auto& [purpose, bytes] : memory_table(t)) {
+        std::printf(" %s %.1f MiB,", purpose.c_str(), double(bytes) / 1048576);
+        total += bytes;
+    }
+    std::printf(" together %.1f MiB%s\n\n", double(total) / 1048576, ranks.size > 1 ? " a rank" : "");
+}
+
+// A loss in nats per token, as "0.39 bits per byte": what models with different tokenizers are compared by. Where the
+// bytes of the tokens are not known, it is bits per token.
+inline std::string in_bits(double loss, const Run& run) {
+    const double bits = loss / std::log(2.0);
+    if (!run.decode) return strprintf("%.4f bits per token", bits);
+    std::vector<int> tokens(std::min<size_t>(run.val.size(), 1 << 20));
+    run.val.read(0, tokens.size(), tokens.data());
+    size_t bytes = 0;
+    for (int id : tokens) bytes += size_t(id) < run.decode->vocab_size() ? run.decode->token(size_t(id)).size() : 0;
+    return strprintf("%.4f bits per byte", bits * double(tokens.size()) / double(std::max<size_t>(bytes, 1)));
+}
+
+template <class Device, class Real>
+void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) {
+    const Settings& s = t.settings;
+    size_t held = 0;
+    for (const auto& [purpose, bytes] : memory_table(t)) held += bytes;
+    std::printf("\nvalidation loss %.4f (%s) after %zu updates\n", val_loss, in_bits(val_loss, run).c_str(), t.step);
+    std::printf("%s, of which tensors %.1f MiB\n", memory_in_use(t.model.dev).c_str(), double(held) / 1048576);
+    std::printf("model %s, state %s, log %s\n", s.out.c_str(), state_path(s).c_str(), log_path(s).c_str());
+    const std::string out = shell_word(s.out);
+    if (const double g = t.gate_now(); t.model.config.mode != GateMode::norm && g != 0)
+        std::printf("next: the gate is still %.4g; train on: ./train_gpt -y -o %s -x %zu\n", g, out.c_str(),
+                    t.gate_end);
+    else
+        std::printf("next: ./fold %s folded.bin && ./infer folded.bin --last-token\n", out.c_str());
+}
+
+template <class Device, class Real>
+RunLog::Fields log_fields(Trainer<Device, Real>& t, const StepReport& r) {
+    // clang-format off
+    RunLog::Fields fields = {{"tokens", uint64_t(r.step * t.settings.total_batch)}, {"loss", r.loss},
+                             {"scale_loss", r.scale_loss}, {"g", r.g}, {"lr", r.lr}, {"grad_norm", r.grad_norm},
+                             {"stream_scale", r.stream_scale},
+                             {"tokens_per_second", double(t.settings.total_batch) / r.seconds}};
+    // clang-format on
+    if (r.skipped) fields.push_back({"skipped", uint64_t(1)});
+    if (r.step == t.gate_warmup) {
+        fields.push_back({"scale_target", t.scale_target});
+        const auto names = taper_site_names(t.model.config);
+        for (size_t i = 0; i < names.size(); i++)
+            fields.push_back({names[i] + ".taper_scale", double(t.model.taper_scale[i])});
+    }
+    if (t.settings.log_norms && r.step % t.settings.log_norms == 0) {
+        for (const auto& [tensor, norm] : t.gradient_norms()) fields.push_back({"grad_norm/" + tensor, norm});
+        for (const SiteScale& s : t.site_scales()) fields.push_back({"stream_scale/" + s.site, s.now});
+    }
+    return fields;
+}
+
+// The log beside the model, and TensorBoard's. Begun by the first update, so that one that fails leaves older ones alone.
+struct Logs {
+    RunLog log;
+    std::optional<TensorBoardLog> board;
+
+    Logs(const Settings& s, std::optional<size_t> resumed_at) : log(log_path(s), resumed_at) {
+        if (!s.tensorboard.empty()) board.emplace(s.tensorboard, resumed_at);
+    }
+    void write(size_t step, const RunLog::Fields& fields) {
+        log.write(step, fields);
+        if (board) board->write(step, fields);
+    }
+};
+
+}  // namespace tapernorm::train

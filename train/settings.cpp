@@ -1,0 +1,306 @@
+#include "train/settings.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <variant>
+
+#include "io/atomic_file.h"
+#include "model/model_file.h"
+#include "runtime/error.h"
+#include "train/checkpoints.h"
+
+namespace tapernorm::train {
+
+namespace {
+
+// A default that other settings change.
+template <class Value>
+struct DependentDefault {
+    const char* flag;
+    Value Settings::* field;
+    Value value;
+    const char* when;  // as --help says it
+    bool (*holds)(const Settings&);
+};
+
+// Without an anchor for its scale, a stream that tapers while it grows runs off.
+bool unanchored(const Settings& s) { return s.gate != "norm" && s.scale_loss == 0; }
+
+const DependentDefault<double> kRates[] = {
+    // A trained model forgets at the rate of a young one.
+    {"--lr", &Settings::lr, 1e-4, "with --init", [](const Settings& s) { return !s.init.empty(); }},
+    // The baseline has no anchor unless one is asked for.
+    {"--scale-loss", &Settings::scale_loss, 0, "with -g norm", [](const Settings& s) { return s.gate == "norm"; }},
+};
+const DependentDefault<Length> kLengths[] = {
+    {"--gate-warmup", &Settings::gate_warmup, fraction_of_run(0.2), "with --scale-loss 0", unanchored},
+    {"--gate-end", &Settings::gate_end, fraction_of_run(0.8), "with --scale-loss 0", unanchored},
+};
+
+template <class Rules>
+void set_dependent_defaults(Settings& s, const Options& given, const Rules& rules) {
+    for (const auto& r : rules)
+        if (!given.given(r.flag) && r.holds(s)) s.*r.field = r.value;
+}
+
+// "0.003; 0.0001 with --init", for --help.
+std::string default_text(const char* flag) {
+    const Settings s;
+    for (const auto& r : kRates)
+        if (r.flag == std::string(flag)) return strprintf("%g; %g %s", s.*r.field, r.value, r.when);
+    for (const auto& r : kLengths)
+        if (r.flag == std::string(flag)) return (s.*r.field).text() + "; " + r.value.text() + " " + r.when;
+    return "";
+}
+
+void add_file_options(Options& o, Settings& s) {
+    o.section("Files");
+    // clang-format off
+    o.add({.short_name = "-i", .long_name = "--train", .to = &s.train, .metavar = "FILE",
+           .default_text = "built-in stories",
+           .help = "the corpus: a text file, or token shards in llm.c's format (a pattern such as 'data/train_*.bin')"});
+    o.add({.short_name = "-j", .long_name = "--val", .to = &s.val, .metavar = "FILE",
+           .default_text = "the last 10% of -i", .help = "text or shards to validate on"});
+    o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH", .default_text = "that of --init, else bytes",
+           .help = "bytes, or a folder with GPT-2's vocab.json and merges.txt; the model file stores the tokenizer"});
+    o.add({.short_name = "-o", .long_name = "--out", .to = &s.out, .metavar = "FILE",
+           .help = "the model to write; the state (for -y) and the log are written next to it"});
+    o.add({.long_name = "--init", .to = &s.init, .metavar = "PATH", .default_text = "random weights",
+           .help = "start from the weights of this model: a file of this program, the folder of a Hugging Face GPT-2, or a "
+                   "checkpoint of llm.c"});
+    o.add({.short_name = "-y", .long_name = "--resume", .to = &s.resume,
+           .help = "resume the run saved next to -o; flags given here override the saved ones"});
+    o.add({.short_name = "-n", .long_name = "--checkpoint-every", .to = &s.checkpoint_every, .metavar = "N",
+           .default_text = "only at the end", .help = "save a checkpoint every N updates"});
+    o.add({.long_name = "--keep", .to = &s.keep, .metavar = "K", .range = {.low = 1, .high = Checkpoints::kMost},
+           .help = "keep the newest K states; if the newest is damaged, -y resumes from the one before it"});
+    // clang-format on
+}
+
+void add_model_options(Options& o, Settings& s) {
+    o.section("Model");
+    // clang-format off
+    o.add({.short_name = "-e", .long_name = "--model", .to = &s.depth, .metavar = "dN", .default_text = "none",
+           .help = "GPT-2's shape with N layers: d12 has 124M parameters (12 heads, 768 channels), d24 350M, d36 774M, d48 1.6B"});
+    o.add({.long_name = "--n-layer", .to = &s.L, .metavar = "L", .range = {.low = 1, .high = 1000}, .help = "blocks"});
+    o.add({.long_name = "--n-head", .to = &s.NH, .metavar = "NH", .range = {.low = 1, .high = 1024},
+           .help = "attention heads"});
+    o.add({.long_name = "--n-embd", .to = &s.C, .metavar = "C", .range = {.low = 1, .high = 1 << 16},
+           .help = "channels, a multiple of --n-head"});
+    o.add({.short_name = "-t", .long_name = "--seq-len", .to = &s.T, .metavar = "T",
+           .range = {.low = 1, .high = 1 << 20}, .help = "context length in tokens"});
+    o.add({.long_name = "--norm", .to = &s.norm, .choices = {"layernorm", "rmsnorm"}, .help = "kind of norm"});
+    o.section("Batch");
+    o.add({.short_name = "-b", .long_name = "--batch", .to = &s.batch, .metavar = "B",
+           .range = {.low = 1, .high = 1 << 20}, .help = "sequences per micro-batch"});
+    o.add({.short_name = "-d", .long_name = "--total-batch", .to = &s.total_batch, .metavar = "N",
+           .default_text = "B x T x ranks",
+           .help = "tokens per update, over all ranks; a multiple of B x T x ranks (gradients accumulate)"});
+    o.add({.short_name = "-x", .long_name = "--steps", .to = &s.steps, .metavar = "N", .range = {.low = 1},
+           .help = "number of updates"});
+    o.add({.long_name = "--no-shuffle", .to = &s.shuffle, .help = "read the corpus from start to end"});
+    o.add({.short_name = "-r", .long_name = "--recompute", .to = &s.recompute, .metavar = "N",
+           .range = {.low = 0, .high = 2},
+           .help = "save memory by computing activations again in the backward pass: 1 GELU, 2 GELU and the norms"});
+    // clang-format on
+}
+
+void add_optimizer_options(Options& o, Settings& s) {
+    o.section("Optimizer");
+    // clang-format off
+    o.add({.short_name = "-l", .long_name = "--lr", .to = &s.lr, .range = {.low = 0},
+           .default_text = default_text("--lr"), .help = "peak learning rate"});
+    o.add({.short_name = "-u", .long_name = "--warmup", .to = &s.warmup,
+           .help = "updates over which the learning rate rises to its peak"});
+    o.add({.short_name = "-q", .long_name = "--lr-final-frac", .to = &s.lr_final_frac, .range = {.low = 0, .high = 1},
+           .help = "final learning rate as a fraction of the peak"});
+    o.add({.short_name = "-k", .long_name = "--lr-schedule", .to = &s.lr_schedule,
+           .choices = {"cosine", "linear", "constant", "wsd"},
+           .help = "how the learning rate falls after the warm-up; wsd: constant, then linear over the last 20% of the run"});
+    o.add({.short_name = "-c", .long_name = "--weight-decay", .to = &s.weight_decay, .range = {.low = 0, .high = 10},
+           .help = "weight decay of matrices and embeddings"});
+    o.add({.long_name = "--beta1", .to = &s.beta1, .range = {.low = 0, .high = 1, .high_open = true},
+           .help = "AdamW's decay rate of the mean gradient"});
+    o.add({.long_name = "--beta2", .to = &s.beta2, .range = {.low = 0, .high = 1, .high_open = true},
+           .help = "AdamW's decay rate of the mean squared gradient"});
+    o.add({.long_name = "--clip", .to = &s.clip, .range = {.low = 0},
+           .help = "scale gradients down to this norm when theirs is larger (0: off)"});
+    o.add({.long_name = "--skip-loss-z", .to = &s.skip_loss_z, .metavar = "Z", .range = {.low = 0},
+           .help = "skip an update if its loss is more than Z standard deviations above the mean of the last 128 (0: off)"});
+    o.add({.long_name = "--skip-grad", .to = &s.skip_grad, .metavar = "X", .range = {.low = 0},
+           .help = "skip an update if its gradient norm exceeds X times the median of the last 32, or is NaN or Inf (0: off)"});
+    // clang-format on
+}
+
+void add_taper_options(Options& o, Settings& s) {
+    o.section("TaperNorm");
+    // clang-format off
+    o.add({.short_name = "-g", .long_name = "--gate-mode", .alias = "--gate", .to = &s.gate, .choices = {"norm", "taper", "taper-all"},
+           .help = "norm: the baseline, which keeps every norm; taper: all norms taper but the final one; taper-all: all norms taper"});
+    o.add({.long_name = "--gate-warmup", .to = &s.gate_warmup, .default_text = default_text("--gate-warmup"),
+           .help = "updates with the gate at 1, which calibrate the sites"});
+    o.add({.long_name = "--gate-end", .to = &s.gate_end, .default_text = default_text("--gate-end"),
+           .help = "first update with the gate at 0"});
+    o.add({.long_name = "--ema-decay", .to = &s.ema_decay, .range = {.low = 0, .high = 1, .high_open = true},
+           .help = "decay rate of the averages that calibrate the sites"});
+    o.add({.long_name = "--scale-loss", .to = &s.scale_loss, .metavar = "LAMBDA", .range = {.low = 0},
+           .default_text = default_text("--scale-loss"),
+           .help = "weight of the loss that holds the residual stream at its calibrated scale"});
+    o.add({.long_name = "--freeze-gains", .to = &s.freeze_gains,
+           .help = "stop training gamma and beta of the blocks' norms after --gate-warmup; helps only with -g norm"});
+    o.add({.long_name = "--carry-moments", .to = &s.carry_moments,
+           .help = "when the taper starts, copy AdamW's moments of each normalizing branch to its scaling branch"});
+    // clang-format on
+}
+
+void add_run_options(Options& o, Settings& s) {
+    o.section("Run");
+    // clang-format off
+    o.add({.short_name = "-v", .long_name = "--val-every", .to = &s.val_every, .metavar = "N",
+           .help = "validate every N updates (0: only at the end)"});
+    o.add({.short_name = "-m", .long_name = "--val-batches", .to = &s.val_batches, .metavar = "N",
+           .range = {.low = 1}, .help = "batches of B x T tokens per validation; the final one uses ten times as many"});
+    o.add({.long_name = "--hellaswag", .to = &s.hellaswag, .metavar = "FILE", .default_text = "none",
+           .help = "score HellaSwag with every validation; FILE is llm.c's .bin or the original JSON lines"});
+    o.add({.short_name = "-s", .long_name = "--sample-every", .to = &s.sample_every, .metavar = "N",
+           .help = "print generated text every N updates (0: never)"});
+    o.add({.long_name = "--tensorboard", .to = &s.tensorboard, .metavar = "DIR", .default_text = "none",
+           .help = "also write the log's numbers to DIR for TensorBoard"});
+    o.add({.long_name = "--log-norms", .to = &s.log_norms, .metavar = "N",
+           .help = "every N updates, log the gradient norm of each tensor and s(h) at each norm site (0: never)"});
+    o.add({.long_name = "--seed", .to = &s.seed, .help = "seed of the initial weights, the data order and the samples"});
+    o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"}, .help = "where to run"});
+    o.add({.long_name = "--precision", .to = &s.precision, .choices = {"bf16", "fp32"},
+           .help = "number type of activations and gradients on a GPU; sums, the optimizer and the CPU use fp32"});
+    o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = 1024}, .default_text = "all cores",
+           .help = "CPU threads per rank"});
+    o.section("Many ranks");
+    o.add({.long_name = "--gpus", .to = &s.gpus, .metavar = "N", .range = {.low = 1, .high = 1024},
+           .help = "start one rank on each of N GPUs of this machine; for other set-ups use mpirun, torchrun or srun"});
+    o.add({.short_name = "-z", .long_name = "--zero", .to = &s.zero, .metavar = "Z", .range = {.low = 0, .high = 1},
+           .help = "1: share out the optimizer's state among the ranks (ZeRO-1)"});
+    o.add({.long_name = "--rank-timeout", .to = &s.rank_timeout, .metavar = "S", .range = {.low = 0, .low_open = true},
+           .help = "seconds to wait for a rank that hangs before all ranks stop"});
+    // clang-format on
+}
+
+// A run takes over the shape of the model or state that it begins from. Flags given now may not contradict it.
+void adopt_shape(Settings& s, const Options& now, const Origin& origin) {
+    const Config& c = origin.config;
+    const char* path = origin.path.c_str();
+    auto adopt = [&](const char* flag, size_t& setting, size_t in_file) {
+        if ((now.given(flag) || now.given("--model")) && setting != in_file)
+            fail("%s: expected %zu, which %s has, found %zu; leave the flag out", flag, in_file, path, setting);
+        setting = in_file;
+    };
+    adopt("--n-layer", s.L, c.L), adopt("--n-head", s.NH, c.NH), adopt("--n-embd", s.C, c.C);
+    if (now.given("--norm") && s.norm != norm_name(c.norm))
+        fail("--norm: expected %s, which %s has, found %s; leave the flag out", norm_name(c.norm), path,
+             s.norm.c_str());
+    if (s.resume && now.given("--gate-mode") && s.gate != gate_mode_name(c.mode))
+        fail("--gate-mode: expected %s, as the run in %s has it, found %s; leave the flag out", gate_mode_name(c.mode),
+             path, s.gate.c_str());
+    if (now.given("--seq-len") && s.T > c.T)
+        fail("--seq-len: expected at most the %zu positions of %s, found %zu", c.T, path, s.T);
+    s.norm = norm_name(c.norm);
+    s.T = std::min(s.T, c.T);
+}
+
+void settle_shape(Settings& s, const Options& now, const Origin* origin) {
+    for (const char* flag : {"--n-layer", "--n-head", "--n-embd"})
+        if (now.given("--model") && now.given(flag)) fail("--model and %s: expected one of them, found both", flag);
+    if (origin && !now.given("--model")) s.depth.clear();
+    if (!s.depth.empty()) set_shape_by_depth(s.depth, s.L, s.NH, s.C);
+    if (origin) adopt_shape(s, now, *origin);
+    if (s.C % s.NH) fail("--n-embd: expected a multiple of --n-head (%zu), found %zu", s.NH, s.C);
+    // Below this, every size in bytes fits 64 bits; no machine comes near.
+    if (double(s.batch) * double(s.T) * double(std::max(s.L, s.NH)) * double(s.C) > 0x1p50)
+        fail(
+            "--batch: %zu sequences of %zu tokens with %zu layers of %zu channels are more than any memory holds; expected "
+            "smaller -b, -t, --n-layer or --n-embd",
+            s.batch, s.T, s.L, s.C);
+}
+
+void settle_batch(Settings& s, const Ranks& ranks) {
+    const size_t micro = s.batch * s.T * size_t(ranks.size);
+    if (s.total_batch == 0) s.total_batch = micro;
+    if (s.total_batch % micro)
+        fail("--total-batch: expected a multiple of -b x -t x ranks = %zu x %zu x %d = %zu tokens, found %zu", s.batch,
+             s.T, ranks.size, micro, s.total_batch);
+}
+
+void settle_gate(Settings& s) {
+    // In a run of a few updates two fractions may round to the same update.
+    if (s.gate_end.is_fraction && s.gate_warmup.is_fraction && s.gate_end.value > s.gate_warmup.value)
+        s.gate_end = updates(std::max(s.gate_end.resolve(s.steps), s.gate_warmup.resolve(s.steps) + 1));
+    if (s.gate_end.resolve(s.steps) <= s.gate_warmup.resolve(s.steps) && s.gate != "norm")
+        fail("--gate-end: expected more updates than --gate-warmup (%zu), found %zu", s.gate_warmup.resolve(s.steps),
+             s.gate_end.resolve(s.steps));
+    if ((s.gate != "norm" || s.scale_loss > 0) && s.gate_warmup.resolve(s.steps) == 0)
+        fail("--gate-warmup: expected at least 1 update to calibrate from, found 0");
+}
+
+// "model.bin" -> "model.state.bin"
+std::string beside(const std::string& out, const std::string& ending) {
+    const size_t slash = out.find_last_of('/'), dot = out.find_last_of('.');
+    const bool extension = dot != std::string::npos && (slash == std::string::npos || dot > slash + 1) && dot > 0;
+    return (extension ? out.substr(0, dot) : out) + ending;
+}
+
+}  // namespace
+
+Options make_options(Settings& s) {
+    Options o("train_gpt",
+              "Trains a GPT-2 without normalization layers (TaperNorm), on a CPU or a GPU.\n"
+              "./train_gpt export MODEL DIR writes a model for Hugging Face's transformers (see its --help).");
+    add_file_options(o, s), add_model_options(o, s), add_optimizer_options(o, s);
+    add_taper_options(o, s), add_run_options(o, s);
+    return o;
+}
+
+void settle(Settings& s, const Options& now, const Options& given, const Origin* origin, const Ranks& ranks) {
+    set_dependent_defaults(s, given, kRates);  // the lengths depend on --scale-loss
+    set_dependent_defaults(s, given, kLengths);
+    settle_shape(s, now, origin);
+    settle_batch(s, ranks);
+    settle_gate(s);
+    if (ranks.size > 1 && s.threads == 0) s.threads = size_t(threads_for_rank(ranks.local_size));
+}
+
+Options resume_settings(Settings& s, std::vector<std::string>& arguments, const SavedSettings& saved) {
+    const Settings now = s;
+    std::vector<std::string> all;
+    for (size_t at = 0, end; (end = saved.arguments.find('\n', at)) != std::string::npos; at = end + 1)
+        all.push_back(saved.arguments.substr(at, end - at));
+    all.insert(all.end(), {"--gate-warmup", saved.gate_warmup, "--gate-end", saved.gate_end});
+    if (!saved.total_batch.empty()) all.insert(all.end(), {"--total-batch", saved.total_batch});
+    all.insert(all.end(), arguments.begin(), arguments.end());
+    std::vector<const char*> pointers = {"train_gpt"};
+    for (const std::string& a : all) pointers.push_back(a.c_str());
+    s = Settings();
+    Options options = make_options(s);
+    try {
+        options.parse(int(pointers.size()), pointers.data());
+    } catch (const Error& error) {
+        fail("%s: the flags in it are damaged: %s", saved.path.c_str(), error.what());
+    }
+    s.out = now.out, s.resume = true;
+    s.gpus = now.gpus;  // the ranks run already
+    arguments = all;
+    return options;
+}
+
+std::string state_path(const Settings& s) { return beside(s.out, ".state.bin"); }
+std::string log_path(const Settings& s) { return beside(s.out, ".log.jsonl"); }
+
+void check_outputs(const Settings& s) {
+    for (const std::string& out : {s.out, state_path(s), log_path(s)}) {
+        std::error_code ignored;
+        for (const std::string& corpus : {s.train, s.val})
+            if (std::filesystem::equivalent(out, corpus, ignored))
+                fail("--out: %s is a corpus of this run; expected another name", out.c_str());
+        check_writable(out);
+    }
+}
+
+}  // namespace tapernorm::train

@@ -1,0 +1,76 @@
+// The settings of a run: every flag's field and default. train/settings.cpp has the flags' names and help texts, and
+// every rule by which one flag changes or forbids another.
+#pragma once
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "io/options.h"
+#include "model/config.h"
+#include "train/ranks/ranks.h"
+
+namespace tapernorm::train {
+
+struct Settings {
+    std::string train, val, tokenizer, out = "model.bin", init;
+    bool resume = false;
+    size_t checkpoint_every = 0, keep = 2;
+
+    std::string depth;
+    size_t L = 4, NH = 4, C = 128, T = 256;
+    std::string norm = "layernorm";
+
+    size_t batch = 4, total_batch = 0, steps = 2700, recompute = 0;
+    bool shuffle = true;
+
+    double lr = 3e-3, lr_final_frac = 0.03, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.99, clip = 1;
+    Length warmup = fraction_of_run(0.02);
+    std::string lr_schedule = "cosine";
+    double skip_loss_z = 0, skip_grad = 100;
+
+    std::string gate = "taper";
+    Length gate_warmup = fraction_of_run(0.05), gate_end = fraction_of_run(0.4);  // dev/results/experiments.md
+    double ema_decay = 0.99, scale_loss = 0.1;
+    bool freeze_gains = false, carry_moments = false;
+
+    size_t val_every = 300, val_batches = 20, sample_every = 0;
+    std::string hellaswag, tensorboard;
+    size_t log_norms = 0, seed = 1, threads = 0;
+    std::string device = "auto", precision = "bf16";
+
+    size_t gpus = 1, zero = 0;
+    double rank_timeout = 600;
+
+    size_t micro_steps(const Ranks& ranks) const { return total_batch / (batch * T * size_t(ranks.size)); }
+};
+
+// The table of all flags; it fills s. s holds the defaults that --help shows.
+Options make_options(Settings& s);
+
+// The file that a run begins from: --init's model, or the state to resume.
+struct Origin {
+    std::string path;
+    Config config;
+};
+
+// Applies and checks every rule between settings; errors name the flags. now: the flags of this command line; given: these
+// and, in a run that resumes, those saved in its state. origin: null where the run begins from random weights.
+void settle(Settings& s, const Options& now, const Options& given, const Origin* origin,
+            const Ranks& ranks = single_rank());
+
+// The flags of the run that wrote a state, then those given now (`arguments`, which becomes both): the last one counts.
+// saved_arguments: one per line. gate_warmup, gate_end, total_batch: what they were in updates and tokens; they stay also
+// where they were fractions of a run that -x makes longer now. Returns the options, all of them parsed.
+struct SavedSettings {
+    std::string path, arguments, gate_warmup, gate_end, total_batch;
+};
+Options resume_settings(Settings& s, std::vector<std::string>& arguments, const SavedSettings& saved);
+
+// Names of the files beside the model: "model.bin" -> "model.state.bin".
+std::string state_path(const Settings& s);
+std::string log_path(const Settings& s);
+
+// Before hours of work: fails where a file of the run cannot be written or is one of its corpora.
+void check_outputs(const Settings& s);
+
+}  // namespace tapernorm::train

@@ -1,0 +1,55 @@
+// What a run begins from: random weights, a model or a state; and its corpora and tokenizer.
+#pragma once
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "inference/hellaswag.h"
+#include "io/tokenizer.h"
+#include "io/tokens.h"
+#include "model/model_file.h"
+#include "train/checkpoints.h"
+#include "train/settings.h"
+
+namespace tapernorm::train {
+
+// The file that a run begins from; neither file is open where it begins from random weights.
+struct Start {
+    std::unique_ptr<SafetensorsFile> state;  // of the run to resume
+    std::unique_ptr<ModelFile> init;         // of --init
+    Origin origin;
+    std::map<std::string, std::string> tokenizer;  // Tokenizer::metadata()
+    bool foreign = false;                          // its tokenizer is a guess that --tokenizer may correct
+
+    bool from_file() const { return state || init; }
+};
+
+// Opens what -y or --init says and settles s. options: as they parsed this command line. arguments: its words; with -y
+// those of the run so far stand before them afterwards.
+Start find_start(Settings& s, const Options& options, std::vector<std::string>& arguments, Checkpoints& checkpoints,
+                 const Ranks& ranks);
+
+// Everything that a run needs besides the trainer.
+struct Run {
+    TokenSource train, val;
+    std::map<std::string, std::string> tokenizer;  // as the model file stores it
+    std::optional<Tokenizer> decode;               // where there is a vocabulary to decode samples with
+    std::string prompt;                            // that samples complete
+    Config config = {};
+    std::vector<Choice> hellaswag = {};           // scored with every validation
+    std::vector<std::string> arguments = {};      // the flags, for the state file
+    Checkpoints checkpoints = Checkpoints("");    // the states, as they are written
+    std::unique_ptr<SafetensorsFile> state = {};  // to resume
+    std::unique_ptr<ModelFile> init = {};         // to take the weights from
+};
+
+// Opens the corpora; takes over start's files.
+Run open_run(const Settings& s, Start start);
+
+// Fails unless the state is of this version and has the tensors of the model that it describes. To be called before
+// anything is allocated.
+void check_state(const SafetensorsFile& state);
+
+}  // namespace tapernorm::train

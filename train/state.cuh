@@ -1,0 +1,205 @@
+// Checkpoints: the state file, from which a run resumes to the bit, and the model file.
+#pragma once
+#include <algorithm>
+#include <cstdio>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/model_file.h"
+#include "train/checkpoints.h"
+#include "train/outliers.h"
+#include "train/ranks/shards.h"
+#include "train/start.h"
+
+namespace tapernorm::train {
+
+// Defined by the trainer (train_gpt.cu), whose members the functions below read.
+template <class Device, class Real>
+struct Gpt;
+template <class Device, class Real>
+struct Trainer;
+
+// Tensors on their way to a state file, in rank 0's memory; on the CPU, what is whole there is not copied. All ranks that
+// keep a part of the state call these.
+template <class Device, class Real>
+struct HostTensors {
+    using Scalar = Acc<Real>;
+    Gpt<Device, Real>& model;
+    std::deque<std::vector<Scalar>> copies = {};
+    std::vector<TensorOut> out = {};
+
+    void add(const std::string& name, const TensorSpec& spec, const Scalar* in_place, std::vector<Scalar> copy) {
+        if (!model.ranks.first()) return;
+        const Scalar* data = in_place ? in_place : copies.emplace_back(std::move(copy)).data();
+        out.push_back({name, sizeof(Scalar) == 8 ? Dtype::F64 : Dtype::F32, spec.shape, data});
+    }
+    void add_parameters() {
+        const auto list = tensor_list(model.config, model.params);
+        for (size_t i = 0; i < list.size(); i++) {
+            if constexpr (std::is_same_v<Device, Cpu> && !Gpt<Device, Real>::kMaster)
+                add(list[i].spec.name, list[i].spec, list[i].data, {});
+            else
+                add(list[i].spec.name, list[i].spec, nullptr, model.exact(i));
+        }
+    }
+    void add_state(const std::string& prefix, const std::vector<Scalar*>& parts) {
+        const auto list = tensor_list(model.config, model.params);
+        for (size_t i = 0; i < list.size(); i++) {
+            if (std::is_same_v<Device, Cpu> && !model.shards.sharded())
+                add(prefix + list[i].spec.name, list[i].spec, parts[i], {});
+            else
+                add(prefix + list[i].spec.name, list[i].spec, nullptr,
+                    gather_tensor(model.dev, model.ranks, model.shards, parts, i));
+        }
+    }
+};
+
+// The state file holds all that the next update depends on, the parameters included, so that one file is one whole
+// checkpoint whatever happens to the others.
+template <class Device, class Real>
+void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& arguments, Checkpoints& checkpoints,
+                const std::map<std::string, std::string>& tokenizer = {}) {
+    HostTensors<Device, Real> tensors{t.model};
+    tensors.add_parameters(), tensors.add_state("m.", t.m), tensors.add_state("v.", t.v);
+    if (!t.model.ranks.first()) return;
+    const Calibration& c = t.calibration;
+    std::vector<double> averages;
+    for (const Calibration::Ema& site : c.sites) averages.insert(averages.end(), {site.num, site.den, site.scale});
+    const std::vector<double> stream = {c.stream_scale, double(c.updates), t.scale_target};
+    const std::vector<double> losses(t.losses.losses.begin(), t.losses.losses.end());
+    const std::vector<double> gradients(t.gradients.norms.begin(), t.gradients.norms.end());
+    auto add = [&](const char* name, Dtype dtype, size_t count, const void* data) {
+        if (count) tensors.out.push_back({name, dtype, {count}, data});
+    };
+    add("state.calibration", Dtype::F64, averages.size(), averages.data());
+    add("state.stream", Dtype::F64, stream.size(), stream.data());
+    add("state.taper_scale", Dtype::F32, t.model.taper_scale.size(), t.model.taper_scale.data());
+    add("state.losses", Dtype::F64, losses.size(), losses.data());
+    add("state.gradient_norms", Dtype::F64, gradients.size(), gradients.data());
+    std::string lines;
+    for (const std::string& a : arguments) lines += a + "\n";
+    std::map<std::string, std::string> metadata = config_metadata(t.model.config);
+    metadata.insert(tokenizer.begin(), tokenizer.end());
+    metadata.insert({{"state_version", "1"},
+                     {"step", std::to_string(t.step)},
+                     {"position", std::to_string(t.batches.position())},
+                     {"total_batch", std::to_string(t.settings.total_batch)},
+                     {"gate_warmup", std::to_string(t.gate_warmup)},
+                     {"gate_end", std::to_string(t.gate_end)},
+                     {"arguments", lines}});
+    checkpoints.write(metadata, tensors.out, t.settings.keep);
+}
+
+template <class Device, class Real>
+void read_moments(Gpt<Device, Real>& model, const SafetensorsFile& file, const std::string& prefix,
+                  const std::vector<Acc<Real>*>& parts) {
+    const auto list = tensor_list(model.config, model.params);
+    for (size_t i = 0; i < list.size(); i++) {
+        std::vector<Acc<Real>> values(list[i].spec.count());
+        read_tensor(file, prefix + list[i].spec.name, list[i].spec.shape, values.data());
+        set_parts(model.dev, model.shards, parts, i, values.data());
+    }
+}
+
+// A gate schedule that is not the state's may still change what is to come, not what has been.
+template <class Device, class Real>
+void check_gate_schedule(const Trainer<Device, Real>& t, const SafetensorsFile& file) {
+    const size_t warmup = state_number(file, "gate_warmup"), end = state_number(file, "gate_end");
+    if (t.gate_warmup != warmup && t.step >= std::min(warmup, t.gate_warmup))
+        fail(
+            "--gate-warmup: the run in %s is at update %zu, its calibration ends with update %zu; found %zu; leave it at %zu",
+            file.path().c_str(), t.step, warmup, t.gate_warmup, warmup);
+    const double before = gate_schedule(std::max<size_t>(t.step, 1), warmup, end);
+    if (t.model.config.mode != GateMode::norm && t.gate(t.step + 1) > before)
+        fail(
+            "--gate-end: the gate of %s is %.4g after update %zu and would rise to %.4g with %zu; expected at most %zu",
+            file.path().c_str(), before, t.step, t.gate(t.step + 1), t.gate_end, end);
+}
+
+template <class Device, class Real>
+void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
+    t.step = state_number(file, "step");
+    check_gate_schedule(t, file);
+    t.batches.seek(state_number(file, "position"));
+    auto numbers = [&]<class T>(const char* name, std::vector<T>& values) {
+        if (!values.empty()) read_tensor(file, name, {values.size()}, values.data());
+    };
+    Calibration& c = t.calibration;
+    std::vector<double> averages(3 * c.sites.size()), stream(3);
+    numbers("state.calibration", averages), numbers("state.stream", stream);
+    numbers("state.taper_scale", t.model.taper_scale);
+    for (size_t i = 0; i < c.sites.size(); i++)
+        c.sites[i] = {averages[3 * i], averages[3 * i + 1], averages[3 * i + 2]};
+    if (!(stream[1] >= 0 && stream[1] <= 0x1p53))
+        fail("%s: tensor state.stream: the file is damaged", file.path().c_str());
+    c.stream_scale = stream[0], c.updates = size_t(stream[1]), t.scale_target = stream[2];
+    auto window = [&](const char* name, size_t size, std::deque<double>& values) {
+        const TensorEntry* entry = file.find(name);
+        std::vector<double> read(entry ? std::min(entry->count(), size) : 0);
+        numbers(name, read);
+        values.assign(read.begin(), read.end());
+    };
+    window("state.losses", LossWindow::kSize, t.losses.losses);
+    window("state.gradient_norms", GradientWindow::kSize, t.gradients.norms);
+    t.model.set_parameters([&](const TensorSpec& spec, std::vector<Acc<Real>>& values) {
+        read_tensor(file, spec.name, spec.shape, values.data());
+        return true;
+    });
+    read_moments(t.model, file, "m.", t.m), read_moments(t.model, file, "v.", t.v);
+}
+
+// The model in rank 0's host memory, where it is not there already; null on the CPU. All ranks with a part of it call this.
+template <class Device, class Real>
+std::unique_ptr<HostModel> host_model(Trainer<Device, Real>& t, const ModelInfo& info) {
+    if (std::is_same_v<Device, Cpu> && !t.model.kMaster) return nullptr;
+    Cpu cpu;
+    auto host = std::make_unique<HostModel>(cpu, info);
+    auto to = tensor_list(info.config, host->tensors);
+    for (size_t i = 0; i < to.size(); i++) {
+        const std::vector<Acc<Real>> values = t.model.exact(i);
+        std::copy(values.begin(), values.end(), to[i].data);
+    }
+    return host;
+}
+
+// The state first: a crash between the two leaves a state from which the model is written again. Rank 0 writes; the others
+// give it what they alone have, all of it before the first file, which may fail on rank 0.
+template <class Device, class Real>
+void save_checkpoint(Trainer<Device, Real>& t, Run& run) {
+    Gpt<Device, Real>& model = t.model;
+    if (!model.ranks.first() && !model.shards.sharded()) return;
+    const ModelInfo info{model.config, t.gate_now(), t.step, run.tokenizer, model.taper_scale};
+    const std::unique_ptr<HostModel> host = host_model(t, info);
+    save_state(t, run.arguments, run.checkpoints, run.tokenizer);
+    if (!model.ranks.first()) return;
+    if constexpr (std::is_same_v<Real, float> && std::is_same_v<Device, Cpu>)
+        save_model(t.settings.out, info, model.params);
+    else
+        save_model(t.settings.out, info, host->tensors);
+}
+
+// In the middle of a run: a disk that is full now may have room again later, and the checkpoint of before is whole.
+template <class Device, class Real>
+void try_checkpoint(Trainer<Device, Real>& t, Run& run) {
+    try {
+        save_checkpoint(t, run);
+    } catch (const Error& e) {
+        std::fprintf(stderr, "warning: no checkpoint after update %zu: %s; the run goes on\n", t.step, e.what());
+    }
+}
+
+// --init: every tensor that a model with all its norms has, by read(row of the table, numbers); sites that will taper get
+// their scaling branch at the taper start.
+template <class Device, class Real, class Read>
+void initialize_from(Gpt<Device, Real>& model, Read&& read) {
+    model.set_parameters([&](const TensorSpec& t, std::vector<Acc<Real>>& values) {
+        if (t.name.find(".taper_") != std::string::npos) return false;
+        read(t, values.data());
+        return true;
+    });
+}
+
+}  // namespace tapernorm::train
