@@ -236,7 +236,7 @@ def readme_table(records, best_of):
                          *(f"{statistics.mean(losses.values()):.4f}" for losses in (norm, scaled, taper)),
                          runs.gap_text(taper, norm), runs.gap_text(taper, scaled)])
     return runs.table(["corpus, size", "seeds", "norm", "norm + scale loss", "taper",
-                       "gap of taper to norm [95%]", "to norm + scale loss [95%]"], rows)
+                       "taper against norm [95%]", "against norm + scale loss [95%]"], rows)
 
 
 def draw_rates(ax, setting, records, colors):
