@@ -51,7 +51,7 @@ def main():
     release = re.search(r"release [\d.]+", nvcc)
     with open(out, "w") as f:
         f.write("# Registers of every kernel\n\n`make kernel-table` writes this file"
-                + (f" (nvcc {release[0]})" if release else "") + ". Registers a thread, for each architecture; stack is local\n"
+                + (f" (nvcc {release[0]})" if release else "") + ". Registers per thread, for each architecture; stack is local\n"
                 "memory in bytes. Dynamic shared memory is not listed: the compiler does not know it.\n\n"
                 f"Spills: {'none' if not spills else ', '.join(f'{n} ({a})' for n, a in spills)}.\n\n"
                 f"| kernel | {' | '.join(archs)} | stack |\n| --- |{' ---: |' * (len(archs) + 1)}\n")

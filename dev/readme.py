@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Regenerates the blocks of README.md that quote programs: what lies between `<!-- block: NAME -->` and `<!-- end -->`.
+"""Regenerates what the documentation quotes of programs: what lies between `<!-- block: NAME -->` and `<!-- end -->`.
 
-    dev/readme.py            writes the help texts anew
-    dev/readme.py --demo F   also the demo's output, from the file F (make demo | tee F)
-    dev/readme.py --check    exit status 1 if a help text in README.md is not the program's
+    dev/readme.py            the help texts, in dev/guides/command-line.md, and README.md's lines of the demo
+    dev/readme.py --demo F   also the demo's transcript, in dev/results/demo.md, from the file F (make demo | tee F)
+    dev/readme.py --check    writes nothing; exit status 1 if a quoted text is not what the program prints
+
+The help of a program that is not built stays as it is, with a note. To build all of them: make all data-tools bench_infer.
 """
 import argparse
 import pathlib
@@ -13,34 +15,67 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+COMMANDS = ROOT / "dev" / "guides" / "command-line.md"
+TRANSCRIPT = ROOT / "dev" / "results" / "demo.md"
+PROGRAMS = ["train_gpt", "train_gpt export", "fold", "infer", "bench_infer", "prepare", "bpe_train"]
+STEP = re.compile(r"step +(\d+)/(\d+) ")
 
 
 def fenced(text):
     return "```\n" + text.strip("\n") + "\n```\n"
 
 
-def help_of(program):
-    return fenced(f"$ ./{program} --help\n" + subprocess.run(
-        [ROOT / program, "--help"], capture_output=True, text=True, check=True).stdout)
+def find(page, text, name):
+    block = re.search(rf"(?<=<!-- block: {re.escape(name)} -->\n).*?(?=<!-- end -->)", text, re.DOTALL)
+    return block or sys.exit(f"{page.relative_to(ROOT)}: no block {name}")
 
 
-def demo(text):
-    """From the first command on, without the settings table and without most of the progress lines."""
+def replace(page, text, name, block):
+    old = find(page, text, name)
+    return text[:old.start()] + block + text[old.end():]
+
+
+def with_help(text):
+    for command in PROGRAMS:
+        program, *arguments = command.split()
+        if not (ROOT / program).exists():
+            print(f"{program}: not built; its help is left as it is", file=sys.stderr)
+            continue
+        shown = subprocess.run([ROOT / program, *arguments, "--help"], capture_output=True, text=True, check=True).stdout
+        text = replace(COMMANDS, text, f"help {command}", fenced(f"$ ./{command} --help\n{shown}"))
+    return text
+
+
+def transcript(text):
+    """From the first command on, without most of the progress lines."""
     lines, steps = [], 0
     for line in text[text.index("$ ./train_gpt"):].splitlines():
-        if re.match(r"step +\d+/", line):
+        step = STEP.match(line)
+        if step:
             steps += 1
-            if steps % 8 != 1 and not re.match(r"step +(\d+)/\1 ", line):
+            if steps % 8 != 1 and step[1] != step[2]:
                 continue
         lines.append(line)
     return fenced("\n".join(lines))
 
 
-def replace(text, name, block):
-    pattern = re.compile(rf"(<!-- block: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not pattern.search(text):
-        sys.exit(f"README.md: no block {name}")
-    return pattern.sub(lambda m: m[1] + block + m[2], text)
+def six_lines(text):
+    """The demo in six lines: the first update, one while the norms taper, the last; the loss; the fold's check; a story."""
+    lines = text.splitlines()
+
+    def first(pattern, start=0):
+        for line in lines[start:]:
+            if re.search(pattern, line):
+                return line
+        return sys.exit(f"the demo's transcript: no line matches {pattern}")
+
+    steps = [line for line in lines if STEP.match(line)]
+    tapering = [line for line in steps if not re.search(r"\| g (1\.000|0\.000) ", line)]
+    if not tapering:
+        sys.exit("the demo's transcript: no line of an update with a gate between 0 and 1")
+    told = next((i for i, line in enumerate(lines) if line.startswith("$ ./infer") and "-n " in line), len(lines))
+    return fenced("\n".join([steps[0], tapering[0], steps[-1], first(r"^validation loss [\d.]+ \("),
+                             first(r"max \|dlogit\|"), first(r"^Once upon a time", told)]))
 
 
 def main():
@@ -48,17 +83,19 @@ def main():
     parser.add_argument("--demo", type=pathlib.Path)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    old = README.read_text()
-    new = old
-    for program in ("train_gpt", "infer"):
-        new = replace(new, "train-help" if program == "train_gpt" else "infer-help", help_of(program))
-    if args.check:
-        if new != old:
-            sys.exit("README.md: a help text is not the program's; run dev/readme.py")
-        return
+    old = {page: page.read_text() for page in (README, COMMANDS, TRANSCRIPT)}
+    new = dict(old)
     if args.demo:
-        new = replace(new, "demo", demo(args.demo.read_text()))
-    README.write_text(new)
+        new[TRANSCRIPT] = replace(TRANSCRIPT, old[TRANSCRIPT], "demo", transcript(args.demo.read_text()))
+    new[COMMANDS] = with_help(old[COMMANDS])
+    lines = six_lines(find(TRANSCRIPT, new[TRANSCRIPT], "demo")[0])
+    new[README] = replace(README, old[README], "demo", lines)
+    for page in old:
+        if new[page] == old[page]:
+            continue
+        if args.check:
+            sys.exit(f"{page.relative_to(ROOT)}: a quoted text is not what the program prints; run dev/readme.py")
+        page.write_text(new[page])
 
 
 if __name__ == "__main__":

@@ -57,11 +57,11 @@ from runs import MODES, SHAPE, Run, plot_style
 SMALL = ("shakespeare", SHAPE)  # 0.22M parameters
 SMALLEST = ("books", "--n-layer 2 --n-head 2 --n-embd 32 -t 64 -b 12")  # 0.04M
 LARGER = ("books", "--n-layer 8 --n-head 4 --n-embd 96 -t 128 -b 8")  # 0.93M; 1024 tokens an update
-README_SETTINGS = {"books, 0.04M, 2000 updates, fresh seeds": "books, 0.04M", "2000 updates": "tinyshakespeare, 0.2M",
+SUMMARY_SETTINGS = {"books, 0.04M, 2000 updates, fresh seeds": "books, 0.04M", "2000 updates": "tinyshakespeare, 0.2M",
                    "books, 0.93M, 2000 updates": "books, 0.93M",
                    "books, 3.6M, 1000 updates": "books, 3.6M, 1000 updates",
                    "books, BPE 10k, 2000 updates": "books, BPE 10k, 0.84M"}
-README_MODES = {"norm": "norm", "norm + scale loss": "norm + scale loss",
+SUMMARY_MODES = {"norm": "norm", "norm + scale loss": "norm + scale loss",
                 "norm + scale loss, frozen": "norm + scale loss, `--freeze-gains`", "taper + scale loss": "**taper**",
                 "taper-all + scale loss": "**taper-all**", "taper + scale loss, carried": "taper, `--carry-moments`",
                 "taper + scale loss, guarded": "taper, `--gate-warmup 2%`"}
@@ -207,14 +207,14 @@ def diverged(setting, kind, mode, records, best):
                for (k, m, _), run in seed_runs(setting, best).items() if (k, m) == (kind, mode))
 
 
-def readme_table(records, best_of):
-    """The longer settings' main modes, for README.md, by size."""
+def summary_table(records, best_of):
+    """The longer settings' main modes, by size."""
     rows = []
-    for name, shown in README_SETTINGS.items():
+    for name, shown in SUMMARY_SETTINGS.items():
         setting = next(s for s in SETTINGS if s.name == name)
         best = best_of[name]
         losses = losses_of(setting, "layernorm", records, best)
-        for mode, title in README_MODES.items():
+        for mode, title in SUMMARY_MODES.items():
             if not losses.get(mode):
                 continue
             lost = diverged(setting, "layernorm", mode, records, best)
@@ -222,6 +222,21 @@ def readme_table(records, best_of):
             rows.append([shown, title, best[mode], f"{len(losses[mode])}" + (f"; {lost} diverged" if lost else ""),
                          runs.losses_text(losses[mode]), gap])
     return runs.table(["corpus, size", "mode", "learning rate", "seeds", "validation loss", "gap to norm [95% interval]"], rows)
+
+
+def readme_table(records, best_of):
+    """Does the taper cost anything? One row per setting, and one for RMSNorm."""
+    modes = ["norm", "norm + scale loss", "taper + scale loss"]
+    rows = []
+    for name, shown in SUMMARY_SETTINGS.items():
+        setting = next(s for s in SETTINGS if s.name == name)
+        for kind in setting.kinds:
+            norm, scaled, taper = (losses_of(setting, kind, records, best_of[name])[mode] for mode in modes)
+            rows.append([shown + (", RMSNorm" if kind == "rmsnorm" else ""), len(taper),
+                         *(f"{statistics.mean(losses.values()):.4f}" for losses in (norm, scaled, taper)),
+                         runs.gap_text(taper, norm), runs.gap_text(taper, scaled)])
+    return runs.table(["corpus, size", "seeds", "norm", "norm + scale loss", "taper",
+                       "taper against norm [95%]", "against norm + scale loss [95%]"], rows)
 
 
 def draw_rates(ax, setting, records, colors):
@@ -239,12 +254,12 @@ def draw_rates(ax, setting, records, colors):
 
 
 def draw_gaps(ax, records, best_of, colors):
-    """README's modes, gap to norm at each mode's own rate: every seed a dot, the mean and its paired 95% interval."""
+    """The summary's modes, gap to norm at each mode's own rate: every seed a dot, the mean and its paired 95% interval."""
     labels = []
-    for name, shown in README_SETTINGS.items():
+    for name, shown in SUMMARY_SETTINGS.items():
         setting = next(s for s in SETTINGS if s.name == name)
         losses = losses_of(setting, "layernorm", records, best_of[name])
-        for color, (mode, title) in zip([*colors[:2], "#777777", *colors[2:]], README_MODES.items()):
+        for color, (mode, title) in zip([*colors[:2], "#777777", *colors[2:]], SUMMARY_MODES.items()):
             mean, half = runs.paired_gap(losses.get(mode, {}), losses["norm"])
             if mode == "norm" or not math.isfinite(half):
                 continue
@@ -283,7 +298,8 @@ def main():
     text += pooled_gap(all_records, best_of)
     print(text)
     runs.write_block(runs.RESULTS / "experiments.md", "parity", text)
-    runs.write_block(runs.ROOT / "README.md", "parity", readme_table(all_records, best_of))
+    runs.write_block(runs.RESULTS / "experiments.md", "parity-summary", summary_table(all_records, best_of))
+    runs.write_block(runs.ROOT / "README.md", "results", readme_table(all_records, best_of))
     figure(all_records, best_of)
 
 
