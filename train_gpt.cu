@@ -42,7 +42,7 @@
 #include "ops/cross_entropy.cuh"
 #include "ops/embedding.cuh"
 #include "ops/gelu.cuh"
-#include "ops/matmul.cuh"
+#include "ops/linear.cuh"
 #include "runtime/arena.h"
 #include "runtime/device.h"
 #include "runtime/random.h"

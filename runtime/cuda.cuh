@@ -19,7 +19,7 @@ struct CudaProbe {
 };
 
 // bf16 arithmetic, mma and cp.async need it.
-constexpr int minimum_sm = 80;
+constexpr int kMinimumSm = 80;
 
 // Looks for a GPU. Never fails: a machine without one, or without a driver, is a normal answer.
 inline CudaProbe probe_cuda(int device = 0) {
@@ -38,10 +38,10 @@ inline CudaProbe probe_cuda(int device = 0) {
         return probe;
     }
     const int sm = 10 * properties.major + properties.minor;
-    probe.usable = sm >= minimum_sm;
+    probe.usable = sm >= kMinimumSm;
     probe.description =
         strprintf("%s (sm_%d, %.1f GiB)", properties.name, sm, double(properties.totalGlobalMem) / double(1 << 30));
-    if (!probe.usable) probe.description += strprintf(": too old, sm_%d or newer is needed", minimum_sm);
+    if (!probe.usable) probe.description += strprintf(": too old, sm_%d or newer is needed", kMinimumSm);
     return probe;
 }
 

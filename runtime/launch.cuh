@@ -161,11 +161,11 @@ inline cudaError_t wait_unless_capturing(cudaStream_t stream) {
 }
 
 // What a block may use without asking; more must be requested once per kernel and device.
-constexpr size_t shared_memory_default = 48 * 1024;
+constexpr size_t kDefaultSharedMemory = 48 * 1024;
 
 template <auto kernel>
 cudaError_t allow_shared_memory(size_t smem) {
-    if (smem <= shared_memory_default) return cudaSuccess;
+    if (smem <= kDefaultSharedMemory) return cudaSuccess;
     return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 int(smem));
 }

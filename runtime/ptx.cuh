@@ -123,8 +123,8 @@ __device__ __forceinline__ float fast_tanh(float x) {
 // 16 bytes of T, the widest access a thread can make: 4 floats or 8 bf16.
 template <class T>
 struct alignas(16) Pack {
-    static constexpr int size = int(16 / sizeof(T));
-    T v[size];
+    static constexpr int kSize = int(16 / sizeof(T));
+    T v[kSize];
     __device__ __forceinline__ T& operator[](int i) { return v[i]; }
     __device__ __forceinline__ const T& operator[](int i) const { return v[i]; }
 };
@@ -141,7 +141,7 @@ __device__ __forceinline__ uint4 pack_bits(const Pack<T>& pack) {
     return *reinterpret_cast<const uint4*>(&pack);
 }
 
-// Loads and stores of Pack<T>::size elements at p, 16-byte aligned. The suffix is the cache hint:
+// Loads and stores of Pack<T>::kSize elements at p, 16-byte aligned. The suffix is the cache hint:
 //   none        data that will be used again
 //   _streaming  used once: first to be evicted from the caches (ld.cs, st.cs)
 //   _l2         kept in L2 only, for data that other blocks write or read (ld.cg, st.cg)

@@ -7,7 +7,7 @@
 #include <numeric>
 
 #include "ops/cross_entropy.cuh"
-#include "ops/matmul.cuh"
+#include "ops/linear.cuh"
 #include "tapernorm.cuh"
 #include "tests/gradient_check.h"
 
