@@ -322,6 +322,12 @@ void site_forward(Cpu& dev, Real* y, Acc<Real>* mean, Acc<Real>* rscale, SiteSum
     for (const SiteSums& p : partial) sums->num += p.num, sums->den += p.den, sums->scale += p.scale;
 }
 
+// y [N, C] = the site applied to every row of x [N, C], on any device, with nothing kept for a backward pass.
+template <class Real, class Device>
+void apply_site(Device& dev, Real* y, const Real* x, const Site<Real>& site, size_t N, size_t C) {
+    site_forward<Real>(dev, y, nullptr, nullptr, nullptr, x, site, N, C);
+}
+
 // Gradients of a site's vectors, [C] each, +=; null where the site has no such vector.
 template <class Real>
 struct SiteGrads {

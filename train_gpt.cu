@@ -59,6 +59,9 @@
 
 namespace tapernorm::train {
 
+constexpr const char* kMemoryHint =
+    "use a smaller -b (batch) or -t (sequence length), or recompute more (-r 1, -r 2)";
+
 // ---------------------------------------------------------------------------------------------------------------------
 // 1. Settings
 
@@ -499,7 +502,7 @@ struct Gpt {
     }
 
     void recompute_site(Real* y, const Real* x, const Site<Real>& s) {
-        site_forward<Real>(dev, y, nullptr, nullptr, nullptr, x, s, B * T, config.C);
+        apply_site(dev, y, x, s, B * T, config.C);
     }
     static SiteGrads<Real> site_grads(const SiteTensors<Real>& s) {
         return {s.weight, s.bias, s.taper_weight, s.taper_bias};
@@ -1464,7 +1467,8 @@ static void check_outputs(const Settings& s) {
     if (ranks.first()) check_outputs(s);
     if (ranks.size > 1 && s.threads == 0) s.threads = size_t(threads_for_rank(ranks.local_size));
     Cpu cpu{int(s.threads)};
-    const DeviceChoice choice = choose_device(s.device, ranks.local_rank);
+    cpu.memory_hint = kMemoryHint;
+    const DeviceChoice choice = choose_device("--device", s.device, ranks.local_rank);
     ranks.agree({double(choice.cuda)}, {"--device (1: cuda)"});
     if (s.gpus > 1 && !choice.cuda) fail("--gpus: %s; ranks on the CPU: mpirun -np %zu", choice.why.c_str(), s.gpus);
     std::printf("device    %s\n", choice.cuda
@@ -1479,7 +1483,7 @@ static void check_outputs(const Settings& s) {
     if (!s.hellaswag.empty()) run.hellaswag = read_hellaswag(s.hellaswag, run.decode, config.V, config.T);
 #ifdef TN_CUDA
     if (choice.cuda) {
-        Cuda cuda(ranks.local_rank);
+        Cuda cuda(ranks.local_rank, kMemoryHint);
         return s.precision == "fp32" ? run_training<Cuda, float>(cuda, s, config, run, ranks)
                                      : run_training<Cuda, bf16>(cuda, s, config, run, ranks);
     }
