@@ -9,7 +9,8 @@
 // A norm that stays (-g norm models) keeps its statistics, and only gamma and beta move: W' = diag(gamma) W,
 // b' = b + beta W. The head is E^T, E [V, C]; a final site that is folded unties it from the embedding.
 //
-// Everything is computed in double and rounded once. Before anything is written, both models run on the same tokens.
+// Everything is computed in double and rounded once. Before anything is written, both models run on the same tokens and their
+// logits are compared (check).
 #include <signal.h>
 
 #include <cmath>
@@ -29,7 +30,7 @@ namespace tapernorm::fold {
 
 using Weights = GptTensors<double>;
 
-// Tensors of one configuration, in double.
+// The tensors of one configuration, in double.
 struct Model64 {
     Config config;
     Weights tensors{};
@@ -45,9 +46,9 @@ static Fold fold_for(GateMode mode) {
     return mode == GateMode::norm ? Fold::affine : mode == GateMode::taper ? Fold::internal : Fold::all;
 }
 
-// The affine map that a site leaves behind: y = scale (.) (h - [mean h]) + shift.
+// The affine map that a site leaves behind: y = gain (.) (h - [mean h]) + shift.
 struct AffineMap {
-    std::vector<double> scale, shift;  // [C]; shift empty: none
+    std::vector<double> gain, shift;  // [C]; shift is empty if there is none
     bool center;
 };
 
@@ -57,7 +58,7 @@ static AffineMap affine_map(const Config& c, const SiteTensors<double>& site, fl
     const double* bias = tapered ? site.taper_bias : site.bias;
     AffineMap map{std::vector<double>(weight, weight + c.C), {}, tapered && c.norm == NormKind::layernorm};
     if (tapered)
-        for (double& s : map.scale) s *= double(taper_scale);
+        for (double& x : map.gain) x *= double(taper_scale);
     if (bias) map.shift.assign(bias, bias + c.C);
     return map;
 }
@@ -69,12 +70,12 @@ static void fold_linear(double* out, double* out_bias, const double* weight, con
         double mean = 0, shift = 0;
         for (size_t i = 0; i < C; i++) {
             const double w = weight[i * in_stride + j * out_stride];
-            mean += map.scale[i] * w / double(C);
+            mean += map.gain[i] * w / double(C);
             if (!map.shift.empty()) shift += map.shift[i] * w;
         }
         for (size_t i = 0; i < C; i++) {
             const size_t at = i * in_stride + j * out_stride;
-            out[at] = map.scale[i] * weight[at] - (map.center ? mean : 0);
+            out[at] = map.gain[i] * weight[at] - (map.center ? mean : 0);
         }
         if (out_bias) out_bias[j] = (bias ? bias[j] : 0) + shift;
     }
@@ -109,7 +110,7 @@ static void fold_model(Model64& folded, const Model64& from, const std::vector<f
 
 // ---- the self-check -------------------------------------------------------------------------------------------------
 
-// Fixed pseudo-random sequences: the same for every model of a vocabulary and context.
+// Fixed pseudo-random sequences, the same for all models with the same vocabulary and context.
 struct Probe {
     static constexpr size_t kSequences = 4, kLength = 64;
     size_t length;
@@ -162,11 +163,11 @@ static double mean_kl(const std::vector<double>& a, const std::vector<double>& b
     return kl;
 }
 
-// Two things are checked. In double, the unrounded folded model must be the model: the difference is bounded by double
-// rounding, kIdentity of the largest logit. In fp32, the folded model may be as far from the exact logits as rounding
-// explains: kRounding times the distance of the unfolded model itself, which does the same number of fp32 operations
-// on numbers of the same size, and has no rounding of c diag(gamma~) W behind it; at least kRounding half-units of
-// the largest logit.
+// Two things are checked. In double, the unrounded folded model must be the model: the difference may be what rounding to
+// double explains, kIdentity times the largest logit. In fp32, the folded model may be as far from the exact logits as
+// rounding explains: kRounding times the distance of the unfolded model, which does the same number of fp32 operations on
+// numbers of the same size but without rounding c diag(gamma~) W. The bound is never below kRounding half-units in the last
+// place of the largest logit.
 static void check(Cpu& dev, const HostModel& model, const Model64& exact, const HostModel& folded,
                   const Model64& folded_exact) {
     constexpr double kIdentity = 1e-9, kRounding = 8;
@@ -186,45 +187,50 @@ static void check(Cpu& dev, const HostModel& model, const Model64& exact, const 
         printf("          against the model in double: unfolded %.3g, folded %.3g, bound %.3g; folded in double %.3g\n",
                own, error, bound, exactness);
     if (!(exactness <= kIdentity * largest) || !(error <= bound))
-        fail("the folded model is not the model: logits differ by %.3g, rounding explains %.3g; nothing was written",
-             error, bound);
+        fail(
+            "the folded model is not the model: its logits differ by %.3g, but rounding explains only %.3g; nothing was written, "
+            "please report this",
+            error, bound);
 }
 
 // ---- the program ----------------------------------------------------------------------------------------------------
 
 static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     if (info.config.fold != Fold::none)
-        fail("%s: already folded (%s); expected a model written by train_gpt", path.c_str(),
+        fail("%s is already folded (%s); expected a model written by train_gpt", path.c_str(),
              fold_name(info.config.fold));
     if (info.config.mode != GateMode::norm && info.gate != 0)
         fail(
-            "%s: its gate is %.6g; expected 0, a model whose taper has ended: train on (./train_gpt -y -o %s) or use a "
-            "smaller --gate-end",
+            "%s: expected a model whose taper has ended (gate 0), found gate %.6g; continue its training (./train_gpt -y -o "
+            "%s) or train with a smaller --gate-end",
             path.c_str(), info.gate, path.c_str());
 }
 
 [[maybe_unused]] static int run_program(int argc, char** argv) {
-    signal(SIGXFSZ, SIG_IGN);  // a limit of file sizes (ulimit -f) is then an error of the write
+    signal(SIGXFSZ, SIG_IGN);  // so that a write beyond the limit of file sizes (ulimit -f) fails with an error
     std::string in, out, dtype = "fp32";
     size_t threads = 0;
     Options options("fold", "Folds the norms of a finished model into the matrices that follow them.");
     options.section("Files");
-    options.add(
-        {.long_name = "model", .to = &in, .metavar = "MODEL", .help = "a model whose gate is 0, or a -g norm model"});
+    options.add({.long_name = "model",
+                 .to = &in,
+                 .metavar = "MODEL",
+                 .help = "a model of train_gpt whose taper has ended (gate 0), or one trained with -g norm"});
     options.add({.long_name = "folded", .to = &out, .metavar = "FOLDED", .help = "the folded model to write"});
     // clang-format off
     options.add({.long_name = "--dtype", .to = &dtype, .choices = {"fp32", "bf16"},
-                 .help = "of its weights; the check before writing is of fp32"});
+                 .help = "number type of the weights in FOLDED; the check before writing uses fp32"});
     options.section("Run");
     options.add({.long_name = "--threads", .to = &threads, .range = {.high = 1024}, .default_text = "all cores",
-                 .help = "CPU threads of the check"});
+                 .help = "CPU threads for the check"});
     // clang-format on
     if (!options.parse(argc, argv)) return 0;
     std::error_code ignored;
     if (in == out || std::filesystem::equivalent(in, out, ignored))
-        fail("%s: input and output are the same file; give the folded model another name", in.c_str());
+        fail("%s is both the input and the output; give the folded model another name", in.c_str());
 
     Cpu dev{int(threads)};
+    dev.memory_hint = "folding holds the model twice in double and twice in fp32; use a machine with more memory";
     const std::unique_ptr<HostModel> model = load_model(dev, in);
     std::printf("read      %s: %s\n", in.c_str(), describe(model->info).c_str());
     refuse_unfinished(in, model->info);

@@ -439,8 +439,7 @@ void run(const Settings& s, const Engine<Device, Real>& engine, const Inputs& in
 #ifdef TN_CUDA
 template <class Real>
 void run_on_gpu(const Settings& s, Cpu& cpu, HostModel& model, const Inputs& in) {
-    Cuda cuda;
-    cuda.memory_hint = "use fewer sequences at a time, --precision bf16 or --device cpu";
+    Cuda cuda(0, "use fewer sequences at a time, --precision bf16 or --device cpu");
     const DeviceWeights<Cuda, Real> weights(cuda, model.info.config, model.tensors);
     run<Cuda, Real>(s, {cuda, cpu, model.info, weights.tensors, nullptr}, in);
 }
@@ -499,13 +498,14 @@ static std::unique_ptr<HostModel> random_model(Cpu& cpu, Settings& s) {
     Settings s;
     Options options = make_options(s);
     if (!options.parse(argc, argv)) return 0;
-    const DeviceChoice choice = choose_device(s.device);
+    const DeviceChoice choice = choose_device("--device", s.device);
     check_flags(s, options);
     if (choice.cuda && options.given("--weights"))
         fail(
             "--weights %s: of the matrices on the CPU; expected --device cpu with it, found a GPU (which has --precision)",
             s.weights.c_str());
     Cpu cpu{int(s.threads)};
+    cpu.memory_hint = "use fewer sequences at a time, or --weights bf16 or int8";
     const std::unique_ptr<HostModel> model = s.model.empty() ? random_model(cpu, s) : load_model(cpu, s.model);
     const ModelInfo& info = model->info;
     Inputs in;

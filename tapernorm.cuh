@@ -64,14 +64,14 @@ struct SiteArgs {
     const Real *taper_weight, *taper_bias;
 };
 
-// Sums over tokens that calibration needs, taken in the forward pass while g = 1.
+// Sums over tokens that calibration needs; the forward pass takes them while g = 1.
 struct SiteSums {
     double num = 0;    // sum |gamma u|^2 / s
     double den = 0;    // sum |gamma u|^2
     double scale = 0;  // sum s
 };
 
-// Of the residual stream that enters the final site, summed over tokens.
+// Sums over tokens of the scale of the residual stream that enters the final site.
 struct StreamScale {
     double sum = 0;      // sum s(h)
     double squares = 0;  // sum (s(h) - target)^2
@@ -106,9 +106,10 @@ struct Calibration {
         double num = 0, den = 0, scale = 0;
     };
     double decay = 0.99;
-    size_t updates = 0;       // that went into the averages
-    std::vector<Ema> sites;   // one per tapering site
-    double stream_scale = 0;  // EMA of mean s(h) of the stream that enters the final site; 0-started, see target_scale
+    size_t updates = 0;      // how many went into the averages
+    std::vector<Ema> sites;  // one per tapering site
+    double stream_scale =
+        0;  // EMA of the mean s(h) of the stream that enters the final site; starts at 0, see target_scale
 
     // Means over all tokens of one update.
     void observe(const std::vector<SiteSums>& sums, double mean_stream_scale, double tokens) {
@@ -122,7 +123,7 @@ struct Calibration {
         updates++;
     }
 
-    // The averages start at 0, so each carries the factor 1 - decay^updates. It cancels in c.
+    // The averages start at 0, so each carries the factor 1 - decay^updates, which cancels in c.
     double bias_correction() const { return 1 - std::pow(decay, double(updates)); }
 
     // c = argmin_c E |gamma u / s - c gamma u|^2 = E[|gamma u|^2 / s] / E[|gamma u|^2]
@@ -146,7 +147,7 @@ template <class Real>
     return sum / Real(C);
 }
 
-// s of a row: the root of the mean square of x - m.
+// s of a row: the root of the mean square of x - m (plus eps).
 template <class Real>
 [[gnu::always_inline]] inline Real row_scale(const Real* x, Real m, Real eps, size_t C) {
     Real sum = 0;
@@ -321,6 +322,12 @@ void site_forward(Cpu& dev, Real* y, Acc<Real>* mean, Acc<Real>* rscale, SiteSum
     for (const SiteSums& p : partial) sums->num += p.num, sums->den += p.den, sums->scale += p.scale;
 }
 
+// y [N, C] = the site applied to every row of x [N, C], on any device, with nothing kept for a backward pass.
+template <class Real, class Device>
+void apply_site(Device& dev, Real* y, const Real* x, const Site<Real>& site, size_t N, size_t C) {
+    site_forward<Real>(dev, y, nullptr, nullptr, nullptr, x, site, N, C);
+}
+
 // Gradients of a site's vectors, [C] each, +=; null where the site has no such vector.
 template <class Real>
 struct SiteGrads {
@@ -363,7 +370,7 @@ void site_backward(Cpu& dev, Real* dx, const SiteGrads<Real>& grads, const Real*
 // ---------------------------------------------------------------------------------------------------------------------
 // Scale loss on the CPU: lambda mean_tokens (s(h) - s_tgt)^2, h the residual stream that enters the final site.
 
-// out += the stream's scale, of x [N, C]; also what the log shows as s(h), with or without a scale loss.
+// out += the scale of the stream x [N, C]; the log shows it as s(h), with or without a scale loss.
 template <class Real>
 void stream_scale(Cpu& dev, StreamScale* out, const Real* x, NormKind kind, double eps, double target, size_t N,
                   size_t C) {
@@ -390,55 +397,55 @@ void scale_loss_backward(Cpu& dev, Real* dx, const Real* x, NormKind kind, doubl
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Sites on CUDA: the functions above with another device. A warp computes a row, in fp32; a row that was read once is
-// in the first-level cache when it is read again.
+// Sites on CUDA: the functions above for another device. A warp computes a row in fp32; a row that was read once is in the
+// first-level cache when it is read again.
 #ifdef TN_CUDA
 
-constexpr unsigned kSiteWarps = 8;  // rows a block
+constexpr unsigned kSiteWarps = 8;  // rows per block
 
 template <class Real>
 __device__ __forceinline__ float row_mean_warp(const Real* x, unsigned C, bool whole) {
-    float sum = 0, v[kPiece<Real>];
-    for (unsigned i = threadIdx.x % 32 * kPiece<Real>; i < C; i += 32 * kPiece<Real>) {
-        load_piece(v, x, i, C, whole);
+    float sum = 0, v[kVector<Real>];
+    for (unsigned i = threadIdx.x % 32 * kVector<Real>; i < C; i += 32 * kVector<Real>) {
+        load_vector(v, x, i, C, whole);
 #pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++) sum += v[j];
+        for (unsigned j = 0; j < kVector<Real>; j++) sum += v[j];
     }
     return warp_sum(sum) / float(C);
 }
 
-// s of a row: the root of the mean square of x - m.
+// s of a row: the root of the mean square of x - m (plus eps).
 template <class Real>
 __device__ __forceinline__ float row_scale_warp(const Real* x, float m, float eps, unsigned C, bool whole) {
-    float sum = 0, v[kPiece<Real>];
-    for (unsigned i = threadIdx.x % 32 * kPiece<Real>; i < C; i += 32 * kPiece<Real>) {
-        load_piece(v, x, i, C, whole);
+    float sum = 0, v[kVector<Real>];
+    for (unsigned i = threadIdx.x % 32 * kVector<Real>; i < C; i += 32 * kVector<Real>) {
+        load_vector(v, x, i, C, whole);
 #pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++)
+        for (unsigned j = 0; j < kVector<Real>; j++)
             if (i + j < C) sum += (v[j] - m) * (v[j] - m);
     }
     return sqrtf(warp_sum(sum) / float(C) + eps);
 }
 
-// The factors of one piece of columns: y = u scale[j] + shift[j] is what every phase comes down to. r = 1 / s.
+// The factors of one vector of columns: y = u gain[j] + shift[j] is what every phase comes down to. r = 1 / s.
 template <Phase phase, class Real>
-__device__ __forceinline__ void site_factors(float (&scale)[kPiece<Real>], float (&shift)[kPiece<Real>],
+__device__ __forceinline__ void site_factors(float (&gain)[kVector<Real>], float (&shift)[kVector<Real>],
                                              const SiteArgs<Real, float>& a, float r, unsigned i, unsigned C,
                                              bool whole) {
     constexpr bool normed = phase == Phase::norm || phase == Phase::blend;
     constexpr bool scaled = phase == Phase::scale || phase == Phase::blend;
     const float g = a.g, h = 1 - a.g;
-    float v[kPiece<Real>];
+    float v[kVector<Real>];
 #pragma unroll
-    for (unsigned j = 0; j < kPiece<Real>; j++) scale[j] = phase == Phase::unweighted ? r : 0.0f, shift[j] = 0;
-    auto add = [&](float (&to)[kPiece<Real>], const Real* vector, float factor) {
+    for (unsigned j = 0; j < kVector<Real>; j++) gain[j] = phase == Phase::unweighted ? r : 0.0f, shift[j] = 0;
+    auto add = [&](float (&to)[kVector<Real>], const Real* vector, float factor) {
         if (!vector) return;
-        load_piece(v, vector, i, C, whole);
+        load_vector(v, vector, i, C, whole);
 #pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++) to[j] += factor * v[j];
+        for (unsigned j = 0; j < kVector<Real>; j++) to[j] += factor * v[j];
     };
-    if constexpr (normed) add(scale, a.weight, phase == Phase::norm ? r : g * r), add(shift, a.bias, g);
-    if constexpr (scaled) add(scale, a.taper_weight, h * a.c), add(shift, a.taper_bias, h);
+    if constexpr (normed) add(gain, a.weight, phase == Phase::norm ? r : g * r), add(shift, a.bias, g);
+    if constexpr (scaled) add(gain, a.taper_weight, h * a.c), add(shift, a.taper_bias, h);
 }
 
 // calibration [N, 3]: the row's |gamma u|^2 / s, |gamma u|^2 and s; may be null, as mean and rscale may.
@@ -456,17 +463,17 @@ __global__ void __launch_bounds__(kSiteWarps * 32)
     const float r = 1 / s;
     if (first && centered && mean) mean[row] = m;
     if (first && statistics && rscale) rscale[row] = r;
-    float square = 0, u[kPiece<Real>], scale[kPiece<Real>], shift[kPiece<Real>];
-    for (unsigned i = threadIdx.x % 32 * kPiece<Real>; i < C; i += 32 * kPiece<Real>) {
-        load_piece(u, x, i, C, whole);
-        site_factors<phase>(scale, shift, site, r, i, C, whole);
+    float square = 0, u[kVector<Real>], gain[kVector<Real>], shift[kVector<Real>];
+    for (unsigned i = threadIdx.x % 32 * kVector<Real>; i < C; i += 32 * kVector<Real>) {
+        load_vector(u, x, i, C, whole);
+        site_factors<phase>(gain, shift, site, r, i, C, whole);
 #pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++) {
-            const float scaled = (u[j] - m) * scale[j];  // at g = 1: gamma n
-            if (phase == Phase::norm && i + j < C) square += scaled * scaled;
-            u[j] = scaled + shift[j];
+        for (unsigned j = 0; j < kVector<Real>; j++) {
+            const float product = (u[j] - m) * gain[j];  // at g = 1: gamma n
+            if (phase == Phase::norm && i + j < C) square += product * product;
+            u[j] = product + shift[j];
         }
-        store_piece(y, u, i, C, whole);
+        store_vector(y, u, i, C, whole);
     }
     if (phase != Phase::norm || !calibration) return;
     square = warp_sum(square) * s * s;
@@ -481,7 +488,7 @@ bool site_aligned(const Site<Real>& s) {
 template <class Real>
 void site_forward(Cuda& dev, Real* y, float* mean, float* rscale, SiteSums* sums, const Real* x, const Site<Real>& site,
                   size_t N, size_t C) {
-    const bool whole = C % kPiece<Real> == 0 && aligned_16(x, y) && site_aligned<Real>(site);
+    const bool whole = C % kVector<Real> == 0 && aligned_16(x, y) && site_aligned<Real>(site);
     if (site.phase != Phase::norm) sums = nullptr;
     float* calibration = sums ? static_cast<float*>(dev.scratch(3 * N * sizeof(float))) : nullptr;
     auto run = [&]<Phase phase>() {
@@ -506,22 +513,22 @@ template <Phase phase, class Real>
 __device__ __forceinline__ SiteRow site_row(const Real* dy, const Real* x, float m, float r,
                                             const SiteArgs<Real, float>& a, unsigned C, bool whole) {
     const float g = a.g, k = (1 - a.g) * a.c;
-    float p_bar = 0, pn_bar = 0, q_bar = 0, d[kPiece<Real>], u[kPiece<Real>], w[kPiece<Real>];
-    for (unsigned i = threadIdx.x % 32 * kPiece<Real>; i < C; i += 32 * kPiece<Real>) {
-        load_piece(d, dy, i, C, whole);
+    float p_bar = 0, pn_bar = 0, q_bar = 0, d[kVector<Real>], u[kVector<Real>], w[kVector<Real>];
+    for (unsigned i = threadIdx.x % 32 * kVector<Real>; i < C; i += 32 * kVector<Real>) {
+        load_vector(d, dy, i, C, whole);
         if constexpr (phase != Phase::scale) {
-            load_piece(u, x, i, C, whole);
-            load_piece(w, a.weight, i, C, whole);
+            load_vector(u, x, i, C, whole);
+            load_vector(w, a.weight, i, C, whole);
 #pragma unroll
-            for (unsigned j = 0; j < kPiece<Real>; j++) {
+            for (unsigned j = 0; j < kVector<Real>; j++) {
                 const float p = g * w[j] * d[j];  // 0 beyond the row's end
                 p_bar += p, pn_bar += p * ((u[j] - m) * r);
             }
         }
         if constexpr (phase != Phase::norm) {
-            load_piece(w, a.taper_weight, i, C, whole);
+            load_vector(w, a.taper_weight, i, C, whole);
 #pragma unroll
-            for (unsigned j = 0; j < kPiece<Real>; j++) q_bar += k * w[j] * d[j];
+            for (unsigned j = 0; j < kVector<Real>; j++) q_bar += k * w[j] * d[j];
         }
     }
     p_bar = phase != Phase::scale ? warp_sum(p_bar) / float(C) : 0;
@@ -530,26 +537,26 @@ __device__ __forceinline__ SiteRow site_row(const Real* dy, const Real* x, float
     return {m, r, r * r * pn_bar, a.kind == NormKind::layernorm ? r * p_bar + q_bar : 0.0f};
 }
 
-// A block takes its rows kTile at a time: first a warp a row for the row's sums, then a thread a piece of columns for
-// dx and for the column sums, which stay in registers. columns [blocks, 3, C]: sums of d n, d u and d over the rows of
-// the block, as far as the phase needs them. At g = 0 of the RMSNorm kind there are no row sums and no barriers.
+// A block takes its rows kTile at a time: first one warp per row for the row's sums, then one thread per vector of columns
+// for dx and for the column sums, which stay in registers. columns [blocks, 3, C]: sums of d n, d u and d over the
+// rows of the block, those that the phase needs. At g = 0, the RMSNorm kind has no row sums and no barriers.
 template <class Real, Phase phase>
 __global__ void __launch_bounds__(ColumnGrid::kThreads)
     site_backward_kernel(Real* dx, float* columns, const Real* dy, const Real* x, const float* mean,
                          const float* rscale, SiteArgs<Real, float> site, size_t N, unsigned C, ColumnGrid grid,
                          bool accumulate) {
     constexpr bool normed = phase != Phase::scale, scaled = phase != Phase::norm;
-    constexpr unsigned P = kPiece<Real>;
+    constexpr unsigned P = kVector<Real>;
     const bool centered = site.kind == NormKind::layernorm, row_sums = normed || centered;
     SiteRow* const rows = dynamic_shared<SiteRow>();  // [kTile]
     float* const shared = reinterpret_cast<float*>(rows + ColumnGrid::kTile);
-    const unsigned group = threadIdx.x / grid.pieces, first_column = blockIdx.y * grid.pieces * P;
-    const unsigned i = first_column + threadIdx.x % grid.pieces * P, warp = threadIdx.x / 32;
+    const unsigned group = threadIdx.x / grid.vectors, first_column = blockIdx.y * grid.vectors * P;
+    const unsigned i = first_column + threadIdx.x % grid.vectors * P, warp = threadIdx.x / 32;
     const bool mine = group < grid.groups && i < C;
     const float g = site.g, k = (1 - site.g) * site.c;
     float dn_sum[P] = {}, du_sum[P] = {}, d_sum[P] = {}, w[P] = {}, tw[P] = {};
-    if (normed && mine) load_piece(w, site.weight, i, C, grid.whole);
-    if (scaled && mine) load_piece(tw, site.taper_weight, i, C, grid.whole);
+    if (normed && mine) load_vector(w, site.weight, i, C, grid.whole);
+    if (scaled && mine) load_vector(tw, site.taper_weight, i, C, grid.whole);
     const size_t end = grid.end(N);
     for (size_t tile = grid.first(N); tile < end; tile += ColumnGrid::kTile) {
         const size_t row = tile + warp;
@@ -562,9 +569,9 @@ __global__ void __launch_bounds__(ColumnGrid::kThreads)
         for (size_t at = tile + group; mine && at < end && at < tile + ColumnGrid::kTile; at += grid.groups) {
             float d[P], u[P], out[P] = {};
             const SiteRow t = row_sums ? rows[at - tile] : SiteRow{0, 0, 0, 0};
-            load_piece(d, dy + at * C, i, C, grid.whole);
-            load_piece(u, x + at * C, i, C, grid.whole);
-            if (accumulate) load_piece(out, dx + at * C, i, C, grid.whole);
+            load_vector(d, dy + at * C, i, C, grid.whole);
+            load_vector(u, x + at * C, i, C, grid.whole);
+            if (accumulate) load_vector(out, dx + at * C, i, C, grid.whole);
 #pragma unroll
             for (unsigned j = 0; j < P; j++) {
                 u[j] -= t.m;
@@ -573,7 +580,7 @@ __global__ void __launch_bounds__(ColumnGrid::kThreads)
                 if constexpr (scaled) du_sum[j] += d[j] * u[j], out[j] += k * tw[j] * d[j];
                 d_sum[j] += d[j], out[j] -= t.offset;
             }
-            store_piece(dx + at * C, out, i, C, grid.whole);
+            store_vector(dx + at * C, out, i, C, grid.whole);
         }
         if (row_sums) __syncthreads();
     }
@@ -588,7 +595,8 @@ void site_backward(Cuda& dev, Real* dx, const SiteGrads<Real>& grads, const Real
                    const float* rscale, const Site<Real>& site, size_t N, size_t C, bool accumulate) {
     const ColumnGrid grid = ColumnGrid::of<Real>(dev, N, C, aligned_16(dx, dy, x) && site_aligned<Real>(site));
     float* columns = static_cast<float*>(dev.scratch(grid.blocks * 3 * C * sizeof(float)));
-    const size_t smem = ColumnGrid::kTile * sizeof(SiteRow) + grid.groups * grid.pieces * kPiece<Real> * sizeof(float);
+    const size_t smem =
+        ColumnGrid::kTile * sizeof(SiteRow) + grid.groups * grid.vectors * kVector<Real> * sizeof(float);
     auto run = [&]<Phase phase>() {
         launch<site_backward_kernel<Real, phase>>(grid.grid(), ColumnGrid::kThreads, smem, dev.stream, dx, columns, dy,
                                                   x, mean, rscale, site, N, unsigned(C), grid, accumulate);
@@ -626,7 +634,7 @@ void stream_scale(Cuda& dev, StreamScale* out, const Real* x, NormKind kind, dou
     float* values = static_cast<float*>(dev.scratch(2 * N * sizeof(float)));
     launch<stream_scale_kernel<Real>>(blocks_for(N, kSiteWarps), kSiteWarps * 32, 0, dev.stream, values, x, kind,
                                       float(eps), float(target), N, unsigned(C),
-                                      C % kPiece<Real> == 0 && aligned_16(x));
+                                      C % kVector<Real> == 0 && aligned_16(x));
     sum_rows<2>(dev, reinterpret_cast<double*>(out), values, N);
 }
 
@@ -640,13 +648,13 @@ __global__ void __launch_bounds__(kSiteWarps * 32)
     const float m = kind == NormKind::layernorm ? row_mean_warp(x, C, whole) : 0.0f;
     const float s = row_scale_warp(x, m, eps, C, whole);
     const float f = factor * (s - target) / s;
-    float v[kPiece<Real>], d[kPiece<Real>];
-    for (unsigned i = threadIdx.x % 32 * kPiece<Real>; i < C; i += 32 * kPiece<Real>) {
-        load_piece(v, x, i, C, whole);
-        load_piece(d, dx, i, C, whole);
+    float v[kVector<Real>], d[kVector<Real>];
+    for (unsigned i = threadIdx.x % 32 * kVector<Real>; i < C; i += 32 * kVector<Real>) {
+        load_vector(v, x, i, C, whole);
+        load_vector(d, dx, i, C, whole);
 #pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++) d[j] += f * (v[j] - m);
-        store_piece(dx, d, i, C, whole);
+        for (unsigned j = 0; j < kVector<Real>; j++) d[j] += f * (v[j] - m);
+        store_vector(dx, d, i, C, whole);
     }
 }
 
@@ -655,7 +663,7 @@ void scale_loss_backward(Cuda& dev, Real* dx, const Real* x, NormKind kind, doub
                          double tokens, size_t N, size_t C) {
     launch<scale_loss_backward_kernel<Real>>(blocks_for(N, kSiteWarps), kSiteWarps * 32, 0, dev.stream, dx, x, kind,
                                              float(eps), float(target), float(2 * lambda / (tokens * double(C))), N,
-                                             unsigned(C), C % kPiece<Real> == 0 && aligned_16(dx, x));
+                                             unsigned(C), C % kVector<Real> == 0 && aligned_16(dx, x));
 }
 #endif  // TN_CUDA
 #endif

@@ -33,7 +33,7 @@
 #include "ops/cross_entropy.cuh"
 #include "ops/embedding.cuh"
 #include "ops/gelu.cuh"
-#include "ops/matmul.cuh"
+#include "ops/linear.cuh"
 #include "runtime/arena.h"
 #include "runtime/device.h"
 #include "runtime/random.h"
@@ -300,7 +300,7 @@ struct Gpt {
     }
 
     void recompute_site(Real* y, const Real* x, const Site<Real>& s) {
-        site_forward<Real>(dev, y, nullptr, nullptr, nullptr, x, s, B * T, config.C);
+        apply_site(dev, y, x, s, B * T, config.C);
     }
     static SiteGrads<Real> site_grads(const SiteTensors<Real>& s) {
         return {s.weight, s.bias, s.taper_weight, s.taper_bias};
@@ -708,9 +708,12 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     return 0;
 }
 
+constexpr const char* kMemoryHint =
+    "use a smaller -b (batch) or -t (sequence length), or recompute more (-r 1, -r 2)";
+
 // Chooses the device, the same kind on every rank, and prints it.
 static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
-    const DeviceChoice choice = choose_device(s.device, ranks.local_rank);
+    const DeviceChoice choice = choose_device("--device", s.device, ranks.local_rank);
     ranks.agree({double(choice.cuda)}, {"--device (1: cuda)"});
     if (s.gpus > 1 && !choice.cuda) fail("--gpus: %s; ranks on the CPU: mpirun -np %zu", choice.why.c_str(), s.gpus);
     std::printf("device    %s\n", choice.cuda
@@ -732,6 +735,7 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
     ranks.set_time_limit(s.rank_timeout);
     if (ranks.first()) check_outputs(s);
     Cpu cpu{int(s.threads)};
+    cpu.memory_hint = kMemoryHint;
     [[maybe_unused]] const bool gpu = choose_gpu(s, cpu, ranks);
     Settings shown = s;
     std::printf("%s\n", make_options(shown).table().c_str());
@@ -739,7 +743,7 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
     run.arguments = arguments, run.checkpoints = checkpoints;
 #ifdef TN_CUDA
     if (gpu) {
-        Cuda cuda(ranks.local_rank);
+        Cuda cuda(ranks.local_rank, kMemoryHint);
         return s.precision == "fp32" ? run_training<Cuda, float>(cuda, s, run, ranks)
                                      : run_training<Cuda, bf16>(cuda, s, run, ranks);
     }

@@ -1,10 +1,10 @@
 // Trains a byte-level BPE vocabulary on text and writes GPT-2's two files, vocab.json and merges.txt.
 //   bpe_train TEXT --vocab-size 10000 --out DIR
 //
-// Sennrich et al. 2016, as GPT-2 uses it: text is cut into words (io/tokenizer.h); the most frequent adjacent
-// pair of tokens within words becomes a token, again and again. Of pairs that are equally frequent the one
-// with the smaller ids comes first, as in Hugging Face's tokenizers, so that both learn the same merges. Ids:
-// the 256 bytes in GPT-2's order, the merges in theirs, <|endoftext|>.
+// The method is that of Sennrich et al. (2016), as GPT-2 uses it: text is cut into words (io/words.h), and the most
+// frequent adjacent pair of tokens within words becomes a token, again and again. Of equally frequent pairs the one
+// with the smaller ids comes first, as in Hugging Face's tokenizers, so that both learn the same merges. The ids are
+// those of the 256 bytes in GPT-2's order, then of the merges in theirs, then of <|endoftext|>.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -13,11 +13,11 @@
 #include <queue>
 #include <unordered_map>
 
-#include "data/files.h"
-#include "data/progress.h"
 #include "io/atomic_file.h"
+#include "io/files.h"
 #include "io/options.h"
 #include "io/parallel_each.h"
+#include "io/terminal.h"
 #include "io/tokenizer.h"
 #include "io/words.h"
 #include "runtime/exit_status.h"
@@ -36,31 +36,31 @@ struct TrainConfig {
 
 using WordCounts = std::unordered_map<std::string_view, uint64_t>;
 
-// Words of all files with their frequencies; the words point into the files. <|endoftext|> separates
-// documents and is no word.
+// The words of all files with their frequencies; the words point into the files. <|endoftext|> separates documents and
+// is not a word.
 WordCounts count_words(const std::vector<MappedFile>& files, int threads) {
-    constexpr size_t part_bytes = 1 << 20;
+    constexpr size_t kPartBytes = 1 << 20;
     std::vector<std::string_view> parts;
     size_t total = 0;
     for (const MappedFile& file : files) {
         const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
         total += text.size();
         for (size_t at = 0; at < text.size();) {
-            const size_t end = word_safe_cut(text, at + part_bytes);
+            const size_t end = word_safe_cut(text, at + kPartBytes);
             parts.push_back(text.substr(at, end - at));
             at = end;
         }
     }
     std::vector<WordCounts> counts(Cpu(threads).threads);
-    Progress progress;
+    LiveLine progress(true, stderr);
     std::atomic<size_t> done = 0;
     parallel_each(threads, parts.size(), [&](size_t i, int thread) {
         WordCounts& mine = counts[size_t(thread)];
         for (size_t at = 0; at <= parts[i].size();) {
-            const size_t end = std::min(parts[i].find(end_of_text_marker, at), parts[i].size());
+            const size_t end = std::min(parts[i].find(kEndOfText, at), parts[i].size());
             Words words(parts[i].substr(at, end - at));
             for (std::string_view word; words.next(word);) ++mine[word];
-            at = end == parts[i].size() ? end + 1 : end + end_of_text_marker.size();
+            at = end == parts[i].size() ? end + 1 : end + kEndOfText.size();
         }
         done += parts[i].size();
         progress.update([&] {
@@ -70,8 +70,9 @@ WordCounts count_words(const std::vector<MappedFile>& files, int threads) {
     });
     for (size_t i = 1; i < counts.size(); ++i)
         for (const auto& [word, count] : counts[i]) counts[0][word] += count;
-    progress.finish(strprintf("counted %zu different words in %.1f MB, %.1f s", counts[0].size(), double(total) / 1e6,
-                              progress.seconds()));
+    progress.show(strprintf("counted %zu different words in %.1f MB, %.1f s", counts[0].size(), double(total) / 1e6,
+                            progress.seconds()),
+                  true);
     return std::move(counts[0]);
 }
 
@@ -95,11 +96,11 @@ class PairTrainer {
     };
     struct PairUse {
         int64_t count = 0;
-        std::vector<uint32_t> words;  // that had the pair when it arose; it may have gone since
-        size_t round = 0;             // number of merges when it last arose
+        std::vector<uint32_t> words;  // that had the pair when it arose; some may have lost it since
+        size_t round = 0;             // the number of merges when it last arose
     };
     struct Candidate {
-        int64_t count;  // when it was queued; afterwards it falls, or the pair is queued again
+        int64_t count;  // when it was queued; later it can only fall, or the pair is queued again
         uint32_t pair;
         bool operator<(const Candidate& other) const {  // the queue's top is the largest
             return count != other.count ? count < other.count : pair > other.pair;
@@ -132,13 +133,13 @@ void PairTrainer::add(uint16_t left, uint16_t right, uint32_t word, std::vector<
 }
 
 PairTrainer::PairTrainer(const WordCounts& counts) {
-    // GPT-2's order of the bytes is that of the characters that stand for them.
+    // GPT-2 orders the bytes by the characters that stand for them.
     std::vector<std::pair<std::string, std::string>> bytes;
     for (size_t b = 0; b < 256; ++b) {
         const std::string byte(1, char(b));
         bytes.emplace_back(printable_from_bytes(byte), byte);
     }
-    std::sort(bytes.begin(), bytes.end());  // UTF-8 sorts as code points do
+    std::sort(bytes.begin(), bytes.end());  // UTF-8 sorts like code points
     std::array<uint16_t, 256> byte_id;
     for (const auto& [character, byte] : bytes) byte_id[static_cast<unsigned char>(byte[0])] = token_id(byte);
 
@@ -152,7 +153,7 @@ PairTrainer::PairTrainer(const WordCounts& counts) {
     }
 }
 
-// Replaces the pair from left to right, and moves the counts of the pairs beside it.
+// Replaces the pair from left to right, and updates the counts of the pairs beside it.
 void PairTrainer::merge_in_word(uint32_t word, uint16_t left, uint16_t right, uint16_t merged,
                                 std::vector<uint32_t>& fresh) {
     Word& w = words_[word];
@@ -181,7 +182,7 @@ Vocabulary PairTrainer::train(size_t vocab_limit, uint64_t min_frequency) {
     std::priority_queue<Candidate> queue;
     for (const auto& [pair, use] : pairs_)
         if (use.count > 0) queue.push({use.count, pair});
-    Progress progress;
+    LiveLine progress(true, stderr);
     std::vector<uint32_t> fresh;
     while (vocabulary_.tokens.size() < vocab_limit && !queue.empty()) {
         Candidate top = queue.top();
@@ -199,37 +200,37 @@ Vocabulary PairTrainer::train(size_t vocab_limit, uint64_t min_frequency) {
         const std::vector<uint32_t> words = std::move(pairs_[top.pair].words);
         pairs_.erase(top.pair);
         for (const uint32_t word : words) merge_in_word(word, left, right, merged, fresh);
-        pairs_.erase(top.pair);  // "aaa" counts down its own pair
+        pairs_.erase(top.pair);  // merging "aaa" has counted its own pair again
         for (const uint32_t pair : fresh)
             if (pairs_[pair].count > 0) queue.push({pairs_[pair].count, pair});
         progress.update(
             [&] { return strprintf("merging: %zu of %zu tokens", vocabulary_.tokens.size(), vocab_limit); });
     }
-    progress.finish(strprintf("%zu merges, %.1f s", vocabulary_.merges.size(), progress.seconds()));
+    progress.show(strprintf("%zu merges, %.1f s", vocabulary_.merges.size(), progress.seconds()), true);
     return std::move(vocabulary_);
 }
 
 // ----------------------------------------------------------------------------------------------------------
 
 void train(const TrainConfig& config) {
-    constexpr size_t alphabet = 256, specials = 1;
+    constexpr size_t kAlphabet = 256, kSpecials = 1;
     std::vector<MappedFile> files;
     for (const std::string& path : matching_files(config.text)) files.emplace_back(path);
     std::filesystem::create_directories(config.out);
     check_writable((std::filesystem::path(config.out) / "vocab.json").string());
     PairTrainer trainer(count_words(files, int(config.threads)));
-    Vocabulary vocabulary = trainer.train(config.vocab_size - specials, config.min_frequency);
-    vocabulary.tokens.emplace_back(end_of_text_marker);
+    Vocabulary vocabulary = trainer.train(config.vocab_size - kSpecials, config.min_frequency);
+    vocabulary.tokens.emplace_back(kEndOfText);
     if (vocabulary.tokens.size() < config.vocab_size)
         std::fprintf(stderr,
-                     "only %zu tokens: no other pair occurs %zu times; use more text, or a smaller --min-frequency\n",
+                     "only %zu tokens: no other pair occurs %zu times; use more text or a smaller --min-frequency\n",
                      vocabulary.tokens.size(), config.min_frequency);
     const Tokenizer tokenizer =
         Tokenizer::from_text(vocab_json_text(vocabulary.tokens), merges_txt_text(vocabulary.tokens, vocabulary.merges),
                              in_quotes(config.out));
     tokenizer.save(config.out);
     std::printf("%s: %s, %zu bytes, %zu merges, <|endoftext|>\n", config.out.c_str(), tokenizer.name().c_str(),
-                alphabet, vocabulary.merges.size());
+                kAlphabet, vocabulary.merges.size());
 }
 
 }  // namespace
@@ -240,28 +241,28 @@ static int run_bpe_train(int argc, char** argv) {
     options.add({.long_name = "text",
                  .to = &config.text,
                  .metavar = "TEXT",
-                 .help = "text file, or a quoted pattern of several; <|endoftext|> separates documents"});
+                 .help = "text file, or a pattern of several, in quotes; <|endoftext|> separates documents"});
     options.add({.short_name = "-o",
                  .long_name = "--out",
                  .to = &config.out,
                  .metavar = "DIR",
-                 .help = "directory for vocab.json and merges.txt"});
+                 .help = "folder for vocab.json and merges.txt"});
     options.add({.short_name = "-v",
                  .long_name = "--vocab-size",
                  .to = &config.vocab_size,
                  .metavar = "N",
                  .range = {.low = 257, .high = 65536},
-                 .help = "tokens, including the 256 bytes and <|endoftext|>"});
+                 .help = "size of the vocabulary, including the 256 bytes and <|endoftext|>"});
     options.add({.long_name = "--min-frequency",
                  .to = &config.min_frequency,
                  .metavar = "N",
                  .range = {.low = 1},
-                 .help = "a pair that occurs less often becomes no token"});
+                 .help = "make no token of a pair that occurs less often than this"});
     options.add({.long_name = "--threads",
                  .to = &config.threads,
                  .metavar = "N",
                  .default_text = "all cores",
-                 .help = "threads that count words"});
+                 .help = "threads for counting words"});
     return exit_status("bpe_train", [&] {
         if (options.parse(argc, argv)) train(config);
         return 0;

@@ -1,4 +1,4 @@
-// Corpora as documents: plain text, JSON lines, tar archives, read piece by piece in constant memory.
+// Corpora as documents: plain text, JSON lines and tar archives, read passage by passage in constant memory.
 #pragma once
 #include <algorithm>
 #include <cstdlib>
@@ -15,30 +15,31 @@
 
 namespace tapernorm::prepare {
 
-struct Piece {
+// A document, or a part of a long one.
+struct Passage {
     std::string text;          // for JSON lines: the line
-    bool new_document = true;  // else it continues the one before
-    std::string source;        // name of the file
-    size_t line = 0;           // of a JSON-lines file, from 1
+    bool new_document = true;  // otherwise it continues the previous one
+    std::string source;        // name of the file, in quotes
+    size_t line = 0;           // in a JSON-lines file, counted from 1
 };
 
-inline constexpr size_t piece_bytes = 1 << 20;  // longer documents come in pieces of about this size
+inline constexpr size_t kPassageBytes = 1 << 20;  // longer documents come in passages of about this size
 
-class PieceReader {
+class DocumentReader {
   public:
-    virtual ~PieceReader() = default;
-    virtual bool next(Piece& piece) = 0;
+    virtual ~DocumentReader() = default;
+    virtual bool next(Passage& passage) = 0;
 };
 
 inline bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
-// Plain text: one document, or several between <|endoftext|> markers; white space around a marker is dropped.
-class TextReader : public PieceReader {
+// Plain text: one document, or several separated by <|endoftext|>; white space around a separator is dropped.
+class TextReader : public DocumentReader {
   public:
     explicit TextReader(std::unique_ptr<ByteSource> source) : source_(std::move(source)) {}
 
-    bool next(Piece& piece) override {
-        size_t wanted = piece_bytes;
+    bool next(Passage& passage) override {
+        size_t wanted = kPassageBytes;
         for (;;) {
             fill(wanted);
             if (after_marker_) {
@@ -48,18 +49,18 @@ class TextReader : public PieceReader {
             }
             const std::string_view rest = std::string_view(buffer_).substr(at_);
             if (rest.empty()) return false;
-            const size_t marker = rest.find(end_of_text_marker);
+            const size_t marker = rest.find(kEndOfText);
             const bool whole = marker != rest.npos;
             size_t end = whole ? marker : ended_ ? rest.size() : word_safe_cut(rest, rest.size() / 2);
             if (!whole && !ended_ && end == rest.size()) {
                 wanted = 2 * rest.size();  // no white space yet
                 continue;
             }
-            at_ += whole ? marker + end_of_text_marker.size() : end;
+            at_ += whole ? marker + kEndOfText.size() : end;
             saw_marker_ = saw_marker_ || whole;
             if (whole || (ended_ && saw_marker_))
                 while (end > 0 && is_space(rest[end - 1])) --end;
-            piece = {std::string(rest.substr(0, end)), new_document_, source_->name()};
+            passage = {std::string(rest.substr(0, end)), new_document_, source_->name()};
             new_document_ = new_document_ && end == 0;
             if (whole) new_document_ = after_marker_ = true;
             if (end > 0) return true;
@@ -71,7 +72,7 @@ class TextReader : public PieceReader {
         if (ended_ || buffer_.size() - at_ >= wanted) return;
         buffer_.erase(0, at_);
         at_ = 0;
-        const size_t have = buffer_.size(), full = wanted + piece_bytes;
+        const size_t have = buffer_.size(), full = wanted + kPassageBytes;
         buffer_.resize(full);
         buffer_.resize(have + source_->read(buffer_.data() + have, full - have));
         ended_ = buffer_.size() < full;
@@ -83,28 +84,28 @@ class TextReader : public PieceReader {
     bool ended_ = false, new_document_ = true, after_marker_ = false, saw_marker_ = false;
 };
 
-// One JSON object a line; the text in it is taken out by the threads that tokenize.
-class LineReader : public PieceReader {
+// One JSON object per line; the threads that tokenize take the text out of it (text_of).
+class LineReader : public DocumentReader {
   public:
     explicit LineReader(std::unique_ptr<ByteSource> source) : source_(std::move(source)) {}
 
-    bool next(Piece& piece) override {
+    bool next(Passage& passage) override {
         for (;;) {
             size_t end = buffer_.find('\n', at_);
             while (end == buffer_.npos && !ended_) {
                 buffer_.erase(0, at_);
                 at_ = 0;
                 const size_t have = buffer_.size();
-                buffer_.resize(have + piece_bytes);
-                buffer_.resize(have + source_->read(buffer_.data() + have, piece_bytes));
-                ended_ = buffer_.size() < have + piece_bytes;
+                buffer_.resize(have + kPassageBytes);
+                buffer_.resize(have + source_->read(buffer_.data() + have, kPassageBytes));
+                ended_ = buffer_.size() < have + kPassageBytes;
                 end = buffer_.find('\n', have);
             }
             if (at_ == buffer_.size()) return false;
             end = std::min(end, buffer_.size());
-            piece = {buffer_.substr(at_, end - at_), true, source_->name(), ++line_};
+            passage = {buffer_.substr(at_, end - at_), true, source_->name(), ++line_};
             at_ = std::min(end + 1, buffer_.size());
-            if (!std::all_of(piece.text.begin(), piece.text.end(), is_space)) return true;
+            if (!std::all_of(passage.text.begin(), passage.text.end(), is_space)) return true;
         }
     }
 
@@ -115,34 +116,35 @@ class LineReader : public PieceReader {
     bool ended_ = false;
 };
 
-// A tar archive of text files, each a document. Headers are 512 bytes: the size as octal digits at 124, the
-// kind at 156; contents are padded to 512.
-class TarReader : public PieceReader {
+// A tar archive of text files, each a document. Headers have 512 bytes, with the size in octal digits at 124 and the
+// kind at 156; contents are padded to a multiple of 512.
+class TarReader : public DocumentReader {
   public:
     explicit TarReader(std::unique_ptr<ByteSource> source) : source_(std::move(source)) {}
 
-    bool next(Piece& piece) override {
+    bool next(Passage& passage) override {
         char header[512];
         for (;;) {
             const size_t got = source_->read(header, sizeof header);
             if (got == 0) return false;
-            if (got < sizeof header) fail("%s ends within a file; get it again", source_->name().c_str());
+            if (got < sizeof header)
+                fail("%s ends within a file; the copy is incomplete, get it again", source_->name().c_str());
             if (std::all_of(header, header + sizeof header, [](char c) { return c == 0; })) continue;
             if (std::memcmp(header + 257, "ustar", 5) != 0)
-                fail("%s is not a tar archive, or is damaged", source_->name().c_str());
+                fail("%s is damaged or not a tar archive; get it again", source_->name().c_str());
             const size_t size = std::strtoull(std::string(header + 124, 12).c_str(), nullptr, 8);
             std::string content((size + 511) / 512 * 512, '\0');
             if (source_->read(content.data(), content.size()) < content.size())
-                fail("%s ends within a file; get it again", source_->name().c_str());
+                fail("%s ends within a file; the copy is incomplete, get it again", source_->name().c_str());
             if (header[156] != '0' && header[156] != '\0') continue;  // directories, long names
             content.resize(size);
-            piece = {tidy(content), true, source_->name()};
-            if (!piece.text.empty()) return true;
+            passage = {tidy(content), true, source_->name()};
+            if (!passage.text.empty()) return true;
         }
     }
 
   private:
-    // As the published OpenWebText: no white space around a document, at most one blank line in it.
+    // As in the published OpenWebText: no white space around a document, at most one blank line at a time.
     static std::string tidy(const std::string& content) {
         std::string text;
         size_t newlines = 0;
@@ -158,7 +160,7 @@ class TarReader : public PieceReader {
 };
 
 // A tar archive of compressed tar archives (*.xz): OpenWebText.
-class NestedTarReader : public PieceReader {
+class NestedTarReader : public DocumentReader {
   public:
     explicit NestedTarReader(const std::string& path) : path_(path) {
         const std::string list = ByteSource({"tar", "-tf", path}, in_quotes(path)).read_all();
@@ -167,15 +169,16 @@ class NestedTarReader : public PieceReader {
             const std::string member = list.substr(at, end - at);
             if (member.ends_with(".xz")) members_.push_back(member);
         }
-        if (members_.empty()) fail("%s holds no .xz archive", in_quotes(path).c_str());
+        if (members_.empty())
+            fail("%s holds no .xz archive; expected OpenWebText's tar of tar.xz", in_quotes(path).c_str());
     }
 
-    bool next(Piece& piece) override {
+    bool next(Passage& passage) override {
         for (;;) {
-            if (inner_ && inner_->next(piece)) return true;
+            if (inner_ && inner_->next(passage)) return true;
             if (opened_ == members_.size()) return false;
             const std::string& member = members_[opened_++];
-            // Of a pipe the shell reports only the last program's failure; xz notices a short input.
+            // The shell reports only the failure of a pipe's last program; xz notices a short input.
             inner_ = std::make_unique<TarReader>(
                 std::make_unique<ByteSource>(std::vector<std::string>{"sh", "-c", "tar -xOf \"$1\" \"$2\" | xz -dc",
                                                                       "sh", path_, member},
@@ -190,7 +193,7 @@ class NestedTarReader : public PieceReader {
     std::unique_ptr<TarReader> inner_;
 };
 
-inline std::unique_ptr<PieceReader> open_reader(const std::string& path, const std::string& format) {
+inline std::unique_ptr<DocumentReader> open_reader(const std::string& path, const std::string& format) {
     std::string plain = path;
     for (const char* packed : {".gz", ".xz", ".zst"})
         if (plain.ends_with(packed)) plain.resize(plain.size() - std::strlen(packed));
@@ -201,25 +204,23 @@ inline std::unique_ptr<PieceReader> open_reader(const std::string& path, const s
     if (format == "tar" || (format == "auto" && plain.ends_with(".tar")))
         return std::make_unique<TarReader>(std::move(source));
     if (plain.ends_with(".parquet"))
-        fail(
-            "%s is in Parquet's format, which prepare cannot read; data/README.md says how to turn it into "
-            "JSON lines",
-            in_quotes(path).c_str());
+        fail("%s is a Parquet file, which prepare cannot read; data/README.md says how to turn it into JSON lines",
+             in_quotes(path).c_str());
     return std::make_unique<TextReader>(std::move(source));
 }
 
-inline std::string text_of(const Piece& piece, const std::string& field) {
-    if (piece.line == 0) return piece.text;
-    const auto json = nlohmann::json::parse(piece.text, nullptr, false);
+inline std::string text_of(const Passage& passage, const std::string& field) {
+    if (passage.line == 0) return passage.text;
+    const auto json = nlohmann::json::parse(passage.text, nullptr, false);
     if (!json.is_object())
-        fail("%s, line %zu is no JSON object; expected one a line", piece.source.c_str(), piece.line);
+        fail("%s, line %zu is not a JSON object; expected one object per line", passage.source.c_str(), passage.line);
     const auto found = json.find(field);
     if (found != json.end() && found->is_string()) return found->get<std::string>();
     std::string fields;
     for (const auto& [key, value] : json.items())
         if (value.is_string()) fields += (fields.empty() ? "" : ", ") + key;
-    fail("%s, line %zu has no text named %s; choose by --field one of: %s", piece.source.c_str(), piece.line,
-         in_quotes(field).c_str(), fields.empty() ? "(the line has no text at all)" : fields.c_str());
+    fail("%s, line %zu has no text named %s; name one of these with --field: %s", passage.source.c_str(), passage.line,
+         in_quotes(field).c_str(), fields.empty() ? "(the line holds no text at all)" : fields.c_str());
 }
 
 }  // namespace tapernorm::prepare

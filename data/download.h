@@ -1,4 +1,4 @@
-// Files from the web by curl, and the bytes of files, packed or not.
+// Downloads by curl, and the bytes of files, packed or not.
 #pragma once
 #include <fcntl.h>
 #include <spawn.h>
@@ -11,11 +11,11 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
+#include <sstream>
 #include <string>
 #include <vector>
 
-#include "io/atomic_file.h"
+#include "io/files.h"
 #include "runtime/error.h"
 
 extern char** environ;  // POSIX: no header declares it
@@ -24,7 +24,7 @@ namespace tapernorm::prepare {
 
 namespace fs = std::filesystem;
 
-// A file, decompressed by gzip, xz or zstd according to its ending, or what a program writes.
+// The bytes of a file, unpacked by gzip, xz or zstd according to the end of its name, or the output of a program.
 class ByteSource {
   public:
     explicit ByteSource(const std::string& path) : name_(in_quotes(path)) {
@@ -40,7 +40,7 @@ class ByteSource {
     }
     ByteSource(const std::vector<std::string>& command, const std::string& name) : name_(name) { start(command); }
     ~ByteSource() {
-        if (fd_ >= 0) close(fd_);  // a program that still writes ends by the broken pipe
+        if (fd_ >= 0) close(fd_);  // a program that is still writing is ended by the broken pipe
         if (child_ > 0) waitpid(child_, nullptr, 0);
     }
     ByteSource(const ByteSource&) = delete;
@@ -48,7 +48,7 @@ class ByteSource {
 
     const std::string& name() const { return name_; }
 
-    // Up to `bytes`; fewer only at the end.
+    // Reads up to `bytes`; fewer only at the end.
     size_t read(char* dst, size_t bytes) {
         size_t have = 0;
         while (have < bytes) {
@@ -87,7 +87,8 @@ class ByteSource {
         fd_ = ends[0];
         if (error) {
             close(fd_);
-            fail("%s needs the program %s: %s; install it", name_.c_str(), command_.c_str(), std::strerror(error));
+            fail("%s needs the program %s, which cannot run: %s; install it", name_.c_str(), command_.c_str(),
+                 std::strerror(error));
         }
     }
 
@@ -97,8 +98,7 @@ class ByteSource {
         child_ = 0;
         if (status != 0)
             fail(
-                "%s: %s failed (status %d, its own message is above); the file may be damaged: remove it and "
-                "get it again",
+                "%s: %s failed (status %d, its own message is above); the file may be damaged: remove it and get it again",
                 name_.c_str(), command_.c_str(), WIFEXITED(status) ? WEXITSTATUS(status) : -1);
     }
 
@@ -111,15 +111,16 @@ class ByteSource {
 // Downloads
 
 inline std::string sha256_of(const std::string& path) {
-    // The first is on Linux, the second on macOS.
+    // The first program is on Linux, the second on macOS.
     const std::string program = "if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi < \"$1\"";
     return ByteSource({"sh", "-c", program, "sh", path}, in_quotes(path)).read_all().substr(0, 64);
 }
 
-// The last value of a header among those that curl saved, lower case; "" where there is none. Redirections
-// have several sets of headers.
+// The last value of a header, in lower case, among those that curl saved, where each redirection has its own set; "" if
+// there is none.
 inline std::string header_value(const std::string& path, const std::string& header) {
-    std::ifstream file(path);
+    if (!fs::exists(path)) return "";
+    std::istringstream file(read_text(path));
     std::string value;
     for (std::string line; std::getline(file, line);) {
         std::transform(line.begin(), line.end(), line.begin(), [](unsigned char c) { return char(std::tolower(c)); });
@@ -141,32 +142,31 @@ inline int run_curl(const std::string& url, const std::string& part, const std::
     argv.push_back(nullptr);
     pid_t child;
     const int error = posix_spawnp(&child, "curl", nullptr, nullptr, argv.data(), environ);
-    if (error) fail("downloads need the program curl: %s; install it", std::strerror(error));
+    if (error) fail("downloads need the program curl, which cannot run: %s; install it", std::strerror(error));
     int status = 0;
     waitpid(child, &status, 0);
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-// Downloads to `path` unless it is there. An interrupted download continues from `path`.part. The checksum is
-// ours, or else the one that Hugging Face sends along with large files; without either only the length is
-// sure.
+// Downloads to `path` unless it exists. An interrupted download continues from `path`.part. The checksum is ours or the
+// one that Hugging Face sends along with large files; without either, only the length is checked.
 inline void download(std::string url, const std::string& path, std::string sha256, const std::string& mirror) {
     if (fs::exists(path)) return;
     if (!mirror.empty()) url = mirror + url.substr(url.find('/', url.find("//") + 2));
     if (fs::path(path).has_parent_path()) fs::create_directories(fs::path(path).parent_path());
     const std::string part = path + ".part", headers = path + ".headers";
     int status = run_curl(url, part, headers);
-    constexpr int bad_range = 33, bad_resume = 36, http_error = 22;
-    if ((status == bad_range || status == bad_resume || status == http_error) && fs::exists(part) &&
+    constexpr int kBadRange = 33, kBadResume = 36, kHttpError = 22;  // curl's exit codes
+    if ((status == kBadRange || status == kBadResume || status == kHttpError) && fs::exists(part) &&
         fs::file_size(part) > 0) {
-        std::fprintf(stderr, "the download cannot be continued; starting again\n");
+        std::fprintf(stderr, "the download cannot be continued; starting over\n");
         fs::remove(part);
         status = run_curl(url, part, headers);
     }
     if (status != 0 || !fs::exists(part))
         fail(
-            "cannot download %s (curl's status %d); try again: it will continue where it stopped. Or put the "
-            "file at %s yourself, or name another host by --mirror",
+            "cannot download %s (curl's status %d); try again, which continues where it stopped, or put the file at %s "
+            "yourself, or name another host with --mirror",
             url.c_str(), status, path.c_str());
     if (sha256.empty()) {
         const std::string etag = header_value(headers, "x-linked-etag");
@@ -174,13 +174,13 @@ inline void download(std::string url, const std::string& path, std::string sha25
     }
     fs::remove(headers);
     if (sha256.empty()) {
-        std::fprintf(stderr, "%s: no checksum is known, only the length is checked\n", path.c_str());
+        std::fprintf(stderr, "%s: no checksum is known; only the length was checked\n", path.c_str());
     } else if (const std::string actual = sha256_of(part); actual != sha256) {
         fs::remove(part);
         fail(
-            "%s has the SHA-256 %s, expected %s: the download was damaged or the host's file has changed; it "
-            "was removed, try again",
-            url.c_str(), actual.c_str(), sha256.c_str());
+            "%s: expected SHA-256 %s, found %s; the download was damaged or the host's file has changed; it was removed, try "
+            "again",
+            url.c_str(), sha256.c_str(), actual.c_str());
     }
     fs::rename(part, path);
 }

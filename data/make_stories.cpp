@@ -1,5 +1,4 @@
-// Writes the built-in corpus (data/stories.h) to a text file: to read it, or to train on another amount of
-// it.
+// Writes the built-in corpus (data/stories.h) to a text file: to read it, or to train on more or less of it.
 //   make_stories OUT.txt [--bytes N] [--seed S]
 #include <CLI/CLI.hpp>
 #include <cerrno>
@@ -13,7 +12,7 @@ namespace tapernorm::prepare {
 
 static void write_text(const std::string& path, const std::string& text) {
     std::FILE* file = std::fopen(path.c_str(), "wb");
-    if (!file) fail("cannot create %s: %s", path.c_str(), std::strerror(errno));
+    if (!file) fail("cannot create %s: %s; choose another file", path.c_str(), std::strerror(errno));
     const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
     const bool closed = std::fclose(file) == 0;
     if (!written || !closed) fail("cannot write %zu bytes to %s: %s", text.size(), path.c_str(), std::strerror(errno));
@@ -21,14 +20,14 @@ static void write_text(const std::string& path, const std::string& text) {
 
 static int run_make_stories(int argc, char** argv) {
     std::string path;
-    size_t bytes = default_story_bytes;
-    uint64_t seed = default_story_seed;
+    size_t bytes = kStoryBytes;
+    uint64_t seed = kStorySeed;
     CLI::App app("Writes the built-in corpus of tiny stories to a text file.", "make_stories");
     app.add_option("out", path, "text file to write")->required();
     app.add_option("--bytes", bytes, "stop after the story that reaches this many bytes")
         ->capture_default_str()
         ->check(CLI::Range(1.0, 1e10));
-    app.add_option("--seed", seed, "another seed, other stories")->capture_default_str();
+    app.add_option("--seed", seed, "seed of the random numbers: each seed tells other stories")->capture_default_str();
     try {
         app.parse(argc, argv);
         const std::string text = story_corpus(bytes, seed);

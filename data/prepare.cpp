@@ -1,10 +1,9 @@
-// Makes token shards for train_gpt from a corpus: downloads it where it has a name, cuts it into documents,
-// tokenizes by all cores, writes llm.c's shards.
+// Makes token shards for train_gpt from a corpus: downloads it if it is a known one, cuts it into documents, tokenizes
+// them on all cores and writes llm.c's shards.
 //   prepare tinyshakespeare | tinystories | openwebtext | fineweb-edu | FILE | "PATTERN"
 //
-// Each document begins with <|endoftext|> (as bytes, which have no such token, with a blank line between
-// documents). Output: DIR/NAME_val_000000.bin, DIR/NAME_train_000001.bin and so on, and the tokenizer beside
-// them.
+// Each document begins with <|endoftext|> (bytes, which have no such token, have a blank line between documents
+// instead). Output: DIR/NAME_val_000000.bin, DIR/NAME_train_000001.bin and so on, and the tokenizer beside them.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -14,10 +13,10 @@
 
 #include "data/documents.h"
 #include "data/download.h"
-#include "data/files.h"
-#include "data/progress.h"
+#include "io/files.h"
 #include "io/options.h"
 #include "io/parallel_each.h"
+#include "io/terminal.h"
 #include "io/tokenizer.h"
 #include "io/tokens.h"
 #include "runtime/exit_status.h"
@@ -44,12 +43,12 @@ class ShardWriter {
             for (const auto& entry : fs::directory_iterator(fs::path(prefix_).parent_path()))
                 if (entry.path().string().starts_with(prefix_ + "_" + split + "_"))
                     fail(
-                        "%s is there already; remove the old shards or choose another directory by --out, so "
-                        "that two corpora do not mix",
+                        "%s exists already; remove the old shards or choose another folder with --out, so that two "
+                        "corpora do not mix",
                         in_quotes(entry.path().string()).c_str());
     }
 
-    // For corpora that come with a validation file: all that follows belongs to this split.
+    // For corpora that come with a validation file: everything that follows belongs to this split.
     void all_to(const char* split) {
         flush();
         val_left_ = std::strcmp(split, "val") == 0 ? ~size_t(0) : 0;
@@ -87,29 +86,28 @@ class ShardWriter {
     std::string prefix_;
     size_t shard_tokens_, max_tokens_, val_left_;
     std::vector<uint16_t> shard_;
-    bool in_val_ = false;  // where the tokens of shard_ belong
+    bool in_val_ = false;  // the split of the tokens in shard_
     size_t val_shards_ = 0, train_shards_ = 0, total_ = 0, written_[2] = {};
 };
 
-// Reads, tokenizes and writes at the same time: while the threads work on one batch of pieces the next is
-// read.
+// Reads, tokenizes and writes at the same time: while the threads work on one batch of passages, the next is read.
 class Tokenization {
   public:
     Tokenization(const Tokenizer& tokenizer, ShardWriter& writer, const PrepareConfig& config)
         : tokenizer_(tokenizer), writer_(writer), config_(config) {}
 
-    void run(PieceReader& reader) {
-        constexpr size_t batch_bytes = 16 * piece_bytes;
+    void run(DocumentReader& reader) {
+        constexpr size_t kBatchBytes = 16 * kPassageBytes;
         const auto read_batch = [&reader] {
-            std::vector<Piece> batch;
-            Piece piece;
-            for (size_t bytes = 0; bytes < batch_bytes && reader.next(piece); batch.push_back(std::move(piece)))
-                bytes += piece.text.size();
+            std::vector<Passage> batch;
+            Passage passage;
+            for (size_t bytes = 0; bytes < kBatchBytes && reader.next(passage); batch.push_back(std::move(passage)))
+                bytes += passage.text.size();
             return batch;
         };
         auto next = std::async(std::launch::async, read_batch);
         for (;;) {
-            const std::vector<Piece> batch = next.get();
+            const std::vector<Passage> batch = next.get();
             if (batch.empty() || writer_.full()) return;
             next = std::async(std::launch::async, read_batch);
             tokenize(batch);
@@ -118,11 +116,11 @@ class Tokenization {
 
     void finish() {
         writer_.flush();
-        progress_.finish(line() + strprintf(", %zu documents, %.1f s", documents_, progress_.seconds()));
+        progress_.show(line() + strprintf(", %zu documents, %.1f s", documents_, progress_.seconds()), true);
     }
 
   private:
-    void tokenize(const std::vector<Piece>& batch) {
+    void tokenize(const std::vector<Passage>& batch) {
         std::vector<std::vector<uint16_t>> ids(batch.size());
         parallel_each(int(config_.threads), batch.size(),
                       [&](size_t i, int) { ids[i] = tokenizer_.encode(text_of(batch[i], config_.field)); });
@@ -150,7 +148,7 @@ class Tokenization {
     const Tokenizer& tokenizer_;
     ShardWriter& writer_;
     const PrepareConfig& config_;
-    Progress progress_;
+    LiveLine progress_{true, stderr};
     size_t bytes_ = 0, documents_ = 0;
 };
 
@@ -164,7 +162,7 @@ struct RemoteFile {
 
 struct NamedCorpus {
     std::string name;
-    std::string format;  // of its files; "shards" are ready-made
+    std::string format;  // of its files; "shards" are tokens already
     std::vector<RemoteFile> files;
     size_t val_tokens;  // where the files have no split of their own
 };
@@ -219,17 +217,18 @@ std::string file_name(const std::string& url) { return url.substr(url.rfind('/')
 
 void report(const PrepareConfig& config, const std::string& name, size_t train_tokens, size_t val_tokens) {
     const std::string shards = config.out + "/" + name;
-    std::printf("%s: %zu tokens for training, %zu for validation. Train with\n  ./train_gpt -i \"%s_train_*.bin\"",
-                config.out.c_str(), train_tokens, val_tokens, shards.c_str());
+    std::printf(
+        "%s: %zu tokens for training, %zu for validation. To train on them:\n  ./train_gpt -i \"%s_train_*.bin\"",
+        config.out.c_str(), train_tokens, val_tokens, shards.c_str());
     if (val_tokens) std::printf(" -j \"%s_val_*.bin\"", shards.c_str());
     std::printf(" --tokenizer %s\n", config.out.c_str());
 }
 
-// The corpus is tokens already: the shards are downloaded to their place.
+// The corpus consists of tokens already: its shards are only downloaded.
 void prepare_shards(const NamedCorpus& corpus, const PrepareConfig& config) {
     if (config.tokenizer != "gpt2")
-        fail("%s comes as tokens of GPT-2's vocabulary; --tokenizer %s is not possible", corpus.name.c_str(),
-             config.tokenizer.c_str());
+        fail("--tokenizer: expected gpt2, because %s comes as tokens of GPT-2's vocabulary, found %s",
+             corpus.name.c_str(), config.tokenizer.c_str());
     open_tokenizer(config).save(config.out);
     size_t tokens[2] = {};
     for (const RemoteFile& file : corpus.files) {
@@ -237,7 +236,7 @@ void prepare_shards(const NamedCorpus& corpus, const PrepareConfig& config) {
         const std::string path = (fs::path(config.out) / file_name(file.url)).string();
         download(file.url, path, file.sha256, config.mirror);
         const TokenSource shard = open_tokens(path);
-        if (!shard.from_shards()) fail("%s is no token shard; remove it and try again", in_quotes(path).c_str());
+        if (!shard.from_shards()) fail("%s is not a token shard; remove it and try again", in_quotes(path).c_str());
         tokens[path.find("_val_") != path.npos] += shard.size();
     }
     const std::string first = file_name(corpus.files[0].url);
@@ -262,11 +261,11 @@ void prepare_text(const std::string& name, const std::vector<Input>& inputs, siz
         tokenization.run(*open_reader(input.path, input.format));
     }
     tokenization.finish();
-    if (writer.tokens() == 0) fail("%s holds no text", in_quotes(config.corpus).c_str());
+    if (writer.tokens() == 0) fail("%s holds no text; name a file with text", in_quotes(config.corpus).c_str());
     report(config, name, writer.train_tokens(), writer.val_tokens());
 }
 
-// A tenth of the corpus, judged by the size of its files, but not more than one shard.
+// A tenth of the corpus, estimated from the size of its files, but at most one shard.
 size_t default_val_tokens(const std::vector<Input>& inputs, const PrepareConfig& config) {
     double bytes = 0;
     for (const Input& input : inputs) {
@@ -294,7 +293,13 @@ void prepare(PrepareConfig config) {
 
     std::vector<Input> inputs;
     if (named == corpora.end()) {
-        for (const std::string& path : matching_files(config.corpus)) inputs.push_back({path, config.format, nullptr});
+        for (const std::string& path : matching_files(config.corpus)) {
+            std::error_code ignored;
+            if (!fs::exists(path, ignored))
+                fail("%s is not a known corpus, and no file has this name; check the path (--help lists the corpora)",
+                     in_quotes(path).c_str());
+            inputs.push_back({path, config.format, nullptr});
+        }
     } else {
         for (const RemoteFile& file : named->files) {
             inputs.push_back(
@@ -312,40 +317,41 @@ void prepare(PrepareConfig config) {
 
 static int run_prepare(int argc, char** argv) {
     PrepareConfig config;
-    Options options("prepare", "Makes token shards for train_gpt: downloads, tokenizes, splits.");
+    Options options("prepare", "Makes token shards for train_gpt: downloads a corpus, tokenizes it and splits it.");
     options.add({.long_name = "corpus",
                  .to = &config.corpus,
                  .metavar = "CORPUS",
-                 .help = "tinyshakespeare, tinystories, openwebtext, fineweb-edu, or a file (text, .jsonl, .tar; also "
-                         ".gz, .xz, .zst), or a quoted pattern of several"});
+                 .help =
+                     "tinyshakespeare, tinystories, openwebtext or fineweb-edu; or a file (text, .jsonl or .tar, also "
+                     "packed as .gz, .xz or .zst); or a pattern of several files, in quotes"});
     options.add({.short_name = "-o",
                  .long_name = "--out",
                  .to = &config.out,
                  .metavar = "DIR",
                  .default_text = "data/CORPUS",
-                 .help = "directory for the shards"});
+                 .help = "folder for the shards"});
     options.add({.long_name = "--tokenizer",
                  .to = &config.tokenizer,
                  .metavar = "NAME|DIR",
-                 .help = "gpt2 (downloaded on first use), bytes, or a directory with vocab.json and merges.txt"});
+                 .help = "gpt2 (downloaded on first use), bytes, or a folder with vocab.json and merges.txt"});
     options.add({.long_name = "--format",
                  .to = &config.format,
                  .choices = {"auto", "text", "jsonl", "tar", "nested-tar"},
-                 .help = "of your own files; auto goes by their names' ending"});
+                 .help = "format of your own files; auto decides by the ends of their names"});
     options.add({.long_name = "--field",
                  .to = &config.field,
                  .metavar = "NAME",
-                 .help = "JSON lines: the field that holds the text"});
+                 .help = "for JSON lines: the field that holds the text"});
     options.add({.long_name = "--shard-tokens",
                  .to = &config.shard_tokens,
                  .metavar = "N",
                  .range = {.low = 1, .high = 2147483647},
-                 .help = "tokens a shard"});
+                 .help = "tokens per shard"});
     options.add({.long_name = "--val-tokens",
                  .to = &config.val_tokens,
                  .metavar = "N",
                  .default_text = "a tenth, at most a shard",
-                 .help = "the first N tokens are for validation; not for corpora with a validation file"});
+                 .help = "use the first N tokens for validation (not for corpora that have a validation file)"});
     options.add({.long_name = "--max-tokens",
                  .to = &config.max_tokens,
                  .metavar = "N",
@@ -354,17 +360,17 @@ static int run_prepare(int argc, char** argv) {
     options.add({.long_name = "--downloads",
                  .to = &config.downloads,
                  .metavar = "DIR",
-                 .help = "where downloaded files are kept"});
+                 .help = "folder that keeps the downloaded files"});
     options.add({.long_name = "--mirror",
                  .to = &config.mirror,
                  .metavar = "URL",
                  .default_text = "the public hosts",
-                 .help = "host to download from instead: https://HOST, or file:///DIR for files fetched before"});
+                 .help = "download from here instead: https://HOST, or file:///DIR for files that you have already"});
     options.add({.long_name = "--threads",
                  .to = &config.threads,
                  .metavar = "N",
                  .default_text = "all cores",
-                 .help = "threads that tokenize"});
+                 .help = "threads for tokenizing"});
     return exit_status("prepare", [&] {
         if (!options.parse(argc, argv)) return 0;
         config.has_val_tokens = options.given("--val-tokens");

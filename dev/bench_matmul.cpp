@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/matmul.cuh"
+#include "ops/gemm.cuh"
 
 #ifdef HAVE_DNNL
 #include <dnnl.h>

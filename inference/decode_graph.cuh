@@ -29,7 +29,7 @@ class DecodeGraph {
         : dev_(decoder.device()), decoder_(decoder), rows_(decoder.sequences()), memory_(dev_, "the decoding graph"),
           read_(kAhead * rows_), copied_(kAhead) {
         const Config& c = decoder.config_;
-        const size_t splits = blocks_for(c.T, decode_keys);
+        const size_t splits = blocks_for(c.T, kDecodeKeys);
         memory_.add(settings_, 1), memory_.add(steps_, rows_), memory_.add(positions_, rows_);
         memory_.add(ids_, c.T * rows_), memory_.add(finished_, rows_ * c.NH);
         memory_.add(partial_, rows_ * c.NH * splits * (c.C / c.NH + 2));
@@ -39,7 +39,7 @@ class DecodeGraph {
     // Head sizes whose rows are whole 16 bytes; others take the host's loop.
     static bool supports(const Config& c) {
         const size_t hs = c.C / c.NH;
-        return hs % kPiece<Real> == 0 && hs <= size_t(simple_max_hs);
+        return hs % kVector<Real> == 0 && hs <= size_t(kSimpleMaxHs);
     }
 
     // As generate_on_host (inference/generate.cuh).

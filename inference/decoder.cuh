@@ -8,7 +8,7 @@
 #include "model/config.h"
 #include "ops/attention.cuh"
 #include "ops/embedding.cuh"
-#include "ops/matmul.cuh"
+#include "ops/linear.cuh"
 #include "runtime/arena.h"
 
 namespace tapernorm {

@@ -59,13 +59,13 @@ std::string directory_of(const std::string& path) {
     return parent.empty() ? "." : parent;
 }
 
-// Opens PATH.tmp for one writer. A temporary left by a crash is taken over; one that is being written is not.
-// Returns -1 with errno set on failure, EWOULDBLOCK where another process holds it.
+// Opens PATH.tmp for one writer. A temporary file left by a crash is taken over; one that is being written is not. On failure
+// returns -1 with errno set, to EWOULDBLOCK where another process holds the file.
 int open_temporary(const std::string& temporary) {
     for (;;) {
         const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
         if (fd < 0) return -1;
-        // Some network file systems have no locks; there the rename still keeps readers safe.
+        // Some network file systems have no locks; there, renaming still keeps readers safe.
         const bool busy = flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
         struct stat opened, named;
         const bool same = fstat(fd, &opened) == 0 && stat(temporary.c_str(), &named) == 0 &&
@@ -82,26 +82,6 @@ int open_temporary(const std::string& temporary) {
 }
 
 }  // namespace
-
-std::string in_quotes(std::string_view text) {
-    constexpr size_t longest = 160;
-    std::string out = "'";
-    for (size_t i = 0; i < text.size(); i++) {
-        if (text.size() > longest && i == longest / 2) {
-            out += "...";
-            i = text.size() - longest / 2;
-        }
-        const unsigned char c = (unsigned char)(text[i]);
-        if (c < 0x20 || c == 0x7f || c == '\'' || c == '\\') {
-            char escape[8];
-            std::snprintf(escape, sizeof escape, "\\x%02x", c);
-            out += escape;
-        } else {
-            out += char(c);
-        }
-    }
-    return out + "'";
-}
 
 AtomicFile::AtomicFile(const std::string& path) : path_(path) {
     if (path.empty()) fail("cannot write a file without a name");
@@ -126,7 +106,7 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path) {
         fail("cannot write %s: the directory %s does not exist; create it first (mkdir -p)", in_quotes(path).c_str(),
              in_quotes(directory_of(target_)).c_str());
     if (fd_ < 0) fail_with(errno, "create a file in its directory");
-    if (exists) (void)!fchmod(fd_, info.st_mode & 07777);  // keeps the old file's permissions where it may
+    if (exists) (void)!fchmod(fd_, info.st_mode & 07777);  // keeps the old file's permissions if allowed to
 }
 
 AtomicFile::~AtomicFile() {
@@ -145,23 +125,22 @@ void AtomicFile::write(const void* data, size_t bytes) {
     while (bytes > 0) {
         const ssize_t done = ::write(fd_, next, std::min(bytes, size_t(1) << 30));
         if (done < 0 && errno == EINTR) continue;
-        if (done < 0) fail_with(errno, "write the data (what was there before is untouched)");
+        if (done < 0) fail_with(errno, "write the data (the old file is untouched)");
         next += done;
         bytes -= size_t(done);
     }
 }
 
 void AtomicFile::commit(size_t keep) {
-    if (fsync(fd_) != 0) fail_with(errno, "flush to the disk (what was there before is untouched)");
+    if (fsync(fd_) != 0) fail_with(errno, "flush to the disk (the old file is untouched)");
     for (size_t i = target_ == path_ ? keep : 0; i-- > 1;)
         if (rename(numbered(path_, i - 1).c_str(), numbered(path_, i).c_str()) != 0 && errno != ENOENT)
-            fail_with(errno, "rename the file of before");
+            fail_with(errno, "rename the old file");
     if (rename(temporary_.c_str(), target_.c_str()) != 0) fail_with(errno, "rename the finished file");
     // Network file systems may report a failed write only here, but fsync has already reported all of them.
     close(std::exchange(fd_, -1));
 
-    // The new name is safe from a power cut once its directory is on the disk; some file systems cannot flush
-    // one.
+    // The new name survives a power cut once its directory is on the disk; some file systems cannot flush a directory.
     const int directory = open(directory_of(target_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (directory < 0) return;
     const bool flushed = fsync(directory) == 0 || errno == EINVAL;

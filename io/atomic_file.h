@@ -1,16 +1,17 @@
-// Files that are either the old ones or the new ones, never half of each: written under a temporary name in
-// the same directory (PATH.tmp), flushed to the disk, renamed.
+// Files as bytes. AtomicFile writes a file that is either the old one or the new one, never half of each: under a temporary
+// name in the same directory (PATH.tmp), flushed to the disk, renamed. MappedFile reads one.
 #pragma once
 #include <cstddef>
 #include <string>
-#include <string_view>
+
+#include "runtime/error.h"
 
 namespace tapernorm {
 
 class AtomicFile {
   public:
-    // Fails at once where the directory is missing or not writable, or where `path` is a directory, a device
-    // or a write-protected file. A symbolic link is followed: its target is replaced, the link stays.
+    // Fails at once if the directory is missing or not writable, or if `path` is a directory, a device or a write-protected
+    // file. A symbolic link is followed: its target is replaced, and the link stays.
     explicit AtomicFile(const std::string& path);
     ~AtomicFile();  // without commit(): removes the temporary, the old file stays as it was
     AtomicFile(const AtomicFile&) = delete;
@@ -18,9 +19,9 @@ class AtomicFile {
 
     void write(const void* data, size_t bytes);
 
-    // keep > 1: the file of before gets the number 1 (numbered(path, 1)), 1 becomes 2 and so on; keep - 1 of them stay.
-    // All of this is renaming, after the new file is on the disk: at any moment, every name holds a whole file. (Behind
-    // a symbolic link, which may lead to another file system, nothing is kept.)
+    // keep > 1: the previous file gets the number 1 (numbered(path, 1)), 1 becomes 2 and so on; keep - 1 of them stay. All
+    // of this is renaming, done once the new file is on the disk: at any moment, every name holds a whole file. (Through a
+    // symbolic link, which may lead to another file system, nothing is kept.)
     void commit(size_t keep = 1);
 
   private:
@@ -35,14 +36,11 @@ class AtomicFile {
 // "model.state.bin", 2 -> "model.state.2.bin"; number 0 is the file itself.
 std::string numbered(const std::string& path, size_t number);
 
-// Fails as writing `path` would, before hours of work depend on it. Leaves no trace.
+// Fails if writing `path` would, before hours of work depend on it. Leaves no trace.
 void check_writable(const std::string& path);
 
-// Quoted for a one-line message: control characters and quotes as \xNN, long texts cut in the middle.
-std::string in_quotes(std::string_view text);
-
-// A whole file mapped into memory, read only. The pages are those of the file as it was opened: replacing the
-// file by renaming does not disturb them; shortening it in place does, and the system then ends the program.
+// A whole file mapped into memory, read only. The pages are those of the file as it was opened: replacing the file by
+// renaming does not disturb them; shortening it in place does, and the system then ends the program.
 class MappedFile {
   public:
     MappedFile() = default;

@@ -1,5 +1,4 @@
-// Checksums: of checkpoints (64 bits, at the speed of memory) and of TensorBoard's records (CRC-32C, which their format
-// asks for).
+// Checksums: 64 bits at the speed of memory for checkpoints, and CRC-32C, which TensorBoard's records need.
 #pragma once
 #include <algorithm>
 #include <cstddef>
@@ -10,10 +9,10 @@
 
 namespace tapernorm {
 
-// A 64-bit checksum of all bytes added, however they were cut into pieces. Four lanes take one 8-byte word each in turn:
-// polynomials of an odd number over the words, which are mixed first, so that what changed in one cannot be undone by a
-// like change in the next. A change within one word is always noticed, any other with probability 1 - 2^-64. It finds
-// accidents, not forgeries.
+// A 64-bit checksum of all bytes added, however they were divided among the calls. Four lanes take one 8-byte word each in
+// turn. A lane is a polynomial of an odd number over the words, which are mixed first, so that a change in one cannot be
+// undone by a similar change in the next. A change within one word is always noticed, any other with probability 1 - 2^-64.
+// It finds accidents, not forgeries.
 class Checksum {
   public:
     void add(const void* data, size_t bytes) {
@@ -52,7 +51,7 @@ class Checksum {
     size_t filled_ = 0;
 };
 
-// CRC-32C (Castagnoli), as iSCSI and TFRecord have it: polynomial 0x1edc6f41, bits reversed.
+// CRC-32C (Castagnoli), as used by iSCSI and TFRecord: polynomial 0x1edc6f41, bits reversed.
 inline uint32_t crc32c(const void* data, size_t bytes) {
     uint32_t crc = ~uint32_t(0);
     for (const unsigned char *p = static_cast<const unsigned char*>(data), *end = p + bytes; p < end; p++) {

@@ -1,5 +1,5 @@
-// A parallel loop whose tasks may fail: the error of the first task that fails, by its number, is thrown to the caller once
-// all threads have stopped. Which one that is does not depend on the number of threads.
+// A parallel loop whose tasks may fail: once all threads have stopped, the error of the failed task with the lowest number is
+// thrown to the caller. Which one that is does not depend on the number of threads.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -10,8 +10,7 @@
 
 namespace tapernorm {
 
-// Calls f(task, thread) for every task in [0, n); of the tasks behind one that failed, those that have not begun are left
-// out.
+// Calls f(task, thread) for every task in [0, n). Once a task has failed, tasks with higher numbers no longer begin.
 template <class F>
 void parallel_each(int threads, size_t n, F&& f) {
     std::exception_ptr problem;

@@ -18,9 +18,9 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t length_bytes = 8;
-constexpr size_t max_header_bytes = 100'000'000;  // the format's own limit
-constexpr size_t alignment = 64;                  // of the data section we write
+constexpr size_t kLengthBytes = 8;
+constexpr size_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
+constexpr size_t kAlignment = 64;                // of the data section we write
 
 struct DtypeInfo {
     Dtype dtype;
@@ -28,7 +28,7 @@ struct DtypeInfo {
     size_t bytes;
 };
 
-constexpr DtypeInfo dtypes[] = {
+constexpr DtypeInfo kDtypes[] = {
     {Dtype::F64, "F64", 8},   {Dtype::F32, "F32", 4}, {Dtype::F16, "F16", 2}, {Dtype::BF16, "BF16", 2},
     {Dtype::I64, "I64", 8},   {Dtype::I32, "I32", 4}, {Dtype::I16, "I16", 2}, {Dtype::I8, "I8", 1},
     {Dtype::U64, "U64", 8},   {Dtype::U32, "U32", 4}, {Dtype::U16, "U16", 2}, {Dtype::U8, "U8", 1},
@@ -36,12 +36,12 @@ constexpr DtypeInfo dtypes[] = {
 };
 
 const DtypeInfo& info(Dtype dtype) {
-    for (const DtypeInfo& d : dtypes)
+    for (const DtypeInfo& d : kDtypes)
         if (d.dtype == dtype) return d;
     fail("dtype number %d is unknown", int(dtype));
 }
 
-// Bytes of a tensor, or nothing where the product does not fit.
+// The bytes of a tensor; returns false if the product does not fit.
 bool tensor_bytes(Dtype dtype, const std::vector<size_t>& shape, size_t* bytes) {
     *bytes = dtype_bytes(dtype);
     for (const size_t n : shape)
@@ -49,8 +49,8 @@ bool tensor_bytes(Dtype dtype, const std::vector<size_t>& shape, size_t* bytes) 
     return true;
 }
 
-// Reads the header event by event, so that nothing is stored but what the format defines, and a header that
-// nests deeper or holds anything else is rejected where that begins.
+// Reads the header event by event: only what the format defines is stored, and a header that nests deeper or holds anything
+// else is rejected at that place.
 class HeaderReader : public nlohmann::json_sax<json> {
   public:
     HeaderReader(const std::string& path, std::map<std::string, std::string>* metadata,
@@ -87,7 +87,7 @@ class HeaderReader : public nlohmann::json_sax<json> {
             return go(Place::metadata);
         }
         if (place_ != Place::dtype) unexpected("a string");
-        for (const DtypeInfo& d : dtypes)
+        for (const DtypeInfo& d : kDtypes)
             if (value == d.name) {
                 tensor_.dtype = d.dtype;
                 return go(Place::tensor);
@@ -186,7 +186,7 @@ class HeaderReader : public nlohmann::json_sax<json> {
             reject_tensor("ends at byte %zu, before its begin at %zu", tensor_.end, tensor_.begin);
         size_t bytes;
         if (!tensor_bytes(tensor_.dtype, tensor_.shape, &bytes))
-            reject_tensor("has a shape of more bytes than 64 bits can count");
+            reject_tensor("has a shape with more bytes than 64 bits can count");
         if (bytes != tensor_.end - tensor_.begin)
             reject_tensor("has %zu bytes of data; its shape and dtype %s need %zu", tensor_.end - tensor_.begin,
                           dtype_name(tensor_.dtype), bytes);
@@ -197,32 +197,32 @@ class HeaderReader : public nlohmann::json_sax<json> {
     std::map<std::string, std::string>* metadata_;
     std::vector<TensorEntry>* entries_;
     Place place_ = Place::outside;
-    std::string name_;                    // of the tensor or metadata at hand
-    std::set<std::string> names_, seen_;  // of the header; of the tensor at hand
+    std::string name_;                    // of the current tensor or metadata
+    std::set<std::string> names_, seen_;  // keys of the header; keys of the current tensor
     TensorEntry tensor_ = {};
     std::vector<size_t> offsets_;
 };
 
-// The data section must be covered exactly: a gap could hide bytes from the checks of other readers.
+// The tensors must cover the data section exactly: a gap could hide bytes from the checks of other readers.
 void check_layout(const std::string& path, const std::vector<TensorEntry>& entries, size_t data_bytes) {
     size_t at = 0;
     for (const TensorEntry& e : entries) {
         if (e.end > data_bytes)
             fail(
-                "%s is not a valid safetensors file: tensor %s ends at byte %zu of the data, which has %zu; "
-                "the "
-                "file is damaged or was not copied to its end",
+                "%s is not a valid safetensors file: tensor %s ends at byte %zu of the data, which has only %zu; the file is "
+                "damaged or its copy is incomplete",
                 in_quotes(path).c_str(), in_quotes(e.name).c_str(), e.end, data_bytes);
         if (e.begin != at)
             fail(
-                "%s is not a valid safetensors file: tensor %s begins at byte %zu of the data; expected %zu "
-                "(%s)",
+                "%s is not a valid safetensors file: tensor %s begins at byte %zu of the data; expected %zu (%s); the file "
+                "is damaged",
                 in_quotes(path).c_str(), in_quotes(e.name).c_str(), e.begin, at, e.begin < at ? "an overlap" : "a gap");
         at = e.end;
     }
     if (at != data_bytes)
-        fail("%s is not a valid safetensors file: its data section has %zu bytes, its tensors fill %zu",
-             in_quotes(path).c_str(), data_bytes, at);
+        fail(
+            "%s is not a valid safetensors file: its data section has %zu bytes, but its tensors fill %zu; the file is damaged",
+            in_quotes(path).c_str(), data_bytes, at);
 }
 
 template <class Real, class Stored, class Convert>
@@ -235,7 +235,7 @@ void convert(const unsigned char* src, size_t n, Real* dst, Convert&& f) {
 }
 
 std::string json_string(const std::string& text) {
-    // Bytes that are no UTF-8, such as in a path, must not make hours of training unsaveable.
+    // Bytes that are not UTF-8, such as in a path, must not prevent the saving of hours of training.
     return json(text).dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
@@ -252,27 +252,28 @@ std::string make_header(const std::string& path, const std::map<std::string, std
     for (const TensorOut& t : tensors) {
         const std::string name = json_string(t.name);
         if (t.name == "__metadata__" || !names.insert(name).second)
-            fail("cannot write %s: tensor name %s is taken", in_quotes(path).c_str(), in_quotes(t.name).c_str());
+            fail("cannot write %s: the tensor name %s is used twice", in_quotes(path).c_str(),
+                 in_quotes(t.name).c_str());
         size_t size, end;
         if (!tensor_bytes(t.dtype, t.shape, &size) || __builtin_add_overflow(begin, size, &end))
-            fail("cannot write %s: tensor %s has a shape of more bytes than 64 bits can count", in_quotes(path).c_str(),
-                 in_quotes(t.name).c_str());
+            fail("cannot write %s: tensor %s has a shape with more bytes than 64 bits can count",
+                 in_quotes(path).c_str(), in_quotes(t.name).c_str());
         header += strprintf(",%s:{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}", name.c_str(),
                             dtype_name(t.dtype), json(t.shape).dump().c_str(), begin, end);
         bytes->push_back(size);
         begin = end;
     }
     header += "}";
-    header.resize((length_bytes + header.size() + alignment - 1) / alignment * alignment - length_bytes, ' ');
-    if (header.size() > max_header_bytes)
-        fail("cannot write %s: its header needs %zu bytes, the format allows %zu", in_quotes(path).c_str(),
-             header.size(), max_header_bytes);
+    header.resize((kLengthBytes + header.size() + kAlignment - 1) / kAlignment * kAlignment - kLengthBytes, ' ');
+    if (header.size() > kMaxHeaderBytes)
+        fail("cannot write %s: its header needs %zu bytes, but the format allows %zu", in_quotes(path).c_str(),
+             header.size(), kMaxHeaderBytes);
     return header;
 }
 
-const std::string no_checksum(16, '0');
+const std::string kNoChecksum(16, '0');
 
-// Where a header's checksum has its digits. Within a JSON string the quotes would be escaped.
+// The place of the digits of a header's checksum. (Within a JSON string the quotes would be escaped.)
 size_t checksum_place(std::string_view header, const std::string& digits) {
     const std::string row = "\"checksum\":\"" + digits + "\"";
     const size_t found = header.find(row);
@@ -295,27 +296,26 @@ std::string shape_text(const std::vector<size_t>& shape) {
 }
 
 SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(path) {
-    if (file_.size() < length_bytes)
-        fail("%s is not a safetensors file: it has %zu bytes, the shortest has %zu", in_quotes(path).c_str(),
-             file_.size(), length_bytes + 2);
+    if (file_.size() < kLengthBytes)
+        fail("%s is not a safetensors file: it has %zu bytes, but the shortest has %zu; name another file",
+             in_quotes(path).c_str(), file_.size(), kLengthBytes + 2);
     uint64_t length;
     std::memcpy(&length, file_.data(), sizeof length);
-    const size_t rest = file_.size() - length_bytes;
-    const unsigned char* header = file_.data() + length_bytes;
+    const size_t rest = file_.size() - kLengthBytes;
+    const unsigned char* header = file_.data() + kLengthBytes;
     if (length > 0 && rest > 0 && header[0] != '{')
-        fail("%s is not a safetensors file: no JSON header at byte %zu; name a model.bin or .safetensors file",
-             in_quotes(path).c_str(), length_bytes);
-    if (length < 2 || length > max_header_bytes || length > rest)
+        fail("%s is not a safetensors file: there is no JSON header at byte %zu; name a model.bin or .safetensors file",
+             in_quotes(path).c_str(), kLengthBytes);
+    if (length < 2 || length > kMaxHeaderBytes || length > rest)
         fail(
-            "%s is not a valid safetensors file: its header claims %llu bytes, the file holds %zu after the "
-            "length "
-            "(at most %zu are allowed); it is damaged or was not copied to its end",
-            in_quotes(path).c_str(), (unsigned long long)length, rest, max_header_bytes);
+            "%s is not a valid safetensors file: its header should have %llu bytes, the file has %zu behind that number (and "
+            "at most %zu are allowed); it is damaged or its copy is incomplete",
+            in_quotes(path).c_str(), (unsigned long long)length, rest, kMaxHeaderBytes);
 
     HeaderReader reader(path_, &metadata_, &entries_);
     json::sax_parse(header, header + length, &reader);
-    data_begin_ = length_bytes + size_t(length);
-    // Empty tensors share their offset with the next one and come first.
+    data_begin_ = kLengthBytes + size_t(length);
+    // An empty tensor has the same offset as the next one and comes first.
     std::stable_sort(entries_.begin(), entries_.end(), [](const TensorEntry& a, const TensorEntry& b) {
         return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
     });
@@ -355,27 +355,28 @@ template void SafetensorsFile::read<double>(const TensorEntry&, double*) const;
 void SafetensorsFile::verify() const {
     const auto stored = metadata_.find("checksum");
     if (stored == metadata_.end())
-        fail("%s has no checksum; it is damaged or was written by another version", in_quotes(path_).c_str());
+        fail("%s has no checksum; it is damaged or was written by another version of this program",
+             in_quotes(path_).c_str());
     const std::string_view header(reinterpret_cast<const char*>(file_.data()), data_begin_);
     const size_t place = checksum_place(header, stored->second);
     Checksum sum;
     if (place != std::string_view::npos) {
         sum.add(file_.data(), place);
-        sum.add(no_checksum.data(), no_checksum.size());
+        sum.add(kNoChecksum.data(), kNoChecksum.size());
         const size_t rest = place + stored->second.size();
         sum.add(file_.data() + rest, file_.size() - rest);
     }
     const std::string found = strprintf("%016llx", (unsigned long long)sum.value());
     if (found != stored->second)
-        fail("%s is damaged: its checksum is %s, expected %s", in_quotes(path_).c_str(), found.c_str(),
-             in_quotes(stored->second).c_str());
+        fail("%s is damaged: expected the checksum %s, found %s", in_quotes(path_).c_str(),
+             in_quotes(stored->second).c_str(), found.c_str());
 }
 
 void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata,
                        const std::vector<TensorOut>& tensors, const WriteOptions& options) {
     std::vector<size_t> bytes;
     auto with_checksum = metadata;
-    if (options.checksum) with_checksum["checksum"] = no_checksum;
+    if (options.checksum) with_checksum["checksum"] = kNoChecksum;
     std::string header = make_header(path, with_checksum, tensors, &bytes);
     const uint64_t length = header.size();
     if (options.checksum) {
@@ -384,7 +385,7 @@ void write_safetensors(const std::string& path, const std::map<std::string, std:
         sum.add(header.data(), header.size());
         for (size_t i = 0; i < tensors.size(); i++) sum.add(tensors[i].data, bytes[i]);
         const std::string digits = strprintf("%016llx", (unsigned long long)sum.value());
-        header.replace(checksum_place(header, no_checksum), digits.size(), digits);
+        header.replace(checksum_place(header, kNoChecksum), digits.size(), digits);
     }
     AtomicFile file(path);
     file.write(&length, sizeof length);

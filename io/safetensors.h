@@ -1,9 +1,9 @@
-// Model and state files: the safetensors format, so that any safetensors reader opens them.
+// Model and state files in the safetensors format, so that any safetensors reader opens them.
 //
 //     8 bytes   n, the length of the header, little endian
 //     n bytes   JSON: {"__metadata__": {string: string, ...}, "name": {"dtype": "F32", "shape": [2, 3],
 //               "data_offsets": [begin, end]}, ...}, padded with spaces
-//     the rest  the tensors, row major, little endian; offsets count from here, and leave no gap
+//     the rest  the tensors, row major, little endian; offsets count from here and leave no gap
 #pragma once
 #include <bit>
 #include <cstddef>
@@ -36,23 +36,22 @@ struct TensorEntry {
 
 class SafetensorsFile {
   public:
-    // Maps the file and checks all of its header; no later access can leave the file.
+    // Maps the file and checks its whole header; no later access can leave the file.
     explicit SafetensorsFile(const std::string& path);
 
     const std::string& path() const { return path_; }
     const std::map<std::string, std::string>& metadata() const { return metadata_; }
     const std::vector<TensorEntry>& entries() const { return entries_; }  // in the order of their data
 
-    // Reads all of the file; fails unless its bytes are those that were written. For files written with a checksum.
+    // Reads the whole file and fails unless its bytes are those that were written. The file must have a checksum.
     void verify() const;
 
     const TensorEntry* find(std::string_view name) const;  // nullptr: no such tensor
 
-    // The tensor's bytes in the file's dtype; files of other programs need not align them.
+    // The tensor's bytes in the file's dtype; other programs' files may not align them.
     const unsigned char* data(const TensorEntry& entry) const { return file_.data() + data_begin_ + entry.begin; }
 
-    // entry.count() numbers converted from F64, F32, F16 or BF16; any other dtype is an error. Real: float,
-    // double.
+    // Reads entry.count() numbers, converted from F64, F32, F16 or BF16; any other dtype is an error. Real: float or double.
     template <class Real>
     void read(const TensorEntry& entry, Real* dst) const;
 
@@ -73,16 +72,16 @@ struct TensorOut {
 };
 
 struct WriteOptions {
-    bool checksum = false;  // metadata "checksum": of the whole file, with this number's digits as zeros
-    size_t keep = 1;        // of this file, the new one among them: see AtomicFile::commit
+    bool checksum = false;  // metadata "checksum": that of the whole file, with its own digits as zeros
+    size_t keep = 1;        // how many versions of the file to keep, with the new one: see AtomicFile::commit
 };
 
-// Replaces `path` as a whole, or fails and leaves it as it was. Tensors keep their order; the data section
-// and every tensor whose predecessors are multiples of 64 bytes are 64-byte aligned.
+// Replaces `path` as a whole, or fails and leaves it as it was. Tensors keep their order; the data section is 64-byte aligned,
+// and so is every tensor whose predecessors all have multiples of 64 bytes.
 void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata,
                        const std::vector<TensorOut>& tensors, const WriteOptions& options = {});
 
-// Round to nearest, ties to even; a NaN stays a NaN, quiet, with its sign.
+// Rounds to nearest, ties to even; a NaN stays a (quiet) NaN with its sign.
 inline uint16_t bf16_from_float(float x) {
     const uint32_t bits = std::bit_cast<uint32_t>(x);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t(bits >> 16 | 0x40u);

@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include "io/atomic_file.h"
+#include "io/files.h"
 #include "io/parallel_each.h"
 #include "io/words.h"
 #include "runtime/error.h"
@@ -22,7 +23,7 @@ namespace tapernorm {
 
 namespace {
 
-void append_utf8(std::string& text, uint32_t code) {  // below U+0800: all that printable_from_bytes needs
+void append_utf8(std::string& text, uint32_t code) {  // code < U+0800: printable_from_bytes needs no more
     if (code < 0x80) {
         text += char(code);
     } else {
@@ -31,8 +32,8 @@ void append_utf8(std::string& text, uint32_t code) {  // below U+0800: all that 
     }
 }
 
-// Byte -> the character that stands for it in vocab.json and merges.txt: itself where it is printable and no
-// space, else the next free one from U+0100 on.
+// The character that stands for a byte in vocab.json and merges.txt: the byte itself where it is printable and not a space,
+// otherwise the next free one from U+0100 on.
 constexpr std::array<uint16_t, 256> make_byte_to_char() {
     std::array<uint16_t, 256> to_char{};
     uint16_t free = 256;
@@ -42,15 +43,15 @@ constexpr std::array<uint16_t, 256> make_byte_to_char() {
     }
     return to_char;
 }
-constexpr std::array<uint16_t, 256> byte_to_char = make_byte_to_char();
+constexpr std::array<uint16_t, 256> kByteToChar = make_byte_to_char();
 
-// A key of vocab.json as bytes. One with a character that stands for no byte can only be an added token; its
-// bytes are those of the key itself.
+// A key of vocab.json as bytes. A key with a character that stands for no byte can only be an added token; its bytes are
+// those of the key itself.
 std::string bytes_from_printable(std::string_view key) {
     static const auto char_to_byte = [] {
         std::array<int, 512> to_byte;
         to_byte.fill(-1);
-        for (size_t b = 0; b < 256; ++b) to_byte[byte_to_char[b]] = int(b);
+        for (size_t b = 0; b < 256; ++b) to_byte[kByteToChar[b]] = int(b);
         return to_byte;
     }();
     std::string bytes;
@@ -64,20 +65,20 @@ std::string bytes_from_printable(std::string_view key) {
     return bytes;
 }
 
-constexpr size_t max_vocab_size = 65536;  // ids are 16 bits in memory and in token shards
+constexpr size_t kMaxVocabSize = 65536;  // ids are 16 bits in memory and in token shards
 
 // The keys of vocab.json in the order of their ids.
 std::vector<std::string> parse_vocab(std::string_view text, const std::string& source) {
     const auto json = nlohmann::json::parse(text, nullptr, false);
-    if (!json.is_object()) fail("%s: vocab.json must be a JSON object {\"token\": id, ...}", source.c_str());
-    if (json.size() > max_vocab_size)
-        fail("%s: the vocabulary has %zu tokens; ids are stored in 16 bits, so that %zu is the limit", source.c_str(),
-             json.size(), max_vocab_size);
+    if (!json.is_object()) fail("%s: expected vocab.json to be a JSON object {\"token\": id, ...}", source.c_str());
+    if (json.size() > kMaxVocabSize)
+        fail("%s: expected a vocabulary of at most %zu tokens, because ids have 16 bits, found %zu", source.c_str(),
+             kMaxVocabSize, json.size());
     std::vector<std::string> keys(json.size());
     std::vector<bool> seen(json.size());
     for (const auto& [key, id] : json.items()) {
         if (!id.is_number_unsigned() || id.get<uint64_t>() >= keys.size() || seen[id.get<size_t>()])
-            fail("%s: token %s has id %s in vocab.json; ids must be 0 to %zu, each once", source.c_str(),
+            fail("%s: token %s has the id %s in vocab.json; expected each of 0 to %zu once", source.c_str(),
                  in_quotes(key).c_str(), id.dump().c_str(), keys.size() - 1);
         seen[id.get<size_t>()] = true;
         keys[id.get<size_t>()] = key;
@@ -107,14 +108,14 @@ std::vector<MergeLine> parse_merges(std::string_view text, const std::vector<std
         if (line.empty() || line.starts_with("#version")) continue;
         const size_t space = line.find(' ');
         if (space == 0 || space >= line.size() - 1 || line.find(' ', space + 1) != line.npos)
-            fail("%s: line %zu of merges.txt is %s; expected two tokens and one space between them", source.c_str(),
+            fail("%s: line %zu of merges.txt is %s; expected two tokens with one space between them", source.c_str(),
                  line_number, in_quotes(line).c_str());
         const auto left = ids.find(line.substr(0, space)), right = ids.find(line.substr(space + 1));
         const auto merged = ids.find(std::string(line.substr(0, space)).append(line.substr(space + 1)));
         if (left == ids.end() || right == ids.end() || merged == ids.end())
             fail(
-                "%s: line %zu of merges.txt, %s: the tokens or what they merge to are not in vocab.json; do "
-                "the two files belong together?",
+                "%s: line %zu of merges.txt, %s: the two tokens or the merged one are not in vocab.json; give two files that "
+                "belong together",
                 source.c_str(), line_number, in_quotes(line).c_str());
         merges.push_back({{left->second, right->second}, merged->second});
     }
@@ -125,7 +126,7 @@ std::vector<MergeLine> parse_merges(std::string_view text, const std::vector<std
 
 std::string printable_from_bytes(std::string_view bytes) {
     std::string printable;
-    for (const char b : bytes) append_utf8(printable, byte_to_char[static_cast<unsigned char>(b)]);
+    for (const char b : bytes) append_utf8(printable, kByteToChar[static_cast<unsigned char>(b)]);
     return printable;
 }
 
@@ -151,31 +152,31 @@ std::string merges_txt_text(std::span<const std::string> tokens,
 
 namespace {
 
-constexpr uint32_t no_rank = ~0u;
+constexpr uint32_t kNoRank = ~0u;
 
-// (left id, right id) -> rank, by open addressing; at most half full, so that a miss costs about one line of
-// memory.
+// The rank of a pair (left id, right id): a hash table with open addressing, at most half full, so that a miss costs about
+// one cache line.
 class MergeRanks {
   public:
     explicit MergeRanks(size_t capacity) : slots_(std::bit_ceil(2 * capacity + 2)), mask_(slots_.size() - 1) {}
 
-    // Of a pair that is listed twice the later rank counts, as in Hugging Face's tokenizers.
+    // If a pair is listed twice, the later rank counts, as in Hugging Face's tokenizers.
     void insert(Pair pair, uint32_t rank) {
         const uint32_t k = key(pair);
         size_t i = home(k);
-        while (slots_[i].rank != no_rank && slots_[i].key != k) i = (i + 1) & mask_;
+        while (slots_[i].rank != kNoRank && slots_[i].key != k) i = (i + 1) & mask_;
         slots_[i] = {k, rank};
     }
 
     uint32_t find(uint16_t left, uint16_t right) const {
         const uint32_t k = key({left, right});
         for (size_t i = home(k);; i = (i + 1) & mask_)
-            if (slots_[i].key == k || slots_[i].rank == no_rank) return slots_[i].rank;
+            if (slots_[i].key == k || slots_[i].rank == kNoRank) return slots_[i].rank;
     }
 
   private:
     struct Slot {
-        uint32_t key = 0, rank = no_rank;
+        uint32_t key = 0, rank = kNoRank;
     };
     static uint32_t key(Pair pair) { return uint32_t(pair.left) << 16 | pair.right; }
     size_t home(uint32_t k) const { return size_t(k * 0x9e3779b97f4a7c15u >> 32) & mask_; }
@@ -190,7 +191,7 @@ uint64_t load(const char* bytes, size_t count) {
     return value;
 }
 
-// Words are short: up to 16 bytes are two loads, which overlap where there are fewer.
+// Words are short: up to 16 bytes take two loads, which overlap if there are fewer bytes.
 uint64_t hash_bytes(std::string_view bytes) {
     const size_t n = bytes.size();
     const char* p = bytes.data();
@@ -222,10 +223,10 @@ struct Tokenizer::Tables {
     MergeRanks ranks{0};
     std::optional<uint16_t> end_of_text;
 
-    // Words that are one token, found without merging: the bytes and the id, by open addressing.
+    // Words that are one token, found without merging: a hash table with open addressing.
     struct Word {
         uint32_t tag = 0;  // upper half of the hash
-        uint32_t id = no_rank;
+        uint32_t id = kNoRank;
     };
     std::vector<Word> words;
 
@@ -245,13 +246,14 @@ struct Tokenizer::Tables {
 };
 
 namespace {
-constexpr size_t short_word = 64;  // bytes; merged by repeated scans up to here, by a priority queue above
+constexpr size_t kShortWord =
+    64;  // bytes; words up to this length are merged by repeated scans, longer ones with a priority queue
 }
 
-// Takes the leftmost pair of lowest rank again and again. Quadratic, and fastest for words as they are.
+// Merges the leftmost pair of lowest rank again and again. This is quadratic, but the fastest way for words of usual length.
 void Tokenizer::Tables::merge_short(std::string_view word, std::vector<uint16_t>& ids) const {
-    uint16_t id[short_word];
-    uint32_t rank[short_word];  // of the pair (i, i + 1)
+    uint16_t id[kShortWord];
+    uint32_t rank[kShortWord];  // of the pair (i, i + 1)
     size_t n = word.size();
     for (size_t i = 0; i < n; ++i) id[i] = byte_id[static_cast<unsigned char>(word[i])];
     for (size_t i = 0; i + 1 < n; ++i) rank[i] = ranks.find(id[i], id[i + 1]);
@@ -259,7 +261,7 @@ void Tokenizer::Tables::merge_short(std::string_view word, std::vector<uint16_t>
         size_t best = 0;
         for (size_t i = 1; i + 1 < n; ++i)
             if (rank[i] < rank[best]) best = i;
-        if (rank[best] == no_rank) break;
+        if (rank[best] == kNoRank) break;
         id[best] = merged[rank[best]];
         --n;
         for (size_t i = best + 1; i < n; ++i) id[i] = id[i + 1];
@@ -270,48 +272,47 @@ void Tokenizer::Tables::merge_short(std::string_view word, std::vector<uint16_t>
     ids.insert(ids.end(), id, id + n);
 }
 
-// The same by a priority queue of pairs over a linked list: n log n, so that a megabyte without a space is no
-// trap.
+// The same with a priority queue of pairs over a linked list: n log n, so that a megabyte without a space takes no longer.
 void Tokenizer::Tables::merge_long(std::string_view word, std::vector<uint16_t>& ids) const {
-    constexpr uint32_t none = ~0u;
-    if (word.size() >= none) fail("cannot encode a word of %zu bytes; insert white space", word.size());
+    constexpr uint32_t kNone = ~0u;
+    if (word.size() >= kNone) fail("cannot encode a word of %zu bytes; insert white space into the text", word.size());
     const auto n = uint32_t(word.size());
     std::vector<uint16_t> id(n);
     std::vector<uint32_t> previous(n), next(n);
     std::vector<bool> gone(n);  // merged into its left neighbour
     for (uint32_t i = 0; i < n; ++i) {
         id[i] = byte_id[static_cast<unsigned char>(word[i])];
-        previous[i] = i ? i - 1 : none;
-        next[i] = i + 1 < n ? i + 1 : none;
+        previous[i] = i ? i - 1 : kNone;
+        next[i] = i + 1 < n ? i + 1 : kNone;
     }
-    // Rank in the upper half, place in the lower: the smallest is the leftmost of lowest rank.
+    // The rank in the upper half, the place in the lower: the smallest element is the leftmost pair of lowest rank.
     std::priority_queue<uint64_t, std::vector<uint64_t>, std::greater<>> queue;
     const auto push = [&](uint32_t i) {
         const uint32_t rank = ranks.find(id[i], id[next[i]]);
-        if (rank != no_rank) queue.push(uint64_t(rank) << 32 | i);
+        if (rank != kNoRank) queue.push(uint64_t(rank) << 32 | i);
     };
     for (uint32_t i = 0; i + 1 < n; ++i) push(i);
     while (!queue.empty()) {
         const auto rank = uint32_t(queue.top() >> 32), i = uint32_t(queue.top());
         queue.pop();
-        const uint32_t j = gone[i] ? none : next[i];
-        if (j == none || ranks.find(id[i], id[j]) != rank) continue;  // the pair has changed since
+        const uint32_t j = gone[i] ? kNone : next[i];
+        if (j == kNone || ranks.find(id[i], id[j]) != rank) continue;  // the pair has changed since
         id[i] = merged[rank];
         gone[j] = true;
         next[i] = next[j];
-        if (next[i] != none) {
+        if (next[i] != kNone) {
             previous[next[i]] = i;
             push(i);
         }
-        if (previous[i] != none) push(previous[i]);
+        if (previous[i] != kNone) push(previous[i]);
     }
-    for (uint32_t i = 0; i != none; i = next[i]) ids.push_back(id[i]);
+    for (uint32_t i = 0; i != kNone; i = next[i]) ids.push_back(id[i]);
 }
 
 bool Tokenizer::Tables::find_word(std::string_view word, uint16_t& id) const {
     const uint64_t hash = hash_bytes(word);
     for (size_t i = hash & (words.size() - 1);; i = (i + 1) & (words.size() - 1)) {
-        if (words[i].id == no_rank) return false;
+        if (words[i].id == kNoRank) return false;
         if (words[i].tag != uint32_t(hash >> 32) || tokens[words[i].id] != word) continue;
         id = uint16_t(words[i].id);
         return true;
@@ -322,7 +323,7 @@ void Tokenizer::Tables::append_word(std::string_view word, std::vector<uint16_t>
     uint16_t id;
     if (find_word(word, id)) {
         ids.push_back(id);
-    } else if (word.size() <= short_word) {
+    } else if (word.size() <= kShortWord) {
         merge_short(word, ids);
     } else {
         merge_long(word, ids);
@@ -341,7 +342,7 @@ void Tokenizer::Tables::set_tokens(std::vector<std::string> all, const std::stri
     tokens = std::move(all);
     std::array<bool, 256> have{};
     for (size_t id = 0; id < tokens.size(); ++id) {
-        if (tokens[id] == end_of_text_marker) end_of_text = uint16_t(id);
+        if (tokens[id] == kEndOfText) end_of_text = uint16_t(id);
         if (tokens[id].size() != 1) continue;
         const auto byte = static_cast<unsigned char>(tokens[id][0]);
         byte_id[byte] = uint16_t(id);
@@ -349,22 +350,23 @@ void Tokenizer::Tables::set_tokens(std::vector<std::string> all, const std::stri
     }
     for (size_t b = 0; b < 256; ++b)
         if (!have[b])
-            fail("%s: the vocabulary lacks byte 0x%02zx; a byte-level BPE needs a token for each of the 256",
-                 source.c_str(), b);
+            fail(
+                "%s: the vocabulary has no token for byte 0x%02zx; expected a byte-level BPE, with one for each of the 256 bytes",
+                source.c_str(), b);
 }
 
-// A token that merging its own bytes does not lead to (an added one such as <|endoftext|>) must not be found.
+// Leaves out tokens that merging their own bytes does not lead to (added ones such as <|endoftext|>).
 void Tokenizer::Tables::add_words() {
     words.assign(std::bit_ceil(2 * tokens.size()), Word{});
     std::vector<uint16_t> ids;
     for (size_t id = 0; id < tokens.size(); ++id) {
         if (tokens[id].empty()) continue;
         ids.clear();
-        tokens[id].size() <= short_word ? merge_short(tokens[id], ids) : merge_long(tokens[id], ids);
+        tokens[id].size() <= kShortWord ? merge_short(tokens[id], ids) : merge_long(tokens[id], ids);
         if (ids.size() != 1 || ids[0] != id) continue;
         const uint64_t hash = hash_bytes(tokens[id]);
         size_t i = hash & (words.size() - 1);
-        while (words[i].id != no_rank) i = (i + 1) & (words.size() - 1);
+        while (words[i].id != kNoRank) i = (i + 1) & (words.size() - 1);
         words[i] = {uint32_t(hash >> 32), uint32_t(id)};
     }
 }
@@ -379,11 +381,10 @@ void Tokenizer::Tables::finish() {
         for (const char c : token) print = mix64(print ^ static_cast<unsigned char>(c));
     }
     for (const auto& [left, right] : merges) print = mix64(print ^ (uint64_t(left) << 16 | right));
-    // Of the published files: sha256 196139668be6... (vocab.json, encoder.json), 1ce1664773c5...
-    // (merges.txt).
-    constexpr uint64_t gpt2_fingerprint = 0x3c2c6330150eae58u;
+    // The fingerprint of the published files: sha256 196139668be6... (vocab.json, encoder.json), 1ce1664773c5... (merges.txt).
+    constexpr uint64_t kGpt2Fingerprint = 0x3c2c6330150eae58u;
     name = byte_level                  ? "bytes"
-           : print == gpt2_fingerprint ? "gpt2"
+           : print == kGpt2Fingerprint ? "gpt2"
                                        : strprintf("bpe%zu-%08x", tokens.size(), unsigned(print >> 32));
 }
 
@@ -412,34 +413,33 @@ Tokenizer Tokenizer::from_text(std::string_view vocab_json, std::string_view mer
     return Tokenizer(std::move(tables));
 }
 
-// 256 int32: magic 20240328, version 1 or 2, V, and in version 2 the id of <|endoftext|>; then for each token
-// a length byte and its bytes. The merges are not in the file, but in such a vocabulary each token is made by
-// one merge and ids are in the order of the merges: merging a token's bytes by all earlier ones leaves the
-// two parts of its own.
+// The file has 256 int32: magic 20240328, version 1 or 2, V, and in version 2 the id of <|endoftext|>; then, for each token, a
+// length byte and the token's bytes. The merges are not in the file. But in such a vocabulary each token is made by one merge
+// and ids are in the order of the merges, so merging a token's bytes by all earlier merges leaves the two parts of its own.
 Tokenizer Tokenizer::from_llmc(const std::string& path) {
     const MappedFile file(path);
     int32_t header[256] = {};
     std::memcpy(header, file.data(), std::min(sizeof header, file.size()));
     const std::string source = in_quotes(path);
     if (file.size() < sizeof header || header[0] != 20240328 || header[1] < 1 || header[1] > 2)
-        fail("%s is not a tokenizer of llm.c: expected a header of 1024 bytes, magic 20240328, version 1 or 2",
+        fail("%s is not a tokenizer of llm.c; expected a header of 1024 bytes with magic 20240328 and version 1 or 2",
              source.c_str());
     const size_t V = size_t(std::max(header[2], 0));
     const size_t end_of_text = header[1] == 1 ? 50256 : size_t(std::max(header[3], 0));
-    if (V > max_vocab_size || end_of_text >= V)
-        fail("%s: V = %d and <|endoftext|> = %zu; expected V up to %zu and <|endoftext|> below it", source.c_str(),
-             header[2], end_of_text, max_vocab_size);
+    if (V > kMaxVocabSize || end_of_text >= V)
+        fail("%s: expected V of at most %zu and <|endoftext|> below V, found V = %d and <|endoftext|> = %zu",
+             source.c_str(), kMaxVocabSize, header[2], end_of_text);
     std::vector<std::string> tokens(V);
     size_t at = sizeof header;
     for (size_t id = 0; id < V; ++id) {
         const size_t length = at < file.size() ? file.data()[at] : 0;
         if (length == 0 || at + 1 + length > file.size())
-            fail("%s ends within token %zu of %zu; get it again", source.c_str(), id, V);
+            fail("%s ends within token %zu of %zu; the copy is incomplete, get it again", source.c_str(), id, V);
         tokens[id].assign(reinterpret_cast<const char*>(file.data()) + at + 1, length);
         at += 1 + length;
     }
-    // llm.c's own file has an empty-looking text for it in some versions; the header says which one it is.
-    tokens[end_of_text] = end_of_text_marker;
+    // In some versions of llm.c's file its text looks empty; the header says which token it is.
+    tokens[end_of_text] = kEndOfText;
     auto tables = std::make_shared<Tables>();
     tables->set_tokens(std::move(tokens), source);
     tables->ranks = MergeRanks(V);
@@ -448,11 +448,11 @@ Tokenizer Tokenizer::from_llmc(const std::string& path) {
         const std::string& token = tables->tokens[id];
         if (token.size() < 2 || id == end_of_text) continue;
         parts.clear();
-        token.size() <= short_word ? tables->merge_short(token, parts) : tables->merge_long(token, parts);
+        token.size() <= kShortWord ? tables->merge_short(token, parts) : tables->merge_long(token, parts);
         if (parts.size() != 2)
             fail(
-                "%s: token %zu, %s, is not made of two earlier tokens, so that the merges cannot be told; "
-                "use vocab.json and merges.txt",
+                "%s: token %zu, %s, is not made of two earlier tokens, so the merges cannot be found; use vocab.json and "
+                "merges.txt instead",
                 source.c_str(), id, in_quotes(token).c_str());
         tables->add_merge(parts[0], parts[1], uint16_t(id));
     }
@@ -474,22 +474,22 @@ std::vector<uint16_t> Tokenizer::encode(std::string_view text, bool allow_specia
                    reinterpret_cast<const unsigned char*>(text.data()) + text.size());
         return ids;
     }
-    ids.reserve(text.size() / 4 + 8);  // English has 4.3 bytes a token with GPT-2's vocabulary
+    ids.reserve(text.size() / 4 + 8);  // English has 4.3 bytes per token with GPT-2's vocabulary
     const bool special = allow_special && tables_->end_of_text;
     for (size_t at = 0;;) {
-        const size_t end = special ? std::min(text.find(end_of_text_marker, at), text.size()) : text.size();
+        const size_t end = special ? std::min(text.find(kEndOfText, at), text.size()) : text.size();
         append(text.substr(at, end - at), ids);
         if (end == text.size()) return ids;
         ids.push_back(*tables_->end_of_text);
-        at = end + end_of_text_marker.size();
+        at = end + kEndOfText.size();
     }
 }
 
 std::vector<uint16_t> Tokenizer::encode_parallel(std::string_view text, bool allow_special, int threads) const {
-    constexpr size_t part_bytes = 1 << 18;  // small enough to balance the threads
-    if (tables_->byte_level || text.size() < 2 * part_bytes) return encode(text, allow_special);
-    std::vector<size_t> cuts = {0};  // the marker has no white space, so that no cut is inside one
-    while (cuts.back() < text.size()) cuts.push_back(word_safe_cut(text, cuts.back() + part_bytes));
+    constexpr size_t kPartBytes = 1 << 18;  // small enough to balance the threads
+    if (tables_->byte_level || text.size() < 2 * kPartBytes) return encode(text, allow_special);
+    std::vector<size_t> cuts = {0};  // the marker has no white space, so no cut is inside one
+    while (cuts.back() < text.size()) cuts.push_back(word_safe_cut(text, cuts.back() + kPartBytes));
     const size_t parts = cuts.size() - 1;
     std::vector<std::vector<uint16_t>> ids(parts);
     parallel_each(threads, parts,
@@ -505,8 +505,8 @@ std::vector<uint16_t> Tokenizer::encode_parallel(std::string_view text, bool all
 std::string_view Tokenizer::token(size_t id) const {
     if (id >= vocab_size())
         fail(
-            "token id %zu is outside the vocabulary of the tokenizer %s (%zu tokens); the model or the token "
-            "file belongs to another one",
+            "token id %zu is outside the vocabulary of the tokenizer %s (%zu tokens); the model or the token file belongs to "
+            "another tokenizer",
             id, name().c_str(), vocab_size());
     return tables_->tokens[id];
 }
@@ -525,13 +525,8 @@ std::map<std::string, std::string> Tokenizer::metadata() const {
 }
 
 void Tokenizer::save(const std::string& directory) const {
-    const auto write = [&](const char* name, const std::string& text) {
-        AtomicFile file(directory + "/" + name);
-        file.write(text.data(), text.size());
-        file.commit();
-    };
-    write("vocab.json", vocab_json_text(tables_->tokens));
-    write("merges.txt", merges_txt_text(tables_->tokens, tables_->merges));
+    write_text(directory + "/vocab.json", vocab_json_text(tables_->tokens));
+    write_text(directory + "/merges.txt", merges_txt_text(tables_->tokens, tables_->merges));
 }
 
 }  // namespace tapernorm

@@ -1,15 +1,14 @@
 // Text <-> token ids: bytes, or byte-level BPE as GPT-2 does it.
 //
-// Byte level: id = byte, V = 256. BPE: text is cut into words by GPT-2's regular expression; within a word
-// the adjacent pair of lowest rank is merged until none is left. A vocabulary is GPT-2's pair of files
-// (vocab.json and merges.txt) or llm.c's gpt2_tokenizer.bin.
+// Byte level: id = byte, V = 256. BPE: text is cut into words by GPT-2's regular expression; within a word the adjacent pair
+// of lowest rank is merged until none is left. A vocabulary is GPT-2's pair of files (vocab.json and merges.txt) or llm.c's
+// gpt2_tokenizer.bin.
 //
 // Any bytes can be encoded, and decode(encode(x)) == x. Where x is not UTF-8, the words are those of Python's
 // x.decode("utf-8", errors="replace"), but the bytes in them are the original ones.
 //
-// A model file carries its tokenizer as strings in the metadata (see metadata()), so that one file is enough
-// to run a model. They are not tensors, because a reader that loads every tensor of the file into a model
-// strictly by name would stumble over them.
+// A model file carries its tokenizer as strings in the metadata (see metadata()), so that one file is enough to run a model.
+// They are not tensors, because a reader that loads every tensor of the file into a model by its name would fail.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -29,15 +28,15 @@ class Tokenizer {
   public:
     Tokenizer();  // byte level
 
-    // "bytes", a directory with vocab.json and merges.txt (or only tokenizer.json), a file NAMEvocab.json with
-    // NAMEmerges.txt beside it, a tokenizer.json of Hugging Face's, or a .bin of llm.c.
+    // "bytes", a folder with vocab.json and merges.txt (or only tokenizer.json), a file NAMEvocab.json with NAMEmerges.txt
+    // beside it, Hugging Face's tokenizer.json, or llm.c's .bin.
     static Tokenizer from_path(const std::string& path);
 
     // The contents of vocab.json and merges.txt; `source` names them in messages.
     static Tokenizer from_text(std::string_view vocab_json, std::string_view merges_txt, const std::string& source);
 
-    // The tokenizer of a model file: as stored by metadata(), else vocab.json and merges.txt in the model's
-    // directory, where Hugging Face's models have them.
+    // The tokenizer of a model file: the one stored by metadata(), otherwise vocab.json and merges.txt in the model's folder,
+    // where Hugging Face's models have them.
     static Tokenizer from_metadata(const std::map<std::string, std::string>& metadata, const std::string& model_path);
 
     // "bytes", "gpt2" (GPT-2's own vocabulary, whatever file it came from) or "bpe10000-5f2c90aa": V and a
@@ -49,16 +48,16 @@ class Tokenizer {
     // <|endoftext|> in the text becomes that token only where `allow_special`; otherwise it is plain text.
     std::vector<uint16_t> encode(std::string_view text, bool allow_special = false) const;
 
-    // The same ids by several threads (0: all cores); worth it from about a megabyte on.
+    // The same ids, computed by several threads (0: all cores); worth it from about a megabyte on.
     std::vector<uint16_t> encode_parallel(std::string_view text, bool allow_special = false, int threads = 0) const;
 
     std::string decode(std::span<const uint16_t> ids) const;
-    std::string_view token(size_t id) const;  // the bytes of one id: in general not whole UTF-8 characters
+    std::string_view token(size_t id) const;  // the bytes of one id, not necessarily whole UTF-8 characters
 
     // {"tokenizer": name()} and, for BPE, "tokenizer.vocab" and "tokenizer.merges": the two files' contents.
     std::map<std::string, std::string> metadata() const;
 
-    void save(const std::string& directory) const;  // vocab.json and merges.txt, also for byte level
+    void save(const std::string& directory) const;  // vocab.json and merges.txt, for byte level too
 
   private:
     struct Tables;
@@ -69,13 +68,12 @@ class Tokenizer {
     std::shared_ptr<const Tables> tables_;
 };
 
-constexpr std::string_view end_of_text_marker = "<|endoftext|>";
+constexpr std::string_view kEndOfText = "<|endoftext|>";
 
 // GPT-2 writes each byte of a token as one printable character: "Ġthe" is " the".
 std::string printable_from_bytes(std::string_view bytes);
 
-// The contents of the two files for `tokens` in the order of their ids and `merges` in the order of their
-// ranks.
+// The contents of the two files for `tokens` in the order of their ids and `merges` in the order of their ranks.
 std::string vocab_json_text(std::span<const std::string> tokens);
 std::string merges_txt_text(std::span<const std::string> tokens, std::span<const std::pair<uint16_t, uint16_t>> merges);
 

@@ -1,8 +1,8 @@
-// Where tokenizers lie: beside a model, in a folder, in Hugging Face's single tokenizer.json.
+// Where tokenizers are found: in a model file, beside one, in a folder, in Hugging Face's single tokenizer.json.
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "io/atomic_file.h"
+#include "io/files.h"
 #include "io/tokenizer.h"
 #include "runtime/error.h"
 
@@ -13,31 +13,26 @@ using nlohmann::json;
 
 namespace {
 
-std::string read_file(const std::string& path) {
-    const MappedFile file(path);
-    return {reinterpret_cast<const char*>(file.data()), file.size()};
-}
-
 struct TwoFiles {
     std::string vocab_json, merges_txt;
 };
 
-// A tokenizer.json holds any tokenizer of Hugging Face's. GPT-2's: a BPE model, no normalizer, words cut by the
-// ByteLevel expression and by nothing before it. Tokens beside the BPE's (<|endoftext|>) are in added_tokens.
+// A tokenizer.json can hold any of Hugging Face's tokenizers. GPT-2's has a BPE model, no normalizer, and words cut by the
+// ByteLevel expression and by nothing before it. Tokens besides those of the BPE (<|endoftext|>) are in added_tokens.
 TwoFiles split_tokenizer_json(const std::string& path) {
     const std::string source = in_quotes(path);
-    const json all = json::parse(read_file(path), nullptr, false);
+    const json all = json::parse(read_text(path), nullptr, false);
     auto refuse = [&](const char* what) {
-        fail("%s: %s; expected a byte-level BPE as GPT-2 has it; vocab.json and merges.txt of such a one work too",
+        fail("%s: %s; expected a byte-level BPE like that of GPT-2; give such a one, or its vocab.json and merges.txt",
              source.c_str(), what);
     };
-    if (!all.is_object()) refuse("it is no JSON object");
+    if (!all.is_object()) refuse("it is not a JSON object");
     auto part = [](const json& object, const char* key) {
         const auto found = object.find(key);
         return found == object.end() ? json() : *found;
     };
     const json model = part(all, "model"), words = part(all, "pre_tokenizer");
-    if (!model.is_object() || part(model, "type") != "BPE") refuse("its \"model\" is no BPE");
+    if (!model.is_object() || part(model, "type") != "BPE") refuse("its \"model\" is not a BPE");
     if (!part(all, "normalizer").is_null()) refuse("it has a \"normalizer\"");
     if (!words.is_object() || part(words, "type") != "ByteLevel" || part(words, "add_prefix_space") == true ||
         part(words, "use_regex") == false)
@@ -63,11 +58,11 @@ TwoFiles split_tokenizer_json(const std::string& path) {
 Tokenizer Tokenizer::from_path(const std::string& path) {
     if (path == "bytes") return Tokenizer();
     if (path.ends_with(".bin")) return from_llmc(path);
-    constexpr std::string_view vocab_name = "vocab.json";
+    constexpr std::string_view kVocabName = "vocab.json";
     std::error_code ignored;
     std::string vocab = path;
     if (fs::is_directory(path, ignored)) {
-        vocab = (fs::path(path) / vocab_name).string();
+        vocab = (fs::path(path) / kVocabName).string();
         const std::string single = (fs::path(path) / "tokenizer.json").string();
         if (!fs::exists(vocab, ignored) && fs::exists(single, ignored)) vocab = single;
     }
@@ -75,20 +70,18 @@ Tokenizer Tokenizer::from_path(const std::string& path) {
         const TwoFiles files = split_tokenizer_json(vocab);
         return from_text(files.vocab_json, files.merges_txt, in_quotes(vocab));
     }
-    if (!vocab.ends_with(vocab_name))
+    if (!vocab.ends_with(kVocabName))
         fail(
-            "%s is no tokenizer: expected \"bytes\", a directory with vocab.json and merges.txt, one of "
-            "these two's vocab.json, Hugging Face's tokenizer.json, or llm.c's gpt2_tokenizer.bin (./prepare puts GPT-2's into "
+            "%s is not a tokenizer; expected \"bytes\", a folder with vocab.json and merges.txt, the vocab.json of such a "
+            "pair, Hugging Face's tokenizer.json, or llm.c's gpt2_tokenizer.bin (./prepare puts GPT-2's into "
             "data/downloads/gpt2)",
             in_quotes(path).c_str());
-    const std::string merges = vocab.substr(0, vocab.size() - vocab_name.size()) + "merges.txt";
+    const std::string merges = vocab.substr(0, vocab.size() - kVocabName.size()) + "merges.txt";
     for (const std::string& file : {vocab, merges})
         if (!fs::exists(file, ignored))
-            fail(
-                "the tokenizer %s needs %s, which does not exist; data/README.md says where GPT-2's files "
-                "are",
-                in_quotes(path).c_str(), in_quotes(file).c_str());
-    return from_text(read_file(vocab), read_file(merges), in_quotes(path));
+            fail("the tokenizer %s needs %s, which does not exist; data/README.md says where to get GPT-2's files",
+                 in_quotes(path).c_str(), in_quotes(file).c_str());
+    return from_text(read_text(vocab), read_text(merges), in_quotes(path));
 }
 
 Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& metadata, const std::string& model_path) {
@@ -99,8 +92,8 @@ Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& met
         Tokenizer tokenizer = from_text(vocab->second, merges->second, in_quotes(model_path));
         if (name != metadata.end() && name->second != tokenizer.name())
             fail(
-                "%s says its tokenizer is %s, but the vocabulary in it is %s; the file is damaged, or "
-                "another program changed it",
+                "%s says that its tokenizer is %s, but it holds the vocabulary of %s; the file is damaged or was changed "
+                "by another program",
                 in_quotes(model_path).c_str(), in_quotes(name->second).c_str(), tokenizer.name().c_str());
         return tokenizer;
     }
@@ -111,13 +104,12 @@ Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& met
         Tokenizer tokenizer = from_path(directory.string());
         if (name == metadata.end() || name->second == tokenizer.name()) return tokenizer;
         fail(
-            "%s was trained with the tokenizer %s, but beside it is %s; pass the right one by --tokenizer "
-            "DIR",
+            "%s was trained with the tokenizer %s, but the one beside it is %s; name the right one with --tokenizer DIR",
             in_quotes(model_path).c_str(), in_quotes(name->second).c_str(), tokenizer.name().c_str());
     }
     fail(
-        "%s holds no tokenizer and has no vocab.json and merges.txt beside it; pass one by --tokenizer DIR "
-        "(or --tokenizer bytes)",
+        "%s holds no tokenizer, and there is no vocab.json and merges.txt beside it; name one with --tokenizer DIR (or "
+        "--tokenizer bytes)",
         in_quotes(model_path).c_str());
 }
 

@@ -1,8 +1,7 @@
 // Corpora as one long row of token ids, and the loader that cuts training batches from them.
 //
-// A token shard is llm.c's format: 256 little-endian int32 (magic 20240520, version 1, count, zeros), then
-// count uint16 ids. Shards and bytes of text are mapped, not read: a corpus larger than memory costs no
-// start-up time.
+// A token shard has llm.c's format: 256 little-endian int32 (magic 20240520, version 1, count, zeros), then `count` uint16
+// ids. Shards and bytes of text are mapped, not read: a corpus larger than memory costs no time at the start.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -26,12 +25,13 @@ class TokenSource {
     TokenSource(std::shared_ptr<const Corpus> corpus, size_t begin, size_t end);
 
     size_t size() const { return end_ - begin_; }
-    void read(size_t begin, size_t count,
-              int* dst) const;  // tokens [begin, begin + count), counted in this range
+
+    // Tokens [begin, begin + count) of this range.
+    void read(size_t begin, size_t count, int* dst) const;
 
     TokenSource slice(size_t begin, size_t end) const;
 
-    // {all but the tail, the tail of floor(fraction * size) tokens}: training and held-out validation.
+    // {all but the tail, the tail of floor(fraction * size) tokens}: for training and for validation.
     std::pair<TokenSource, TokenSource> split_tail(double fraction) const;
 
     // "FILE" or "FILE and 3 more", and "token 17 of FILE", for messages.
@@ -50,9 +50,8 @@ class TokenSource {
 TokenSource tokens_from_text(std::string text, const std::string& name = "the built-in text",
                              const Tokenize& tokenize = nullptr);
 
-// One file, or all files that match a pattern with * ? or [ ], in the order of their names, as one corpus. A
-// file's magic number says whether it is a shard; anything else must be text, which `tokenize` turns into
-// tokens (without it, its bytes are the tokens).
+// One file, or all files that match a pattern (matching_files), as one corpus. A file's magic number says whether it is a
+// shard; anything else must be text, which `tokenize` turns into tokens (without it, its bytes are the tokens).
 TokenSource open_tokens(const std::string& path_or_pattern, const Tokenize& tokenize = nullptr);
 
 void write_token_shard(const std::string& path, std::span<const uint16_t> tokens);
@@ -60,17 +59,16 @@ void write_token_shard(const std::string& path, std::span<const uint16_t> tokens
 struct LoaderOptions {
     bool shuffle = false;
     uint64_t seed = 0;
-    size_t vocab_size = 65536;  // an id at or above it is an error that names its file and place
+    size_t vocab_size = 65536;  // a larger or equal id is an error that names its file and place
     size_t rank = 0, world_size = 1;
 };
 
 // Batches of B sequences of T inputs and their T targets, the same tokens one place later.
 //
-// An epoch is a number of rows of T + 1 tokens; neighbours in the corpus share one token, so that every token
-// is a target at most once. In sequence, row i is tokens [i*T, (i+1)*T], and B rows are llm.c's window of B*T
-// + 1 tokens. Shuffled, (seed, epoch) alone give a permutation of the rows and an offset below T of all
-// borders. A batch that meets the end of an epoch continues with the next one, so that an epoch leaves out no
-// row.
+// An epoch is a number of rows of T + 1 tokens; neighbouring rows of the corpus share one token, so that every token is a
+// target at most once. Without shuffling, row i is tokens [i*T, (i+1)*T], and B rows are llm.c's window of B*T + 1 tokens.
+// With it, (seed, epoch) alone determine a permutation of the rows and an offset below T, by which all rows are shifted. A
+// batch that meets the end of an epoch continues with the next one, so that an epoch leaves out no row.
 class Loader {
   public:
     Loader(TokenSource source, size_t B, size_t T, const LoaderOptions& options = {});
@@ -78,8 +76,7 @@ class Loader {
     // inputs [B, T], targets [B, T] of this rank; all ranks advance together by world_size * B rows.
     void next(int* inputs, int* targets);
 
-    // Rows consumed by all ranks since the start: enough to resume exactly, also with another B or world
-    // size.
+    // Rows consumed by all ranks since the start: enough to resume exactly, even with another B or world size.
     uint64_t position() const { return position_; }
     void seek(uint64_t position) { position_ = position; }
 

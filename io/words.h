@@ -1,5 +1,5 @@
-// GPT-2's words: the pieces of text within which a byte-level BPE merges. Bytes that are not UTF-8 count as
-// Python's replacement character does, neither letter nor number nor space.
+// GPT-2's words, the parts of a text within which a byte-level BPE merges. Bytes that are not UTF-8 count as Python's
+// replacement character does: neither letter nor number nor space.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace tapernorm {
 
-// The words of a text one by one, by GPT-2's regular expression; put together they are the text.
+// The words of a text one by one, by GPT-2's regular expression; joined they are the text.
 class Words {
   public:
     explicit Words(std::string_view text);  // fails in a build without PCRE2
@@ -20,18 +20,18 @@ class Words {
 
   private:
     std::string_view text_;
-    std::string masked_;        // a copy of a text that is not UTF-8, with stand-ins for its invalid bytes
+    std::string masked_;        // where the text is not UTF-8: a copy with stand-ins for its invalid bytes
     std::string_view subject_;  // what the expression sees: text_ or masked_
     size_t position_ = 0;
     void* match_data_ = nullptr;
 };
 
-// The first place at or after `at` where a text can be cut so that both parts together have the words of the
-// whole; text.size() where there is none.
+// The first place at or after `at` where a text can be cut so that the two parts have the words of the whole; text.size()
+// if there is none.
 size_t word_safe_cut(std::string_view text, size_t at);
 
-// Length of the valid UTF-8 character at text[at], its code point in `code`; 0 where there is none.
-// Surrogates, overlong forms and code points above U+10FFFF are not valid.
+// The length of the valid UTF-8 character at text[at], with its code point in `code`; 0 if there is none. Surrogates, overlong
+// forms and code points above U+10FFFF are not valid.
 size_t utf8_char(std::string_view text, size_t at, uint32_t& code);
 
 }  // namespace tapernorm

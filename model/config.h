@@ -13,7 +13,7 @@ namespace tapernorm {
 // Which norm sites have been folded away.
 enum class Fold {
     none,
-    affine,    // gamma and beta of every norm folded into the next matrix; the statistics stay ("weightless" norms)
+    affine,  // gamma and beta of every norm are folded into the next matrix; the statistics stay (norms without weights)
     internal,  // the tapered sites inside the blocks are gone; the final norm stays
     all,       // no norm anywhere
 };
@@ -34,7 +34,7 @@ struct Config {
     size_t tapering_sites() const { return (internal_tapers() ? 2 * L : 0) + (final_tapers() ? 1 : 0); }
 };
 
-// The sizes of --model: OpenAI's and llm.c's shapes, by depth ("d12").
+// The sizes of OpenAI's and llm.c's models, by depth ("d12"), as the option --model takes them.
 inline void set_shape_by_depth(const std::string& depth, size_t& L, size_t& NH, size_t& C) {
     struct Shape {
         size_t L, C, NH;
@@ -47,15 +47,14 @@ inline void set_shape_by_depth(const std::string& depth, size_t& L, size_t& NH, 
     for (const Shape& s : kShapes)
         if (s.L == size_t(layers)) return void((L = s.L, NH = s.NH, C = s.C));
     fail(
-        "--model: no GPT-2 shape has %ld layers; expected d6, d12, d24, d36 or d48; other shapes: --n-layer, --n-head, "
-        "--n-embd",
+        "--model: expected d6, d12, d24, d36 or d48, found d%ld; set other shapes with --n-layer, --n-head and --n-embd",
         layers);
 }
 
 inline double default_eps(NormKind kind) { return kind == NormKind::layernorm ? 1e-5 : 1e-6; }
 
-// The vectors of a norm site, [C] each; null where the site has none: `bias` and `taper_bias` in the RMSNorm kind, the
-// taper vectors where the site does not taper, all where it is folded.
+// The vectors of a norm site, [C] each. Those that a site does not have are null: `bias` and `taper_bias` in the RMSNorm kind,
+// the taper vectors if the site does not taper, and all of them if it is folded.
 template <class Real>
 struct SiteTensors {
     Real *weight, *bias, *taper_weight, *taper_bias;
@@ -79,12 +78,12 @@ struct GptTensors {
     std::vector<BlockTensors<Real>> h;
     SiteTensors<Real> ln_f;
     Real *lm_head,
-        *lm_head_bias;  // [V, C], [V]; null while the head is tied to wte (the bias also where folding makes none)
+        *lm_head_bias;  // [V, C], [V]; null while the head is tied to wte (and no bias where folding makes none)
 
     const Real* head() const { return lm_head ? lm_head : wte; }
 };
 
-// How a tensor starts: normal(0, std), or a constant.
+// How a tensor is initialized: normal(0, std), or a constant.
 struct Init {
     double std = 0, constant = 0;
 };
@@ -94,7 +93,7 @@ struct TensorSpec {
     std::string name;           // Hugging Face's GPT-2 name
     std::vector<size_t> shape;  // weights are [in, out]
     Init init;
-    bool decay;  // weight decay applies (matrices and embeddings)
+    bool decay;  // whether weight decay applies (to matrices and embeddings)
 
     size_t count() const {
         size_t n = 1;
@@ -103,8 +102,8 @@ struct TensorSpec {
     }
 };
 
-// The table: calls visit(TensorSpec, Real*& slot) for every tensor that a model of this configuration has, in file
-// order. Allocation, files, initial values, optimizer groups and test labels are all made from it.
+// The table: calls visit(TensorSpec, Real*& slot) for every tensor that a model of this configuration has, in the order of the
+// file. Allocation, files, initial values, optimizer groups and the labels of tests all come from it.
 template <class Real, class Visit>
 void visit_tensors(const Config& c, GptTensors<Real>& t, Visit&& visit) {
     const double std = 0.02, residual_std = 0.02 / std::sqrt(2.0 * double(c.L));  // GPT-2's initial values
@@ -151,7 +150,7 @@ struct Tensor {
     Real* data;
 };
 
-// The table as a list. Lists of several sets of one configuration (parameters, gradients, moments) run side by side.
+// The table as a list. The lists of a configuration's parameters, gradients and moments have the same order.
 template <class Real>
 std::vector<Tensor<Real>> tensor_list(const Config& c, GptTensors<Real>& tensors) {
     std::vector<Tensor<Real>> list;
@@ -159,7 +158,7 @@ std::vector<Tensor<Real>> tensor_list(const Config& c, GptTensors<Real>& tensors
     return list;
 }
 
-// gamma, beta, gamma~, beta~ of the blocks' norm sites.
+// Whether a tensor is gamma, beta, gamma~ or beta~ of a norm site inside a block.
 inline bool is_block_gain(const std::string& tensor) {
     return tensor.find(".ln_1.") != std::string::npos || tensor.find(".ln_2.") != std::string::npos;
 }
@@ -171,7 +170,7 @@ inline size_t parameter_count(const Config& c) {
     return n;
 }
 
-// Names of all norm sites, in the order of the forward pass.
+// The names of all norm sites, in the order of the forward pass.
 inline std::vector<std::string> site_names(const Config& c) {
     std::vector<std::string> names;
     for (size_t l = 0; l < c.L; l++)
@@ -180,15 +179,15 @@ inline std::vector<std::string> site_names(const Config& c) {
     return names;
 }
 
-// Those of the tapering sites, in the order of Calibration::sites and of taper_scale values.
+// The names of the tapering sites, in the order of Calibration::sites and of the values of taper_scale.
 inline std::vector<std::string> taper_site_names(const Config& c) {
     std::vector<std::string> names = site_names(c);
     names.resize(c.tapering_sites());  // the final site, which may stay, is the last
     return names;
 }
 
-// The site before the attention (which = 0) or the MLP (which = 1) of block l, or the final site (l = L), as it is to be
-// evaluated at gate g. c: taper_scale of every tapering site.
+// The site before the attention (which = 0) or the MLP (which = 1) of block l, or the final site (l = L), as it is evaluated
+// at gate g. c: the taper_scale of every tapering site.
 template <class Real>
 Site<Real> site_at(const Config& config, const GptTensors<Real>& t, const std::vector<float>& c, double g, size_t l,
                    size_t which) {

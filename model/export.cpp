@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "io/files.h"
 #include "io/options.h"
 #include "io/tokenizer.h"
 #include "model/modeling_tapernorm.h"
@@ -21,9 +22,9 @@ bool fits_gpt2_lm_head_model(const ModelInfo& info) {
     return c.norm == NormKind::layernorm && (normed(info) || fixed);
 }
 
-// Rows of W may be shifted by a constant, for z has mean 0: head = W - mean(row) + s b 1^T. Then head z = W z, and with
-// site_bias = 1 / (C s) in every place head site_bias = b. s, a power of two, makes the two terms equally large, so that
-// rounding to fp32 costs neither of them.
+// A constant may be added to a row of W, because z has mean 0: head = W - mean(row) + s b 1^T. Then head z = W z, and if every
+// element of site_bias is 1 / (C s), head site_bias = b. s, a power of two, makes the two terms equally large, so that
+// rounding to fp32 harms neither of them.
 void export_head(std::vector<double>& head, std::vector<double>& site_bias, const float* W, const float* b, size_t V,
                  size_t C) {
     head.assign(W, W + V * C);
@@ -45,9 +46,9 @@ void export_head(std::vector<double>& head, std::vector<double>& site_bias, cons
 
 namespace {
 
-constexpr double kFixedEps = 1e12, kFixedScale = 1e6;
+constexpr double kFixedEps = 1e12, kFixedSigma = 1e6;  // a LayerNorm that divides every row by 1e6 (see export.h)
 
-// A model of GPT2LMHeadModel: tensors of a -g norm configuration, and a head where it is not tied.
+// A model as GPT2LMHeadModel has it: the tensors of one with all its norms, and a head where it is not tied.
 struct Gpt2Tensors {
     double eps;
     std::vector<TensorSpec> specs;
@@ -59,7 +60,7 @@ struct Gpt2Tensors {
     }
 };
 
-// Weight and bias of a site as nn.LayerNorm has them.
+// The weight and bias of a site as nn.LayerNorm has them.
 void add_site(Gpt2Tensors& out, const std::string& name, const ModelInfo& info, const SiteTensors<float>& site,
               double c) {
     const size_t C = info.config.C;
@@ -69,7 +70,7 @@ void add_site(Gpt2Tensors& out, const std::string& name, const ModelInfo& info, 
     if (w) weight.assign(w, w + C);
     if (b) bias.assign(b, b + C);
     if (!normed(info))
-        for (double& x : weight) x *= c * kFixedScale;
+        for (double& x : weight) x *= c * kFixedSigma;
     out.add({name + ".weight", {C}, {}, false}, weight);
     out.add({name + ".bias", {C}, {}, false}, bias);
 }
@@ -112,12 +113,6 @@ void write_gpt2(const std::string& path, const Gpt2Tensors& model, Dtype dtype) 
     write_safetensors(path, {{"format", "pt"}}, out);
 }
 
-void write_text(const std::string& path, const std::string& text) {
-    AtomicFile file(path);
-    file.write(text.data(), text.size());
-    file.commit();
-}
-
 json config_json(const ModelInfo& info, double eps, Dtype dtype, const std::optional<Tokenizer>& tokenizer) {
     const Config& c = info.config;
     const json end = tokenizer && tokenizer->end_of_text() ? json(*tokenizer->end_of_text()) : json();
@@ -151,11 +146,11 @@ json config_json(const ModelInfo& info, double eps, Dtype dtype, const std::opti
     return config;
 }
 
-// vocab.json, merges.txt and the settings with which GPT2Tokenizer makes our ids. A byte-level model's 256 tokens have no
-// <|endoftext|>, which GPT2Tokenizer would add as a 257th.
+// Writes vocab.json, merges.txt and the settings with which GPT2Tokenizer makes our ids. The 256 tokens of a byte-level model
+// have no <|endoftext|>, which GPT2Tokenizer would add as a 257th.
 void write_tokenizer(const std::string& dir, const Tokenizer& tokenizer, size_t context) {
     tokenizer.save(dir);
-    const json end = tokenizer.end_of_text() ? json(end_of_text_marker) : json();
+    const json end = tokenizer.end_of_text() ? json(kEndOfText) : json();
     // clang-format off
     const json settings = {{"tokenizer_class", "GPT2Tokenizer"}, {"add_prefix_space", false}, {"model_max_length", context},
                            {"bos_token", end}, {"eos_token", end}, {"unk_token", end}, {"pad_token", nullptr}};
@@ -166,9 +161,9 @@ void write_tokenizer(const std::string& dir, const Tokenizer& tokenizer, size_t 
 void make_folder(const std::string& dir) {
     std::error_code error;
     if (fs::exists(dir, error) && (!fs::is_directory(dir, error) || !fs::is_empty(dir, error)))
-        fail("%s is there already and is not an empty folder; expected the name of a new one", dir.c_str());
+        fail("%s exists already and is not an empty folder; expected the name of a new folder", dir.c_str());
     fs::create_directory(dir, error);
-    if (error) fail("cannot make the folder %s: %s", dir.c_str(), error.message().c_str());
+    if (error) fail("cannot make the folder %s: %s; choose another place", dir.c_str(), error.message().c_str());
 }
 
 std::optional<Tokenizer> tokenizer_for(const std::string& path, const std::string& model, const ModelInfo& info) {
@@ -185,12 +180,12 @@ void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
         std::printf("load      GPT2LMHeadModel.from_pretrained(\"%s\")\n", dir.c_str());
         return;
     }
-    const char* why = info.config.norm == NormKind::rmsnorm ? "it has LayerNorm, not RMSNorm"
-                      : info.gate > 0 ? "it has no gate"
-                                      : "its norms are all there or all fixed; here the last one stays";
+    const char* why = info.config.norm == NormKind::rmsnorm ? "that class has LayerNorm, not RMSNorm"
+                      : info.gate > 0 ? "that class has no gate"
+                                      : "that class has all norms or none, and here only the final norm stays";
     std::printf(
         "load      AutoModelForCausalLM.from_pretrained(\"%s\", trust_remote_code=True)\n"
-        "          GPT2LMHeadModel cannot hold this model (%s): modeling_tapernorm.py can\n",
+        "          (GPT2LMHeadModel cannot hold this model: %s. The folder's modeling_tapernorm.py can.)\n",
         dir.c_str(), why);
 }
 
@@ -198,16 +193,17 @@ void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
 
 int export_command(int argc, const char* const* argv) {
     std::string in, dir, dtype_text = "fp32", tokenizer_path;
-    Options options("train_gpt export", "Writes a model as a folder for Hugging Face's transformers.");
+    Options options("train_gpt export", "Writes a model as a folder that Hugging Face's transformers can load.");
     options.section("Files");
     // clang-format off
     options.add({.long_name = "model", .to = &in, .metavar = "MODEL",
-                 .help = "a model of train_gpt or fold, or one that --init takes"});
-    options.add({.long_name = "folder", .to = &dir, .metavar = "DIR", .help = "the folder to make"});
+                 .help = "a model written by train_gpt or fold, a Hugging Face GPT-2 (its folder), or a checkpoint of llm.c"});
+    options.add({.long_name = "folder", .to = &dir, .metavar = "DIR", .help = "the folder to create"});
     options.add({.long_name = "--tokenizer", .to = &tokenizer_path, .metavar = "PATH", .default_text = "the model's own",
-                 .help = "bytes, or a folder with vocab.json and merges.txt"});
+                 .help = "the tokenizer to write: bytes, or a folder with vocab.json and merges.txt"});
     // clang-format on
-    options.add({.long_name = "--dtype", .to = &dtype_text, .choices = {"fp32", "bf16"}, .help = "of the weights"});
+    options.add(
+        {.long_name = "--dtype", .to = &dtype_text, .choices = {"fp32", "bf16"}, .help = "number type of the weights"});
     if (!options.parse(argc, argv)) return 0;
 
     Cpu dev;
@@ -227,17 +223,18 @@ int export_command(int argc, const char* const* argv) {
         eps = gpt2.eps;
         write_gpt2(dir + "/model.safetensors", gpt2, dtype);
     } else {
-        save_model(dir + "/model.safetensors", info, model->tensors,
-                   dtype);  // the modeling file has our tensors' names
-        write_text(dir + "/modeling_tapernorm.py", modeling_tapernorm_py);
+        // The modeling file uses our names of the tensors.
+        save_model(dir + "/model.safetensors", info, model->tensors, dtype);
+        write_text(dir + "/modeling_tapernorm.py", kModelingTapernormPy);
     }
     if (tokenizer)
         write_tokenizer(dir, *tokenizer, info.config.T);
     else
-        std::printf("note      no tokenizer: %s names %s, and holds none; --tokenizer adds one\n", in.c_str(),
-                    in_quotes(info.tokenizer.at("tokenizer")).c_str());
-    write_text(dir + "/config.json",
-               config_json(info, eps, dtype, tokenizer).dump(2) + "\n");  // last: now it is a model
+        std::printf(
+            "note      no tokenizer was written: %s names %s but does not contain it; add one with --tokenizer\n",
+            in.c_str(), in_quotes(info.tokenizer.at("tokenizer")).c_str());
+    // Written last, because only with it is the folder a model.
+    write_text(dir + "/config.json", config_json(info, eps, dtype, tokenizer).dump(2) + "\n");
     std::printf("wrote     %s: %s, %s\n", dir.c_str(), plain ? "GPT2LMHeadModel" : "TaperNormGPT2LMHeadModel",
                 dtype_text.c_str());
     print_result(dir, info, plain);

@@ -1,14 +1,14 @@
-// ./train_gpt export MODEL DIR: a folder that Hugging Face's transformers open.
+// ./train_gpt export MODEL DIR writes a model as a folder that Hugging Face's transformers can load.
 //
-// GPT2LMHeadModel is LayerNorm with one epsilon for all sites and a head without a bias. It holds, with no code of ours:
-//   * models with all their norms (-g norm, or any at gate 1): as they are;
-//   * -g taper-all at gate 0, in the convention of the public LayerNorm-free GPT-2s: layer_norm_epsilon is 1e12 and the
+// GPT2LMHeadModel has LayerNorm with one epsilon for all sites, and a head without a bias. Without any code of ours it can hold
+//   * models with all their norms (gate mode norm, or any at gate 1), as they are;
+//   * models of gate mode taper-all at gate 0, in the convention of the public LayerNorm-free GPT-2s: layer_norm_epsilon is 1e12 and the
 //     weights are 1e6 times as large, so that a "norm" is 1e6 (h - mean h) / sqrt(var + 1e12) = h - mean h, times the
 //     weight. In fp32 the root is exactly 1e6 up to a variance of 32768, half a unit in the last place of 1e12;
-//   * folded models of these two, with lm_head.weight of its own. What folding leaves as the head's bias b moves into the
-//     mean direction, which LayerNorm's centering keeps free: see export_head.
-// Every other LayerNorm model (the final norm stays while those in the blocks are gone; 0 < gate < 1) and every RMSNorm
-// model needs the modeling file that is then written beside it.
+//   * folded models of these two kinds, with an lm_head.weight of their own. The bias b that folding gives the head moves
+//     into the direction of the mean, which LayerNorm's centering leaves unused: see export_head.
+// Every other LayerNorm model (one whose final norm stays while those in the blocks are gone, or with 0 < gate < 1) and every
+// RMSNorm model needs the modeling file, which is then written beside it.
 #pragma once
 #include <string>
 #include <vector>
@@ -17,7 +17,7 @@
 
 namespace tapernorm {
 
-// The subcommand: argv[0] is "export". Returns the exit status; errors are thrown.
+// The subcommand; argv[0] is "export". Returns the exit status; errors are thrown.
 int export_command(int argc, const char* const* argv);
 
 bool fits_gpt2_lm_head_model(const ModelInfo& info);

@@ -1,3 +1,4 @@
+// Reads GPT-2 models in Hugging Face's format.
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -22,15 +23,17 @@ std::string beside(const std::string& file, const char* name) { return (fs::path
 
 json read_json_object(const std::string& path, size_t limit) {
     const MappedFile file(path);
-    if (file.size() > limit) fail("%s has %zu bytes; expected at most %zu", path.c_str(), file.size(), limit);
+    if (file.size() > limit)
+        fail("%s: expected at most %zu bytes, found %zu; it is not the file that its name says", path.c_str(), limit,
+             file.size());
     json parsed = json::parse(file.data(), file.data() + file.size(), nullptr, false);
     if (!parsed.is_object())
-        fail("%s: expected a JSON object, found %s; the file is damaged or was not copied to its end", path.c_str(),
+        fail("%s: expected a JSON object, found %s; the file is damaged or its copy is incomplete", path.c_str(),
              parsed.is_discarded() ? "no valid JSON" : parsed.type_name());
     return parsed;
 }
 
-// Typed access to config.json. What is absent has the value that GPT2Config gives it.
+// Typed access to config.json. A missing key has the value that GPT2Config gives it.
 class Settings {
   public:
     explicit Settings(std::string path) : path_(std::move(path)), json_(read_json_object(path_, 1 << 20)) {}
@@ -64,7 +67,7 @@ class Settings {
         if (const json* value = find(key); value && *value != expected) refuse(key, expected.dump(), *value);
     }
 
-    const json* find(const char* key) const {  // null counts as absent
+    const json* find(const char* key) const {  // null counts as missing
         const auto found = json_.find(key);
         return found == json_.end() || found->is_null() ? nullptr : &*found;
     }
@@ -97,12 +100,13 @@ Config read_settings(const Settings& s) {
     c.eps = s.real("layer_norm_epsilon", 1e-5, 0, 1e30);
     if (const size_t inner = s.count("n_inner", 4 * c.C, 1, 1 << 24); inner != 4 * c.C)
         s.refuse("n_inner", strprintf("4 x n_embd = %zu", 4 * c.C), inner);
-    if (c.C % c.NH) fail("%s: n_embd (%zu) is not a multiple of n_head (%zu)", s.path().c_str(), c.C, c.NH);
+    if (c.C % c.NH)
+        fail("%s: expected n_embd to be a multiple of n_head (%zu), found %zu", s.path().c_str(), c.NH, c.C);
     c.norm = NormKind::layernorm, c.mode = GateMode::norm;
     return c;
 }
 
-// The files that an index names. They lie beside it: a name with a folder in it is no name of a shard.
+// The files that an index names. They are beside it: a name with a folder in it is not the name of a shard.
 std::vector<std::string> shards(const std::string& index) {
     const json parsed = read_json_object(index, 100 << 20);
     const auto map = parsed.find("weight_map");
@@ -111,7 +115,8 @@ std::vector<std::string> shards(const std::string& index) {
         for (const auto& [tensor, file] : map->items())
             if (file.is_string()) names.insert(file.get<std::string>());
     if (names.empty())
-        fail("%s: expected \"weight_map\": {tensor: file, ...}, found none; it is no index of shards", index.c_str());
+        fail("%s: expected \"weight_map\": {tensor: file, ...}, found none; it is not an index of shards",
+             index.c_str());
     std::vector<std::string> files;
     for (const std::string& name : names) {
         if (name.empty() || name.find('/') != name.npos || name.find('\0') != name.npos ||
@@ -130,8 +135,8 @@ class HuggingFaceModel : public ModelFile {
         std::error_code ignored;
         if (!fs::exists(config, ignored))
             fail(
-                "%s is no model of this program (its metadata has no \"format_version\"), and a Hugging Face GPT-2 needs "
-                "%s, which does not exist",
+                "%s is not a model of this program (its metadata has no \"format_version\"), and a Hugging Face GPT-2 would "
+                "need %s, which does not exist",
                 weights.c_str(), config.c_str());
         const Settings settings(config);
         info_.config = read_settings(settings);
@@ -143,7 +148,7 @@ class HuggingFaceModel : public ModelFile {
     }
 
   private:
-    // The file that has the tensor. The first, where none has it: it then says what is missing.
+    // The file that has the tensor; if none has it, the first, whose error then says what is missing.
     const SafetensorsFile& file_of(const std::string& name) const {
         for (const SafetensorsFile& file : files_)
             if (find_tensor(file, name)) return file;
@@ -153,7 +158,7 @@ class HuggingFaceModel : public ModelFile {
     void check_tensors() const {
         size_t tensors = 0;
         for (const SafetensorsFile& file : files_) tensors += file.entries().size();
-        if (info_.config.L > tensors)  // found before it costs anything
+        if (info_.config.L > tensors)  // checked before it costs anything
             fail("%s: \"n_layer\" is %zu, but the model has only %zu tensors", beside(path_, kConfig).c_str(),
                  info_.config.L, tensors);
         GptTensors<float> none{};
@@ -161,7 +166,7 @@ class HuggingFaceModel : public ModelFile {
                       [&](const TensorSpec& t, float*&) { checked_tensor(file_of(t.name), t.name, t.shape); });
     }
 
-    // A tied head is wte, whatever lm_head.weight holds; one of its own has no place in a model with all its norms.
+    // A tied head is wte, whatever lm_head.weight holds. An untied head has no place in a model with all its norms.
     void check_head(const Settings& settings) const {
         if (settings.flag("tie_word_embeddings", true)) return;
         const TensorSpec wte{"transformer.wte.weight", {info_.config.V, info_.config.C}, {}, true};
@@ -200,7 +205,7 @@ std::string hugging_face_weights(const std::string& path) {
     const std::string folder = fs::path(weights).parent_path().string();
     if (fs::path(weights).filename().string().starts_with("pytorch_model"))
         fail(
-            "%s is PyTorch's own format, which only Python reads; convert it once: python3 -c \"from transformers import "
+            "%s is in PyTorch's own format, which only Python reads; convert it once: python3 -c \"from transformers import "
             "GPT2LMHeadModel as M; M.from_pretrained('%s').save_pretrained('converted')\"",
             weights.c_str(), folder.empty() ? "." : folder.c_str());
     return weights;

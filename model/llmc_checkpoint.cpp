@@ -1,3 +1,4 @@
+// Reads GPT-2 checkpoints of llm.c.
 #include <cstdint>
 #include <cstring>
 #include <fstream>
@@ -21,19 +22,19 @@ class LlmcCheckpoint : public ModelFile {
 
   private:
     struct Place {
-        size_t first;  // number, counted from the end of the header
+        size_t first;  // index of its first number, counted from the end of the header
         bool transposed;
     };
 
     void read_header() {
         int32_t header[kHeaderInts] = {};
         if (file_.size() < kHeaderBytes)
-            fail("%s: llm.c's header has %zu bytes, the file %zu; it was not copied to its end", path_.c_str(),
+            fail("%s: llm.c's header has %zu bytes, but the file only %zu; its copy is incomplete", path_.c_str(),
                  kHeaderBytes, file_.size());
         std::memcpy(header, file_.data(), kHeaderBytes);
         const int32_t version = header[1];
         if (version != 3 && version != 5)
-            fail("%s: llm.c checkpoint of version %d; expected 3 (fp32) or 5 (bf16)", path_.c_str(), version);
+            fail("%s: llm.c checkpoint: expected version 3 (fp32) or 5 (bf16), found %d", path_.c_str(), version);
         dtype_ = version == 3 ? Dtype::F32 : Dtype::BF16;
         auto size = [&](int at, const char* what, size_t low, size_t high) {
             if (header[at] < 0 || size_t(header[at]) < low || size_t(header[at]) > high)
@@ -56,12 +57,12 @@ class LlmcCheckpoint : public ModelFile {
         const size_t bytes = kHeaderBytes + numbers * dtype_bytes(dtype_);
         if (file_.size() != bytes)
             fail(
-                "%s: an llm.c checkpoint of %zu layers, %zu channels and a padded vocabulary of %zu has %zu bytes, the file "
-                "%zu; it is damaged or was not copied to its end",
+                "%s: an llm.c checkpoint of %zu layers, %zu channels and a padded vocabulary of %zu has %zu bytes, but the "
+                "file has %zu; it is damaged or its copy is incomplete",
                 path_.c_str(), c.L, c.C, padded_V_, bytes, file_.size());
     }
 
-    // The tensors of one kind lie side by side for all layers, the kinds in the order of visit_tensors.
+    // The file holds one kind of tensor for all layers, then the next kind, in the order of visit_tensors.
     void place_tensors() {
         const Config& c = info_.config;
         GptTensors<float> none{};

@@ -39,7 +39,7 @@ static void require_finite(const std::string& path, const std::string& name, con
     for (size_t i = 0; i < n; i++)
         if (!std::isfinite(numbers[i]))
             fail(
-                "%s: tensor %s: expected finite numbers, found %g at place %zu; the file is damaged or its training "
+                "%s: tensor %s: expected finite numbers, found %g at index %zu; the file is damaged or its training "
                 "diverged",
                 path.c_str(), name.c_str(), double(numbers[i]), i);
 }
@@ -93,7 +93,7 @@ class Metadata {
         auto it = file_.metadata().find(key);
         if (it == file_.metadata().end())
             fail(
-                "%s: not a file of this program: its metadata has no \"%s\"; expected one written by train_gpt or fold",
+                "%s is not a file of this program: its metadata has no \"%s\"; expected one written by train_gpt or fold",
                 file_.path().c_str(), key);
         return it->second;
     }
@@ -127,7 +127,7 @@ class Metadata {
             if (s == row.name) return row.value;
             names += (names.empty() ? "" : ", ") + std::string(row.name);
         }
-        fail("%s: metadata \"%s\": expected one of %s, found %s; the file is damaged or of a newer version",
+        fail("%s: metadata \"%s\": expected one of %s, found %s; the file is damaged or was written by a newer version",
              file_.path().c_str(), key, names.c_str(), in_quotes(s).c_str());
     }
 
@@ -154,7 +154,7 @@ template <class Enum, size_t n>
 static Enum value_of(const Named<Enum> (&table)[n], const std::string& name) {
     for (const auto& row : table)
         if (name == row.name) return row.value;
-    fail("unknown name \"%s\"", name.c_str());
+    fail("the name \"%s\" is unknown", name.c_str());
 }
 
 GateMode gate_mode_from(const std::string& name) { return value_of(kModes, name); }
@@ -169,7 +169,7 @@ HostModel::HostModel(Cpu& dev, ModelInfo info_) : info(std::move(info_)), arena_
 }
 
 void check_tensors(const SafetensorsFile& file, const Config& config) {
-    // Every block has tensors of its own, so a damaged layer count is found before it costs anything.
+    // Every block has its own tensors, so a damaged number of layers is found before it costs anything.
     if (config.L > file.entries().size())
         fail("%s: metadata \"n_layer\" says %zu layers, but the file has only %zu tensors; the file is damaged",
              file.path().c_str(), config.L, file.entries().size());
@@ -177,7 +177,7 @@ void check_tensors(const SafetensorsFile& file, const Config& config) {
     visit_tensors(config, none, [&](const TensorSpec& spec, float*&) { checked_tensor(file, spec.name, spec.shape); });
 }
 
-// Whether all are finite, quickly: x - x is 0 then, and else NaN.
+// Whether all numbers are finite, checked quickly: x - x is 0 for a finite number and NaN otherwise.
 static bool all_finite(Cpu& dev, const float* x, size_t n) {
     constexpr size_t kChunk = 1 << 16;
     std::vector<char> bad((n + kChunk - 1) / kChunk, 0);
@@ -238,7 +238,7 @@ std::map<std::string, std::string> read_tokenizer(const SafetensorsFile& file) {
     return tokenizer;
 }
 
-// What the metadata and the shapes say, all checked against each other.
+// What the metadata and the shapes say, checked against each other.
 static ModelInfo read_model_info(const SafetensorsFile& file) {
     const Metadata meta(file);
     const std::string& version = meta.text("format_version");
@@ -252,8 +252,8 @@ static ModelInfo read_model_info(const SafetensorsFile& file) {
     info.step = meta.count("step", 0, SIZE_MAX / 2);
     info.tokenizer = read_tokenizer(file);
     if (info.tokenizer["tokenizer"] == "bytes" && c.V < 256)
-        fail("%s: a byte-level model needs vocab_size >= 256, found %zu; the file is damaged", file.path().c_str(),
-             c.V);
+        fail("%s: a byte-level model: expected vocab_size of at least 256, found %zu; the file is damaged",
+             file.path().c_str(), c.V);
     check_tensors(file, c);
     info.taper_scale = read_taper_scales(file, c);
     return info;
@@ -261,7 +261,7 @@ static ModelInfo read_model_info(const SafetensorsFile& file) {
 
 namespace {
 
-// A file of train_gpt or fold.
+// A file written by train_gpt or fold.
 class OurModel : public ModelFile {
   public:
     explicit OurModel(SafetensorsFile file) : ModelFile(file.path(), false), file_(std::move(file)) {
@@ -293,7 +293,7 @@ std::unique_ptr<ModelFile> ModelFile::open(const std::string& path) {
     if (weights.ends_with(".json")) return open_hugging_face(weights);
     SafetensorsFile file(weights);
     if (file.metadata().contains("state_version"))
-        fail("%s is the state of a run, to resume from; expected the model beside it", path.c_str());
+        fail("%s is the state of a run, which is for resuming it; expected the model beside it", path.c_str());
     if (file.metadata().contains("format_version")) return std::make_unique<OurModel>(std::move(file));
     return open_hugging_face(weights);
 }

@@ -1,5 +1,5 @@
-// Model files: what is in a model.bin or folded.bin (safetensors, Hugging Face's GPT-2 names and orientation, plus the
-// tensors that TaperNorm adds), how its metadata describes it, and one reader for these and for GPT-2s of others.
+// Model files: what is in a model.bin or folded.bin (safetensors with Hugging Face's GPT-2 names and orientation, plus the
+// tensors that TaperNorm adds), how its metadata describes it, and one reader for these and for other programs' GPT-2 models.
 #pragma once
 #include <map>
 #include <memory>
@@ -14,23 +14,23 @@ namespace tapernorm {
 
 struct ModelInfo {
     Config config;
-    double gate = 1;                                                          // of the last update
+    double gate = 1;                                                          // g in the last update
     size_t step = 0;                                                          // updates done
     std::map<std::string, std::string> tokenizer = {{"tokenizer", "bytes"}};  // Tokenizer::metadata()
-    std::vector<float> taper_scale;  // c of every tapering site (taper_site_names); 1 before the calibration
+    std::vector<float> taper_scale;  // c of every tapering site (taper_site_names); 1 before calibration
 };
 
 class ModelFile;
 
-// A model in host memory, as folding and inference take it.
+// A model in host memory, as folding and inference use it.
 struct HostModel {
     ModelInfo info;
     GptTensors<float> tensors{};
 
-    // Memory for every tensor of info.config, zero.
+    // Memory for every tensor of info.config, set to zero.
     HostModel(Cpu& dev, ModelInfo info_);
 
-    // The model of a file, read only: tensors that the file has in fp32 stay where they are mapped, others are converted.
+    // The model in a file, read only: tensors that the file has in fp32 stay where they are mapped, others are converted.
     HostModel(Cpu& dev, std::unique_ptr<const ModelFile> file);
 
   private:
@@ -43,34 +43,35 @@ std::map<std::string, std::string> config_metadata(const Config& config);
 Config read_config(const SafetensorsFile& file);
 std::map<std::string, std::string> read_tokenizer(const SafetensorsFile& file);  // as Tokenizer::metadata() made it
 
-// Fails unless every tensor of the configuration's table is there with its shape and a floating-point type. Until then, a
-// configuration may claim any size.
+// Fails unless the file has every tensor of the configuration's table, with its shape and a floating-point type. Before this
+// check, a configuration may claim any size.
 void check_tensors(const SafetensorsFile& file, const Config& config);
 
-// A model in a file of any kind that we read. Opening checks all that can be checked without reading the numbers:
-// sizes, every tensor's presence, shape and type. Errors name the file, the tensor or key, expected and found.
+// A model in a file of any kind that we can read. Opening it checks everything that can be checked without reading the
+// numbers: sizes, and the presence, shape and type of every tensor. Errors name the file, the tensor or key, what was expected
+// and what was found.
 class ModelFile {
   public:
-    // A model of train_gpt or fold; a Hugging Face GPT-2 (its folder, its model.safetensors, or the index of a sharded
-    // one, with config.json beside it); or a checkpoint of llm.c.
+    // A model written by train_gpt or fold; a Hugging Face GPT-2 (its folder, its model.safetensors, or the index of a
+    // sharded one, with config.json beside it); or a checkpoint of llm.c.
     static std::unique_ptr<ModelFile> open(const std::string& path);
     virtual ~ModelFile() = default;
 
     const std::string& path() const { return path_; }
     const ModelInfo& info() const { return info_; }
-    bool foreign() const { return foreign_; }  // made by another program: its tokenizer is what lies beside it
+    bool foreign() const { return foreign_; }  // made by another program: its tokenizer is the one beside it
 
-    // The tensor of a row of info().config's table. A number that is not finite is an error.
+    // Reads the tensor of a row of info().config's table. A NaN or Inf in it is an error.
     template <class Real>
     void read(const TensorSpec& spec, Real* dst) const {
         convert(spec, dst);
         check_finite(spec, dst);
     }
 
-    // Where the tensor is mapped, if it can be used as it lies there: read only, and not checked. Else null.
+    // Where the tensor is mapped, if it can be used in place (read only and not checked), otherwise null.
     virtual const float* in_place(const TensorSpec&) const { return nullptr; }
 
-    // Fails where a number is not finite.
+    // Fails if a number is NaN or Inf.
     template <class Real>
     void check_finite(const TensorSpec& spec, const Real* numbers) const;
 
@@ -88,23 +89,23 @@ class ModelFile {
 
 std::unique_ptr<HostModel> load_model(Cpu& dev, const std::string& path);
 
-// Replaces `path` as a whole or fails and leaves it alone. dtype: F32 or BF16.
+// Replaces `path` as a whole, or fails and leaves it as it was. dtype: F32 or BF16.
 void save_model(const std::string& path, const ModelInfo& info, const GptTensors<float>& tensors,
                 Dtype dtype = Dtype::F32);
 
-// The entry of that name; "transformer." may be missing, as it is in some of Hugging Face's files. nullptr: none.
+// The entry of that name, or null; in the file, "transformer." may be missing, as it is in some of Hugging Face's files.
 const TensorEntry* find_tensor(const SafetensorsFile& file, const std::string& name);
 
-// The same, of that shape and a floating-point type; or an error.
+// The same; a missing entry, another shape, or a type that is not floating-point is an error.
 const TensorEntry& checked_tensor(const SafetensorsFile& file, const std::string& name,
                                   const std::vector<size_t>& shape);
 
-// Reads that tensor; a number that is not finite is an error. Real: float, double.
+// Reads that tensor; a NaN or Inf in it is an error. Real: float or double.
 template <class Real>
 void read_tensor(const SafetensorsFile& file, const std::string& name, const std::vector<size_t>& shape, Real* dst);
 
 const char* gate_mode_name(GateMode mode);
-GateMode gate_mode_from(const std::string& name);  // one of the names above
+GateMode gate_mode_from(const std::string& name);  // fails for an unknown name
 const char* norm_name(NormKind kind);
 NormKind norm_from(const std::string& name);
 const char* fold_name(Fold fold);

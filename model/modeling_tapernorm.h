@@ -1,9 +1,9 @@
-// The Python file that `train_gpt export` writes beside a model that GPT2LMHeadModel cannot hold.
+// The Python file that the export (model/export.h) writes beside a model that GPT2LMHeadModel cannot hold.
 #pragma once
 
 namespace tapernorm {
 
-inline constexpr const char* modeling_tapernorm_py =
+inline constexpr const char* kModelingTapernormPy =
     R"py(# A GPT-2 with TaperNorm sites (arXiv 2602.10408), for Hugging Face's transformers:
 #
 #     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)

@@ -1,6 +1,6 @@
-// AdamW (decoupled weight decay) and the global norm of the gradient that clipping needs.
+// AdamW (decoupled weight decay), the update of the trainer, and the global norm of the gradient that clipping needs.
 //
-//   m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2          g already scaled by the clipping coefficient
+//   m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2          g: the gradient times the clip factor
 //   w -= lr * ((m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps) + decay w)
 #pragma once
 #include <cstddef>
@@ -20,7 +20,7 @@ template <class Scalar>
 struct AdamwArgs {
     Scalar lr, beta1, beta2, eps, decay;
     Scalar correction1, correction2;  // 1 - beta^k
-    Scalar grad_scale;                // clipping coefficient
+    Scalar clip_factor;               // of the gradient, at most 1
 };
 
 #ifdef LEAF_BUILD  // ---- CPU leaf loops
@@ -30,7 +30,7 @@ template <class Real>
 void leaf_adamw(Real* w, Real* m, Real* v, const Real* grad, const AdamwArgs<Real>& a, size_t n) {
     const Real step = a.lr / a.correction1, root = 1 / __builtin_sqrt(a.correction2), shrink = 1 - a.lr * a.decay;
     for (size_t i = 0; i < n; i++) {
-        const Real g = grad[i] * a.grad_scale;
+        const Real g = grad[i] * a.clip_factor;
         m[i] = a.beta1 * m[i] + (1 - a.beta1) * g;
         v[i] = a.beta2 * v[i] + (1 - a.beta2) * g * g;
         w[i] = w[i] * shrink - step * m[i] / (__builtin_sqrt(v[i]) * root + a.eps);
@@ -48,8 +48,8 @@ double leaf_sum_squares(const Real* x, size_t n) {
 }  // namespace
 #else  // ---- CPU
 
-// One tensor to update; all [n]. master: w before it was rounded to Real, which is what is updated; null where w itself
-// is exact enough (Real is fp32 or wider).
+// One tensor to update; all arrays are [n]. master is w before rounding to Real, and the one that is updated; it is null
+// where w itself is exact enough (Real is fp32 or wider).
 template <class Real>
 struct AdamwTensor {
     Real* w;
@@ -88,7 +88,7 @@ double sum_of_squares(Cpu& dev, const Real* x, size_t n) {
 // ---- CUDA
 #ifdef TN_CUDA
 
-// All tensors in one launch: a block finds the tensor that its number falls into, and updates kAdamwChunk elements.
+// All tensors in one launch: a block finds the tensor that its index falls into and updates kAdamwChunk elements of it.
 constexpr unsigned kAdamwThreads = 256, kAdamwChunk = 8192;
 
 template <class Real>
@@ -99,34 +99,34 @@ struct AdamwEntry {
 };
 
 template <class Real>
-__device__ __forceinline__ void adamw_piece(const AdamwTensor<Real>& t, const AdamwArgs<float>& a, size_t at,
-                                            unsigned left, bool whole) {
-    constexpr unsigned P = kPiece<Real>, kHalf = kPiece<float>;  // a piece of bf16 is two of fp32
+__device__ __forceinline__ void adamw_vector(const AdamwTensor<Real>& t, const AdamwArgs<float>& a, size_t at,
+                                             unsigned left, bool whole) {
+    constexpr unsigned P = kVector<Real>, kHalf = kVector<float>;  // a vector of bf16 is two of fp32
     const float step = a.lr / a.correction1, root = rsqrtf(a.correction2), shrink = 1 - a.lr * t.decay;
     float grad[P], rounded[P];
-    load_piece(grad, t.grad + at, 0, left, whole);
+    load_vector(grad, t.grad + at, 0, left, whole);
 #pragma unroll
     for (unsigned part = 0; part < P; part += kHalf) {
         float w[kHalf], m[kHalf], v[kHalf];
         if (t.master)
-            load_piece(w, t.master + at, part, left, whole);
+            load_vector(w, t.master + at, part, left, whole);
         else
             for (unsigned j = 0; j < kHalf; j++) w[j] = part + j < left ? float(t.w[at + part + j]) : 0.0f;
-        load_piece(m, t.m + at, part, left, whole);
-        load_piece(v, t.v + at, part, left, whole);
+        load_vector(m, t.m + at, part, left, whole);
+        load_vector(v, t.v + at, part, left, whole);
 #pragma unroll
         for (unsigned j = 0; j < kHalf; j++) {
-            const float g = grad[part + j] * a.grad_scale;
+            const float g = grad[part + j] * a.clip_factor;
             m[j] = a.beta1 * m[j] + (1 - a.beta1) * g;
             v[j] = a.beta2 * v[j] + (1 - a.beta2) * g * g;
             w[j] = w[j] * shrink - step * m[j] / (sqrtf(v[j]) * root + a.eps);
             rounded[part + j] = w[j];
         }
-        if (t.master) store_piece(t.master + at, w, part, left, whole);
-        store_piece(t.m + at, m, part, left, whole);
-        store_piece(t.v + at, v, part, left, whole);
+        if (t.master) store_vector(t.master + at, w, part, left, whole);
+        store_vector(t.m + at, m, part, left, whole);
+        store_vector(t.v + at, v, part, left, whole);
     }
-    store_piece(t.w + at, rounded, 0, left, whole);
+    store_vector(t.w + at, rounded, 0, left, whole);
 }
 
 template <class Real>
@@ -140,9 +140,9 @@ __global__ void __launch_bounds__(kAdamwThreads)
     const AdamwTensor<Real> t = entries[low].tensor;
     const size_t begin = size_t(blockIdx.x - entries[low].first_block) * kAdamwChunk;
     const size_t end = t.n - begin < kAdamwChunk ? t.n : begin + kAdamwChunk;
-    for (size_t at = begin + threadIdx.x * kPiece<Real>; at < end; at += kAdamwThreads * kPiece<Real>) {
-        const unsigned left = end - at < kPiece<Real> ? unsigned(end - at) : kPiece<Real>;
-        adamw_piece(t, args, at, left, entries[low].aligned && left == kPiece<Real>);
+    for (size_t at = begin + threadIdx.x * kVector<Real>; at < end; at += kAdamwThreads * kVector<Real>) {
+        const unsigned left = end - at < kVector<Real> ? unsigned(end - at) : kVector<Real>;
+        adamw_vector(t, args, at, left, entries[low].aligned && left == kVector<Real>);
     }
 }
 
@@ -163,15 +163,15 @@ void adamw_update(Cuda& dev, const std::vector<AdamwTensor<Real>>& tensors, cons
 template <class Real>
 __global__ void __launch_bounds__(256) sum_squares_kernel(double* partial, const Real* x, size_t n, bool aligned) {
     double sum = 0;
-    float v[kPiece<Real>];
+    float v[kVector<Real>];
 #pragma unroll 4
-    for (size_t at = (size_t(blockIdx.x) * 256 + threadIdx.x) * kPiece<Real>; at < n;
-         at += size_t(gridDim.x) * 256 * kPiece<Real>) {
-        const unsigned left = n - at < kPiece<Real> ? unsigned(n - at) : kPiece<Real>;
-        load_piece(v, x + at, 0, left, aligned && left == kPiece<Real>);
+    for (size_t at = (size_t(blockIdx.x) * 256 + threadIdx.x) * kVector<Real>; at < n;
+         at += size_t(gridDim.x) * 256 * kVector<Real>) {
+        const unsigned left = n - at < kVector<Real> ? unsigned(n - at) : kVector<Real>;
+        load_vector(v, x + at, 0, left, aligned && left == kVector<Real>);
         float squares = 0;
 #pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++) squares += v[j] * v[j];
+        for (unsigned j = 0; j < kVector<Real>; j++) squares += v[j] * v[j];
         sum += double(squares);
     }
     sum = block_sum(sum, dynamic_shared<double>());
@@ -188,8 +188,8 @@ static __global__ void __launch_bounds__(256) sum_partial_kernel(double* total, 
 // Waits for the result.
 template <class Real>
 double sum_of_squares(Cuda& dev, const Real* x, size_t n) {
-    const size_t most = 8 * size_t(dev.multiprocessors()), pieces = (n + kPiece<Real> - 1) / kPiece<Real>;
-    const unsigned blocks = unsigned(std::clamp<size_t>(pieces / 256, 1, most));
+    const size_t most = 8 * size_t(dev.multiprocessors()), vectors = (n + kVector<Real> - 1) / kVector<Real>;
+    const unsigned blocks = unsigned(std::clamp<size_t>(vectors / 256, 1, most));
     double* partial = static_cast<double*>(dev.scratch((most + 1) * sizeof(double)));
     launch<sum_squares_kernel<Real>>(blocks, 256, 8 * sizeof(double), dev.stream, partial + 1, x, n, aligned_16(x));
     launch<sum_partial_kernel>(1, 256, 8 * sizeof(double), dev.stream, partial, partial + 1, blocks);

@@ -1,5 +1,6 @@
-// Causal self-attention with NH heads of hs = C / NH channels. No tensor of T x T per head is ever held: scores live in
-// blocks of query rows, and the backward pass computes them again from q, k and the saved log-sum-exp.
+// Causal self-attention with NH heads of hs = C / NH channels, in training and, with a cache of keys and values, in
+// inference. No T x T tensor per head is ever held: scores live in blocks of query rows, and the backward pass computes
+// them again from q, k and the saved log-sum-exp.
 //
 //   q, k, v = qkv[b, t, {0, 1, 2} C + h hs ..]
 //   s_ij = q_i . k_j / sqrt(hs)  (j <= i),   p_i = softmax(s_i),   lse_i = log sum_j exp s_ij,   o_i = sum_j p_ij v_j
@@ -16,7 +17,7 @@
 #include <cmath>
 #include <vector>
 
-#include "ops/matmul.cuh"
+#include "ops/gemm.cuh"
 #include "runtime/types.h"
 #endif
 #include "ops/attention_flash.cuh"
@@ -46,16 +47,16 @@ void leaf_softmax_causal(Real* p, Real* lse, Real* inverse_sum, size_t ld, size_
     }
 }
 
-// p [rows, ld]: scores in, probabilities out. ds [rows, ld]: dp in, the gradient of q . k out (times `scale`).
+// p [rows, ld]: scores in, probabilities out. ds [rows, ld]: dp in, the gradient of q . k out.
 template <class Real>
 void leaf_softmax_causal_backward(Real* p, Real* ds, const Real* lse, const Real* delta, size_t ld, size_t rows,
-                                  size_t first, Real scale) {
+                                  size_t first, Real inverse_sqrt_hs) {
     for (size_t r = 0; r < rows; r++, p += ld, ds += ld) {
         const size_t n = first + r + 1;
         const Real l = lse[r], d = delta[r];
         for (size_t j = 0; j < n; j++) {
             p[j] = exp_r(p[j] - l);
-            ds[j] = p[j] * (ds[j] - d) * scale;
+            ds[j] = p[j] * (ds[j] - d) * inverse_sqrt_hs;
         }
         for (size_t j = n; j < first + rows; j++) p[j] = ds[j] = 0;
     }
@@ -64,11 +65,11 @@ void leaf_softmax_causal_backward(Real* p, Real* ds, const Real* lse, const Real
 }  // namespace
 #else  // ---- CPU
 
-// Query rows a block: enough for the matrix multiply to be efficient, few enough that the half of the diagonal block
-// which the causal mask throws away does not count.
+// Query rows per block: enough for the matrix product to be efficient, few enough that the half of the diagonal block that
+// the causal mask throws away does not matter.
 inline size_t attention_block(size_t T) { return T <= 128 ? 32 : 64; }
 
-// Memory of one head's work: blocks of scores [2, block, T], and per row three numbers.
+// Memory for work on one head: blocks of scores [2, block, T] and two numbers per row.
 template <class Real>
 struct AttentionScratch {
     Real *scores, *gradients, *rows;
@@ -89,7 +90,7 @@ struct AttentionScratch {
 template <class Real>
 void attention_forward(Cpu& dev, Real* out, Acc<Real>* lse, const Real* qkv, size_t B, size_t T, size_t C, size_t NH) {
     const size_t hs = C / NH, block = attention_block(T);
-    const Real scale = Real(1 / std::sqrt(double(hs)));
+    const Real inverse_sqrt_hs = Real(1 / std::sqrt(double(hs)));
     parallel_tasks(dev, B * NH, [&](size_t task, int thread) {
         const size_t b = task / NH, h = task % NH;
         const Real *q = qkv + b * T * 3 * C + h * hs, *k = q + C, *v = q + 2 * C;
@@ -101,7 +102,7 @@ void attention_forward(Cpu& dev, Real* out, Acc<Real>* lse, const Real* qkv, siz
             // clang-format off
             gemm_single<Real>(dev, thread, {.M = rows, .N = keys, .K = hs, .A = q + first * 3 * C, .lda = 3 * C,
                                             .trans_a = false, .B = k, .ldb = 3 * C, .trans_b = true, .C = s.scores,
-                                            .ldc = T, .alpha = scale, .pack = s.pack});
+                                            .ldc = T, .alpha = inverse_sqrt_hs, .pack = s.pack});
             leaf<Real>(dev).softmax_causal(s.scores, rows_lse, sum, T, rows, first);
             gemm_single<Real>(dev, thread, {.M = rows, .N = hs, .K = keys, .A = s.scores, .lda = T, .trans_a = false,
                                             .B = v, .ldb = 3 * C, .trans_b = false, .C = o, .ldc = C, .pack = s.pack});
@@ -117,7 +118,7 @@ template <class Real>
 void attention_backward(Cpu& dev, Real* dqkv, const Real* dout, const Real* out, const Acc<Real>* lse, const Real* qkv,
                         size_t B, size_t T, size_t C, size_t NH) {
     const size_t hs = C / NH, block = attention_block(T), ld = 3 * C;
-    const Real scale = Real(1 / std::sqrt(double(hs)));
+    const Real inverse_sqrt_hs = Real(1 / std::sqrt(double(hs)));
     parallel_tasks(dev, B * NH, [&](size_t task, int thread) {
         const size_t b = task / NH, h = task % NH;
         const Real *q = qkv + b * T * ld + h * hs, *k = q + C, *v = q + 2 * C;
@@ -138,11 +139,11 @@ void attention_backward(Cpu& dev, Real* dqkv, const Real* dout, const Real* out,
             // s = q k^T / sqrt(hs) and dp = do v^T, both [rows, keys]
             // clang-format off
             multiply({.M = rows, .N = keys, .K = hs, .A = q_rows, .lda = ld, .trans_a = false, .B = k, .ldb = ld,
-                      .trans_b = true, .C = s.scores, .ldc = T, .alpha = scale, .pack = s.pack});
+                      .trans_b = true, .C = s.scores, .ldc = T, .alpha = inverse_sqrt_hs, .pack = s.pack});
             multiply({.M = rows, .N = keys, .K = hs, .A = d_o, .lda = C, .trans_a = false, .B = v, .ldb = ld,
                       .trans_b = true, .C = s.gradients, .ldc = T, .pack = s.pack});
             leaf<Real>(dev).softmax_causal_backward(s.scores, s.gradients, lse + task * T + first, delta, T, rows,
-                                                    first, scale);
+                                                    first, inverse_sqrt_hs);
             // dq = ds k,  dk += ds^T q,  dv += p^T do
             multiply({.M = rows, .N = hs, .K = keys, .A = s.gradients, .lda = T, .trans_a = false, .B = k, .ldb = ld,
                       .trans_b = false, .C = dq + first * ld, .ldc = ld, .pack = s.pack});
@@ -155,15 +156,15 @@ void attention_backward(Cpu& dev, Real* dqkv, const Real* dout, const Real* out,
     });
 }
 
-// Inference: rows row .. row + n - 1 of a batch, which are the queries at positions first .. first + n - 1 of one
-// sequence. Its keys and values so far are rows 0 .. first - 1 of the caches [> first + n - 1, C].
+// Inference: rows row .. row + n - 1 of a batch are the queries at positions first .. first + n - 1 of one sequence, whose
+// keys and values so far are rows 0 .. first - 1 of the caches [> first + n - 1, C].
 template <class Real>
 struct CachedRows {
     Real *k_cache, *v_cache;
     size_t row, first, n;
 };
 
-// The keys and values of a part's new rows, channels [c0, c1), go into its caches. qkv [N, 3C]
+// Copies the keys and values of a part's new rows, channels [c0, c1), into its caches. qkv [N, 3C]
 template <class Real>
 void cache_append(const CachedRows<Real>& p, const Real* qkv, size_t C, size_t c0, size_t c1) {
     for (size_t t = 0; t < p.n; t++) {
@@ -194,8 +195,8 @@ void attention_cached_head(Cpu& dev, int thread, Real* out, const CachedRows<Rea
         for (size_t i = 0; i < hs; i++) o[r * C + i] *= s.rows[r];
 }
 
-// Attention of every sequence against its own cache, to which the keys and values of its rows are added.
-// out [N, C], qkv [N, 3C], N rows of all parts together; each sequence is in one part.
+// Attention of every sequence against its own cache, to which the keys and values of its rows are added. out [N, C],
+// qkv [N, 3C], where N counts the rows of all parts; a sequence is in one part only.
 template <class Real>
 void attention_cached(Cpu& dev, Real* out, const std::vector<CachedRows<Real>>& parts, const Real* qkv, size_t C,
                       size_t NH) {
@@ -222,11 +223,9 @@ bool attention_on_tensor_cores(size_t hs) {
 }
 
 inline void check_head_size(size_t hs) {
-    if (hs > size_t(simple_max_hs))
-        fail(
-            "attention: head size %zu is larger than the %d that the GPU path can do; use more heads "
-            "(--n-head) or --device cpu",
-            hs, simple_max_hs);
+    if (hs > size_t(kSimpleMaxHs))
+        fail("attention: expected a head size of at most %d on a GPU, found %zu; use more heads or run on the CPU",
+             kSimpleMaxHs, hs);
 }
 
 // Calls f(std::integral_constant<int, HS>()) with the head size that the flash kernels round hs up to.
@@ -247,12 +246,12 @@ void launch_attention_forward(Cuda& dev, const AttentionForward<Real>& a, size_t
         if (attention_on_tensor_cores<Real>(hs))
             return with_flash_head_size(hs, [&](auto size) {
                 constexpr int HS = decltype(size)::value;
-                const dim3 grid(heads, blocks_for(queries, ForwardTiles<HS>::rows));
-                launch<flash_forward_kernel<HS>>(grid, flash_threads, sizeof(ForwardTiles<HS>), dev.stream, a);
+                const dim3 grid(heads, blocks_for(queries, ForwardTiles<HS>::kRows));
+                launch<flash_forward_kernel<HS>>(grid, kFlashThreads, sizeof(ForwardTiles<HS>), dev.stream, a);
             });
-    const dim3 grid(heads, blocks_for(queries, simple_rows));
-    const size_t shared = (3 * simple_tile(a.hs) + simple_scores) * sizeof(float);
-    launch<simple_forward_kernel<Real>>(grid, simple_threads, shared, dev.stream, a);
+    const dim3 grid(heads, blocks_for(queries, kSimpleRows));
+    const size_t shared = (3 * simple_tile(a.hs) + kSimpleScores) * sizeof(float);
+    launch<simple_forward_kernel<Real>>(grid, kSimpleThreads, shared, dev.stream, a);
 }
 
 // out [B, T, C], lse [B, NH, T] (for the backward pass; may be null), qkv [B, T, 3C]
@@ -271,7 +270,7 @@ void attention_forward(Cuda& dev, Real* out, Acc<Real>* lse, const Real* qkv, si
         .hs = int(hs),
         .queries = int(T),
         .keys = int(T),
-        .scale = float(1 / std::sqrt(double(hs))),
+        .inverse_sqrt_hs = float(1 / std::sqrt(double(hs))),
     };
     launch_attention_forward(dev, a, B);
 }
@@ -285,7 +284,7 @@ void attention_backward(Cuda& dev, Real* dqkv, const Real* dout, const Real* out
     check_head_size(hs);
     float* delta = static_cast<float*>(dev.scratch(count * sizeof(float)));
     launch<attention_delta_kernel<Real>>(blocks_for(count, 32), 256, 0, dev.stream, delta, dout, out, count, int(T),
-                                         int(NH), int(hs), hs % kPiece<Real> == 0);
+                                         int(NH), int(hs), hs % kVector<Real> == 0);
     const AttentionBackward<Real> a{
         .dqkv = dqkv,
         .dout = dout,
@@ -295,39 +294,39 @@ void attention_backward(Cuda& dev, Real* dqkv, const Real* dout, const Real* out
         .NH = int(NH),
         .hs = int(hs),
         .T = int(T),
-        .scale = float(1 / std::sqrt(double(hs))),
+        .inverse_sqrt_hs = float(1 / std::sqrt(double(hs))),
     };
     if constexpr (std::is_same_v<Real, bf16>)
         if (attention_on_tensor_cores<Real>(hs))
             return with_flash_head_size(hs, [&](auto size) {
                 constexpr int HS = decltype(size)::value;
-                const dim3 grid(heads, blocks_for(T, BackwardShape<HS>::rows));
-                launch<flash_backward_dkdv_kernel<HS>>(grid, flash_threads, sizeof(KeyGradientTiles<HS>), dev.stream,
+                const dim3 grid(heads, blocks_for(T, BackwardShape<HS>::kRows));
+                launch<flash_backward_dkdv_kernel<HS>>(grid, kFlashThreads, sizeof(KeyGradientTiles<HS>), dev.stream,
                                                        a);
-                launch<flash_backward_dq_kernel<HS>>(grid, flash_threads, sizeof(QueryGradientTiles<HS>), dev.stream,
+                launch<flash_backward_dq_kernel<HS>>(grid, kFlashThreads, sizeof(QueryGradientTiles<HS>), dev.stream,
                                                      a);
             });
-    const dim3 grid(heads, blocks_for(T, simple_rows));
-    const size_t shared = (4 * simple_tile(a.hs) + 2 * simple_scores) * sizeof(float);
-    launch<simple_backward_dkdv_kernel<Real>>(grid, simple_threads, shared, dev.stream, a);
-    launch<simple_backward_dq_kernel<Real>>(grid, simple_threads, shared, dev.stream, a);
+    const dim3 grid(heads, blocks_for(T, kSimpleRows));
+    const size_t shared = (4 * simple_tile(a.hs) + 2 * kSimpleScores) * sizeof(float);
+    launch<simple_backward_dkdv_kernel<Real>>(grid, kSimpleThreads, shared, dev.stream, a);
+    launch<simple_backward_dq_kernel<Real>>(grid, kSimpleThreads, shared, dev.stream, a);
 }
 
-// Calls f(std::integral_constant<int, packs>()) of the smallest instance with room for the head size.
+// Calls f(std::integral_constant<int, packs>()) with the fewest packs that have room for the head size.
 template <class Real, int packs, class F>
 void with_decode_packs(int hs, F&& f) {
-    constexpr int channels = 8 * int(kPiece<Real>) * packs;
-    if constexpr (channels < simple_max_hs)
-        if (hs > channels) return with_decode_packs<Real, 2 * packs>(hs, f);
+    constexpr int kChannels = 8 * int(kVector<Real>) * packs;
+    if constexpr (kChannels < kSimpleMaxHs)
+        if (hs > kChannels) return with_decode_packs<Real, 2 * packs>(hs, f);
     f(std::integral_constant<int, packs>());
 }
 
-// One query: a block for each head and 128 keys; if that is more than one a head, their results are combined.
+// One query: one block per head and 128 keys; where a head has several blocks, their results are combined.
 template <class Real>
 void attention_decode(Cuda& dev, Real* out, Real* k_cache, Real* v_cache, const Real* qkv, size_t keys, size_t C,
                       size_t NH) {
     const size_t hs = C / NH;
-    const unsigned splits = blocks_for(keys, decode_keys), heads = blocks_for(NH, 1);
+    const unsigned splits = blocks_for(keys, kDecodeKeys), heads = blocks_for(NH, 1);
     float* partial = nullptr;
     if (splits > 1) partial = static_cast<float*>(dev.scratch(NH * splits * (hs + 2) * sizeof(float)));
     const AttentionDecode<Real> a{
@@ -339,18 +338,18 @@ void attention_decode(Cuda& dev, Real* out, Real* k_cache, Real* v_cache, const 
         .NH = int(NH),
         .hs = int(hs),
         .keys = int(keys),
-        .scale = float(1 / std::sqrt(double(hs))),
+        .inverse_sqrt_hs = float(1 / std::sqrt(double(hs))),
     };
     const dim3 grid(heads, splits);
-    const size_t shared = size_t(decode_groups) * size_t(a.hs + 2) * sizeof(float);
+    const size_t shared = size_t(kDecodeGroups) * size_t(a.hs + 2) * sizeof(float);
     with_decode_packs<Real, 1>(a.hs, [&](auto packs) {
-        launch<decode_kernel<Real, decltype(packs)::value>>(grid, decode_threads, shared, dev.stream, a);
+        launch<decode_kernel<Real, decltype(packs)::value>>(grid, kDecodeThreads, shared, dev.stream, a);
     });
     if (splits > 1)
-        launch<decode_combine_kernel<Real>>(heads, decode_threads, 0, dev.stream, out, partial, int(splits), int(hs));
+        launch<decode_combine_kernel<Real>>(heads, kDecodeThreads, 0, dev.stream, out, partial, int(splits), int(hs));
 }
 
-// See the CPU's. One sequence after the other.
+// As on the CPU, one sequence after the other.
 template <class Real>
 void attention_cached(Cuda& dev, Real* out, const std::vector<CachedRows<Real>>& parts, const Real* qkv, size_t C,
                       size_t NH) {
@@ -358,7 +357,7 @@ void attention_cached(Cuda& dev, Real* out, const std::vector<CachedRows<Real>>&
     check_head_size(hs);
     for (const CachedRows<Real>& p : parts) {
         const Real* rows = qkv + p.row * 3 * C;
-        if (p.n == 1 && hs % kPiece<Real> == 0) {
+        if (p.n == 1 && hs % kVector<Real> == 0) {
             attention_decode(dev, out + p.row * C, p.k_cache, p.v_cache, rows, p.first + 1, C, NH);
             continue;
         }
@@ -376,20 +375,20 @@ void attention_cached(Cuda& dev, Real* out, const std::vector<CachedRows<Real>>&
             .hs = int(hs),
             .queries = int(p.n),
             .keys = int(p.first + p.n),
-            .scale = float(1 / std::sqrt(double(hs))),
+            .inverse_sqrt_hs = float(1 / std::sqrt(double(hs))),
         };
         launch_attention_forward(dev, a, 1);
     }
 }
 
-// One new token of each of `rows` sequences against its cache; see AttentionStep. For head sizes of whole 16 bytes.
+// One new token of each of `rows` sequences against its cache; see AttentionStep. Head sizes must be multiples of 16 bytes.
 template <class Real>
 void attention_step(Cuda& dev, const AttentionStep<Real>& a, size_t rows) {
     check_head_size(size_t(a.hs));
-    const dim3 grid(unsigned(a.NH), blocks_for(size_t(a.T), decode_keys), unsigned(rows));
-    const size_t shared = size_t(decode_groups) * size_t(a.hs + 2) * sizeof(float);
+    const dim3 grid(unsigned(a.NH), blocks_for(size_t(a.T), kDecodeKeys), unsigned(rows));
+    const size_t shared = size_t(kDecodeGroups) * size_t(a.hs + 2) * sizeof(float);
     with_decode_packs<Real, 1>(a.hs, [&](auto packs) {
-        launch<decode_step_kernel<Real, decltype(packs)::value>>(grid, decode_threads, shared, dev.stream, a);
+        launch<decode_step_kernel<Real, decltype(packs)::value>>(grid, kDecodeThreads, shared, dev.stream, a);
     });
 }
 #endif          // TN_CUDA

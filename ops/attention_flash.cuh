@@ -1,10 +1,10 @@
 // The attention kernels for tensor cores: bf16, head sizes that are multiples of 8 up to 128.
 //
-// They follow FlashAttention-2 (Dao, 2023). A block reads its rows (queries; for dk and dv, keys) into shared
-// memory once and passes the other side by them in tiles, two stages of cp.async deep. Each of its 4 warps
-// owns 16 or 32 of the rows and keeps what it accumulates for them in registers; warps share the passing
-// tiles alone. Scores stay in registers as well: the fragment in which mma leaves a product is, rounded to
-// bf16, the fragment in which it takes a left operand.
+// They follow FlashAttention-2 (Dao, 2023). A block reads its own rows (queries; for dk and dv, keys) into shared memory
+// once and passes the other side by them in tiles, two stages of cp.async deep. Each of its 4 warps owns 16 or 32 of the
+// rows and keeps what it accumulates for them in registers; the passing tiles are all that warps share. Scores stay in
+// registers as well: the fragment in which mma leaves a product is, rounded to bf16, the fragment in which it takes a
+// left operand.
 #pragma once
 #ifdef TN_CUDA
 #include "ops/attention_kernels.cuh"
@@ -15,37 +15,36 @@ namespace tapernorm {
 // Tiles
 //
 // HS is the head size rounded up to 32, 64, 96 or 128; channels from hs to there are zeros in shared memory.
-// A tile is an array [rows][HS + 8] of bf16: with 16 bytes of padding a row is an odd number of 16-byte
-// units, so that the 8 rows which ldmatrix reads at a time lie in different banks, at addresses that are
-// constant offsets from the first.
+// A tile is an array [rows][HS + 8] of bf16. With 16 bytes of padding a row has an odd number of 16-byte units, so the
+// 8 rows that ldmatrix reads at a time lie in different banks, at constant offsets from the first.
 
-constexpr int flash_threads = 128, flash_warps = 4;
+constexpr int kFlashThreads = 128, kFlashWarps = 4;
 
 __device__ __forceinline__ int warp_id() { return int(threadIdx.x / 32); }
 __device__ __forceinline__ int warp_lane() { return int(threadIdx.x % 32); }
 
-// Block: starts copying rows of hs channels, `stride` apart, into the tile. Rows from `rows` on become zeros.
+// Block: starts copying rows of hs channels, `stride` apart, into the tile. Rows from `rows` on become zero.
 template <int HS, int tile_rows>
 __device__ __forceinline__ void load_tile(bf16 (&tile)[tile_rows][HS + 8], const bf16* from, size_t stride, int rows,
                                           int hs) {
-    constexpr int units = HS / 8;                // 16 bytes each, of a row
-    constexpr int step = flash_threads / units;  // rows copied at a time
-    const int first = int(threadIdx.x) / units, channel = int(threadIdx.x) % units * 8;
-    if (flash_threads % units != 0 && first >= step) return;
+    constexpr int kUnits = HS / 8;                 // 16-byte units in a row
+    constexpr int kStep = kFlashThreads / kUnits;  // rows copied at a time
+    const int first = int(threadIdx.x) / kUnits, channel = int(threadIdx.x) % kUnits * 8;
+    if (kFlashThreads % kUnits != 0 && first >= kStep) return;
     const bf16* p = from + size_t(first) * stride + channel;
 #pragma unroll
-    for (int i = 0; i < (tile_rows + step - 1) / step; i++, p += size_t(step) * stride) {
-        const int row = first + i * step;
+    for (int i = 0; i < (tile_rows + kStep - 1) / kStep; i++, p += size_t(kStep) * stride) {
+        const int row = first + i * kStep;
         const bool valid = row < rows && channel < hs;
-        if (tile_rows % step == 0 || row < tile_rows) cp_async<16>(&tile[row][channel], valid ? p : from, valid);
+        if (tile_rows % kStep == 0 || row < tile_rows) cp_async<16>(&tile[row][channel], valid ? p : from, valid);
     }
 }
 
-// Warp: 16 MT rows of a tile as the left operand of products. Either read for each, or kept in registers.
-template <int HS, int MT, bool keep>
+// Warp: 16 MT rows of a tile as the left operand of products, either read again for each product or kept in registers.
+template <int HS, int MT, bool kKeep>
 struct LeftRows {
     const bf16 (*rows)[HS + 8];
-    uint32_t kept[keep ? HS / 16 : 1][MT][4];
+    uint32_t kept[kKeep ? HS / 16 : 1][MT][4];
 
     __device__ __forceinline__ void read(uint32_t (&a)[MT][4], int k) const {
         const int lane = warp_lane();
@@ -53,13 +52,13 @@ struct LeftRows {
         for (int m = 0; m < MT; m++) ldmatrix_x4(a[m], &rows[m * 16 + lane % 16][k * 16 + lane / 16 * 8]);
     }
     __device__ __forceinline__ void prepare() {
-        if constexpr (keep) {
+        if constexpr (kKeep) {
 #pragma unroll
             for (int k = 0; k < HS / 16; k++) read(kept[k], k);
         }
     }
     __device__ __forceinline__ void get(uint32_t (&a)[MT][4], int k) const {
-        if constexpr (keep) {
+        if constexpr (kKeep) {
 #pragma unroll
             for (int i = 0; i < MT * 4; i++) a[i / 4][i % 4] = kept[k][i / 4][i % 4];
         } else {
@@ -77,8 +76,8 @@ __device__ __forceinline__ void mma_pair(float (&d0)[4], float (&d1)[4], const u
 }
 
 // Warp: s [16 MT, 8 NT] = left [16 MT, HS] (tile [8 NT, HS])^T, the scores of rows against rows.
-template <int HS, int MT, int NT, bool keep>
-__device__ __forceinline__ void multiply_rows(float (&s)[MT][NT][4], const LeftRows<HS, MT, keep>& left,
+template <int HS, int MT, int NT, bool kKeep>
+__device__ __forceinline__ void multiply_rows(float (&s)[MT][NT][4], const LeftRows<HS, MT, kKeep>& left,
                                               const bf16 (*tile)[HS + 8]) {
     const int lane = warp_lane(), row = lane % 8 + lane / 16 * 8, channel = lane / 8 % 2 * 8;
 #pragma unroll
@@ -119,7 +118,7 @@ __device__ __forceinline__ void multiply_add(float (&sum)[MT][HS / 8][4], const 
     }
 }
 
-// Warp: writes x factor, rounded to bf16, to rows `stride` apart; those from `rows` on do not exist. Through
+// Warp: writes x times factor, rounded to bf16, to rows `stride` apart; those from `rows` on do not exist. It goes through
 // rows of shared memory that belong to this warp, so that 16 bytes are written at a time.
 template <int HS, int MT>
 __device__ __forceinline__ void store_rows(bf16* to, size_t stride, int rows, int hs, const float (&x)[MT][HS / 8][4],
@@ -147,14 +146,14 @@ __device__ __forceinline__ void store_rows(bf16* to, size_t stride, int rows, in
 
 template <int HS>
 struct ForwardTiles {
-    static constexpr int MT = 2, rows = flash_warps * 16 * MT;
-    // Registers: out takes HS, a tile of scores keys, q's fragments HS / 2 of the 255 of a thread.
-    static constexpr int keys = HS <= 64 ? 64 : 32;
-    static constexpr bool keep = HS <= 64;
-    bf16 q[rows][HS + 8], k[2][keys][HS + 8], v[2][keys][HS + 8];
+    static constexpr int MT = 2, kRows = kFlashWarps * 16 * MT;
+    // Of a thread's 255 registers, out takes HS, a tile of scores kKeys, and q's fragments, if kept, HS / 2.
+    static constexpr int kKeys = HS <= 64 ? 64 : 32;
+    static constexpr bool kKeep = HS <= 64;
+    bf16 q[kRows][HS + 8], k[2][kKeys][HS + 8], v[2][kKeys][HS + 8];
 };
 
-// Scores of keys that come after their query become -infinity. position: of the warp's first row.
+// Scores of keys that come after their query become -infinity. `position` is that of the warp's first row.
 template <int MT, int NT>
 __device__ __forceinline__ void mask_future(float (&s)[MT][NT][4], int position, int key) {
     const int row = position + warp_lane() / 4, column = key + warp_lane() % 4 * 2;
@@ -165,12 +164,11 @@ __device__ __forceinline__ void mask_future(float (&s)[MT][NT][4], int position,
     }
 }
 
-// The softmax over keys that arrive in tiles. top is the largest score of a row so far; what was summed
-// before is scaled to it. sum is of the columns this lane holds: the four lanes of a row are added at the
-// end.
+// The softmax over keys that arrive in tiles. top is the largest score of a row so far; earlier sums are multiplied to
+// match it. sum covers the columns that this lane holds: the four lanes of a row are added at the end.
 template <int HS, int MT, int NT>
 __device__ __forceinline__ void online_softmax(float (&s)[MT][NT][4], float (&out)[MT][HS / 8][4], float (&top)[MT][2],
-                                               float (&sum)[MT][2], float scale2) {
+                                               float (&sum)[MT][2], float exp2_factor) {
 #pragma unroll
     for (int i = 0; i < MT * 2; i++) {
         const int m = i / 2, e = i % 2 * 2;
@@ -179,12 +177,12 @@ __device__ __forceinline__ void online_softmax(float (&s)[MT][NT][4], float (&ou
 #pragma unroll
         for (int n = 0; n < NT; n++) new_top = fmaxf(new_top, fmaxf(s[m][n][e], s[m][n][e + 1]));
         new_top = group_max<4>(new_top);
-        const float rescale = fast_exp2((row_top - new_top) * scale2), shift = new_top * scale2;
+        const float rescale = fast_exp2((row_top - new_top) * exp2_factor), shift = new_top * exp2_factor;
         row_top = new_top;
 #pragma unroll
         for (int n = 0; n < NT; n++) {
-            s[m][n][e] = fast_exp2(s[m][n][e] * scale2 - shift);
-            s[m][n][e + 1] = fast_exp2(s[m][n][e + 1] * scale2 - shift);
+            s[m][n][e] = fast_exp2(s[m][n][e] * exp2_factor - shift);
+            s[m][n][e + 1] = fast_exp2(s[m][n][e + 1] * exp2_factor - shift);
             row_sum += s[m][n][e] + s[m][n][e + 1];
         }
         sum[m][i % 2] = sum[m][i % 2] * rescale + row_sum;
@@ -193,28 +191,29 @@ __device__ __forceinline__ void online_softmax(float (&s)[MT][NT][4], float (&ou
     }
 }
 
-// Divides by the sums and writes lse of the warp's rows, of which `rows` exist. lse may be null.
+// Divides by the sums and writes the lse of the warp's rows, of which `rows` exist. lse may be null.
 template <int HS, int MT>
 __device__ __forceinline__ void finish_softmax(float (&out)[MT][HS / 8][4], float* lse, int rows,
-                                               const float (&top)[MT][2], const float (&sum)[MT][2], float scale) {
+                                               const float (&top)[MT][2], const float (&sum)[MT][2],
+                                               float inverse_sqrt_hs) {
 #pragma unroll
     for (int i = 0; i < MT * 2; i++) {
         const int m = i / 2, e = i % 2 * 2, row = m * 16 + e * 4 + warp_lane() / 4;
         const float total = group_sum<4>(sum[m][i % 2]), inverse = 1 / total;
 #pragma unroll
         for (int n = 0; n < HS / 8; n++) out[m][n][e] *= inverse, out[m][n][e + 1] *= inverse;
-        if (lse && row < rows && warp_lane() % 4 == 0) lse[row] = top[m][i % 2] * scale + logf(total);
+        if (lse && row < rows && warp_lane() % 4 == 0) lse[row] = top[m][i % 2] * inverse_sqrt_hs + logf(total);
     }
 }
 
-// Block (x, y): head x of B NH, and the y-th block of 128 query rows from the end: the longest come first.
+// Block (x, y): head x of B NH, and the y-th block of 128 query rows from the end, so that the longest come first.
 template <int HS>
-__global__ void __launch_bounds__(flash_threads) flash_forward_kernel(AttentionForward<bf16> a) {
+__global__ void __launch_bounds__(kFlashThreads) flash_forward_kernel(AttentionForward<bf16> a) {
     using Tiles = ForwardTiles<HS>;
-    constexpr int MT = Tiles::MT, NT = Tiles::keys / 8;
+    constexpr int MT = Tiles::MT, NT = Tiles::kKeys / 8;
     Tiles& tiles = *dynamic_shared<Tiles>();
     const size_t b = blockIdx.x / unsigned(a.NH), head = blockIdx.x % unsigned(a.NH) * size_t(a.hs);
-    const int row = int(gridDim.y - 1 - blockIdx.y) * Tiles::rows, position = a.keys - a.queries + row;
+    const int row = int(gridDim.y - 1 - blockIdx.y) * Tiles::kRows, position = a.keys - a.queries + row;
     const bf16* q = a.q + (b * size_t(a.queries) + size_t(row)) * a.q_stride + head;
     const bf16* k = a.k + b * size_t(a.keys) * a.kv_stride + head;
     const bf16* v = a.v + b * size_t(a.keys) * a.kv_stride + head;
@@ -228,95 +227,94 @@ __global__ void __launch_bounds__(flash_threads) flash_forward_kernel(AttentionF
     load_tile<HS>(tiles.q, q, a.q_stride, a.queries - row, a.hs);
     load_keys(0, 0);
 
-    LeftRows<HS, MT, Tiles::keep> left{tiles.q + warp_row, {}};
+    LeftRows<HS, MT, Tiles::kKeep> left{tiles.q + warp_row, {}};
     float out[MT][HS / 8][4] = {}, top[MT][2], sum[MT][2] = {};
 #pragma unroll
     for (int i = 0; i < MT * 2; i++) top[i / 2][i % 2] = -INFINITY;
-    const int key_end = min(a.keys, position + Tiles::rows);
-    for (int key = 0, stage = 0; key < key_end; key += Tiles::keys, stage ^= 1) {
+    const int key_end = min(a.keys, position + Tiles::kRows);
+    for (int key = 0, stage = 0; key < key_end; key += Tiles::kKeys, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();  // this tile is there, and everyone has left the other stage
         if (key == 0) left.prepare();
-        if (key + Tiles::keys < key_end) load_keys(stage ^ 1, key + Tiles::keys);
+        if (key + Tiles::kKeys < key_end) load_keys(stage ^ 1, key + Tiles::kKeys);
         const int first = position + warp_row;
         if (rows <= 0 || key > first + 16 * MT - 1) continue;
         float s[MT][NT][4];
         multiply_rows<HS>(s, left, tiles.k[stage]);
-        if (key + Tiles::keys - 1 > first) mask_future(s, first, key);
-        online_softmax<HS>(s, out, top, sum, a.scale * attention_log2e);
+        if (key + Tiles::kKeys - 1 > first) mask_future(s, first, key);
+        online_softmax<HS>(s, out, top, sum, a.inverse_sqrt_hs * kLog2e);
         multiply_add<HS>(out, s, tiles.v[stage]);
     }
     const size_t C = size_t(a.NH) * size_t(a.hs), first_row = size_t(row + warp_row);
     float* lse = a.lse ? a.lse + size_t(blockIdx.x) * size_t(a.queries) + first_row : nullptr;
-    finish_softmax<HS>(out, lse, rows, top, sum, a.scale);
+    finish_softmax<HS>(out, lse, rows, top, sum, a.inverse_sqrt_hs);
     store_rows<HS>(a.out + (b * size_t(a.queries) + first_row) * C + head, C, rows, a.hs, out, 1, tiles.q + warp_row);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Backward
 //
-// Two kernels compute the scores again from q, k and lse: one for dk and dv, which passes tiles of queries by
-// a block of keys, and one for dq, which passes tiles of keys by a block of queries. That is 7 products of
-// T x T x hs where one kernel would need 5. In return nothing is added across blocks: no fp32 copy of dq that
-// is zeroed, read and written once for every block of keys, and converted; no atomics; one order of all sums.
+// Two kernels compute the scores again from q, k and lse: one for dk and dv, which passes tiles of queries by a block of
+// keys, and one for dq, which passes tiles of keys by a block of queries. That is 7 products of T x T x hs where one
+// kernel would need 5. In return nothing is added across blocks: there is no fp32 copy of dq to be zeroed, read and
+// written once for every block of keys, and converted; there are no atomics; and all sums have one order.
 
-// A block's own rows, 16 MT a warp, and the tiles of the other side. Registers: two sums of MT HS / 2 each,
-// two tiles of scores of MT 16 each, and more.
+// A block's own rows, 16 MT per warp, and the tiles of the other side. In registers are two sums of MT HS / 2 each, two
+// tiles of scores of MT 16 each, and more.
 template <int HS>
 struct BackwardShape {
-    static constexpr int MT = HS <= 64 ? 2 : 1, rows = flash_warps * 16 * MT, passing = 32, NT = passing / 8;
+    static constexpr int MT = HS <= 64 ? 2 : 1, kRows = kFlashWarps * 16 * MT, kPassing = 32, NT = kPassing / 8;
 };
 
 template <int HS>
 struct KeyGradientTiles {
     using Shape = BackwardShape<HS>;
-    bf16 k[Shape::rows][HS + 8], v[Shape::rows][HS + 8];
-    bf16 q[2][Shape::passing][HS + 8], dout[2][Shape::passing][HS + 8];
-    float lse[2][Shape::passing], delta[2][Shape::passing];
+    bf16 k[Shape::kRows][HS + 8], v[Shape::kRows][HS + 8];
+    bf16 q[2][Shape::kPassing][HS + 8], dout[2][Shape::kPassing][HS + 8];
+    float lse[2][Shape::kPassing], delta[2][Shape::kPassing];
 };
 
-// p: scores in, probabilities out. ds: dp in, p (dp - delta) out, the gradient of q . k but for the scale.
-// Both [key, query] from `key` and `query` on; lse and delta [8 NT] are of the queries.
+// p: scores in, probabilities out. ds: dp in, p (dp - delta) out, which is the gradient of q . k except for the factor
+// 1 / sqrt(hs). Both are [key, query], starting at `key` and `query`; lse and delta [8 NT] belong to the queries.
 template <int MT, int NT>
 __device__ __forceinline__ void score_gradients_transposed(float (&p)[MT][NT][4], float (&ds)[MT][NT][4],
                                                            const float* lse, const float* delta, int key, int query,
-                                                           float scale2) {
+                                                           float exp2_factor) {
     const bool diagonal = query < key + 16 * MT - 1;
     const int row = key + warp_lane() / 4, column = warp_lane() % 4 * 2;
 #pragma unroll
     for (int j = 0; j < NT * 2; j++) {
         const int n = j / 2, q = n * 8 + column + j % 2;
-        const float lse2 = lse[q] * attention_log2e, d = delta[q];
+        const float lse2 = lse[q] * kLog2e, d = delta[q];
 #pragma unroll
         for (int i = 0; i < MT * 2; i++) {
             const int m = i / 2, e = i % 2 * 2 + j % 2;
-            p[m][n][e] = fast_exp2(p[m][n][e] * scale2 - lse2);
+            p[m][n][e] = fast_exp2(p[m][n][e] * exp2_factor - lse2);
             if (diagonal && row + m * 16 + i % 2 * 8 > query + q) p[m][n][e] = 0;
             ds[m][n][e] = p[m][n][e] * (ds[m][n][e] - d);
         }
     }
 }
 
-// Block (x, y): head x of B NH, and the y-th block of key rows: the first keys have the most queries. Scores
-// are computed transposed, [key, query], so that they are left operands of dv = p^T dout and dk = ds^T q as
-// they are.
+// Block (x, y): head x of B NH, and the y-th block of key rows; the first keys have the most queries. Scores are computed
+// transposed, [key, query], so that they can serve as left operands of dv = p^T dout and dk = ds^T q without a change.
 template <int HS>
-__global__ void __launch_bounds__(flash_threads) flash_backward_dkdv_kernel(AttentionBackward<bf16> a) {
+__global__ void __launch_bounds__(kFlashThreads) flash_backward_dkdv_kernel(AttentionBackward<bf16> a) {
     using Shape = BackwardShape<HS>;
-    constexpr int MT = Shape::MT, NT = Shape::NT, queries = Shape::passing;
+    constexpr int MT = Shape::MT, NT = Shape::NT, kQueries = Shape::kPassing;
     auto& tiles = *dynamic_shared<KeyGradientTiles<HS>>();
     const auto head = a.head(blockIdx.x);
     const size_t C = size_t(a.NH) * size_t(a.hs);
-    const int key = int(blockIdx.y) * Shape::rows, warp_row = warp_id() * 16 * MT, first = key + warp_row;
+    const int key = int(blockIdx.y) * Shape::kRows, warp_row = warp_id() * 16 * MT, first = key + warp_row;
 
     auto load_queries = [&](int stage, int query) {
         load_tile<HS>(tiles.q[stage], head.q + size_t(query) * 3 * C, 3 * C, a.T - query, a.hs);
         load_tile<HS>(tiles.dout[stage], head.dout + size_t(query) * C, C, a.T - query, a.hs);
-        const int i = int(threadIdx.x) % queries;
+        const int i = int(threadIdx.x) % kQueries;
         const bool valid = query + i < a.T;
-        if (int(threadIdx.x) < queries)  // zeros where there is no query: with q = dout = 0 it adds nothing
+        if (int(threadIdx.x) < kQueries)  // zero where there is no query: with q = dout = 0 it adds nothing
             cp_async<4>(&tiles.lse[stage][i], head.lse + (valid ? query + i : 0), valid);
-        else if (int(threadIdx.x) < 2 * queries)
+        else if (int(threadIdx.x) < 2 * kQueries)
             cp_async<4>(&tiles.delta[stage][i], head.delta + (valid ? query + i : 0), valid);
         cp_async_commit();
     };
@@ -326,55 +324,56 @@ __global__ void __launch_bounds__(flash_threads) flash_backward_dkdv_kernel(Atte
 
     const LeftRows<HS, MT, false> k{tiles.k + warp_row, {}}, v{tiles.v + warp_row, {}};
     float dk[MT][HS / 8][4] = {}, dv[MT][HS / 8][4] = {};
-    for (int query = key, stage = 0; query < a.T; query += queries, stage ^= 1) {
+    for (int query = key, stage = 0; query < a.T; query += kQueries, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();  // this tile is there, and everyone has left the other stage
-        if (query + queries < a.T) load_queries(stage ^ 1, query + queries);
-        if (first >= a.T || query + queries - 1 < first) continue;
+        if (query + kQueries < a.T) load_queries(stage ^ 1, query + kQueries);
+        if (first >= a.T || query + kQueries - 1 < first) continue;
         float p[MT][NT][4], ds[MT][NT][4];
         multiply_rows<HS>(p, k, tiles.q[stage]);
         multiply_rows<HS>(ds, v, tiles.dout[stage]);
         score_gradients_transposed(p, ds, tiles.lse[stage], tiles.delta[stage], first, query,
-                                   a.scale * attention_log2e);
+                                   a.inverse_sqrt_hs * kLog2e);
         multiply_add<HS>(dv, p, tiles.dout[stage]);
         multiply_add<HS>(dk, ds, tiles.q[stage]);
     }
-    store_rows<HS>(head.dk + size_t(first) * 3 * C, 3 * C, a.T - first, a.hs, dk, a.scale, tiles.k + warp_row);
+    store_rows<HS>(head.dk + size_t(first) * 3 * C, 3 * C, a.T - first, a.hs, dk, a.inverse_sqrt_hs,
+                   tiles.k + warp_row);
     store_rows<HS>(head.dv + size_t(first) * 3 * C, 3 * C, a.T - first, a.hs, dv, 1, tiles.v + warp_row);
 }
 
 template <int HS>
 struct QueryGradientTiles {
     using Shape = BackwardShape<HS>;
-    bf16 q[Shape::rows][HS + 8], dout[Shape::rows][HS + 8];
-    bf16 k[2][Shape::passing][HS + 8], v[2][Shape::passing][HS + 8];
+    bf16 q[Shape::kRows][HS + 8], dout[Shape::kRows][HS + 8];
+    bf16 k[2][Shape::kPassing][HS + 8], v[2][Shape::kPassing][HS + 8];
 };
 
-// ds: dp in, p (dp - delta) out, [query, key]. lse2 (in units of log 2) and delta are of the lane's rows.
+// ds: dp in, p (dp - delta) out, [query, key]. lse2 (in units of log 2) and delta belong to the lane's rows.
 template <int MT, int NT>
 __device__ __forceinline__ void score_gradients(float (&ds)[MT][NT][4], const float (&s)[MT][NT][4],
                                                 const float (&lse2)[MT][2], const float (&delta)[MT][2], int query,
-                                                int key, float scale2) {
+                                                int key, float exp2_factor) {
     const bool diagonal = key + 8 * NT - 1 > query;
     const int row = query + warp_lane() / 4, column = key + warp_lane() % 4 * 2;
 #pragma unroll
     for (int i = 0; i < MT * NT * 4; i++) {
         const int m = i / (NT * 4), n = i / 4 % NT, e = i % 4, half = e / 2;
-        float p = fast_exp2(s[m][n][e] * scale2 - lse2[m][half]);
+        float p = fast_exp2(s[m][n][e] * exp2_factor - lse2[m][half]);
         if (diagonal && column + n * 8 + e % 2 > row + m * 16 + half * 8) p = 0;
         ds[m][n][e] = p * (ds[m][n][e] - delta[m][half]);
     }
 }
 
-// Block (x, y): head x of B NH, and the y-th block of query rows from the end: the longest come first.
+// Block (x, y): head x of B NH, and the y-th block of query rows from the end, so that the longest come first.
 template <int HS>
-__global__ void __launch_bounds__(flash_threads) flash_backward_dq_kernel(AttentionBackward<bf16> a) {
+__global__ void __launch_bounds__(kFlashThreads) flash_backward_dq_kernel(AttentionBackward<bf16> a) {
     using Shape = BackwardShape<HS>;
-    constexpr int MT = Shape::MT, NT = Shape::NT, keys = Shape::passing;
+    constexpr int MT = Shape::MT, NT = Shape::NT, kKeys = Shape::kPassing;
     auto& tiles = *dynamic_shared<QueryGradientTiles<HS>>();
     const auto head = a.head(blockIdx.x);
     const size_t C = size_t(a.NH) * size_t(a.hs);
-    const int query = int(gridDim.y - 1 - blockIdx.y) * Shape::rows, warp_row = warp_id() * 16 * MT;
+    const int query = int(gridDim.y - 1 - blockIdx.y) * Shape::kRows, warp_row = warp_id() * 16 * MT;
     const int first = query + warp_row;
 
     auto load_keys = [&](int stage, int key) {
@@ -391,22 +390,23 @@ __global__ void __launch_bounds__(flash_threads) flash_backward_dq_kernel(Attent
 #pragma unroll
     for (int i = 0; i < MT * 2; i++) {
         const int row = first + i * 8 + warp_lane() / 4;
-        lse2[i / 2][i % 2] = row < a.T ? head.lse[row] * attention_log2e : 0;
+        lse2[i / 2][i % 2] = row < a.T ? head.lse[row] * kLog2e : 0;
         delta[i / 2][i % 2] = row < a.T ? head.delta[row] : 0;
     }
-    const int key_end = min(a.T, query + Shape::rows);
-    for (int key = 0, stage = 0; key < key_end; key += keys, stage ^= 1) {
+    const int key_end = min(a.T, query + Shape::kRows);
+    for (int key = 0, stage = 0; key < key_end; key += kKeys, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();  // this tile is there, and everyone has left the other stage
-        if (key + keys < key_end) load_keys(stage ^ 1, key + keys);
+        if (key + kKeys < key_end) load_keys(stage ^ 1, key + kKeys);
         if (first >= a.T || key > first + 16 * MT - 1) continue;
         float s[MT][NT][4], ds[MT][NT][4];
         multiply_rows<HS>(s, q, tiles.k[stage]);
         multiply_rows<HS>(ds, dout, tiles.v[stage]);
-        score_gradients(ds, s, lse2, delta, first, key, a.scale * attention_log2e);
+        score_gradients(ds, s, lse2, delta, first, key, a.inverse_sqrt_hs * kLog2e);
         multiply_add<HS>(dq, ds, tiles.k[stage]);
     }
-    store_rows<HS>(head.dq + size_t(first) * 3 * C, 3 * C, a.T - first, a.hs, dq, a.scale, tiles.q + warp_row);
+    store_rows<HS>(head.dq + size_t(first) * 3 * C, 3 * C, a.T - first, a.hs, dq, a.inverse_sqrt_hs,
+                   tiles.q + warp_row);
 }
 
 }  // namespace tapernorm

@@ -1,9 +1,8 @@
-// The kernels of ops/attention.cuh that need no tensor cores: `simple` ones, for any number type and head
-// size up to 256 (fp32 runs, odd head sizes, and reading), the sums that every backward pass begins with, and
-// one query against a cache.
+// The kernels of ops/attention.cuh that need no tensor cores: "simple" ones for any number type and head size up to 256
+// (they serve fp32 runs and odd head sizes, and are the ones to read first), the sums that every backward pass begins
+// with, and one query against a cache.
 //
-// Blocks never add into the same memory, and all sums have a fixed order: results are the same bits from run
-// to run.
+// Blocks never add into the same memory, and all sums have a fixed order: runs give the same bits.
 #pragma once
 #ifdef TN_CUDA
 #include <cmath>
@@ -12,7 +11,7 @@
 
 namespace tapernorm {
 
-constexpr float attention_log2e = 1.4426950408889634f;  // exp(x) = exp2(x log2e): exp2 is one instruction
+constexpr float kLog2e = 1.4426950408889634f;  // exp(x) = exp2(x log2e): exp2 is one instruction
 
 // Query r is at position keys - queries + r, and sees the keys up to there.
 template <class Real>
@@ -22,7 +21,7 @@ struct AttentionForward {
     const Real *q, *k, *v;  // [B, queries or keys, NH hs] with rows this many elements apart:
     size_t q_stride, kv_stride;
     int NH, hs, queries, keys;
-    float scale;
+    float inverse_sqrt_hs;
 };
 
 template <class Real>
@@ -31,9 +30,9 @@ struct AttentionBackward {
     const Real *dout, *qkv;    // [B, T, C], [B, T, 3C]
     const float *lse, *delta;  // [B, NH, T]
     int NH, hs, T;
-    float scale;
+    float inverse_sqrt_hs;
 
-    // What differs between the heads: pointers to row 0 of the head that a block works on.
+    // What differs from head to head: pointers to row 0 of the head that a block works on.
     struct Head {
         const Real *q, *k, *v, *dout;
         Real *dq, *dk, *dv;
@@ -71,19 +70,19 @@ __device__ __forceinline__ float group_max(float x) {
     return x;
 }
 
-// delta [B, NH, T] = dout . out, both [B, T, NH, hs]: 8 lanes for each of the `count` = B T NH rows of hs.
-// `whole`: those are multiples of 16 bytes.
+// delta [B, NH, T] = dout . out, both [B, T, NH, hs]: 8 lanes for each of the `count` = B T NH rows of hs. `whole`: the
+// rows are multiples of 16 bytes.
 template <class Real>
 __global__ void __launch_bounds__(256) attention_delta_kernel(float* delta, const Real* dout, const Real* out,
                                                               size_t count, int T, int NH, int hs, bool whole) {
-    constexpr int piece = kPiece<Real>;
+    constexpr int kWidth = kVector<Real>;
     const size_t i = (size_t(blockIdx.x) * 256 + threadIdx.x) / 8, row = i * size_t(hs);
-    float sum = 0, x[piece], y[piece];
-    for (int c = int(threadIdx.x % 8) * piece; i < count && c < hs; c += 8 * piece) {
-        load_piece(x, dout + row, unsigned(c), unsigned(hs), whole);
-        load_piece(y, out + row, unsigned(c), unsigned(hs), whole);
+    float sum = 0, x[kWidth], y[kWidth];
+    for (int c = int(threadIdx.x % 8) * kWidth; i < count && c < hs; c += 8 * kWidth) {
+        load_vector(x, dout + row, unsigned(c), unsigned(hs), whole);
+        load_vector(y, out + row, unsigned(c), unsigned(hs), whole);
 #pragma unroll
-        for (int j = 0; j < piece; j++) sum += x[j] * y[j];
+        for (int j = 0; j < kWidth; j++) sum += x[j] * y[j];
     }
     sum = group_sum<8>(sum);
     const size_t token = i / size_t(NH), h = i % size_t(NH), b = token / size_t(T), t = token % size_t(T);
@@ -91,21 +90,21 @@ __global__ void __launch_bounds__(256) attention_delta_kernel(float* delta, cons
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Simple kernels: 16 x 16 threads, tiles of 16 rows of floats. Thread (y, x) computes the score of row y of
-// the block and row x of the passing tile, and accumulates channels x, x + 16, .. of row y.
+// Simple kernels: 16 x 16 threads, tiles of 16 rows of floats. Thread (y, x) computes the score of row y of the block
+// against row x of the passing tile, and accumulates channels x, x + 16, .. of row y.
 
-constexpr int simple_rows = 16, simple_threads = 256, simple_max_hs = 256;
-constexpr int simple_channels = simple_max_hs / 16;  // of a thread
+constexpr int kSimpleRows = 16, kSimpleThreads = 256, kSimpleMaxHs = 256;
+constexpr int kSimpleChannels = kSimpleMaxHs / 16;  // per thread
 
 // An odd row length: 16 threads that read one column meet 16 banks.
 __host__ __device__ constexpr int simple_stride(int hs) { return hs | 1; }
-__host__ __device__ constexpr size_t simple_tile(int hs) { return size_t(simple_rows) * size_t(simple_stride(hs)); }
-constexpr int simple_scores = simple_rows * (simple_rows + 1);
+__host__ __device__ constexpr size_t simple_tile(int hs) { return size_t(kSimpleRows) * size_t(simple_stride(hs)); }
+constexpr int kSimpleScores = kSimpleRows * (kSimpleRows + 1);
 
-// Block: rows from `rows` on become zeros.
+// Block: rows from `rows` on become zero.
 template <class Real>
 __device__ void simple_load(float* tile, const Real* from, size_t stride, int rows, int hs) {
-    for (int i = int(threadIdx.x); i < simple_rows * hs; i += simple_threads) {
+    for (int i = int(threadIdx.x); i < kSimpleRows * hs; i += kSimpleThreads) {
         const int row = i / hs, c = i % hs;
         tile[row * simple_stride(hs) + c] = row < rows ? float(from[size_t(row) * stride + size_t(c)]) : 0;
     }
@@ -117,45 +116,45 @@ __device__ __forceinline__ float simple_dot(const float* x, const float* y, int 
     return sum;
 }
 
-// sum[channels of this thread] = sum factor + weights [16] tile [16, hs]
-__device__ __forceinline__ void simple_add(float (&sum)[simple_channels], float factor, const float* weights,
+// sum [the channels of this thread] = factor sum + weights [16] tile [16, hs]
+__device__ __forceinline__ void simple_add(float (&sum)[kSimpleChannels], float factor, const float* weights,
                                            const float* tile, int hs) {
     const int x = int(threadIdx.x % 16);
 #pragma unroll
-    for (int i = 0; i < simple_channels; i++) {
+    for (int i = 0; i < kSimpleChannels; i++) {
         if (x + 16 * i >= hs) break;
         float total = sum[i] * factor;
-        for (int j = 0; j < simple_rows; j++) total += weights[j] * tile[j * simple_stride(hs) + x + 16 * i];
+        for (int j = 0; j < kSimpleRows; j++) total += weights[j] * tile[j * simple_stride(hs) + x + 16 * i];
         sum[i] = total;
     }
 }
 
 template <class Real>
-__device__ __forceinline__ void simple_store(Real* to, const float (&sum)[simple_channels], float factor, int hs) {
+__device__ __forceinline__ void simple_store(Real* to, const float (&sum)[kSimpleChannels], float factor, int hs) {
     const int x = int(threadIdx.x % 16);
 #pragma unroll
-    for (int i = 0; i < simple_channels; i++)
+    for (int i = 0; i < kSimpleChannels; i++)
         if (x + 16 * i < hs) to[x + 16 * i] = Real(sum[i] * factor);
 }
 
 // Rows are queries, keys pass.
 template <class Real>
-__global__ void __launch_bounds__(simple_threads) simple_forward_kernel(AttentionForward<Real> a) {
+__global__ void __launch_bounds__(kSimpleThreads) simple_forward_kernel(AttentionForward<Real> a) {
     float *q = dynamic_shared<float>(), *k = q + simple_tile(a.hs), *v = k + simple_tile(a.hs),
           *weights = v + simple_tile(a.hs);
     const int x = int(threadIdx.x % 16), y = int(threadIdx.x / 16), ld = simple_stride(a.hs);
-    const int row = int(gridDim.y - 1 - blockIdx.y) * simple_rows, position = a.keys - a.queries + row + y;
+    const int row = int(gridDim.y - 1 - blockIdx.y) * kSimpleRows, position = a.keys - a.queries + row + y;
     const size_t b = blockIdx.x / unsigned(a.NH), head = blockIdx.x % unsigned(a.NH) * size_t(a.hs);
-    float* mine = weights + y * (simple_rows + 1);  // [16]
-    float top = -INFINITY, sum = 0, out[simple_channels] = {};
+    float* mine = weights + y * (kSimpleRows + 1);  // [16]
+    float top = -INFINITY, sum = 0, out[kSimpleChannels] = {};
     simple_load(q, a.q + (b * size_t(a.queries) + size_t(row)) * a.q_stride + head, a.q_stride, a.queries - row, a.hs);
-    for (int key = 0; key < min(a.keys, position - y + simple_rows); key += simple_rows) {
+    for (int key = 0; key < min(a.keys, position - y + kSimpleRows); key += kSimpleRows) {
         const size_t from = (b * size_t(a.keys) + size_t(key)) * a.kv_stride + head;
         __syncthreads();  // everyone has left the tile before
         simple_load(k, a.k + from, a.kv_stride, a.keys - key, a.hs);
         simple_load(v, a.v + from, a.kv_stride, a.keys - key, a.hs);
         __syncthreads();
-        const float s = key + x <= position ? simple_dot(q + y * ld, k + x * ld, a.hs) * a.scale : -INFINITY;
+        const float s = key + x <= position ? simple_dot(q + y * ld, k + x * ld, a.hs) * a.inverse_sqrt_hs : -INFINITY;
         const float new_top = fmaxf(top, group_max<16>(s));
         const float p = expf(s - new_top), rescale = expf(top - new_top);
         top = new_top;
@@ -170,7 +169,7 @@ __global__ void __launch_bounds__(simple_threads) simple_forward_kernel(Attentio
     if (a.lse && x == 0) a.lse[size_t(blockIdx.x) * size_t(a.queries) + size_t(row + y)] = top + logf(sum);
 }
 
-// p and ds of one pair of query and key; zero where the key comes after the query, or there is no such query.
+// p and ds of one pair of query and key; zero where the key comes after the query, or where there is no such query.
 struct ScoreGradient {
     float p, ds;
 };
@@ -179,23 +178,23 @@ __device__ __forceinline__ ScoreGradient simple_score_gradient(const AttentionBa
                                                                const float* delta, const float* q, const float* k,
                                                                const float* dout, const float* v, int query, int key) {
     if (query >= a.T || key > query) return {0, 0};
-    const float p = expf(simple_dot(q, k, a.hs) * a.scale - lse[query]);
+    const float p = expf(simple_dot(q, k, a.hs) * a.inverse_sqrt_hs - lse[query]);
     return {p, p * (simple_dot(dout, v, a.hs) - delta[query])};
 }
 
 // Rows are keys, queries pass.
 template <class Real>
-__global__ void __launch_bounds__(simple_threads) simple_backward_dkdv_kernel(AttentionBackward<Real> a) {
+__global__ void __launch_bounds__(kSimpleThreads) simple_backward_dkdv_kernel(AttentionBackward<Real> a) {
     const size_t tile = simple_tile(a.hs), C = size_t(a.NH) * size_t(a.hs);
     float *k = dynamic_shared<float>(), *v = k + tile, *q = v + tile, *dout = q + tile, *p = dout + tile,
-          *ds = p + simple_scores;
+          *ds = p + kSimpleScores;
     const int x = int(threadIdx.x % 16), y = int(threadIdx.x / 16), ld = simple_stride(a.hs);
-    const int key = int(blockIdx.y) * simple_rows, mine = y * (simple_rows + 1);
+    const int key = int(blockIdx.y) * kSimpleRows, mine = y * (kSimpleRows + 1);
     const auto head = a.head(blockIdx.x);
-    float dk[simple_channels] = {}, dv[simple_channels] = {};
+    float dk[kSimpleChannels] = {}, dv[kSimpleChannels] = {};
     simple_load(k, head.k + size_t(key) * 3 * C, 3 * C, a.T - key, a.hs);
     simple_load(v, head.v + size_t(key) * 3 * C, 3 * C, a.T - key, a.hs);
-    for (int query = key; query < a.T; query += simple_rows) {
+    for (int query = key; query < a.T; query += kSimpleRows) {
         __syncthreads();  // everyone has left the tile before
         simple_load(q, head.q + size_t(query) * 3 * C, 3 * C, a.T - query, a.hs);
         simple_load(dout, head.dout + size_t(query) * C, C, a.T - query, a.hs);
@@ -208,22 +207,22 @@ __global__ void __launch_bounds__(simple_threads) simple_backward_dkdv_kernel(At
         simple_add(dk, 1, ds + mine, q, a.hs);
     }
     if (key + y >= a.T) return;
-    simple_store(head.dk + size_t(key + y) * 3 * C, dk, a.scale, a.hs);
+    simple_store(head.dk + size_t(key + y) * 3 * C, dk, a.inverse_sqrt_hs, a.hs);
     simple_store(head.dv + size_t(key + y) * 3 * C, dv, 1, a.hs);
 }
 
 // Rows are queries, keys pass.
 template <class Real>
-__global__ void __launch_bounds__(simple_threads) simple_backward_dq_kernel(AttentionBackward<Real> a) {
+__global__ void __launch_bounds__(kSimpleThreads) simple_backward_dq_kernel(AttentionBackward<Real> a) {
     const size_t tile = simple_tile(a.hs), C = size_t(a.NH) * size_t(a.hs);
     float *q = dynamic_shared<float>(), *dout = q + tile, *k = dout + tile, *v = k + tile, *ds = v + tile;
     const int x = int(threadIdx.x % 16), y = int(threadIdx.x / 16), ld = simple_stride(a.hs);
-    const int query = int(gridDim.y - 1 - blockIdx.y) * simple_rows, mine = y * (simple_rows + 1);
+    const int query = int(gridDim.y - 1 - blockIdx.y) * kSimpleRows, mine = y * (kSimpleRows + 1);
     const auto head = a.head(blockIdx.x);
-    float dq[simple_channels] = {};
+    float dq[kSimpleChannels] = {};
     simple_load(q, head.q + size_t(query) * 3 * C, 3 * C, a.T - query, a.hs);
     simple_load(dout, head.dout + size_t(query) * C, C, a.T - query, a.hs);
-    for (int key = 0; key < min(a.T, query + simple_rows); key += simple_rows) {
+    for (int key = 0; key < min(a.T, query + kSimpleRows); key += kSimpleRows) {
         __syncthreads();  // everyone has left the tile before
         simple_load(k, head.k + size_t(key) * 3 * C, 3 * C, a.T - key, a.hs);
         simple_load(v, head.v + size_t(key) * 3 * C, 3 * C, a.T - key, a.hs);
@@ -234,7 +233,7 @@ __global__ void __launch_bounds__(simple_threads) simple_backward_dq_kernel(Atte
         __syncwarp();  // the 16 threads of a row are in one warp
         simple_add(dq, 1, ds + mine, k, a.hs);
     }
-    if (query + y < a.T) simple_store(head.dq + size_t(query + y) * 3 * C, dq, a.scale, a.hs);
+    if (query + y < a.T) simple_store(head.dq + size_t(query + y) * 3 * C, dq, a.inverse_sqrt_hs, a.hs);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -243,11 +242,11 @@ __global__ void __launch_bounds__(simple_threads) simple_backward_dq_kernel(Atte
 template <class Real>
 struct AttentionDecode {
     Real* out;                // [C]
-    float* partial;           // [NH, splits, hs + 2]: sums, their largest score, and the sum of weights
+    float* partial;           // [NH, splits, hs + 2]: sums, their largest score and the sum of weights
     Real *k_cache, *v_cache;  // [>= keys, C]
     const Real* qkv;          // [3C], of the last key
     int NH, hs, keys;
-    float scale;
+    float inverse_sqrt_hs;
 };
 
 // k_cache, v_cache [n, C] = from qkv [n, 3C]
@@ -259,11 +258,11 @@ __global__ void cache_append_kernel(Real* k_cache, Real* v_cache, const Real* qk
     k_cache[i] = row[C], v_cache[i] = row[2 * C];
 }
 
-constexpr int decode_threads = 128, decode_groups = decode_threads / 8, decode_keys = 128;
+constexpr int kDecodeThreads = 128, kDecodeGroups = kDecodeThreads / 8, kDecodeKeys = 128;
 
-// Writes the weighted sums of `count` parts, brought to one scale and added in order. part(i, c) is number c of the i-th
-// [hs + 2], as in `partial`. `divide`: by the sum of weights, which makes the result final; else that and the scale are
-// written behind it.
+// Adds the weighted sums of `count` parts in order, after multiplying them to match their common largest score. part(i, c)
+// is element c of the i-th [hs + 2], as in `partial`. With `divide` the result is divided by the sum of weights, which
+// makes it final; otherwise that sum and the largest score are written behind it.
 template <class Out, class Part>
 __device__ __forceinline__ void combine_parts(Out* out, Part&& part, int count, int hs, bool divide) {
     float top = -INFINITY, weight = 0;
@@ -277,54 +276,54 @@ __device__ __forceinline__ void combine_parts(Out* out, Part&& part, int count, 
     if (!divide && threadIdx.x == 0) out[hs] = Out(top), out[hs + 1] = Out(weight);
 }
 
-// One head's query q [hs] against the keys and values [begin, end), whose rows are C apart; leaves decode_groups parts.
-// Groups of 8 lanes take keys in turn, `ahead` at a time, and each has a softmax of its own; a lane holds 16 bytes of
-// channels out of every 128, `packs` times. Loads depend on no condition, so that many can be under way: lanes without a
-// channel or a key read another's and weigh it with 0. Scores are in units of log 2: scale2 is the scale times log2e.
+// One head's query q [hs] against the keys and values [begin, end), whose rows are C apart; leaves kDecodeGroups parts.
+// Groups of 8 lanes take keys in turn, kAhead at a time, each group with a softmax of its own; a lane holds 16 bytes of
+// channels out of every 128, `packs` times. Loads depend on no condition, so that many can be in flight: lanes without a
+// channel or a key read another's and give it the weight 0. Scores are in units of log 2: exp2_factor is log2e / sqrt(hs).
 template <class Real, int packs>
 __device__ void decode_keys_of_head(float* parts, const Real* q_row, const Real* k, const Real* v, size_t C, int hs,
-                                    int begin, int end, float scale2) {
-    constexpr int width = kPiece<Real>, ahead = 4;
-    const int group = int(threadIdx.x / 8), lane = int(threadIdx.x % 8) * width;
-    auto channel = [&](int i) { return lane + 8 * width * i < hs ? size_t(lane + 8 * width * i) : 0; };
-    float q[packs][width] = {}, out[packs][width] = {}, top = -INFINITY, sum = 0, x[width];
+                                    int begin, int end, float exp2_factor) {
+    constexpr int kWidth = kVector<Real>, kAhead = 4;
+    const int group = int(threadIdx.x / 8), lane = int(threadIdx.x % 8) * kWidth;
+    auto channel = [&](int i) { return lane + 8 * kWidth * i < hs ? size_t(lane + 8 * kWidth * i) : 0; };
+    float q[packs][kWidth] = {}, out[packs][kWidth] = {}, top = -INFINITY, sum = 0, x[kWidth];
 #pragma unroll
     for (int i = 0; i < packs; i++)
-        if (lane + 8 * width * i < hs) load_piece(q[i], q_row + channel(i), 0, width, true);
-    for (int key = begin + group; key - group < end; key += decode_groups * ahead) {
-        float s[ahead] = {}, new_top = top;
+        if (lane + 8 * kWidth * i < hs) load_vector(q[i], q_row + channel(i), 0, kWidth, true);
+    for (int key = begin + group; key - group < end; key += kDecodeGroups * kAhead) {
+        float s[kAhead] = {}, new_top = top;
 #pragma unroll
-        for (int i = 0; i < ahead * packs; i++) {
-            const int j = i / packs, row = min(key + j * decode_groups, end - 1);
-            load_piece(x, k + size_t(row) * C + channel(i % packs), 0, width, true);
+        for (int i = 0; i < kAhead * packs; i++) {
+            const int j = i / packs, row = min(key + j * kDecodeGroups, end - 1);
+            load_vector(x, k + size_t(row) * C + channel(i % packs), 0, kWidth, true);
 #pragma unroll
-            for (int w = 0; w < width; w++) s[j] += q[i % packs][w] * x[w];
+            for (int w = 0; w < kWidth; w++) s[j] += q[i % packs][w] * x[w];
         }
 #pragma unroll
-        for (int j = 0; j < ahead; j++) {
-            s[j] = group_sum<8>(s[j]) * scale2;
-            if (key + j * decode_groups >= end) s[j] = -INFINITY;
+        for (int j = 0; j < kAhead; j++) {
+            s[j] = group_sum<8>(s[j]) * exp2_factor;
+            if (key + j * kDecodeGroups >= end) s[j] = -INFINITY;
             new_top = fmaxf(new_top, s[j]);
         }
         const float shift = new_top == -INFINITY ? 0 : new_top, rescale = fast_exp2(top - shift);
         top = new_top, sum *= rescale;
 #pragma unroll
-        for (int j = 0; j < ahead; j++) s[j] = fast_exp2(s[j] - shift), sum += s[j];
+        for (int j = 0; j < kAhead; j++) s[j] = fast_exp2(s[j] - shift), sum += s[j];
 #pragma unroll
-        for (int i = 0; i < packs * width; i++) out[i / width][i % width] *= rescale;
+        for (int i = 0; i < packs * kWidth; i++) out[i / kWidth][i % kWidth] *= rescale;
 #pragma unroll
-        for (int i = 0; i < ahead * packs; i++) {
-            const int j = i / packs, row = min(key + j * decode_groups, end - 1);
-            load_piece(x, v + size_t(row) * C + channel(i % packs), 0, width, true);
+        for (int i = 0; i < kAhead * packs; i++) {
+            const int j = i / packs, row = min(key + j * kDecodeGroups, end - 1);
+            load_vector(x, v + size_t(row) * C + channel(i % packs), 0, kWidth, true);
 #pragma unroll
-            for (int w = 0; w < width; w++) out[i % packs][w] += s[j] * x[w];
+            for (int w = 0; w < kWidth; w++) out[i % packs][w] += s[j] * x[w];
         }
     }
     float* mine = parts + group * (hs + 2);
 #pragma unroll
-    for (int i = 0; i < packs * width; i++) {
-        const int c = lane + 8 * width * (i / width) + i % width;
-        if (c < hs) mine[c] = out[i / width][i % width];
+    for (int i = 0; i < packs * kWidth; i++) {
+        const int c = lane + 8 * kWidth * (i / kWidth) + i % kWidth;
+        if (c < hs) mine[c] = out[i / kWidth][i % kWidth];
     }
     if (lane == 0) mine[hs] = top, mine[hs + 1] = sum;
 }
@@ -332,34 +331,34 @@ __device__ void decode_keys_of_head(float* parts, const Real* q_row, const Real*
 // Block: adds the head's key and value of a row of qkv to its cache, at `position`.
 template <class Real>
 __device__ __forceinline__ void decode_append(Real* k, Real* v, const Real* qkv, size_t C, int hs, int position) {
-    for (int c = int(threadIdx.x); c < hs; c += decode_threads) {
+    for (int c = int(threadIdx.x); c < hs; c += kDecodeThreads) {
         k[size_t(position) * C + size_t(c)] = qkv[C + size_t(c)];
         v[size_t(position) * C + size_t(c)] = qkv[2 * C + size_t(c)];
     }
 }
 
-// Block (x, y): head x, the y-th 128 keys.
+// Block (x, y): head x, the y-th group of 128 keys.
 template <class Real, int packs>
-__global__ void __launch_bounds__(decode_threads) decode_kernel(AttentionDecode<Real> a) {
-    const int begin = int(blockIdx.y) * decode_keys, end = min(a.keys, begin + decode_keys), hs = a.hs;
+__global__ void __launch_bounds__(kDecodeThreads) decode_kernel(AttentionDecode<Real> a) {
+    const int begin = int(blockIdx.y) * kDecodeKeys, end = min(a.keys, begin + kDecodeKeys), hs = a.hs;
     const size_t C = size_t(a.NH) * size_t(hs), head = size_t(blockIdx.x) * size_t(hs);
     Real *k = a.k_cache + head, *v = a.v_cache + head;
     float* const parts = dynamic_shared<float>();
     if (end == a.keys) decode_append(k, v, a.qkv + head, C, hs, end - 1);
     __syncthreads();  // the new key and value are in the cache
-    decode_keys_of_head<Real, packs>(parts, a.qkv + head, k, v, C, hs, begin, end, a.scale * attention_log2e);
+    decode_keys_of_head<Real, packs>(parts, a.qkv + head, k, v, C, hs, begin, end, a.inverse_sqrt_hs * kLog2e);
     __syncthreads();
     auto part = [&](int i, int c) { return parts[i * (hs + 2) + c]; };
     const size_t split = size_t(blockIdx.x) * gridDim.y + blockIdx.y;
     if (gridDim.y == 1)
-        combine_parts(a.out + head, part, decode_groups, hs, true);
+        combine_parts(a.out + head, part, kDecodeGroups, hs, true);
     else
-        combine_parts(a.partial + split * size_t(hs + 2), part, decode_groups, hs, false);
+        combine_parts(a.partial + split * size_t(hs + 2), part, kDecodeGroups, hs, false);
 }
 
-// Block: one head. What decode_kernel left of each 128 keys becomes its output.
+// Block: one head. Combines what decode_kernel left of every 128 keys into the head's output.
 template <class Real>
-__global__ void __launch_bounds__(decode_threads)
+__global__ void __launch_bounds__(kDecodeThreads)
     decode_combine_kernel(Real* out, const float* partial, int splits, int hs) {
     const size_t head = blockIdx.x;
     const float* parts = partial + head * size_t(splits) * size_t(hs + 2);
@@ -376,15 +375,15 @@ struct AttentionStep {
     const Real* qkv;          // [rows, 3C]
     const int* positions;     // [rows]
     int NH, hs, T;
-    float scale;
+    float inverse_sqrt_hs;
 };
 
-// Block (x, y, z): head x of sequence z, the y-th 128 keys if there are as many. The last block of a head to finish adds
-// up what all of them left.
+// Block (x, y, z): head x of sequence z, the y-th group of 128 keys if there are that many. The last block of a head to
+// finish adds up what all of them left.
 template <class Real, int packs>
-__global__ void __launch_bounds__(decode_threads) decode_step_kernel(const __grid_constant__ AttentionStep<Real> a) {
-    const int keys = a.positions[blockIdx.z] + 1, splits = (keys + decode_keys - 1) / decode_keys, hs = a.hs;
-    const int begin = int(blockIdx.y) * decode_keys, end = min(keys, begin + decode_keys);
+__global__ void __launch_bounds__(kDecodeThreads) decode_step_kernel(const __grid_constant__ AttentionStep<Real> a) {
+    const int keys = a.positions[blockIdx.z] + 1, splits = (keys + kDecodeKeys - 1) / kDecodeKeys, hs = a.hs;
+    const int begin = int(blockIdx.y) * kDecodeKeys, end = min(keys, begin + kDecodeKeys);
     if (begin >= keys) return;  // the whole block
     const size_t C = size_t(a.NH) * size_t(hs), head = size_t(blockIdx.x) * size_t(hs), row = blockIdx.z;
     const size_t cache = row * size_t(a.T) * C + head, task = row * size_t(a.NH) + blockIdx.x;
@@ -393,15 +392,15 @@ __global__ void __launch_bounds__(decode_threads) decode_step_kernel(const __gri
     if (end == keys) decode_append(a.k_cache + cache, a.v_cache + cache, qkv, C, hs, end - 1);
     __syncthreads();  // the new key and value are in the cache
     decode_keys_of_head<Real, packs>(parts, qkv, a.k_cache + cache, a.v_cache + cache, C, hs, begin, end,
-                                     a.scale * attention_log2e);
+                                     a.inverse_sqrt_hs * kLog2e);
     __syncthreads();
     auto part = [&](int i, int c) { return parts[i * (hs + 2) + c]; };
     Real* const out = a.out + row * C + head;
-    if (splits == 1) return combine_parts(out, part, decode_groups, hs, true);
+    if (splits == 1) return combine_parts(out, part, kDecodeGroups, hs, true);
     float* const partial = a.partial + task * gridDim.y * size_t(hs + 2);
-    combine_parts(partial + blockIdx.y * size_t(hs + 2), part, decode_groups, hs, false);
-    __threadfence();  // each thread's numbers are visible to all blocks
-    __syncthreads();  // of the whole block
+    combine_parts(partial + blockIdx.y * size_t(hs + 2), part, kDecodeGroups, hs, false);
+    __threadfence();  // what each thread wrote is visible to all blocks
+    __syncthreads();  // and so is what the whole block wrote
     bool last = false;
     if (threadIdx.x == 0) last = atomicInc(&a.finished[task], unsigned(splits - 1)) == unsigned(splits - 1);
     if (!__syncthreads_or(last)) return;

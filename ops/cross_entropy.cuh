@@ -1,4 +1,4 @@
-// Softmax cross-entropy, row by row, gradient in place.
+// Softmax cross-entropy, the loss of the language model, row by row; the gradient replaces the logits.
 //
 //   p = softmax(z),  loss = -log p_y = logsumexp(z) - z_y,  dz = (p - onehot(y)) * weight
 #pragma once
@@ -32,8 +32,8 @@ Real leaf_cross_entropy(Real* dz, const Real* z, size_t target, Real weight, siz
         dz[i] = e;
         sum += e;
     }
-    const Real scale = weight / sum;
-    for (size_t i = 0; i < V; i++) dz[i] *= scale;
+    const Real factor = weight / sum;
+    for (size_t i = 0; i < V; i++) dz[i] *= factor;
     dz[target] -= weight;
     return __builtin_log(sum) + (top - z_y);
 }
@@ -42,8 +42,8 @@ Real leaf_cross_entropy(Real* dz, const Real* z, size_t target, Real weight, siz
 #else  // ---- CPU
 
 // *loss_sum += the sum over rows of the cross-entropy of logits [N, V] at targets [N]; with `gradient`, the logits become
-// weight * dloss/dlogits. Rows are ld apart (0: V), and what lies between V and ld gets the gradient 0. losses [N]: room
-// for the rows' losses.
+// weight * dloss/dlogits. Rows are ld apart (0: V), and what lies between V and ld gets the gradient 0. losses [N] receives
+// the losses of the rows.
 template <class Real>
 void cross_entropy(Cpu& dev, double* loss_sum, Acc<Real>* losses, Real* logits, const int* targets, double weight,
                    size_t N, size_t V, bool gradient, size_t ld = 0) {
@@ -61,13 +61,13 @@ void cross_entropy(Cpu& dev, double* loss_sum, Acc<Real>* losses, Real* logits, 
     *loss_sum += sum;
 }
 
-// ---- CUDA. A block computes a row: it reads the logits once for the maximum and the sum of exponentials together, and
-// a second time, then from the second-level cache, for the gradient. loss_sum is in device memory.
+// ---- CUDA. A block computes a row: it reads the logits once for both the maximum and the sum of exponentials, and again,
+// now from the second-level cache, for the gradient. loss_sum is in device memory.
 #ifdef TN_CUDA
 
-constexpr unsigned kSoftmaxThreads = 512;  // at most; fewer for a small vocabulary
+constexpr unsigned kSoftmaxThreads = 512;  // the most; a small vocabulary has fewer
 
-// A maximum and the sum of exp(z - top) so far.
+// The maximum and the sum of exp(z - top) so far.
 struct Softmax {
     float top, sum;
     __device__ void add(const Softmax& other) {
@@ -81,16 +81,16 @@ struct Softmax {
 template <class Real>
 __device__ Softmax row_softmax(const Real* z, unsigned V, bool aligned, Softmax* shared) {
     Softmax mine{-INFINITY, 0};
-    float v[kPiece<Real>];
-    for (unsigned i = threadIdx.x * kPiece<Real>; i < V; i += blockDim.x * kPiece<Real>) {
-        load_piece(v, z, i, V, aligned && i + kPiece<Real> <= V);
+    float v[kVector<Real>];
+    for (unsigned i = threadIdx.x * kVector<Real>; i < V; i += blockDim.x * kVector<Real>) {
+        load_vector(v, z, i, V, aligned && i + kVector<Real> <= V);
         float top = v[0];
 #pragma unroll
-        for (unsigned j = 1; j < kPiece<Real>; j++) top = i + j < V ? fmaxf(top, v[j]) : top;
-        Softmax piece{top, 0};
+        for (unsigned j = 1; j < kVector<Real>; j++) top = i + j < V ? fmaxf(top, v[j]) : top;
+        Softmax part{top, 0};
 #pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++) piece.sum += i + j < V ? __expf(v[j] - top) : 0.0f;
-        mine.add(piece);
+        for (unsigned j = 0; j < kVector<Real>; j++) part.sum += i + j < V ? __expf(v[j] - top) : 0.0f;
+        mine.add(part);
     }
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2)
@@ -109,19 +109,20 @@ __global__ void __launch_bounds__(kSoftmaxThreads)
     const size_t row = blockIdx.x;
     Real* const z = logits + row * ld;
     const unsigned target = unsigned(targets[row]);
-    const float z_y = float(z[target]);  // before anything is overwritten: behind the barrier in row_softmax
+    const float z_y =
+        float(z[target]);  // read before anything is overwritten, which happens after the barrier in row_softmax
     const Softmax s = row_softmax(z, V, aligned, dynamic_shared<Softmax>());
     if (threadIdx.x == 0) losses[row] = logf(s.sum) + (s.top - z_y);
     if (!gradient) return;
-    const float scale = weight / s.sum;
-    float v[kPiece<Real>];
-    for (unsigned i = threadIdx.x * kPiece<Real>; i < ld; i += blockDim.x * kPiece<Real>) {
-        const bool whole = aligned && i + kPiece<Real> <= ld;
-        load_piece(v, z, i, ld, whole);
+    const float factor = weight / s.sum;
+    float v[kVector<Real>];
+    for (unsigned i = threadIdx.x * kVector<Real>; i < ld; i += blockDim.x * kVector<Real>) {
+        const bool whole = aligned && i + kVector<Real> <= ld;
+        load_vector(v, z, i, ld, whole);
 #pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++)
-            v[j] = i + j < V ? __expf(v[j] - s.top) * scale - (i + j == target ? weight : 0.0f) : 0.0f;
-        store_piece(z, v, i, ld, whole);
+        for (unsigned j = 0; j < kVector<Real>; j++)
+            v[j] = i + j < V ? __expf(v[j] - s.top) * factor - (i + j == target ? weight : 0.0f) : 0.0f;
+        store_vector(z, v, i, ld, whole);
     }
 }
 
@@ -129,8 +130,8 @@ template <class Real>
 void cross_entropy(Cuda& dev, double* loss_sum, float* losses, Real* logits, const int* targets, double weight,
                    size_t N, size_t V, bool gradient, size_t ld = 0) {
     if (ld == 0) ld = V;
-    const bool aligned = aligned_16(logits) && ld % kPiece<Real> == 0;
-    const unsigned warps = std::min(blocks_for(V, 32 * kPiece<Real>), kSoftmaxThreads / 32);
+    const bool aligned = aligned_16(logits) && ld % kVector<Real> == 0;
+    const unsigned warps = std::min(blocks_for(V, 32 * kVector<Real>), kSoftmaxThreads / 32);
     auto run = [&]<bool with_gradient>() {
         launch<cross_entropy_kernel<Real, with_gradient>>(blocks_for(N, 1), 32 * warps, warps * sizeof(Softmax),
                                                           dev.stream, losses, logits, targets, float(weight),

@@ -1,4 +1,4 @@
-// Token and position embedding, and its gradient.
+// Token and position embedding, the input of the first block, and its gradient.
 //
 //   x_bt   = wte[token_bt] + wpe[t]
 //   dwte[token_bt] += dx_bt,  dwpe[t] += dx_bt
@@ -22,7 +22,7 @@ void embedding_forward(Cpu& dev, Real* x, const int* tokens, const Real* wte, co
     });
 }
 
-// Inference: the same for rows of any sequences, each at a position of its own. x [N, C], tokens, positions [N]
+// Inference: the same for rows of any sequences, each at its own position. x [N, C], tokens and positions [N]
 template <class Real>
 void embedding_forward_at(Cpu& dev, Real* x, const int* tokens, const int* positions, const Real* wte, const Real* wpe,
                           size_t N, size_t C) {
@@ -34,8 +34,8 @@ void embedding_forward_at(Cpu& dev, Real* x, const int* tokens, const int* posit
     });
 }
 
-// dwte [V, C] +=, dwpe [>= T, C] +=. Threads share out the channels: no two write the same element, and each adds the
-// tokens in the order of the batch, so the result does not depend on the number of threads.
+// dwte [V, C] +=, dwpe [>= T, C] +=. Threads divide the channels: no two write the same element, and each adds the tokens
+// in the order of the batch, so the result does not depend on the number of threads.
 template <class Real>
 void embedding_backward(Cpu& dev, Real* dwte, Real* dwpe, const Real* dx, const int* tokens, size_t B, size_t T,
                         size_t C) {
@@ -48,35 +48,34 @@ void embedding_backward(Cpu& dev, Real* dwte, Real* dwpe, const Real* dx, const 
     });
 }
 
-// ---- CUDA. The gradient of wte adds rows that have the same token, and their order must not depend on which block
-// runs when. So the rows are first sorted by token (stable, hence in the order of the batch), and then each token's
-// rows are added by one block. Sorting on the device costs one block some 100 microseconds for 32k rows, and needs
-// nothing from the host.
+// ---- CUDA. The gradient of wte adds rows that have the same token, and their order must not depend on which block runs
+// when. So the rows are first sorted by token (stably, hence in the order of the batch), and then one block adds each
+// token's rows. Sorting on the device costs one block some 100 microseconds for 32k rows and needs nothing from the host.
 #ifdef TN_CUDA
 
-// A thread computes one piece of one row; pieces: of a row. positions: null where row r is at position r % T.
+// A thread computes one of the `vectors` of a row. positions is null where row r is at position r % T.
 template <class Real>
 __global__ void __launch_bounds__(256)
     embedding_forward_kernel(Real* x, const int* tokens, const int* positions, const Real* wte, const Real* wpe,
-                             size_t rows, size_t T, unsigned C, unsigned pieces, bool whole) {
-    const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x, row = at / pieces;
+                             size_t rows, size_t T, unsigned C, unsigned vectors, bool whole) {
+    const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x, row = at / vectors;
     if (row >= rows) return;
-    const unsigned i = unsigned(at % pieces) * kPiece<Real>;
-    float token[kPiece<Real>], position[kPiece<Real>];
-    load_piece(token, wte + size_t(tokens[row]) * C, i, C, whole);
-    load_piece(position, wpe + (positions ? size_t(positions[row]) : row % T) * C, i, C, whole);
+    const unsigned i = unsigned(at % vectors) * kVector<Real>;
+    float token[kVector<Real>], position[kVector<Real>];
+    load_vector(token, wte + size_t(tokens[row]) * C, i, C, whole);
+    load_vector(position, wpe + (positions ? size_t(positions[row]) : row % T) * C, i, C, whole);
 #pragma unroll
-    for (unsigned j = 0; j < kPiece<Real>; j++) token[j] += position[j];
-    store_piece(x + row * C, token, i, C, whole);
+    for (unsigned j = 0; j < kVector<Real>; j++) token[j] += position[j];
+    store_vector(x + row * C, token, i, C, whole);
 }
 
 template <class Real>
 void launch_embedding_forward(Cuda& dev, Real* x, const int* tokens, const int* positions, const Real* wte,
                               const Real* wpe, size_t rows, size_t T, size_t C) {
-    const unsigned pieces = blocks_for(C, kPiece<Real>);
-    launch<embedding_forward_kernel<Real>>(blocks_for(rows * pieces, 256), 256, 0, dev.stream, x, tokens, positions,
-                                           wte, wpe, rows, T, unsigned(C), pieces,
-                                           C % kPiece<Real> == 0 && aligned_16(x, wte, wpe));
+    const unsigned vectors = blocks_for(C, kVector<Real>);
+    launch<embedding_forward_kernel<Real>>(blocks_for(rows * vectors, 256), 256, 0, dev.stream, x, tokens, positions,
+                                           wte, wpe, rows, T, unsigned(C), vectors,
+                                           C % kVector<Real> == 0 && aligned_16(x, wte, wpe));
 }
 
 template <class Real>
@@ -137,58 +136,58 @@ static __global__ void __launch_bounds__(kSortThreads)
     }
 }
 
-// dwte[token] += the rows of dx with this token: the block at the first of them in `order` [N] adds them all, the
-// others have nothing to do. 32 pieces of columns wide, 8 threads a piece.
+// dwte[token] += the rows of dx with this token: the block at the first of them in `order` [N] adds them all, and
+// the others have nothing to do. A block is 32 vectors of columns wide, with 8 threads per vector.
 template <class Real>
 __global__ void __launch_bounds__(256)
     embedding_backward_kernel(Real* dwte, const Real* dx, const int* tokens, const unsigned* order, size_t N,
                               unsigned C, bool whole) {
-    float* const shared = dynamic_shared<float>();  // [8, 32 pieces]
+    float* const shared = dynamic_shared<float>();  // [8, 32 vectors]
     const size_t begin = blockIdx.x;
     const int token = tokens[order[begin]];
     if (begin > 0 && tokens[order[begin - 1]] == token) return;  // the whole block
-    const unsigned lane = threadIdx.x % 32, group = threadIdx.x / 32, i = (blockIdx.y * 32 + lane) * kPiece<Real>;
-    float sum[kPiece<Real>] = {}, v[kPiece<Real>];
+    const unsigned lane = threadIdx.x % 32, group = threadIdx.x / 32, i = (blockIdx.y * 32 + lane) * kVector<Real>;
+    float sum[kVector<Real>] = {}, v[kVector<Real>];
 #pragma unroll 4
     for (size_t at = begin + group; at < N; at += 8) {
         const unsigned row = order[at];
         if (tokens[row] != token) break;
-        if (i < C) load_piece(v, dx + size_t(row) * C, i, C, whole);
+        if (i < C) load_vector(v, dx + size_t(row) * C, i, C, whole);
 #pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++) sum[j] += i < C ? v[j] : 0.0f;
+        for (unsigned j = 0; j < kVector<Real>; j++) sum[j] += i < C ? v[j] : 0.0f;
     }
 #pragma unroll
-    for (unsigned j = 0; j < kPiece<Real>; j++) shared[(group * kPiece<Real> + j) * 32 + lane] = sum[j];
+    for (unsigned j = 0; j < kVector<Real>; j++) shared[(group * kVector<Real> + j) * 32 + lane] = sum[j];
     __syncthreads();
     if (group > 0 || i >= C) return;
     Real* out = dwte + size_t(token) * C;
-    load_piece(v, out, i, C, whole);
+    load_vector(v, out, i, C, whole);
 #pragma unroll
-    for (unsigned j = 0; j < kPiece<Real>; j++) {
-        for (unsigned g = 1; g < 8; g++) sum[j] += shared[(g * kPiece<Real> + j) * 32 + lane];
+    for (unsigned j = 0; j < kVector<Real>; j++) {
+        for (unsigned g = 1; g < 8; g++) sum[j] += shared[(g * kVector<Real> + j) * 32 + lane];
         v[j] += sum[j];
     }
-    store_piece(out, v, i, C, whole);
+    store_vector(out, v, i, C, whole);
 }
 
-// dwpe[t] += the rows dx[b, t] over the batch. A thread adds one piece of one position.
+// dwpe[t] += the rows dx[b, t] over the batch. A thread adds one vector of one position.
 template <class Real>
 __global__ void __launch_bounds__(256)
-    position_backward_kernel(Real* dwpe, const Real* dx, size_t B, size_t T, unsigned C, unsigned pieces, bool whole) {
-    const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x, t = at / pieces;
+    position_backward_kernel(Real* dwpe, const Real* dx, size_t B, size_t T, unsigned C, unsigned vectors, bool whole) {
+    const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x, t = at / vectors;
     if (t >= T) return;
-    const unsigned i = unsigned(at % pieces) * kPiece<Real>;
-    float sum[kPiece<Real>] = {}, v[kPiece<Real>];
+    const unsigned i = unsigned(at % vectors) * kVector<Real>;
+    float sum[kVector<Real>] = {}, v[kVector<Real>];
 #pragma unroll 4
     for (size_t b = 0; b < B; b++) {
-        load_piece(v, dx + (b * T + t) * C, i, C, whole);
+        load_vector(v, dx + (b * T + t) * C, i, C, whole);
 #pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++) sum[j] += v[j];
+        for (unsigned j = 0; j < kVector<Real>; j++) sum[j] += v[j];
     }
-    load_piece(v, dwpe + t * C, i, C, whole);
+    load_vector(v, dwpe + t * C, i, C, whole);
 #pragma unroll
-    for (unsigned j = 0; j < kPiece<Real>; j++) v[j] += sum[j];
-    store_piece(dwpe + t * C, v, i, C, whole);
+    for (unsigned j = 0; j < kVector<Real>; j++) v[j] += sum[j];
+    store_vector(dwpe + t * C, v, i, C, whole);
 }
 
 template <class Real>
@@ -196,14 +195,14 @@ void embedding_backward(Cuda& dev, Real* dwte, Real* dwpe, const Real* dx, const
                         size_t C) {
     const size_t N = B * T;
     unsigned *order = static_cast<unsigned*>(dev.scratch(2 * N * sizeof(unsigned))), *spare = order + N;
-    const unsigned pieces = blocks_for(C, kPiece<Real>);
-    const bool whole = C % kPiece<Real> == 0 && aligned_16(dwte, dwpe, dx);
+    const unsigned vectors = blocks_for(C, kVector<Real>);
+    const bool whole = C % kVector<Real> == 0 && aligned_16(dwte, dwpe, dx);
     launch<sort_rows_kernel>(1, kSortThreads, kSortBytes, dev.stream, order, spare, tokens, unsigned(N), kSortPasses);
-    launch<embedding_backward_kernel<Real>>(dim3(blocks_for(N, 1), blocks_for(pieces, 32)), 256,
-                                            256 * kPiece<Real> * sizeof(float), dev.stream, dwte, dx, tokens, order, N,
+    launch<embedding_backward_kernel<Real>>(dim3(blocks_for(N, 1), blocks_for(vectors, 32)), 256,
+                                            256 * kVector<Real> * sizeof(float), dev.stream, dwte, dx, tokens, order, N,
                                             unsigned(C), whole);
-    launch<position_backward_kernel<Real>>(blocks_for(T * pieces, 256), 256, 0, dev.stream, dwpe, dx, B, T, unsigned(C),
-                                           pieces, whole);
+    launch<position_backward_kernel<Real>>(blocks_for(T * vectors, 256), 256, 0, dev.stream, dwpe, dx, B, T,
+                                           unsigned(C), vectors, whole);
 }
 #endif  // TN_CUDA
 #endif

@@ -1,4 +1,5 @@
-// GELU, tanh form, as in GPT-2. y = +=: outputs are overwritten.
+// GELU in its tanh form, the activation of GPT-2's MLP. Outputs are overwritten. Usually part of a
+// matrix product, which uses the functions here (ops/gemm.cuh); on its own in a backward pass that computes GELU again.
 //
 //   u = k (x + 0.044715 x^3),  k = sqrt(2 / pi)
 //   y = x (1 + tanh u) / 2 = x s,  s = sigmoid(2 u) = 1 / (1 + exp(-2 u))
@@ -51,7 +52,7 @@ void gelu_backward(Cpu& dev, Real* din, const Real* dout, const Real* in, size_t
     });
 }
 
-// ---- CUDA. Where cuBLASLt can, GELU is part of a matrix product (ops/matmul.cuh); these serve the rest.
+// ---- CUDA. Where cuBLASLt can, GELU is part of a matrix product (ops/gemm_cublaslt.cuh); these serve the rest.
 #ifdef TN_CUDA
 
 __device__ __forceinline__ float gelu_gate_cuda(float x) {  // s above
@@ -66,32 +67,32 @@ __device__ __forceinline__ float gelu_slope_cuda(float x) {
     return s + x * s * (1 - s) * k2 * (1 + 3 * 0.044715f * x * x);
 }
 
-// A thread computes one piece. dout is null in the forward direction.
+// A thread computes one vector. dout is null in the forward pass.
 template <class Real>
 __global__ void __launch_bounds__(256)
     gelu_kernel(Real* out, const Real* dout, const Real* in, size_t n, bool aligned) {
-    const size_t first = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * kPiece<Real>;
+    const size_t first = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * kVector<Real>;
     if (first >= n) return;
-    const unsigned left = n - first < kPiece<Real> ? unsigned(n - first) : kPiece<Real>;
-    const bool whole = aligned && left == kPiece<Real>;
-    float x[kPiece<Real>], d[kPiece<Real>];
-    load_piece(x, in + first, 0, left, whole);
-    if (dout) load_piece(d, dout + first, 0, left, whole);
+    const unsigned left = n - first < kVector<Real> ? unsigned(n - first) : kVector<Real>;
+    const bool whole = aligned && left == kVector<Real>;
+    float x[kVector<Real>], d[kVector<Real>];
+    load_vector(x, in + first, 0, left, whole);
+    if (dout) load_vector(d, dout + first, 0, left, whole);
 #pragma unroll
-    for (unsigned j = 0; j < kPiece<Real>; j++) x[j] = dout ? d[j] * gelu_slope_cuda(x[j]) : gelu_cuda(x[j]);
-    store_piece(out + first, x, 0, left, whole);
+    for (unsigned j = 0; j < kVector<Real>; j++) x[j] = dout ? d[j] * gelu_slope_cuda(x[j]) : gelu_cuda(x[j]);
+    store_vector(out + first, x, 0, left, whole);
 }
 
 template <class Real>
 void gelu_forward(Cuda& dev, Real* out, const Real* in, size_t n) {
     const Real* none = nullptr;
-    launch<gelu_kernel<Real>>(blocks_for(n, 256 * kPiece<Real>), 256, 0, dev.stream, out, none, in, n,
+    launch<gelu_kernel<Real>>(blocks_for(n, 256 * kVector<Real>), 256, 0, dev.stream, out, none, in, n,
                               aligned_16(out, in));
 }
 
 template <class Real>
 void gelu_backward(Cuda& dev, Real* din, const Real* dout, const Real* in, size_t n) {
-    launch<gelu_kernel<Real>>(blocks_for(n, 256 * kPiece<Real>), 256, 0, dev.stream, din, dout, in, n,
+    launch<gelu_kernel<Real>>(blocks_for(n, 256 * kVector<Real>), 256, 0, dev.stream, din, dout, in, n,
                               aligned_16(din, dout, in));
 }
 #endif  // TN_CUDA

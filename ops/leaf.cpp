@@ -6,7 +6,7 @@
 #include "ops/attention.cuh"
 #include "ops/cross_entropy.cuh"
 #include "ops/gelu.cuh"
-#include "ops/matmul.cuh"
+#include "ops/gemm.cuh"
 #include "ops/panels.cuh"
 #include "tapernorm.cuh"
 

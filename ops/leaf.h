@@ -2,9 +2,9 @@
 //
 // ops/leaf.cpp is compiled once per instruction set and defines one table of them per number type; an op asks
 // leaf<Real>(dev) for the table of the machine it runs on. Each op card holds its leaf loops in a section guarded by
-// LEAF_BUILD, as static functions in an anonymous namespace: they must have internal linkage, and may use nothing from
-// the standard library that could be emitted out of line, or the linker would merge copies of different instruction
-// sets and an old machine would run code that it cannot execute.
+// LEAF_BUILD, as functions in an anonymous namespace. They must have internal linkage and may use nothing from the standard
+// library that could be emitted out of line: otherwise the linker would merge copies made for different instruction sets,
+// and an old machine would run code that it cannot execute.
 //
 // Real = double exists for the gradient checks: the very code that trains, in a precision where central differences
 // can tell a right gradient from a nearly right one.
@@ -46,11 +46,11 @@ struct Leaf {
     // ops/attention.cuh
     void (*softmax_causal)(Real* p, Real* lse, Real* inverse_sum, size_t ld, size_t rows, size_t first);
     void (*softmax_causal_backward)(Real* p, Real* ds, const Real* lse, const Real* delta, size_t ld, size_t rows,
-                                    size_t first, Real scale);
+                                    size_t first, Real inverse_sqrt_hs);
     // ops/adamw.cuh
     void (*adamw)(Real* w, Real* m, Real* v, const Real* grad, const AdamwArgs<Real>& args, size_t n);
     double (*sum_squares)(const Real* x, size_t n);
-    // ops/matmul.cuh
+    // ops/gemm.cuh
     void (*gemm)(const Gemm<Real>& g, Band band, void* pack);
     // ops/panels.cuh, fp32 in both tables
     void (*panel_product)(const PanelProduct& p, size_t first, size_t last, void* scratch);

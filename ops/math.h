@@ -26,8 +26,8 @@ namespace {
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     const int32_t bits = (__builtin_bit_cast(int32_t, shifted) << 23) + 0x3f800000;
-    const float scale = __builtin_bit_cast(float, bits);
-    return x < kLow ? 0.0f : p * scale;
+    const float power = __builtin_bit_cast(float, bits);
+    return x < kLow ? 0.0f : p * power;
 }
 
 template <class Real>

@@ -1,9 +1,9 @@
-// Products with few rows on a GPU, for decoding one token a sequence: out [rows, N] = epilogue(site(x) [rows, K] W).
+// Products with few rows on a GPU, for decoding one token per sequence: out [rows, N] = epilogue(site(x) [rows, K] W).
 //
-// Such a product takes the time that reading W takes. So every element of W is read once, 16 bytes a thread, and serves all
-// rows; what surrounds the product costs no pass of its own: the site before it is applied while a block brings x into
-// shared memory, bias, GELU and residual stream are added to the finished sums. A folded model has no site there, and no
-// block computes statistics of a row before it can begin.
+// Such a product takes as long as reading W. So every element of W is read once, 16 bytes per thread, and serves all rows.
+// What surrounds the product costs no pass of its own: the site before it is applied while a block brings x into shared
+// memory; bias, GELU and the residual stream are applied to the finished sums. A folded model has no site there, so no
+// block has to compute a row's statistics before it can begin.
 #pragma once
 #ifdef TN_CUDA
 #include "ops/gelu.cuh"
@@ -14,22 +14,22 @@ namespace tapernorm {
 
 constexpr unsigned kMatvecThreads = 256, kMatvecWarps = kMatvecThreads / 32;
 constexpr unsigned kMatvecMostRows = 16;
-// Numbers of x that a block holds at a time, all rows together. A row's share, for any number of rows, is a multiple of what
-// the threads take in one turn: so a row's sums have one order, whatever rows are beside it.
+// How many elements of x a block holds at a time, over all rows. A row's share, for any number of rows, is a multiple of what
+// the threads take in one turn: so a row's sums have one order, whatever other rows there are.
 constexpr unsigned kMatvecNumbers = 12 << 10;
 
 template <class Real>
 struct Matvec {
     Real* out;                       // [rows, N], rows ld_out apart (0: N)
     const Real* x;                   // [rows, K]
-    Site<Real> site;                 // of x; Phase::folded: none
+    Site<Real> site;                 // applied to x; none in Phase::folded
     const Real* weight;              // [K, N], or [N, K] in matvec_transposed
     const Real* bias = nullptr;      // [N]
-    const Real* residual = nullptr;  // [rows, N], added behind the GELU
+    const Real* residual = nullptr;  // [rows, N], added after the GELU
     bool gelu = false;
     unsigned ld_out = 0;
     unsigned rows = 0, K = 0, N = 0;
-    unsigned lanes = 0, chunk = 0;  // threads side by side on a row of W; k that are in shared memory at a time
+    unsigned lanes = 0, chunk = 0;  // threads side by side on a row of W; how many k are in shared memory at a time
 };
 
 // Mean and 1 / s of every row, as far as the site needs them. A warp computes a row.
@@ -47,16 +47,16 @@ __device__ void matvec_statistics(float2* statistics, const Matvec<Real>& a) {
 template <Phase phase, class Real>
 __device__ void matvec_stage(float* shared, const float2* statistics, const Matvec<Real>& a, unsigned k0,
                              unsigned count) {
-    constexpr unsigned P = kPiece<Real>;
-    const unsigned pieces = count / P;
-    for (unsigned at = threadIdx.x; at < a.rows * pieces; at += kMatvecThreads) {
-        const unsigned r = at / pieces, k = at % pieces * P;
-        float u[P], scale[P], shift[P];
-        load_piece(u, a.x + size_t(r) * a.K, k0 + k, a.K, true);
+    constexpr unsigned P = kVector<Real>;
+    const unsigned vectors = count / P;
+    for (unsigned at = threadIdx.x; at < a.rows * vectors; at += kMatvecThreads) {
+        const unsigned r = at / vectors, k = at % vectors * P;
+        float u[P], gain[P], shift[P];
+        load_vector(u, a.x + size_t(r) * a.K, k0 + k, a.K, true);
         if constexpr (phase != Phase::folded) {
-            site_factors<phase>(scale, shift, a.site, statistics[r].y, k0 + k, a.K, true);
+            site_factors<phase>(gain, shift, a.site, statistics[r].y, k0 + k, a.K, true);
 #pragma unroll
-            for (unsigned j = 0; j < P; j++) u[j] = (u[j] - statistics[r].x) * scale[j] + shift[j];
+            for (unsigned j = 0; j < P; j++) u[j] = (u[j] - statistics[r].x) * gain[j] + shift[j];
         }
 #pragma unroll
         for (unsigned j = 0; j < P; j++) shared[r * a.chunk + k + j] = u[j];
@@ -80,12 +80,12 @@ __device__ __forceinline__ void matvec_stage(float* shared, const float2* statis
     }
 }
 
-// Shared memory: the statistics, and behind them what this returns, [rows, chunk] or sums.
+// Shared memory holds the statistics and, behind them, what this points to: x [rows, chunk], later the sums.
 __device__ __forceinline__ float* matvec_shared() {
     return reinterpret_cast<float*>(dynamic_shared<float2>() + kMatvecMostRows);
 }
 
-// Calls use(k0, count) for one chunk of k after the other, by all threads; site(x) at k0 .. k0 + count is in
+// All threads call use(k0, count) for one chunk of k after the other, while site(x) at k0 .. k0 + count is in
 // matvec_shared().
 template <class Real, class Use>
 __device__ __forceinline__ void matvec_chunks(const Matvec<Real>& a, Use&& use) {
@@ -93,7 +93,7 @@ __device__ __forceinline__ void matvec_chunks(const Matvec<Real>& a, Use&& use) 
     if (a.site.phase != Phase::folded) matvec_statistics(statistics, a);
     for (unsigned k0 = 0; k0 < a.K; k0 += a.chunk) {
         const unsigned count = min(a.chunk, a.K - k0);
-        __syncthreads();  // the statistics are there, and everyone has left the chunk before
+        __syncthreads();  // the statistics are there, and every thread is done with the previous chunk
         matvec_stage(matvec_shared(), statistics, a, k0, count);
         __syncthreads();
         use(k0, count);
@@ -108,12 +108,12 @@ __device__ __forceinline__ void matvec_store(const Matvec<Real>& a, float sum, u
     a.out[size_t(r) * a.ld_out + n] = Real(sum);
 }
 
-// W [K, N]. A block computes lanes pieces of columns of all rows (R >= a.rows of them, those behind a.rows are never
-// stored); its threads share out k, and their sums are added in a fixed order. One block a multiprocessor is enough, so that
-// the compiler keeps all sums in registers.
+// W [K, N]. A block computes a.lanes vectors of columns of all rows (R >= a.rows of them; rows from a.rows on are never
+// stored). Its threads divide k, and their sums are added in a fixed order. One block per multiprocessor is enough, so the
+// compiler may keep all sums in registers.
 template <class Real, int R>
 __global__ void __launch_bounds__(kMatvecThreads, 1) matvec_kernel(const __grid_constant__ Matvec<Real> a) {
-    constexpr unsigned P = kPiece<Real>;
+    constexpr unsigned P = kVector<Real>;
     float* const shared = matvec_shared();
     const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, tile = a.lanes * P;
     const unsigned group = threadIdx.x / a.lanes, groups = kMatvecThreads / a.lanes;
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kMatvecThreads, 1) matvec_kernel(const __grid_
     for (int i = 0; i < R * int(P); i++)
         for (unsigned lanes = a.lanes; lanes < 32; lanes *= 2)
             sum[i / P][i % P] += __shfl_xor_sync(~0u, sum[i / P][i % P], int(lanes));
-    __syncthreads();  // everyone has left the last chunk
+    __syncthreads();  // every thread is done with the last chunk
     if (lane < a.lanes)
 #pragma unroll
         for (int i = 0; i < R * int(P); i++) shared[(warp * R + i / P) * tile + lane * P + i % P] = sum[i / P][i % P];
@@ -149,12 +149,12 @@ __global__ void __launch_bounds__(kMatvecThreads, 1) matvec_kernel(const __grid_
     }
 }
 
-// W [N, K], the token embedding as the head: a warp computes a few elements of the output of all rows.
+// W [N, K], the token embedding as the head: a warp computes kMatvecDots columns of the output of all rows.
 constexpr unsigned kMatvecDots = 4;
 
 template <class Real, int R>
 __global__ void __launch_bounds__(kMatvecThreads) matvec_transposed_kernel(const __grid_constant__ Matvec<Real> a) {
-    constexpr unsigned P = kPiece<Real>;
+    constexpr unsigned P = kVector<Real>;
     float* const shared = matvec_shared();
     const unsigned lane = threadIdx.x % 32, n = (blockIdx.x * kMatvecWarps + threadIdx.x / 32) * kMatvecDots;
     float sum[kMatvecDots][R] = {};
@@ -182,14 +182,14 @@ __global__ void __launch_bounds__(kMatvecThreads) matvec_transposed_kernel(const
     }
 }
 
-// Whether the kernels can do it; what cannot goes through cuBLASLt.
+// Whether the kernels can compute this product; those they cannot go through cuBLASLt.
 template <class Real>
 bool fits_matvec(const Matvec<Real>& a, bool transposed) {
-    return a.rows <= kMatvecMostRows && a.K % kPiece<Real> == 0 && (transposed || a.N % kPiece<Real> == 0) &&
+    return a.rows <= kMatvecMostRows && a.K % kVector<Real> == 0 && (transposed || a.N % kVector<Real> == 0) &&
            aligned_16(a.x, a.weight) && site_aligned<Real>(a.site);
 }
 
-// Calls f(std::integral_constant<int, R>()) with the rows that the kernels round up to.
+// Calls f(std::integral_constant<int, R>()) with the number of rows that the kernels round up to.
 template <class F>
 void with_matvec_rows(unsigned rows, F&& f) {
     if (rows <= 1) return f(std::integral_constant<int, 1>());
@@ -199,15 +199,15 @@ void with_matvec_rows(unsigned rows, F&& f) {
     f(std::integral_constant<int, 16>());
 }
 
-// For what fits_matvec(a, transposed) says. a.lanes and a.chunk are chosen here.
+// Requires fits_matvec(a, transposed). Chooses a.lanes and a.chunk.
 template <class Real>
 void matvec(Cuda& dev, Matvec<Real> a, bool transposed) {
-    constexpr unsigned P = kPiece<Real>;
+    constexpr unsigned P = kVector<Real>;
     if (a.ld_out == 0) a.ld_out = a.N;
     with_matvec_rows(a.rows, [&](auto size) {
         constexpr int R = decltype(size)::value;
         a.chunk = std::min(a.K, kMatvecNumbers / R / P * P);
-        // As many columns a block as leave every multiprocessor a block: whole cache lines where that is possible.
+        // As many columns per block as still leave every multiprocessor a block: whole cache lines where possible.
         for (a.lanes = 8; a.lanes > 2 && blocks_for(a.N, a.lanes * P) < unsigned(dev.multiprocessors());) a.lanes /= 2;
         const size_t sums = transposed ? 0 : kMatvecWarps * R * a.lanes * P;
         const size_t shared =

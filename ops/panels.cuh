@@ -9,7 +9,7 @@
 // chain of multiply-adds over k, whatever the number of rows or threads: the bits of a row depend on nothing but that
 // row.
 #pragma once
-#include "ops/matmul.cuh"
+#include "ops/gemm.cuh"
 
 namespace tapernorm {
 

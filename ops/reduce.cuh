@@ -1,4 +1,4 @@
-// What the CUDA halves of the op cards share: rows in 16-byte pieces, and sums whose order is fixed. No sum of floats
+// What the CUDA halves of the op cards share: rows read as 16-byte vectors, and sums whose order is fixed. No sum of floats
 // goes through an atomic: blocks leave partial sums in scratch, and one more small kernel adds them in order, so that
 // the same program on the same GPU always gives the same bits.
 #pragma once
@@ -11,10 +11,10 @@
 namespace tapernorm {
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Rows in pieces: a piece is as many elements as 16 bytes hold
+// Rows as vectors: a vector is as many elements as 16 bytes hold
 
 template <class Real>
-constexpr unsigned kPiece = Pack<Real>::size;
+constexpr unsigned kVector = Pack<Real>::kSize;
 
 // Whether all these addresses allow 16-byte accesses (null counts as such).
 template <class... Pointer>
@@ -22,32 +22,32 @@ bool aligned_16(const Pointer*... p) {
     return ((reinterpret_cast<uintptr_t>(p) % 16 == 0) && ...);
 }
 
-// Elements i .. i + kPiece of a row of n, 0 beyond its end. `whole`: n is a multiple of kPiece and the row is 16-byte
-// aligned, the case that is fast.
+// Elements i .. i + kVector of a row of n, with 0 beyond its end. `whole`: n is a multiple of kVector and the row is 16-byte
+// aligned, which is the fast case.
 template <class Real>
-__device__ __forceinline__ void load_piece(float (&v)[kPiece<Real>], const Real* row, unsigned i, unsigned n,
-                                           bool whole) {
+__device__ __forceinline__ void load_vector(float (&v)[kVector<Real>], const Real* row, unsigned i, unsigned n,
+                                            bool whole) {
     if (whole) {
         const Pack<Real> pack = load_pack(row + i);
 #pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++) v[j] = float(pack[int(j)]);
+        for (unsigned j = 0; j < kVector<Real>; j++) v[j] = float(pack[int(j)]);
     } else {
 #pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++) v[j] = i + j < n ? float(row[i + j]) : 0.0f;
+        for (unsigned j = 0; j < kVector<Real>; j++) v[j] = i + j < n ? float(row[i + j]) : 0.0f;
     }
 }
 
 template <class Real>
-__device__ __forceinline__ void store_piece(Real* row, const float (&v)[kPiece<Real>], unsigned i, unsigned n,
-                                            bool whole) {
+__device__ __forceinline__ void store_vector(Real* row, const float (&v)[kVector<Real>], unsigned i, unsigned n,
+                                             bool whole) {
     if (whole) {
         Pack<Real> pack;
 #pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++) pack[int(j)] = Real(v[j]);
+        for (unsigned j = 0; j < kVector<Real>; j++) pack[int(j)] = Real(v[j]);
         store_pack(row + i, pack);
     } else {
 #pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++)
+        for (unsigned j = 0; j < kVector<Real>; j++)
             if (i + j < n) row[i + j] = Real(v[j]);
     }
 }
@@ -68,7 +68,7 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// The sum over a block of any multiple of 32 threads, for thread 0. shared: one T a warp.
+// The sum over a block of any multiple of 32 threads, for thread 0. shared: one T per warp.
 template <class T>
 __device__ __forceinline__ T block_sum(T x, T* shared) {
     x = warp_sum(x);
@@ -105,24 +105,24 @@ void sum_rows(Cuda& dev, double* sums, const float* values, size_t rows) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Column sums: blocks hold partial sums over their rows, columns_reduce adds those in order
 
-// How a kernel of column sums cuts [N, C]: a block owns a strip of columns and a range of rows. Within it a thread owns
-// one piece of columns, and `groups` threads share out the rows.
+// How a kernel of column sums cuts [N, C]: a block owns a strip of columns and a range of rows. Within it a thread owns one
+// vector of columns, and `groups` threads divide the rows.
 struct ColumnGrid {
-    unsigned pieces;  // of columns in a strip
+    unsigned vectors;  // per strip
     unsigned groups, strips, blocks;
-    bool whole;                                                       // 16-byte accesses, see load_piece
-    static constexpr unsigned kThreads = 512, kTile = kThreads / 32;  // kTile rows at a time: one a warp
+    bool whole;                                                       // 16-byte accesses, see load_vector
+    static constexpr unsigned kThreads = 512, kTile = kThreads / 32;  // kTile rows at a time: one per warp
 
     template <class Real>
     static ColumnGrid of(const Cuda& dev, size_t N, size_t C, bool aligned) {
         ColumnGrid g;
-        const unsigned all = unsigned((C + kPiece<Real> - 1) / kPiece<Real>);
+        const unsigned all = unsigned((C + kVector<Real> - 1) / kVector<Real>);
         g.strips = (all + kThreads - 1) / kThreads;
-        g.pieces = (all + g.strips - 1) / g.strips;
-        g.groups = kThreads / g.pieces < kTile ? kThreads / g.pieces : kTile;
+        g.vectors = (all + g.strips - 1) / g.strips;
+        g.groups = kThreads / g.vectors < kTile ? kThreads / g.vectors : kTile;
         const size_t tiles = (N + kTile - 1) / kTile, wanted = 2 * size_t(dev.multiprocessors());
         g.blocks = unsigned(tiles < wanted ? tiles : wanted);
-        g.whole = aligned && C % kPiece<Real> == 0;
+        g.whole = aligned && C % kVector<Real> == 0;
         return g;
     }
     dim3 grid() const { return {blocks, strips, 1}; }
@@ -131,14 +131,15 @@ struct ColumnGrid {
     __device__ size_t end(size_t N) const { return N * (blockIdx.x + 1) / gridDim.x; }
 };
 
-// Adds one partial sum over the groups of this block into columns [C]: `mine` belongs to column i and those behind it.
-// shared [groups, pieces * kPiece]. Called by all threads.
-template <unsigned piece>
-__device__ __forceinline__ void store_columns(float* columns, float* shared, const float (&mine)[piece], unsigned group,
-                                              unsigned i, unsigned first_column, const ColumnGrid& grid, unsigned C) {
-    const unsigned width = grid.pieces * piece;
+// Adds one partial sum over the groups of this block into columns [C]: `mine` belongs to column i and the following ones.
+// shared [groups, vectors * kVector]. All threads call it.
+template <unsigned kWidth>
+__device__ __forceinline__ void store_columns(float* columns, float* shared, const float (&mine)[kWidth],
+                                              unsigned group, unsigned i, unsigned first_column, const ColumnGrid& grid,
+                                              unsigned C) {
+    const unsigned width = grid.vectors * kWidth;
     if (group < grid.groups)
-        for (unsigned j = 0; j < piece; j++) shared[group * width + i - first_column + j] = mine[j];
+        for (unsigned j = 0; j < kWidth; j++) shared[group * width + i - first_column + j] = mine[j];
     __syncthreads();
     for (unsigned c = threadIdx.x; c < width && first_column + c < C; c += blockDim.x) {
         float total = 0;
@@ -148,7 +149,7 @@ __device__ __forceinline__ void store_columns(float* columns, float* shared, con
     __syncthreads();
 }
 
-// What becomes of the sums: out[t] (+)= factor[t] * sum number source[t].
+// Where the sums go: out[t] (+)= factor[t] * sum number source[t].
 template <class Real>
 struct ColumnTargets {
     static constexpr unsigned kMost = 4;
@@ -162,7 +163,7 @@ struct ColumnTargets {
     }
 };
 
-// columns [parts, sums, C]. A block finishes 32 columns of target blockIdx.y, 8 threads a column.
+// columns [parts, sums, C]. A block finishes 32 columns of target blockIdx.y, with 8 threads per column.
 template <class Real>
 __global__ void __launch_bounds__(256)
     columns_reduce_kernel(const __grid_constant__ ColumnTargets<Real> targets, const float* columns, unsigned parts,
@@ -194,15 +195,15 @@ template <class Real>
 __global__ void __launch_bounds__(ColumnGrid::kThreads)
     column_sums_kernel(float* columns, const Real* in, size_t N, unsigned C, ColumnGrid grid) {
     float* shared = dynamic_shared<float>();
-    const unsigned group = threadIdx.x / grid.pieces, first_column = blockIdx.y * grid.pieces * kPiece<Real>;
-    const unsigned i = first_column + threadIdx.x % grid.pieces * kPiece<Real>;
-    float sum[kPiece<Real>] = {}, v[kPiece<Real>];
+    const unsigned group = threadIdx.x / grid.vectors, first_column = blockIdx.y * grid.vectors * kVector<Real>;
+    const unsigned i = first_column + threadIdx.x % grid.vectors * kVector<Real>;
+    float sum[kVector<Real>] = {}, v[kVector<Real>];
     if (group < grid.groups && i < C)
 #pragma unroll 4
         for (size_t row = grid.first(N) + group; row < grid.end(N); row += grid.groups) {
-            load_piece(v, in + row * C, i, C, grid.whole);
+            load_vector(v, in + row * C, i, C, grid.whole);
 #pragma unroll
-            for (unsigned j = 0; j < kPiece<Real>; j++) sum[j] += v[j];
+            for (unsigned j = 0; j < kVector<Real>; j++) sum[j] += v[j];
         }
     store_columns(columns + size_t(blockIdx.x) * C, shared, sum, group, i, first_column, grid, C);
 }
@@ -213,8 +214,8 @@ void column_sums(Cuda& dev, Real* out, const Real* in, size_t N, size_t C, bool 
     const ColumnGrid grid = ColumnGrid::of<Real>(dev, N, C, aligned_16(in));
     float* columns = static_cast<float*>(dev.scratch(grid.blocks * C * sizeof(float)));
     launch<column_sums_kernel<Real>>(grid.grid(), ColumnGrid::kThreads,
-                                     grid.groups * grid.pieces * kPiece<Real> * sizeof(float), dev.stream, columns, in,
-                                     N, unsigned(C), grid);
+                                     grid.groups * grid.vectors * kVector<Real> * sizeof(float), dev.stream, columns,
+                                     in, N, unsigned(C), grid);
     ColumnTargets<Real> targets{};
     targets.add(out, 1, 0);
     columns_reduce(dev, targets, columns, grid.blocks, 1, C, accumulate);

@@ -1,11 +1,12 @@
 // Choosing the next token on a GPU, as `sample` (inference/sampler.h) does on the host: softmax(logits / temperature), the
-// top_k most probable tokens, of these the most probable that together reach top_p, and of these one by the inverse of the
-// cumulative distribution, with the same random numbers. Equal logits are ordered by token id.
+// top_k most probable tokens, among these the most probable that together reach top_p, and from these one by the inverse of
+// the cumulative distribution, with the same random numbers. Equal logits are ordered by token id.
 //
-// Nothing is sorted. A token's key orders like its probability, and a token is looked for by its key: a pass over the
-// logits adds up, for seven keys at a time, how much lies from each of them up, and leaves an eighth of the interval.
-// Probabilities are summed as integers (2^40 for the most probable token), so no order of threads changes a bit. Against
-// the host, which adds in double, the choice may differ where the random number is within about 2^-22 of a boundary.
+// Nothing is sorted. A token's key orders like its probability, and a token is searched for by its key: a pass over the
+// logits adds up, for seven keys at a time, how much lies at or above each of them, which narrows the interval to an
+// eighth. Probabilities are summed as integers (2^40 for the most probable token), so the order of the threads changes no
+// bit. The choice may differ from that of the host, which adds in double, where the random number is within about 2^-22 of
+// a boundary.
 #pragma once
 #ifdef TN_CUDA
 #include "ops/reduce.cuh"
@@ -29,10 +30,10 @@ struct SampleStep {
     const SampleSettings* settings;
     const Real* logits;  // [rows, ld]
     size_t ld;
-    unsigned V;       // ids below it may be chosen
-    int* ids;         // [steps, rows]; -1 if a logit is not finite
+    unsigned V;       // ids below it can be chosen
+    int* ids;         // [steps, rows]; -1 if a logit is NaN or Inf
     unsigned* steps;  // [rows], choices made so far
-    int* positions;   // [rows], of the last token in its sequence; moved on
+    int* positions;   // [rows], of the last token in its sequence; advanced by one
     Real* x;          // [rows, C] = wte at the token + wpe at its position
     const Real *wte, *wpe;
     unsigned C, T;

@@ -10,7 +10,9 @@
 
 namespace tapernorm {
 
-inline void* device_allocate(Cpu&, size_t bytes, const char* what) { return cpu_allocate(bytes, what); }
+inline void* device_allocate(Cpu& dev, size_t bytes, const char* what) {
+    return cpu_allocate(bytes, what, dev.memory_hint);
+}
 inline void device_free(Cpu&, void* p) { std::free(p); }
 inline void device_zero(Cpu& dev, void* p, size_t bytes) {
     parallel_ranges(dev, bytes, 1 << 20, [&](size_t begin, size_t end, int) {
@@ -43,8 +45,8 @@ class Arena {
         bytes_ += (count * sizeof(T) + 255) / 256 * 256;
     }
 
-    // What is asked for from here on starts at a multiple of `pieces` x 256 bytes.
-    void pad(size_t pieces) { bytes_ = (bytes_ + 256 * pieces - 1) / (256 * pieces) * (256 * pieces); }
+    // The next request starts at a multiple of `units` x 256 bytes.
+    void pad(size_t units) { bytes_ = (bytes_ + 256 * units - 1) / (256 * units) * (256 * units); }
 
     void allocate(bool zero) {
         data_ = device_allocate(dev_, bytes_, what_.c_str());

@@ -1,4 +1,4 @@
-// The CPU device: how many threads, which instruction set, and the parallel loop every CPU op is built on.
+// The CPU device: its threads and instruction set, and the parallel loops that every CPU op is built on.
 #pragma once
 #include <omp.h>
 #include <sys/mman.h>
@@ -22,12 +22,12 @@ inline const char* isa_name(Isa isa) {
     return isa == Isa::avx512 ? "AVX-512" : isa == Isa::avx2 ? "AVX2+FMA" : "baseline";
 }
 
-// The best one of this machine; TAPERNORM_ISA=base, avx2 or avx512 in the environment asks for a lesser one (to compare,
-// or under valgrind, which does not know all instructions).
+// The best one that this machine has. TAPERNORM_ISA=base, avx2 or avx512 in the environment asks for a lesser one: to compare,
+// or for valgrind, which does not know all instructions.
 inline Isa best_isa() {
     Isa best = Isa::base;
 #if defined(__x86_64__)
-    // x86-64-v3 and -v4 by their parts: Clang knows the levels' names only from version 18 on.
+    // The parts of x86-64-v3 and -v4, because Clang knows the names of these levels only from version 18 on.
     __builtin_cpu_init();
     auto has_all = [](auto... has) { return (has && ...); };
     if (has_all(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("bmi"),
@@ -51,9 +51,9 @@ inline Isa best_isa() {
     return isa;
 }
 
-// Device memory of the CPU: 64-byte aligned, freed on destruction, contents undefined. Large blocks ask for huge pages:
-// reading them is a tenth faster.
-inline void* cpu_allocate(size_t bytes, const char* what) {
+// Device memory of the CPU: 64-byte aligned, contents undefined, to be freed by std::free. Large blocks ask for huge pages,
+// which makes reading them a tenth faster. hint: see Cpu::memory_hint.
+inline void* cpu_allocate(size_t bytes, const char* what, const char* hint = "") {
     constexpr size_t kHugePage = size_t(2) << 20;
     const size_t grain = bytes >= 16 * kHugePage ? kHugePage : 64;
     void* p = bytes ? std::aligned_alloc(grain, (bytes + grain - 1) / grain * grain) : nullptr;
@@ -61,18 +61,18 @@ inline void* cpu_allocate(size_t bytes, const char* what) {
     if (p && grain == kHugePage) madvise(p, (bytes + grain - 1) / grain * grain, MADV_HUGEPAGE);
 #endif
     if (bytes && !p)
-        fail("out of memory: %s needs %.1f MiB; use a smaller -b (batch) or -t (sequence length)", what,
-             double(bytes) / 1048576);
+        fail("out of memory: %s needs %.1f MiB%s", what, double(bytes) / 1048576, memory_hint_text(hint).c_str());
     return p;
 }
 
 struct Cpu {
-    // Of the classifier (train_gpt.cu): what the vocabulary is rounded up to in memory, and how many logits are held at a
-    // time.
+    // For the classifier: the vocabulary is rounded up to a multiple of the first in memory, and as many logits as the second
+    // are held at a time.
     static constexpr size_t kVocabularyGrain = 1, kLogitsHeld = size_t(1) << 26;
 
     int threads;
     Isa isa;
+    const char* memory_hint = "";  // what this program's user can do about too little memory, for the error
     // Parallel regions begun and barriers passed within them (parallel_team): what --bench reports.
     mutable size_t regions = 0, barriers = 0;
 
@@ -82,12 +82,12 @@ struct Cpu {
         if (threads < 1) threads = 1;
     }
 
-    // Scratch of one thread, at least `bytes`, 64-byte aligned, valid until that thread's next call. It grows
-    // once to the largest need and stays, so that the training loop allocates nothing.
-    void* scratch(int thread, size_t bytes) { return grow(scratch_[size_t(thread)], bytes); }
+    // Scratch memory for one thread: at least `bytes`, 64-byte aligned, valid until that thread's next call. It grows to the
+    // largest need and stays, so that the training loop allocates nothing.
+    void* scratch(int thread, size_t bytes) { return grow(scratch_[size_t(thread)], bytes, memory_hint); }
 
-    // The same for memory that the threads of one op share (partial sums of a reduction).
-    void* shared_scratch(size_t bytes) { return grow(scratch_.back(), bytes); }
+    // The same, shared by the threads of one op (for the partial sums of a reduction).
+    void* shared_scratch(size_t bytes) { return grow(scratch_.back(), bytes, memory_hint); }
 
   private:
     struct alignas(64) Scratch {
@@ -99,11 +99,11 @@ struct Cpu {
         Scratch(Scratch&& other) noexcept : data(other.data), bytes(other.bytes) { other.data = nullptr; }
         ~Scratch() { std::free(data); }
     };
-    static void* grow(Scratch& s, size_t bytes) {
+    static void* grow(Scratch& s, size_t bytes, const char* hint) {
         if (s.bytes < bytes) {
             std::free(s.data);
             s.data = nullptr, s.bytes = 0;
-            s.data = cpu_allocate(bytes, "scratch memory");
+            s.data = cpu_allocate(bytes, "scratch memory", hint);
             s.bytes = bytes;
         }
         return s.data;
@@ -117,7 +117,7 @@ inline size_t reduction_chunk(size_t N) { return std::max<size_t>(16, (N + 63) /
 
 // Calls f(begin, end, thread) on at most `threads` disjoint ranges that cover [0, n); inner borders are multiples of
 // `grain`. Ops write disjoint outputs per range, and reduce over fixed chunks (reduction_chunk above), so that no
-// result depends on the number of threads. Small work (n <= grain) stays on the calling thread.
+// result depends on the number of threads. Little work (n <= grain) stays on the calling thread.
 template <class F>
 void parallel_ranges(const Cpu& dev, size_t n, size_t grain, F&& f) {
     if (n == 0) return;
@@ -162,7 +162,7 @@ struct TeamMember {
     const Cpu& dev;
     size_t thread, threads;
 
-    // Waits for all others; what they wrote before is visible after.
+    // Waits for all others; what they wrote before the barrier is visible after it.
     void barrier() const {
         if (thread == 0) dev.barriers++;
 #pragma omp barrier
@@ -171,8 +171,8 @@ struct TeamMember {
     size_t share(size_t n, size_t next = 0) const { return n * (thread + next) / threads; }
 };
 
-// Calls f(TeamMember) once on every thread: many short steps in one region, each ended by a barrier, which costs less than
-// a region a step.
+// Calls f(TeamMember) once on every thread: for many short steps in one region, each ended by a barrier, which costs less
+// than a region per step.
 template <class F>
 void parallel_team(const Cpu& dev, F&& f) {
     dev.regions++;

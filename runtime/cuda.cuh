@@ -1,5 +1,4 @@
-// The CUDA device: streams, library handle, properties, memory, graphs. Ops are overloaded on it (first
-// argument).
+// The CUDA device: streams, library handle, properties, memory, graphs. Ops are overloaded on it by their first argument.
 #pragma once
 #ifdef TN_CUDA
 #include <string>
@@ -14,12 +13,12 @@ namespace tapernorm {
 
 struct CudaProbe {
     int devices = 0;          // usable or not
-    bool usable = false;      // device 0 can run this program
-    std::string description;  // of the GPU, "NVIDIA H200 (sm_90, 139.8 GiB)", or why there is none
+    bool usable = false;      // this device can run the program
+    std::string description;  // the GPU, as in "NVIDIA H200 (sm_90, 139.8 GiB)", or why there is none
 };
 
-// bf16 arithmetic, mma and cp.async need it.
-constexpr int minimum_sm = 80;
+// The oldest architecture with bf16 arithmetic, mma and cp.async.
+constexpr int kMinimumSm = 80;
 
 // Looks for a GPU. Never fails: a machine without one, or without a driver, is a normal answer.
 inline CudaProbe probe_cuda(int device = 0) {
@@ -30,7 +29,8 @@ inline CudaProbe probe_cuda(int device = 0) {
     if (error != cudaSuccess) {
         cudaGetLastError();  // the error has been answered: later calls must not see it
         probe.devices = 0;
-        probe.description = strprintf("no usable CUDA driver or GPU: %s", cudaGetErrorString(error));
+        const bool none = error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver;
+        probe.description = none ? "no GPU found" : strprintf("no usable GPU: %s", cudaGetErrorString(error));
         return probe;
     }
     if (probe.devices <= device) {
@@ -38,10 +38,10 @@ inline CudaProbe probe_cuda(int device = 0) {
         return probe;
     }
     const int sm = 10 * properties.major + properties.minor;
-    probe.usable = sm >= minimum_sm;
+    probe.usable = sm >= kMinimumSm;
     probe.description =
         strprintf("%s (sm_%d, %.1f GiB)", properties.name, sm, double(properties.totalGlobalMem) / double(1 << 30));
-    if (!probe.usable) probe.description += strprintf(": too old, sm_%d or newer is needed", minimum_sm);
+    if (!probe.usable) probe.description += strprintf(": too old, sm_%d or newer is needed", kMinimumSm);
     return probe;
 }
 
@@ -52,8 +52,8 @@ struct Cuda;
 inline void* device_allocate(Cuda& dev, size_t bytes, const char* what);
 
 struct Cuda {
-    // Of the classifier (train_gpt.cu): the vocabulary is rounded up to a multiple of this, so that rows of logits start
-    // at multiples of 16 bytes and more; and how many logits are held at a time.
+    // For the classifier: the vocabulary is rounded up to a multiple of the first in memory, so that rows of logits start at
+    // multiples of 16 bytes and more, and as many logits as the second are held at a time.
     static constexpr size_t kVocabularyGrain = 128, kLogitsHeld = size_t(1) << 29;
 
     int device;
@@ -61,14 +61,14 @@ struct Cuda {
     cudaStream_t copy_stream = nullptr;  // transfers that overlap with ops; order the two with events
     cublasLtHandle_t cublaslt = nullptr;
     MatmulPlans plans;
-    void* workspace = nullptr;  // of cuBLASLt, for matmuls on `stream`
+    void* workspace = nullptr;  // of cuBLASLt, for products on `stream`
     size_t workspace_bytes = size_t(32) << 20;
-    const char* memory_hint = cuda_hint(cudaErrorMemoryAllocation);  // what this program's user can do about too little
+    const char* memory_hint;  // what this program's user can do about too little memory, for the error
     cudaDeviceProp properties;
 
-    explicit Cuda(int device_ = 0) : device(device_) {
+    explicit Cuda(int device_ = 0, const char* memory_hint_ = "") : device(device_), memory_hint(memory_hint_) {
         const CudaProbe probe = probe_cuda(device);
-        if (!probe.usable) fail("--device cuda: %s; run with --device cpu", probe.description.c_str());
+        if (!probe.usable) fail("GPU %d cannot be used: %s; run on the CPU", device, probe.description.c_str());
         CUDA_CHECK(cudaSetDevice(device));
         CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
         workspace = device_allocate(*this, workspace_bytes, "workspace of matrix products");  // first: it may fail
@@ -88,8 +88,8 @@ struct Cuda {
         cudaStreamDestroy(stream);
     }
 
-    // Scratch of at least `bytes` for one op on `stream`, valid until the next call. It grows to the largest
-    // need and stays. Growing waits for the device, so run an op once before capturing it in a graph.
+    // Scratch memory of at least `bytes` for one op on `stream`, valid until the next call. It grows to the largest need and
+    // stays. Growing waits for the device, so run an op once before capturing it in a graph.
     void* scratch(size_t bytes) {
         if (scratch_bytes_ < bytes) {
             CUDA_CHECK(cudaFree(scratch_));
@@ -121,14 +121,15 @@ inline void* device_allocate(Cuda& dev, size_t bytes, const char* what) {
         size_t free = 0, total = 0;
         cudaGetLastError();
         CUDA_CHECK(cudaMemGetInfo(&free, &total));
-        fail("out of memory on GPU %d: %s needs %.1f MiB and %.1f of %.1f MiB are free; %s", dev.device, what,
-             double(bytes) / 1048576, double(free) / 1048576, double(total) / 1048576, dev.memory_hint);
+        fail("out of memory on GPU %d: %s needs %.1f MiB and %.1f of %.1f MiB are free%s", dev.device, what,
+             double(bytes) / 1048576, double(free) / 1048576, double(total) / 1048576,
+             memory_hint_text(dev.memory_hint).c_str());
     }
     CUDA_CHECK(error);
     return p;
 }
 
-// In a destructor as often as not: errors are left to the next checked call.
+// Often called by a destructor, so errors are left to the next checked call.
 inline void device_free(Cuda&, void* p) { cudaFree(p); }
 
 inline void device_zero(Cuda& dev, void* p, size_t bytes) {
@@ -152,8 +153,8 @@ inline void device_copy(Cuda& dev, void* to, const void* from, size_t bytes) {
     if (bytes) CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, dev.stream));
 }
 
-// Page-locked host memory: what a copy needs to run beside the host. May be refilled only after an event
-// recorded behind the copy has passed.
+// Page-locked host memory, which a copy needs in order to run while the host goes on. It may be refilled only once an event
+// recorded after the copy has passed.
 template <class T>
 class Pinned {
   public:
@@ -181,11 +182,11 @@ class CudaEvent {
     CudaEvent& operator=(const CudaEvent&) = delete;
     ~CudaEvent() { cudaEventDestroy(event_); }
     void record(cudaStream_t stream) { CUDA_CHECK(cudaEventRecord(event_, stream)); }
-    // What is issued on the stream from now on waits.
+    // Whatever is issued on the stream from now on waits for the event.
     void block(cudaStream_t stream) { CUDA_CHECK(cudaStreamWaitEvent(stream, event_, 0)); }
-    // The host waits.
+    // The host waits for the event.
     void synchronize() { CUDA_CHECK(cudaEventSynchronize(event_)); }
-    // The host asks.
+    // Whether the event has passed; does not wait.
     bool passed() {
         const cudaError_t error = cudaEventQuery(event_);
         if (error == cudaErrorNotReady) {
@@ -200,8 +201,8 @@ class CudaEvent {
     cudaEvent_t event_ = nullptr;
 };
 
-// A recorded sequence of ops, launched as one. What changes between launches (a position, a token) must be
-// read from device memory: arguments of kernels are frozen when recorded.
+// A recorded sequence of ops, launched as one. What changes between launches (a position, a token) must be read from device
+// memory: the arguments of kernels are frozen when recorded.
 class CudaGraph {
   public:
     CudaGraph() = default;

@@ -11,28 +11,30 @@ namespace tapernorm {
 
 struct DeviceChoice {
     bool cuda = false;
-    std::string why;  // the GPU, or why there is none, for the program's first line
+    std::string why;  // which GPU, or why there is none, for the program's first line
 };
 
-// wanted: auto, cpu or cuda; gpu: which one. Having no GPU is an error only where one was asked for.
-inline DeviceChoice choose_device(const std::string& wanted, [[maybe_unused]] int gpu = 0) {
-    if (wanted == "cpu") return {false, "as --device says"};
+// wanted: auto, cpu or cuda, the value of the program's option `flag`, which errors name; gpu: which one. Having no GPU is an
+// error only where one was asked for.
+inline DeviceChoice choose_device(const std::string& flag, const std::string& wanted, [[maybe_unused]] int gpu = 0) {
+    if (wanted == "cpu") return {false, "as " + flag + " says"};
 #ifdef TN_CUDA
     const CudaProbe probe = probe_cuda(gpu);
-    if (wanted == "cuda" && !probe.usable) fail("--device cuda: %s; run with --device cpu", probe.description.c_str());
+    if (wanted == "cuda" && !probe.usable)
+        fail("%s cuda: %s; run with %s cpu", flag.c_str(), probe.description.c_str(), flag.c_str());
     return {probe.usable, probe.description};
 #else
     if (wanted == "cuda")
-        fail(
-            "--device cuda: this program was built without CUDA; install the CUDA Toolkit and run make again, or use "
-            "--device cpu");
+        fail("%s cuda: this program was built without CUDA; install the CUDA Toolkit and run make again, or use %s cpu",
+             flag.c_str(), flag.c_str());
     return {false, "built without CUDA"};
 #endif
 }
 
 // "cpu: 8 threads, AVX-512; built without CUDA"
 inline std::string describe(const Cpu& cpu, const DeviceChoice& choice) {
-    return strprintf("cpu: %d threads, %s; %s", cpu.threads, isa_name(cpu.isa), choice.why.c_str());
+    return strprintf("cpu: %d thread%s, %s; %s", cpu.threads, cpu.threads == 1 ? "" : "s", isa_name(cpu.isa),
+                     choice.why.c_str());
 }
 
 }  // namespace tapernorm

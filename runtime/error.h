@@ -1,10 +1,11 @@
-// Errors that a user can cause. `fail` formats one line: which file or flag, what was expected, what was
-// found, how to fix it. Programs catch Error in main, print "<program>: error: <line>" and exit with status 1.
+// Errors that a user can cause. `fail` formats one line: which file or flag, what was expected, what was found, how to fix
+// it. Programs catch Error in main, print "<program>: error: <line>" and exit with status 1.
 #pragma once
 #include <cstdarg>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace tapernorm {
 
@@ -30,8 +31,27 @@ inline std::string vstrprintf(const char* format, va_list args) {
     return text;
 }
 
-// Control characters, which names of files and flags may have, become \xNN: the message stays one line, and cannot drive
-// the terminal.
+// "; HINT" for the end of an error about too little memory, or nothing where the program gave no hint.
+inline std::string memory_hint_text(const char* hint) { return *hint ? std::string("; ") + hint : ""; }
+
+// Quoted for a one-line message: control characters and quotes as \xNN, long texts cut in the middle.
+inline std::string in_quotes(std::string_view text) {
+    constexpr size_t kLongest = 160;
+    std::string out = "'";
+    for (size_t i = 0; i < text.size(); i++) {
+        if (text.size() > kLongest && i == kLongest / 2) {
+            out += "...";
+            i = text.size() - kLongest / 2;
+        }
+        const unsigned char c = static_cast<unsigned char>(text[i]);
+        out += c < 0x20 || c == 0x7f || c == '\'' || c == '\\' ? strprintf("\\x%02x", unsigned(c))
+                                                               : std::string(1, char(c));
+    }
+    return out + "'";
+}
+
+// Throws the formatted line as an Error. Control characters, which the names of files and flags may have, become \xNN: the
+// message stays one line, and cannot drive the terminal.
 [[noreturn, gnu::format(printf, 1, 2)]] inline void fail(const char* format, ...) {
     va_list args;
     va_start(args, format);

@@ -1,10 +1,11 @@
+// How a program ends: its exit status, and the error it prints if it fails.
 #pragma once
 #include <cstdio>
 #include <exception>
 
 namespace tapernorm {
 
-// What main returns: body's result; or, if it throws, 1, after saying why.
+// What main returns: the result of body, or 1 if body throws, after printing why.
 template <class Body>
 int exit_status(const char* program, Body&& body) {
     try {

@@ -2,14 +2,13 @@
 //
 //     launch<gelu_forward_kernel<bf16>>(blocks_for(n, 256), 256, 0, dev.stream, out, in, n);
 //
-// The kernel is a template argument, so its name is known at compile time and error messages can say it. The
-// argument list is checked against the kernel's signature: no lossy conversion, no missing argument, no
-// default stream. A grid without blocks is no work and returns. More than 48 KiB of dynamic shared memory
-// needs no preparation by the caller. With SYNC_LAUNCHES=1 in the environment every launch waits for its
-// kernel, so that an error names its true origin.
+// The kernel is a template argument, so its name is known at compile time and can be part of error messages. The argument
+// list is checked against the kernel's signature: no lossy conversion, no missing argument, no default stream. A grid
+// without blocks is no work, and the call returns. More than 48 KiB of dynamic shared memory needs no preparation by the
+// caller. With SYNC_LAUNCHES=1 in the environment every launch waits for its kernel, so that an error names its true origin.
 //
-// The same sources run in three builds: nvcc (TN_CUDA), the CPU stand-in of tests/emu (TN_CUDA and CUDA_EMU;
-// see tests/emu/README.md for what kernels may use there), and plain C++, which sees nothing of this file.
+// The same sources are compiled in three ways: by nvcc (TN_CUDA), for the CPU stand-in of tests/emu (TN_CUDA and CUDA_EMU;
+// see tests/emu/README.md for what kernels may use there), and as plain C++, which sees nothing of this file.
 #pragma once
 #ifdef TN_CUDA
 #include <cuda_bf16.h>
@@ -35,10 +34,10 @@ using bf16 = __nv_bfloat16;
 inline const char* cuda_hint(cudaError_t error) {
     switch (error) {
         case cudaErrorMemoryAllocation:
-            return "use a smaller -b (batch) or -t (sequence length), or recompute more (-r 1, -r 2)";
+            return "end other programs that use the memory of this GPU or machine";
         case cudaErrorNoDevice:
         case cudaErrorInsufficientDriver:
-            return "install or update the NVIDIA driver, or run with --device cpu";
+            return "install or update the NVIDIA driver, or run on the CPU";
         case cudaErrorNoKernelImageForDevice:
             return "rebuild for this GPU: make clean, then make on this machine";
         case cudaErrorInvalidConfiguration:
@@ -71,8 +70,8 @@ const char* kernel_signature() {
     return __PRETTY_FUNCTION__;
 }
 
-// "gelu_forward_kernel<__nv_bfloat16>", of the compiler's "... [with auto kernel = NAME]": without what surrounds it and
-// without unnamed namespaces, for which nvcc invents names such as _GLOBAL__N__5d7f3d91_11_train_gpt_cu_d6c3017b_747.
+// "gelu_forward_kernel<__nv_bfloat16>", taken from the compiler's "... [with auto kernel = NAME]": without what surrounds it
+// and without unnamed namespaces, for which nvcc invents names such as _GLOBAL__N__5d7f3d91_11_program_cu_d6c3017b_747.
 inline std::string readable_kernel_name(std::string_view signature) {
     const size_t begin = signature.find("kernel = ");
     if (begin != std::string_view::npos) signature = signature.substr(begin + 9, signature.rfind(']') - begin - 9);
@@ -107,18 +106,19 @@ struct LaunchStream {
 
 struct LaunchShape {
     dim3 grid, block;
-    size_t smem;  // bytes of dynamic shared memory a block
+    size_t smem;  // bytes of dynamic shared memory per block
 };
 
 // Blocks of `per_block` items that cover n items.
 inline unsigned blocks_for(size_t n, size_t per_block) {
     const size_t blocks = (n + per_block - 1) / per_block;
-    if (blocks > 0x7fffffff) fail("CUDA: a grid of %zu blocks is too large; use a smaller -b (batch)", blocks);
+    if (blocks > 0x7fffffff)
+        fail("CUDA: expected a grid of at most %d blocks, found %zu; use a smaller batch", 0x7fffffff, blocks);
     return unsigned(blocks);
 }
 
-// Whether an argument may be passed where the kernel has a parameter: not if that would drop bits or change
-// between integers and floating point. (A size_t passed as int is how a kernel breaks at 2^31 elements.)
+// Whether an argument may be passed for a parameter of the kernel: not if that would drop bits or change between integers and
+// floating point. (A size_t passed as int is how a kernel breaks at 2^31 elements.)
 template <class Argument, class Parameter>
 constexpr bool passes_unchanged() {
     using A = std::decay_t<Argument>;
@@ -130,7 +130,8 @@ constexpr bool passes_unchanged() {
 
 template <class... Parameters, class... Arguments>
 constexpr void check_arguments(void (*)(Parameters...), const Arguments&...) {
-    static_assert(sizeof...(Arguments) == sizeof...(Parameters), "launch: the kernel has another number of parameters");
+    static_assert(sizeof...(Arguments) == sizeof...(Parameters),
+                  "launch: the kernel has a different number of parameters");
     if constexpr (sizeof...(Arguments) == sizeof...(Parameters))
         static_assert((passes_unchanged<Arguments, Parameters>() && ...),
                       "launch: an argument does not have the type of its kernel parameter; convert it explicitly");
@@ -152,7 +153,7 @@ inline bool sync_launches() {
     cuda_failed(error, what.c_str(), on.file, on.line);
 }
 
-// Not possible while a graph is being captured: the kernel runs when the graph does.
+// Waiting is not possible while a graph is being captured: the kernel runs when the graph does.
 inline cudaError_t wait_unless_capturing(cudaStream_t stream) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     const cudaError_t error = cudaStreamIsCapturing(stream, &status);
@@ -160,12 +161,12 @@ inline cudaError_t wait_unless_capturing(cudaStream_t stream) {
     return cudaStreamSynchronize(stream);
 }
 
-// What a block may use without asking; more must be requested once per kernel and device.
-constexpr size_t shared_memory_default = 48 * 1024;
+// The shared memory a block may use without asking; more must be requested once per kernel and device.
+constexpr size_t kDefaultSharedMemory = 48 * 1024;
 
 template <auto kernel>
 cudaError_t allow_shared_memory(size_t smem) {
-    if (smem <= shared_memory_default) return cudaSuccess;
+    if (smem <= kDefaultSharedMemory) return cudaSuccess;
     return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 int(smem));
 }
@@ -187,7 +188,7 @@ void launch(dim3 grid, dim3 block, size_t smem, LaunchStream on, const Arguments
     if (error != cudaSuccess) launch_failed(error, kernel_name<kernel>(), {grid, block, smem}, on);
 }
 
-// Blocks of this shape that one multiprocessor can hold at a time.
+// How many blocks of this shape one multiprocessor can hold at a time.
 template <auto kernel>
 int blocks_per_multiprocessor(int threads, size_t smem) {
     int blocks = 0;
@@ -200,7 +201,7 @@ int blocks_per_multiprocessor(int threads, size_t smem) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Inside kernels
 
-// The dynamic shared memory of this block, 16-byte aligned: its size is the launch's third argument.
+// The dynamic shared memory of this block, 16-byte aligned; the launch's third argument gives its size.
 #ifndef CUDA_EMU
 extern __shared__ uint4 dynamic_shared_memory[];
 #endif

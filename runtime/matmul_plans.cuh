@@ -1,6 +1,6 @@
-// Which algorithm of cuBLASLt multiplies matrices of which shapes. The first product of a shape asks cuBLASLt's
-// heuristics, later ones take the answer from here. Nothing is timed, so two runs always choose alike: with the same
-// algorithms come the same bits.
+// Which algorithm of cuBLASLt multiplies matrices of which shape (for ops/gemm_cublaslt.cuh; the device owns the table). The
+// first product of a shape asks cuBLASLt's heuristics, and later ones find the answer here. Nothing is timed, so two runs
+// always choose the same algorithms and get the same bits.
 #pragma once
 #ifdef TN_CUDA
 #include <cublasLt.h>
@@ -55,7 +55,7 @@ struct MatmulPlan {
 
 class MatmulPlans {
   public:
-    // `bias` and `auxiliary` are what the epilogue reads or writes (null where it has none): heuristics want to see them.
+    // `bias` and `auxiliary` are what the epilogue reads or writes (null where it has none); the heuristics ask for them.
     MatmulPlan& find(cublasLtHandle_t handle, size_t workspace_bytes, const MatmulShape& shape, const void* bias,
                      const void* auxiliary) {
         std::unique_ptr<MatmulPlan>& plan = plans_[shape];
@@ -89,7 +89,7 @@ class MatmulPlans {
             CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
         };
         prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t(workspace_bytes));
-        // Where k is split, the parts are added in fp32: by default they may be added in the type of D.
+        // Where k is split, the parts are added in fp32; by default they may be added in the type of D.
         prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
         for (const auto attribute :
              {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,

@@ -1,8 +1,7 @@
-// Instructions that CUDA C++ has no name for, and 16-byte loads and stores. All inline assembly of the
-// project is here.
+// Instructions that CUDA C++ has no name for, and 16-byte loads and stores. All inline assembly of the project is here.
 //
-// Lanes of a warp are numbered 0..31; group = lane / 4, t = lane % 4. Functions that say "warp" are called by
-// all 32 lanes of a warp together.
+// Lanes of a warp are numbered 0..31; group = lane / 4, t = lane % 4. Functions that say "Warp" are called by all 32 lanes of
+// a warp together.
 #pragma once
 #ifdef TN_CUDA
 #include <cstdint>
@@ -37,9 +36,8 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Warp: loads 8x8 matrices of 16-bit elements from shared memory. Lanes 8i..8i+7 pass the addresses of the 8
-// rows (16 bytes each, 16-byte aligned) of matrix i; lane gets from matrix i elements 2t, 2t+1 of row `group`
-// in r[i].
+// Warp: loads 8x8 matrices of 16-bit elements from shared memory. Lanes 8i..8i+7 pass the addresses of the 8 rows (16 bytes
+// each, 16-byte aligned) of matrix i; a lane receives, in r[i], elements 2t and 2t+1 of row `group` of matrix i.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -47,7 +45,7 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
                  : "memory");
 }
 
-// The same, transposed: lane gets elements `group` of rows 2t and 2t+1.
+// The same, transposed: a lane receives element `group` of rows 2t and 2t+1.
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -55,7 +53,7 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
                  : "memory");
 }
 
-// Two matrices: the addresses of lanes 0..15 count.
+// Two matrices: only the addresses of lanes 0..15 are used.
 __device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];\n"
                  : "=r"(r[0]), "=r"(r[1])
@@ -73,8 +71,8 @@ __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* 
 // ---------------------------------------------------------------------------------------------------------------------
 // Asynchronous copies from global to shared memory
 
-// Starts the copy of `bytes` = 4, 8 or 16 bytes, both sides aligned to as many. If not `valid`, global memory
-// is not read and zeros are written. 16-byte copies bypass L1.
+// Starts the copy of `bytes` = 4, 8 or 16 bytes, with both sides aligned to as many. Unless `valid`, global memory is not read
+// and zeros are written. 16-byte copies bypass L1.
 template <int bytes>
 __device__ __forceinline__ void cp_async(void* shared, const void* global, bool valid = true) {
     static_assert(bytes == 4 || bytes == 8 || bytes == 16);
@@ -92,8 +90,8 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global, bool 
 // Closes a group: the copies that this thread started since the last one.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 
-// Waits until at most the `pending` newest groups of this thread are unfinished. Other threads see the copied
-// data after a barrier that follows.
+// Waits until at most the `pending` newest groups of this thread are unfinished. Other threads see the copied data after a
+// barrier that follows.
 template <int pending>
 __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
@@ -123,8 +121,8 @@ __device__ __forceinline__ float fast_tanh(float x) {
 // 16 bytes of T, the widest access a thread can make: 4 floats or 8 bf16.
 template <class T>
 struct alignas(16) Pack {
-    static constexpr int size = int(16 / sizeof(T));
-    T v[size];
+    static constexpr int kSize = int(16 / sizeof(T));
+    T v[kSize];
     __device__ __forceinline__ T& operator[](int i) { return v[i]; }
     __device__ __forceinline__ const T& operator[](int i) const { return v[i]; }
 };
@@ -141,7 +139,7 @@ __device__ __forceinline__ uint4 pack_bits(const Pack<T>& pack) {
     return *reinterpret_cast<const uint4*>(&pack);
 }
 
-// Loads and stores of Pack<T>::size elements at p, 16-byte aligned. The suffix is the cache hint:
+// Loads and stores of Pack<T>::kSize elements at p, 16-byte aligned. The suffix is the cache hint:
 //   none        data that will be used again
 //   _streaming  used once: first to be evicted from the caches (ld.cs, st.cs)
 //   _l2         kept in L2 only, for data that other blocks write or read (ld.cg, st.cg)

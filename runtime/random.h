@@ -1,5 +1,5 @@
-// Random numbers without hidden state: every value is a function of (seed, stream, index), so that initial weights and
-// samples depend neither on the number of threads nor on the order in which they are asked for.
+// Random numbers without hidden state: every value is a function of (seed, stream, index), so initial weights and samples
+// depend neither on the number of threads nor on the order in which they are drawn.
 #pragma once
 #include <cmath>
 #include <cstdint>

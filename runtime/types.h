@@ -1,5 +1,5 @@
-// Number types. Real is what a device stores activations, weights and gradients in; Acc<Real> is what statistics,
-// losses and optimizer state are kept in.
+// Number types. A device stores activations, weights and gradients as Real, and statistics, losses and optimizer state as
+// Acc<Real>.
 #pragma once
 #include <type_traits>
 

@@ -99,7 +99,7 @@ struct Base : Workplace {
 void write_vocabulary(const std::string& folder) {
     std::vector<std::string> tokens;
     for (int b = 0; b < 256; b++) tokens.emplace_back(1, char(b));
-    tokens.insert(tokens.end(), {"he", "the", std::string(end_of_text_marker)});
+    tokens.insert(tokens.end(), {"he", "the", std::string(kEndOfText)});
     const std::vector<std::pair<uint16_t, uint16_t>> merges = {{'h', 'e'}, {'t', 256}};
     fs::create_directory(folder);
     write_file(folder + "/vocab.json", vocab_json_text(tokens));

@@ -1,4 +1,4 @@
-// ops/matmul.cuh on the CPU: every operand layout, epilogue, instruction set and number type against a naive
+// ops/gemm.cuh and ops/linear.cuh on the CPU: every operand layout, epilogue, instruction set and number type against a naive
 // loop.
 #include <doctest/doctest.h>
 
@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/matmul.cuh"
+#include "ops/linear.cuh"
 
 namespace tapernorm {
 

@@ -11,7 +11,6 @@
 #include "ops/cross_entropy.cuh"
 #include "ops/embedding.cuh"
 #include "ops/gelu.cuh"
-#include "ops/matmul.cuh"
 #include "tests/gradient_check.h"
 
 namespace tapernorm {

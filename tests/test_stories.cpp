@@ -155,7 +155,7 @@ TEST_CASE("stories: the corpus is the same bytes everywhere") {
 
 TEST_CASE("stories: the requested size is honoured within one story") {
     CHECK(story_corpus(0).empty());
-    for (const size_t bytes : {size_t(1), size_t(1000), size_t(123'457), default_story_bytes}) {
+    for (const size_t bytes : {size_t(1), size_t(1000), size_t(123'457), kStoryBytes}) {
         const std::string text = story_corpus(bytes);
         const std::vector<std::string> stories = stories_of(text);
         REQUIRE(!stories.empty());

@@ -7,7 +7,7 @@
 #include <numeric>
 
 #include "ops/cross_entropy.cuh"
-#include "ops/matmul.cuh"
+#include "ops/linear.cuh"
 #include "tapernorm.cuh"
 #include "tests/gradient_check.h"
 
@@ -125,8 +125,8 @@ TEST_CASE("sites: at g = 0 a site is linear, exactly") {
     std::vector<double> x = normals(N * C, 6), doubled = x, y(N * C), y2(N * C);
     for (double& v : doubled) v *= 2;
     const Site<double> args = site.args({NormKind::rmsnorm, Phase::scale, 0});
-    site_forward<double>(dev, y.data(), nullptr, nullptr, nullptr, x.data(), args, N, C);
-    site_forward<double>(dev, y2.data(), nullptr, nullptr, nullptr, doubled.data(), args, N, C);
+    apply_site(dev, y.data(), x.data(), args, N, C);
+    apply_site(dev, y2.data(), doubled.data(), args, N, C);
     for (size_t i = 0; i < N * C; i++) CHECK(y2[i] == 2 * y[i]);
 }
 

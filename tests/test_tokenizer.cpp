@@ -334,7 +334,8 @@ TEST_CASE("files: directory, prefix, metadata") {
     CHECK(contains(error_of([] { Tokenizer::from_metadata({}, "/nowhere/model.bin"); }), "--tokenizer DIR"));
     auto wrong = metadata;
     wrong["tokenizer"] = "gpt2";
-    CHECK(contains(error_of([&] { Tokenizer::from_metadata(wrong, "model.bin"); }), "says its tokenizer is 'gpt2'"));
+    CHECK(
+        contains(error_of([&] { Tokenizer::from_metadata(wrong, "model.bin"); }), "says that its tokenizer is 'gpt2'"));
 }
 
 TEST_CASE("added tokens") {
@@ -353,16 +354,16 @@ TEST_CASE("damaged vocabularies are refused with a reason") {
         return error_of([&] { Tokenizer::from_text(vocab, merges, "FILE"); });
     };
     const std::string vocab = hello.vocab(), merges = hello.merges_text();
-    CHECK(contains(error("[1]", merges), "FILE: vocab.json must be a JSON object"));
-    CHECK(contains(error("{\"a\": 0", merges), "must be a JSON object"));
-    CHECK(contains(error("{\"a\": 1}", merges), "has id 1"));
-    CHECK(contains(error("{\"a\": 0, \"b\": 0}", merges), "each once"));
-    CHECK(contains(error("{\"a\": -1}", merges), "has id -1"));
-    CHECK(contains(error("{\"a\": 0}", ""), "lacks byte 0x00"));
+    CHECK(contains(error("[1]", merges), "FILE: expected vocab.json to be a JSON object"));
+    CHECK(contains(error("{\"a\": 0", merges), "to be a JSON object"));
+    CHECK(contains(error("{\"a\": 1}", merges), "has the id 1"));
+    CHECK(contains(error("{\"a\": 0, \"b\": 0}", merges), "each of 0 to"));
+    CHECK(contains(error("{\"a\": -1}", merges), "has the id -1"));
+    CHECK(contains(error("{\"a\": 0}", ""), "no token for byte 0x00"));
     CHECK(contains(error(vocab, merges + "h\n"), "line 7 of merges.txt"));
     CHECK(contains(error(vocab, merges + "h e l\n"), "one space between them"));
-    CHECK(contains(error(vocab, merges + "x y\n"), "do the two files belong together"));
-    CHECK(contains(error_of([] { Tokenizer::from_path("/nowhere"); }), "is no tokenizer: expected"));
+    CHECK(contains(error(vocab, merges + "x y\n"), "files that belong together"));
+    CHECK(contains(error_of([] { Tokenizer::from_path("/nowhere"); }), "is not a tokenizer; expected"));
     const TemporaryFolder folder;
     write_file(folder.path + "/vocab.json", vocab);
     CHECK(contains(error_of([&] { Tokenizer::from_path(folder.path); }), "merges.txt', which does not exist"));
@@ -434,8 +435,7 @@ TEST_CASE("bpe_train learns the merges worked out by hand") {
     CHECK(read_text(out + "/merges.txt") + "d est\n" == expected);
     CHECK(contains(output, "only 266 tokens"));
 
-    CHECK(
-        contains(run_program(run_bpe_train, {folder.path + "/none.txt"}).second, "bpe_train: error: no file is named"));
+    CHECK(contains(run_program(run_bpe_train, {folder.path + "/none.txt"}).second, "bpe_train: error: cannot read"));
 }
 
 TEST_CASE("bpe_train: a pair that overlaps itself") {
@@ -482,7 +482,7 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: text with markers, splits and shards
 
     const auto again = run({dir + "/tales.txt"});
     CHECK(again.first == 1);
-    CHECK(contains(again.second, "is there already"));
+    CHECK(contains(again.second, "exists already"));
 }
 
 TEST_CASE_FIXTURE(PrepareFixture, "prepare: bytes have a blank line between documents") {
@@ -496,7 +496,7 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: a document longer than the pieces it
     std::string text = random_text(3, 900'000);
     std::erase(text, '<');                           // no markers
     text += std::string(3'000'000, 'h') + " hello";  // a word longer than a piece
-    REQUIRE(text.size() > 4 * piece_bytes);
+    REQUIRE(text.size() > 4 * kPassageBytes);
     write_file(dir + "/long.txt", text);
     CHECK(run({dir + "/long.txt", "--val-tokens", "0", "--threads", "3"}).first == 0);
     CHECK(tokens_of(out + "/long_train_*.bin") == joined({{261}, hello.tokenizer().encode(text)}));
@@ -517,7 +517,7 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: JSON lines") {
     write_file(dir + "/broken.jsonl", "{\"text\": \"a\"}\n\n{\"text\":");
     const auto [status, output] = run({dir + "/broken.jsonl"});
     CHECK(status == 1);
-    CHECK(contains(output, "line 3 is no JSON object"));
+    CHECK(contains(output, "line 3 is not a JSON object"));
 }
 
 TEST_CASE_FIXTURE(PrepareFixture, "prepare: tar archives, a document a file") {
@@ -563,7 +563,8 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: a download with another checksum is 
     const auto [status, output] = run({"tinyshakespeare"});
     CHECK(status == 1);
     // SHA-256 of "abc": FIPS 180-2, appendix B.1
-    CHECK(contains(output, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad, expected 86c4e6aa9db7"));
+    CHECK(contains(output, "expected SHA-256 86c4e6aa9db7"));
+    CHECK(contains(output, "found ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"));
     CHECK(!fs::exists(dir + "/downloads/tinyshakespeare/input.txt"));
     CHECK(!fs::exists(dir + "/downloads/tinyshakespeare/input.txt.part"));
 }
@@ -571,7 +572,7 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: a download with another checksum is 
 TEST_CASE_FIXTURE(PrepareFixture, "prepare: what cannot be downloaded or read") {
     CHECK(contains(run({"openwebtext"}).second, "cannot download file://"));
     CHECK(contains(run({"fineweb-edu"}).second, "comes as tokens of GPT-2's vocabulary"));
-    CHECK(contains(run({dir + "/none.txt"}).second, "prepare: error: no file is named"));
+    CHECK(contains(run({dir + "/none.txt"}).second, "no file has this name"));
     write_file(dir + "/table.parquet", "PAR1");
     CHECK(contains(run({dir + "/table.parquet"}).second, "Parquet"));
     write_file(dir + "/torn.txt.gz", "no gzip");

@@ -121,11 +121,11 @@ TEST_CASE("tokens: bad files are refused in one line") {
         CHECK(contains(message, "bad.bin"));
         return message;
     };
-    CHECK(contains(error(shard_bytes(20240520, 2, 1, {1})), "version 2"));
-    CHECK(contains(error(shard_bytes(20240520, 1, 2, {1})), "claims 2 tokens"));
-    CHECK(contains(error(shard_bytes(20240520, 1, 1, {1, 2})), "claims 1 tokens"));
-    CHECK(contains(error(shard_bytes(20240520, 1, -1, {})), "claims -1 tokens"));
-    CHECK(contains(error(shard_bytes(20240520, 1, 1, {1}).substr(0, 1000)), "header alone"));
+    CHECK(contains(error(shard_bytes(20240520, 2, 1, {1})), "found 2"));
+    CHECK(contains(error(shard_bytes(20240520, 1, 2, {1})), "says 2 tokens"));
+    CHECK(contains(error(shard_bytes(20240520, 1, 1, {1, 2})), "says 1 tokens"));
+    CHECK(contains(error(shard_bytes(20240520, 1, -1, {})), "says -1 tokens"));
+    CHECK(contains(error(shard_bytes(20240520, 1, 1, {1}).substr(0, 1000)), "bytes of a header"));
     CHECK(contains(error(shard_bytes(20240801, 7, 1, {1, 0})), "uint32"));
     CHECK(contains(error(std::string("\x07\x00\x08\x00", 4)), "byte 1 is zero"));
     const std::string whole = shard_bytes(20240520, 1, 4, {1, 2, 3, 4});
@@ -254,14 +254,14 @@ TEST_CASE("loader: seek reaches any position, with any batch size and any number
 }
 
 TEST_CASE("loader: what it refuses") {
-    CHECK(contains(error_of([] { Loader(places(5), 1, 5); }), "'places' has 5 tokens, one sequence needs 6"));
+    CHECK(contains(error_of([] { Loader(places(5), 1, 5); }), "'places' has 5 tokens, but one sequence needs 6"));
     Loader(places(6), 4, 5);
     CHECK(error_of([] { Loader(places(6), 0, 5); }) != "");
     CHECK(error_of([] { Loader(places(6), 1, 5, {.rank = 1}); }) != "");
     Loader loader(places(20), 1, 4, {.vocab_size = 10});
     next(loader, 1, 4), next(loader, 1, 4);  // ids up to 8
     const std::string message = error_of([&] { next(loader, 1, 4); });
-    CHECK(contains(message, "token 10 of 'places' is id 10, the vocabulary has 10"));
+    CHECK(contains(message, "token 10 of 'places' is the id 10, but the vocabulary has 10"));
 }
 
 }  // namespace tapernorm

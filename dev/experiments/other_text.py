@@ -36,7 +36,7 @@ def texts(args, corpus):
     whole["shakespeare"] = whole["shakespeare"][-(len(whole["shakespeare"]) // 10):]  # what is validated on
     own = whole[corpus][:SIZE]
     other = next(text for name, text in whole.items() if name != corpus)[:SIZE]
-    sources = b"".join((runs.ROOT / name).read_bytes() for name in ("train_gpt.cu", "ops/matmul.cuh", "tapernorm.cuh"))
+    sources = b"".join((runs.ROOT / name).read_bytes() for name in ("train_gpt.cu", "ops/gemm.cuh", "tapernorm.cuh"))
     shuffled = list(own)
     random.Random(1).shuffle(shuffled)
     return dict(zip(TEXTS, (own, other, sources[:SIZE], bytes(shuffled), random.Random(2).randbytes(SIZE)), strict=True))

@@ -301,7 +301,7 @@ CUDA_TEST("cuda trainer: out of memory says for what, how much, and which flags 
     for (size_t part = 0; part <= 20; part++) {  // at every size of a GPU it says so or works
         emu::settings().memory = whole * part / 20;
         try {
-            Cuda dev;
+            Cuda dev(0, kMemoryHint);
             Trainer<Cuda, bf16> t(dev, run.settings, run.config, run.corpus);
             CHECK(part == 20);
         } catch (const Error& e) {

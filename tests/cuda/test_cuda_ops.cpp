@@ -12,7 +12,7 @@
 #include "ops/cross_entropy.cuh"
 #include "ops/embedding.cuh"
 #include "ops/gelu.cuh"
-#include "ops/matmul.cuh"
+#include "ops/linear.cuh"
 #include "tapernorm.cuh"
 #include "tests/emu/cuda_test.h"
 #ifdef CUDA_EMU

@@ -1,21 +1,14 @@
-// Matrix multiplication: C = epilogue(alpha op(A) op(B)), row-major, and the linear layers made of it.
+// The CPU's matrix product C = epilogue(alpha op(A) op(B)), row-major: under every linear layer (ops/linear.cuh) and the
+// attention of the CPU. The same product on a GPU is in ops/gemm_cublaslt.cuh.
 //
-//   linear    out = in W + b            in [M, C], W [C, OC] (as Hugging Face's Conv1D), M = B T tokens
-//             din = dout W^T            dW (+)= in^T dout        db (+)= column sums of dout
-//   head      logits = in E^T           in [M, C], E [V, C] (the token embedding, tied)
-//             din = dlogits E           dE (+)= dlogits^T in
-//
-// Weight gradients are = or += as `accumulate` says, everything else is overwritten.
-//
-// The CPU path follows the usual three loops around a register tile (Goto and van de Geijn, 2008), with one
-// twist: a tile of 6 rows reads A where it lies, so that only B (and A when transposed) is ever copied. Every
-// element of C is one chain of multiply-adds over k, cut into blocks of k that depend on K alone; so no bit
-// of a result depends on the number of threads or on the tile that an element falls into. Up to kFewRows rows
-// take another path with another order of summation: there the same row of A can give other last bits.
+// It has the usual three loops around a register tile (Goto and van de Geijn, 2008), with one twist: a tile of 6 rows
+// reads A where it lies, so only B is copied (and A, when it is transposed). Every element of C is one chain of
+// multiply-adds over k, cut into blocks of k that depend on K alone; so no bit of a result depends on the number of
+// threads or on the tile that an element falls into. Up to kFewRows rows take another path, which adds in another order:
+// there, the same row of A can give different last bits.
 #pragma once
 #include "ops/gelu.cuh"
 #include "ops/leaf.h"
-#include "ops/reduce.cuh"
 
 namespace tapernorm {
 
@@ -46,20 +39,19 @@ struct Gemm {
     void* pack = nullptr;                // gemm_single only: gemm_pack_bytes<Real>() bytes, 64-byte aligned
 };
 
-// Part of C that one thread computes: rows [i0, i1), columns [j0, j1). j0 is a multiple of kColumnGrain.
+// The part of C that one thread computes: rows [i0, i1), columns [j0, j1). j0 is a multiple of kColumnGrain.
 struct Band {
     size_t i0, i1, j0, j1;
 };
 
-// Rows of a register tile, and the cache blocks: the packed block of B (kBlockK x kBlockN) stays in the
-// second-level cache, six rows of A (kBlockK long) in the first. Columns are counted in floats; doubles take
-// half as many.
+// Rows of a register tile, and the cache blocks: the packed block of B (kBlockK x kBlockN) stays in the second-level cache,
+// six rows of A (kBlockK long) in the first. Columns are counted in floats; of doubles there are half as many.
 constexpr size_t kTileRows = 6, kColumnGrain = 64;
 constexpr size_t kBlockK = 384, kBlockM = 192;
 template <class Real>
 constexpr size_t kBlockN = 768 * sizeof(float) / sizeof(Real);
 
-// Up to this many rows of A, B is read once and in place.
+// With up to this many rows of A, B is read once and in place.
 constexpr size_t kFewRows = 4;
 
 template <class Real>
@@ -165,7 +157,7 @@ void tile_of_height(size_t rows, const Tile<Real>& t) {
     }
 }
 
-// Width of the tile for the last n columns: 1, 2 or 4 vectors.
+// The width of the tile for the last n columns: 1, 2 or 4 vectors.
 template <class Real>
 size_t tile_width(size_t n) {
     size_t width = Simd<Real>::kLanes;
@@ -181,8 +173,7 @@ void tile_of_size(size_t rows, size_t width, const Tile<Real>& t) {
     tile_of_height<Real, kTileVectors, kPackedA>(rows, t);
 }
 
-// A tile of which only n columns exist: the full tile on a padded copy, so that edges get the same
-// arithmetic.
+// A tile of which only n columns exist: computes the full tile on a padded copy, so that edges get the same arithmetic.
 template <class Real, bool kPackedA>
 [[gnu::noinline]] void partial_tile(size_t rows, size_t width, size_t n, Tile<Real> t) {
     constexpr size_t kColumns = Simd<Real>::kTileColumns;
@@ -222,8 +213,8 @@ void pack_transposed(Real* out, const Real* in, size_t ld, size_t kc, size_t n, 
         for (size_t j = n4; j < n; j++) out[k * width + j] = in[j * ld + k];
 }
 
-// Packs kc rows of op(B), columns [j0, j1), into panels as wide as the tiles that will read them (panel j
-// starts at out + (j - j0) kc), zeros on the right of the last one.
+// Packs kc rows of op(B), columns [j0, j1), into panels as wide as the tiles that will read them, with zeros to the right
+// of the last one. The panel of column j starts at out + (j - j0) kc.
 template <class Real>
 void pack_panels(Real* out, const Gemm<Real>& g, size_t k0, size_t kc, size_t j0, size_t j1) {
     constexpr size_t kColumns = Simd<Real>::kTileColumns, kAhead = 8;
@@ -261,8 +252,8 @@ void sum_rows(const Gemm<Real>& g, size_t k0, size_t kc, size_t j0, size_t j1) {
     }
 }
 
-// Packs mc columns of the transposed A into slivers of kTileRows: sliver s holds out[(s kc + k) kTileRows +
-// r]. Eight rows at a time, so that reads and writes both come in whole cache lines.
+// Packs mc columns of the transposed A into slivers of kTileRows: sliver s holds out[(s kc + k) kTileRows + r]. Eight rows
+// at a time, so that reads and writes both come in whole cache lines.
 template <class Real>
 void pack_slivers(Real* out, const Real* in, size_t ld, size_t kc, size_t mc) {
     constexpr size_t kStep = 8;
@@ -280,8 +271,8 @@ void pack_slivers(Real* out, const Real* in, size_t ld, size_t kc, size_t mc) {
     }
 }
 
-// The part of the epilogue after the sums are complete, on row i, columns [j0, j1): GELU or its derivative.
-// Always on full chunks, so that every element gets the same instructions wherever the row is cut.
+// The part of the epilogue after the sums are complete, on row i, columns [j0, j1): GELU or its derivative. It always works
+// on full chunks, so that every element gets the same instructions wherever the row is cut.
 template <class Real>
 void finish_row(const Gemm<Real>& g, size_t i, size_t j0, size_t j1) {
     constexpr size_t kChunk = 64;
@@ -302,7 +293,7 @@ void finish_row(const Gemm<Real>& g, size_t i, size_t j0, size_t j1) {
     }
 }
 
-// Asks for columns [k0, k1) of the next six rows of A, which are read in place and not in sequence.
+// Prefetches columns [k0, k1) of the next six rows of A, which are read in place and not in sequence.
 template <class Real>
 void prefetch_rows(const Real* a, size_t lda, size_t k0, size_t k1) {
     constexpr size_t kLine = 64 / sizeof(Real);
@@ -310,8 +301,7 @@ void prefetch_rows(const Real* a, size_t lda, size_t k0, size_t k1) {
         for (size_t r = 0; r < kTileRows; r++) __builtin_prefetch(a + r * lda + k, 0, 2);
 }
 
-// All tiles of rows [i0, i1), columns [j0, j1) over one block of k. `a` is op(A) at (i0, k0), in place or
-// packed.
+// All tiles of a band over one block of k. `a` is op(A) at (band.i0, k0), in place or packed.
 template <class Real, bool kPackedA>
 void multiply_block(const Gemm<Real>& g, const Real* a, const Real* packed_b, size_t k0, size_t kc, Band band) {
     constexpr size_t kColumns = Simd<Real>::kTileColumns;
@@ -442,7 +432,7 @@ void add_dots(const Gemm<Real>& g, size_t j) {
         }
 }
 
-// kRows rows of C, with B read once, in place.
+// kRows rows of C, with B read once and in place.
 template <class Real, size_t kRows>
 void multiply_few_rows(const Gemm<Real>& g, size_t j0, size_t j1) {
     constexpr size_t kDepth = 8, kDots = 4;
@@ -483,9 +473,8 @@ void leaf_gemm(const Gemm<Real>& g, Band band, void* pack) {
 }  // namespace
 #else  // ---- CPU
 
-// Cuts C into bands of rows, of columns, or both, one a thread: the cheapest cut, where copying an element of
-// an operand counts as much as kCopy multiply-adds. Threads do not wait for one another; they copy what they
-// need.
+// Cuts C into bands of rows, of columns or of both, one per thread. It takes the cheapest cut, where copying an element of
+// an operand counts as much as kCopy multiply-adds. Threads do not wait for one another; each copies what it needs.
 template <class Real>
 void gemm(Cpu& dev, const Gemm<Real>& g) {
     constexpr size_t kCopy = 8, kSmallest = 1 << 17;  // multiply-adds worth a thread
@@ -515,250 +504,12 @@ void gemm(Cpu& dev, const Gemm<Real>& g) {
     });
 }
 
-// The same on the calling thread, for loops that are parallel already. Without g.pack it uses (and so
-// invalidates) the thread's scratch.
+// The same on the calling thread, for loops that are parallel already. Without g.pack it uses, and so invalidates, the
+// thread's scratch.
 template <class Real>
 void gemm_single(Cpu& dev, int thread, const Gemm<Real>& g) {
     leaf<Real>(dev).gemm(g, {0, g.M, 0, g.N}, g.pack ? g.pack : dev.scratch(thread, gemm_pack_bytes<Real>()));
 }
-
-// ---- CUDA: cuBLASLt, with the epilogue inside the product where it has one for the shape and type, else with
-// kernels of our own behind it; and a plain product of our own where rows are not 16-byte aligned. cuBLASLt is
-// column-major: our C [M, N] is its D [N, M], our B its A, and our A its B. Products of fp32 use fp32 arithmetic
-// (no TF32).
-#ifdef TN_CUDA
-
-// C = value's epilogue, for a C that holds alpha op(A) op(B) + residual. All [M, N], rows ld apart. A thread
-// computes one piece of one row.
-template <class Real>
-__global__ void __launch_bounds__(256)
-    matmul_epilogue_kernel(Real* C, Real* pre_gelu, const Real* bias, const Real* gelu_grad_at, bool gelu, size_t M,
-                           unsigned N, size_t ld, unsigned pieces, bool whole) {
-    const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x, row = at / pieces;
-    if (row >= M) return;
-    const unsigned i = unsigned(at % pieces) * kPiece<Real>;
-    float value[kPiece<Real>], v[kPiece<Real>];
-    load_piece(value, C + row * ld, i, N, whole);
-    if (bias) {
-        load_piece(v, bias, i, N, whole);
-#pragma unroll
-        for (unsigned j = 0; j < kPiece<Real>; j++) value[j] += v[j];
-    }
-    if (pre_gelu) store_piece(pre_gelu + row * ld, value, i, N, whole);
-    if (gelu_grad_at) load_piece(v, gelu_grad_at + row * ld, i, N, whole);
-#pragma unroll
-    for (unsigned j = 0; j < kPiece<Real>; j++) {
-        if (gelu) value[j] = gelu_cuda(value[j]);
-        if (gelu_grad_at) value[j] *= gelu_slope_cuda(v[j]);
-    }
-    store_piece(C + row * ld, value, i, N, whole);
-}
-
-template <class Real>
-void matmul_epilogue(Cuda& dev, const Gemm<Real>& g) {
-    if (!g.bias && !g.gelu && !g.gelu_grad_at) return;
-    const unsigned pieces = blocks_for(g.N, kPiece<Real>);
-    const bool whole =
-        g.N % kPiece<Real> == 0 && g.ldc % kPiece<Real> == 0 && aligned_16(g.C, g.pre_gelu, g.bias, g.gelu_grad_at);
-    launch<matmul_epilogue_kernel<Real>>(blocks_for(g.M * pieces, 256), 256, 0, dev.stream, g.C, g.pre_gelu, g.bias,
-                                         g.gelu_grad_at, g.gelu, g.M, unsigned(g.N), g.ldc, pieces, whole);
-}
-
-// C = alpha op(A) op(B) + init, any alignment: 16 x 16 elements a block, one a thread. Correct, not fast: for sizes
-// that no model meant for a GPU has.
-constexpr unsigned kPlainTile = 16;
-
-template <class Real>
-__global__ void __launch_bounds__(kPlainTile* kPlainTile)
-    matmul_plain_kernel(Gemm<Real> g, const Real* init, unsigned column_tiles) {
-    float* const a = dynamic_shared<float>();  // [row, k], rows padded against bank conflicts
-    float* const b = a + kPlainTile * (kPlainTile + 1);
-    const size_t tile_m = size_t(blockIdx.x / column_tiles) * kPlainTile;
-    const size_t tile_n = size_t(blockIdx.x % column_tiles) * kPlainTile;
-    const unsigned r = threadIdx.x / kPlainTile, c = threadIdx.x % kPlainTile;
-    float sum = 0;
-    for (size_t k = 0; k < g.K; k += kPlainTile) {
-        const size_t am = tile_m + r, ak = k + c, bk = k + r, bn = tile_n + c;
-        a[r * (kPlainTile + 1) + c] =
-            am < g.M && ak < g.K ? float(g.A[g.trans_a ? ak * g.lda + am : am * g.lda + ak]) : 0.0f;
-        b[r * (kPlainTile + 1) + c] =
-            bk < g.K && bn < g.N ? float(g.B[g.trans_b ? bn * g.ldb + bk : bk * g.ldb + bn]) : 0.0f;
-        __syncthreads();
-        for (unsigned i = 0; i < kPlainTile; i++) sum += a[r * (kPlainTile + 1) + i] * b[i * (kPlainTile + 1) + c];
-        __syncthreads();
-    }
-    if (tile_m + r >= g.M || tile_n + c >= g.N) return;
-    const size_t at = (tile_m + r) * g.ldc + tile_n + c;
-    g.C[at] = Real(float(g.alpha) * sum + (init ? float(init[at]) : 0.0f));
-}
-
-// The epilogue of cuBLASLt that does all of g's extras, with its two pointers. BGRADA sums over k of our op(B).
-struct Epilogue {
-    cublasLtEpilogue_t kind = CUBLASLT_EPILOGUE_DEFAULT;
-    const void *bias = nullptr, *auxiliary = nullptr;
-};
-
-template <class Real>
-Epilogue epilogue_of(const Gemm<Real>& g) {
-    if (g.b_sums) return {CUBLASLT_EPILOGUE_BGRADA, g.b_sums, nullptr};
-    if (g.gelu_grad_at) return {CUBLASLT_EPILOGUE_DGELU, nullptr, g.gelu_grad_at};
-    if (g.gelu && g.pre_gelu)
-        return {g.bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX, g.bias, g.pre_gelu};
-    if (g.gelu) return {g.bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU, g.bias, nullptr};
-    return {g.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT, g.bias, nullptr};
-}
-
-// What tensor-core kernels need of every operand: rows that start at multiples of 16 bytes.
-template <class Real>
-bool fits_cublaslt(const Gemm<Real>& g, const Real* init, const Epilogue& e) {
-    const size_t grain = e.auxiliary ? 8 : std::is_same_v<Real, float> ? 1 : 8;
-    return aligned_16(g.A, g.B, g.C, init) && aligned_16(static_cast<const char*>(e.bias)) &&
-           aligned_16(static_cast<const char*>(e.auxiliary)) && g.ldc % grain == 0 &&
-           g.lda % (16 / sizeof(Real)) == 0 && g.ldb % (16 / sizeof(Real)) == 0;
-}
-
-// False: cuBLASLt has no algorithm with this epilogue, and nothing was done.
-template <class Real>
-bool cublaslt_matmul(Cuda& dev, const Gemm<Real>& g, const Epilogue& epilogue) {
-    const Real* init = g.accumulate ? g.C : g.residual;
-    if (!fits_cublaslt(g, init, epilogue)) return false;
-    const MatmulShape shape{.type = std::is_same_v<Real, float> ? CUDA_R_32F : CUDA_R_16BF,
-                            .epilogue = epilogue.kind,
-                            .trans_a = g.trans_b,
-                            .trans_b = g.trans_a,
-                            .m = g.N,
-                            .n = g.M,
-                            .k = g.K,
-                            .lda = g.ldb,
-                            .ldb = g.lda,
-                            .ldd = g.ldc};
-    MatmulPlan& plan = dev.plans.find(dev.cublaslt, dev.workspace_bytes, shape, epilogue.bias, epilogue.auxiliary);
-    if (!plan.supported) return false;
-    if (epilogue.bias) plan.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, epilogue.bias);
-    if (epilogue.auxiliary) plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, epilogue.auxiliary);
-    const float alpha = float(g.alpha), beta = init ? 1.0f : 0.0f;
-    const cublasStatus_t status =
-        cublasLtMatmul(dev.cublaslt, plan.matmul, &alpha, g.B, plan.a, g.A, plan.b, &beta, init ? init : g.C, plan.d,
-                       g.C, plan.d, &plan.algorithm, dev.workspace, dev.workspace_bytes, dev.stream);
-    // The heuristics may promise what the product itself then refuses.
-    if (status == CUBLAS_STATUS_NOT_SUPPORTED) return plan.supported = false;
-    CUBLAS_CHECK(status);
-    if (sync_launches())
-        if (const cudaError_t error = wait_unless_capturing(dev.stream); error != cudaSuccess)
-            cuda_failed(error,
-                        strprintf("cuBLASLt product [%zu, %zu] x [%zu, %zu], epilogue %d", g.M, g.K, g.K, g.N,
-                                  int(epilogue.kind))
-                            .c_str(),
-                        __FILE__, __LINE__);
-    return true;
-}
-
-template <class Real>
-void gemm(Cuda& dev, const Gemm<Real>& g) {
-    static_assert(std::is_same_v<Real, float> || std::is_same_v<Real, bf16>);
-    if (g.M == 0 || g.N == 0) return;
-    // An epilogue overwrites its sums: where they are to be added, it cannot serve. And its GELU may be made of the
-    // hardware's tanh, whose relative error of 2^-11 is less than bf16's rounding but not fp32's.
-    const bool apart = (g.b_sums && g.accumulate) || (std::is_same_v<Real, float> && (g.gelu || g.gelu_grad_at));
-    if (!apart && cublaslt_matmul(dev, g, epilogue_of(g))) return;
-    if (!cublaslt_matmul(dev, g, {})) {
-        const unsigned across = blocks_for(g.N, kPlainTile), down = blocks_for(g.M, kPlainTile);
-        launch<matmul_plain_kernel<Real>>(blocks_for(size_t(across) * down, 1), kPlainTile * kPlainTile,
-                                          2 * kPlainTile * (kPlainTile + 1) * sizeof(float), dev.stream, g,
-                                          g.accumulate ? static_cast<const Real*>(g.C) : g.residual, across);
-    }
-    matmul_epilogue(dev, g);
-    if (!g.b_sums) return;
-    if (g.ldb != g.N) fail("matmul: expected contiguous rows (%zu), found rows %zu apart", g.N, g.ldb);
-    column_sums(dev, g.b_sums, g.B, g.K, g.N, g.accumulate);
-}
-#endif  // TN_CUDA
-
-// ---- linear layers, on any device
-
-template <class Real, class Device>
-void matmul_forward(Device& dev,
-                    Real* out,             // [M, OC]
-                    const Real* in,        // [M, C]
-                    const Real* weight,    // [C, OC]
-                    const Real* bias,      // [OC] or null
-                    const Real* residual,  // [M, OC] or null, added
-                    size_t M, size_t C, size_t OC) {
-    // clang-format off
-    gemm<Real>(dev, {.M = M, .N = OC, .K = C,
-                     .A = in, .lda = C, .trans_a = false, .B = weight, .ldb = OC, .trans_b = false,
-                     .C = out, .ldc = OC, .bias = bias, .residual = residual});
-    // clang-format on
-}
-
-template <class Real, class Device>
-void matmul_gelu_forward(Device& dev,
-                         Real* out,           // [M, OC]
-                         Real* pre,           // [M, OC] or null: the value before GELU, kept for backward
-                         const Real* in,      // [M, C]
-                         const Real* weight,  // [C, OC]
-                         const Real* bias,    // [OC] or null
-                         size_t M, size_t C, size_t OC) {
-    // clang-format off
-    gemm<Real>(dev, {.M = M, .N = OC, .K = C,
-                     .A = in, .lda = C, .trans_a = false, .B = weight, .ldb = OC, .trans_b = false,
-                     .C = out, .ldc = OC, .bias = bias, .gelu = true, .pre_gelu = pre});
-    // clang-format on
-}
-
-template <class Real, class Device>
-void matmul_backward(Device& dev,
-                     Real* din,             // [M, C] =
-                     Real* dweight,         // [C, OC] = or +=
-                     Real* dbias,           // [OC] = or +=, or null
-                     const Real* dout,      // [M, OC]
-                     const Real* in,        // [M, C]
-                     const Real* weight,    // [C, OC]
-                     const Real* gelu_pre,  // [M, C] or null: in = gelu(gelu_pre), and din is the gradient of gelu_pre
-                     size_t M, size_t C, size_t OC, bool accumulate) {
-    // clang-format off
-    gemm<Real>(dev, {.M = M, .N = C, .K = OC,
-                     .A = dout, .lda = OC, .trans_a = false, .B = weight, .ldb = OC, .trans_b = true,
-                     .C = din, .ldc = C, .gelu_grad_at = gelu_pre});
-    gemm<Real>(dev, {.M = C, .N = OC, .K = M,
-                     .A = in, .lda = C, .trans_a = true, .B = dout, .ldb = OC, .trans_b = false,
-                     .C = dweight, .ldc = OC, .accumulate = accumulate, .b_sums = dbias});
-    // clang-format on
-}
-
-template <class Real, class Device>
-void head_forward(Device& dev,
-                  Real* logits,      // [M, V], rows ld_logits apart (0: V)
-                  const Real* in,    // [M, C]
-                  const Real* wte,   // [V, C]
-                  const Real* bias,  // [V] or null
-                  size_t M, size_t C, size_t V, size_t ld_logits = 0) {
-    // clang-format off
-    gemm<Real>(dev, {.M = M, .N = V, .K = C,
-                     .A = in, .lda = C, .trans_a = false, .B = wte, .ldb = C, .trans_b = true,
-                     .C = logits, .ldc = ld_logits ? ld_logits : V, .bias = bias});
-    // clang-format on
-}
-
-template <class Real, class Device>
-void head_backward(Device& dev,
-                   Real* din,            // [M, C] =
-                   Real* dwte,           // [V, C] = or +=
-                   const Real* dlogits,  // [M, V], rows ld_logits apart (0: V)
-                   const Real* in,       // [M, C]
-                   const Real* wte,      // [V, C]
-                   size_t M, size_t C, size_t V, bool accumulate, size_t ld_logits = 0) {
-    const size_t ld = ld_logits ? ld_logits : V;
-    // clang-format off
-    gemm<Real>(dev, {.M = M, .N = C, .K = V,
-                     .A = dlogits, .lda = ld, .trans_a = false, .B = wte, .ldb = C, .trans_b = false,
-                     .C = din, .ldc = C});
-    gemm<Real>(dev, {.M = V, .N = C, .K = M,
-                     .A = dlogits, .lda = ld, .trans_a = true, .B = in, .ldb = C, .trans_b = false,
-                     .C = dwte, .ldc = C, .accumulate = accumulate});
-    // clang-format on
-}
-
 #endif
 
 }  // namespace tapernorm
