@@ -269,7 +269,7 @@ static Sampling sampling_of(const Settings& s) { return {s.greedy ? 0 : s.temper
 // What a sequence is fed after its newest token: that token; where the context is full, the second half of it, read again
 // from position 0 on.
 template <class Device, class Real>
-Piece next_piece(Decoder<Device, Real>& decoder, size_t sequence, std::span<const int> tokens, size_t T) {
+TokenSpan next_span(Decoder<Device, Real>& decoder, size_t sequence, std::span<const int> tokens, size_t T) {
     size_t fresh = 1;
     if (decoder.length(sequence) == T) decoder.rewind(0, sequence), fresh = half_context(T);
     return {sequence, tokens.data() + tokens.size() - fresh, fresh};
@@ -307,7 +307,7 @@ void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& p
         const size_t n = std::min(s.n - done, c.T - decoder.length() + 1);  // the context holds as many
         generator.generate(logits, V, n, sampling_of(s), done, show);
         done += n;
-        if (done < s.n) decoder.feed({next_piece(decoder, 0, tokens.all(), c.T)}, Logits::last, logits.data());
+        if (done < s.n) decoder.feed({next_span(decoder, 0, tokens.all(), c.T)}, Logits::last, logits.data());
     }
     const double seconds = seconds_since(decode);
     std::printf("\n\nprompt %zu tokens in %.1f ms; %zu generated in %.2f s (%.2f ms per token)\n", prompt.tokens.size(),
@@ -324,10 +324,10 @@ void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::
     for (size_t first = 0; first < prompts.size(); first += s.batch) {
         const size_t B = std::min(s.batch, prompts.size() - first);
         std::vector<std::vector<int>> tokens;
-        std::vector<Piece> pieces;
+        std::vector<TokenSpan> spans;
         std::vector<float> logits(B * c.V);
         for (size_t b = 0; b < B; b++) tokens.push_back(prompts[first + b].tokens);
-        for (size_t b = 0; b < B; b++) decoder.rewind(0, b), pieces.push_back({b, tokens[b].data(), tokens[b].size()});
+        for (size_t b = 0; b < B; b++) decoder.rewind(0, b), spans.push_back({b, tokens[b].data(), tokens[b].size()});
         auto keep = [&](size_t, const int* next) {
             for (size_t b = 0; b < B; b++) {
                 if (next[b] < 0) fail_not_finite(s.model);
@@ -335,13 +335,13 @@ void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::
             }
         };
         for (size_t done = 0; done < s.n;) {
-            decoder.feed(pieces, Logits::last, logits.data());
+            decoder.feed(spans, Logits::last, logits.data());
             size_t n = s.n - done;  // or as many as every context holds
             for (size_t b = 0; b < B; b++) n = std::min(n, c.T - decoder.length(b) + 1);
             generator.generate(logits, V, n, sampling_of(s), done, keep);
             done += n;
-            pieces.clear();
-            for (size_t b = 0; b < B && done < s.n; b++) pieces.push_back(next_piece(decoder, b, tokens[b], c.T));
+            spans.clear();
+            for (size_t b = 0; b < B && done < s.n; b++) spans.push_back(next_span(decoder, b, tokens[b], c.T));
         }
         for (size_t b = 0; b < B; b++) {
             const Prompt& p = prompts[first + b];

@@ -196,10 +196,10 @@ class InferenceBench {
         return tokens;
     }
 
-    static std::vector<Piece> pieces_of(const std::vector<std::vector<int>>& tokens) {
-        std::vector<Piece> pieces;
-        for (size_t b = 0; b < tokens.size(); b++) pieces.push_back({b, tokens[b].data(), tokens[b].size()});
-        return pieces;
+    static std::vector<TokenSpan> spans_of(const std::vector<std::vector<int>>& tokens) {
+        std::vector<TokenSpan> spans;
+        for (size_t b = 0; b < tokens.size(); b++) spans.push_back({b, tokens[b].data(), tokens[b].size()});
+        return spans;
     }
 
     void last_token(size_t B, size_t T) {
@@ -215,7 +215,7 @@ class InferenceBench {
                 if (kOnHost) rate[n] = matmul_rate(m_.cpu, std::min<size_t>(B * T, 512), m_.config.C);
                 for (size_t b = 0; b < B; b++) list[i]->rewind(0, b);
                 const double start = bench_seconds();
-                list[i]->feed(pieces_of(tokens), Logits::last, logits.data());
+                list[i]->feed(spans_of(tokens), Logits::last, logits.data());
                 turn.seconds[i] = bench_seconds() - start;
             }
             turn.limit = spread_of(rate).median;
@@ -250,7 +250,7 @@ class InferenceBench {
         auto [times, bandwidth] = take_turns(list.size(), budget_, [&](size_t first) {
             for (size_t i = 0; i < list.size(); i++) {
                 for (size_t b = 0; b < B; b++) list[i]->rewind(0, b);
-                list[i]->feed(pieces_of(prompts), Logits::last, logits[i].data());
+                list[i]->feed(spans_of(prompts), Logits::last, logits[i].data());
             }
             if constexpr (kOnHost) {
                 return decode_steps(list, logits, first, steps);
@@ -294,12 +294,12 @@ class InferenceBench {
                 const size_t i = (first + step + n) % count, passes = list[i]->stream_passes();
                 const size_t regions = m_.cpu.regions, barriers = m_.cpu.barriers;
                 const double start = bench_seconds();
-                std::vector<Piece> pieces;
+                std::vector<TokenSpan> spans;
                 for (size_t b = 0; b < B; b++) {
                     next[b] = int(argmax(&logits[i][b * V], V));
-                    pieces.push_back({b, &next[b], 1});
+                    spans.push_back({b, &next[b], 1});
                 }
-                list[i]->feed(pieces, Logits::last, logits[i].data());
+                list[i]->feed(spans, Logits::last, logits[i].data());
                 turn.seconds[i] += (bench_seconds() - start) / double(steps);
                 counts_[i] = {double(list[i]->stream_passes() - passes), double(m_.cpu.regions - regions),
                               double(m_.cpu.barriers - barriers)};

@@ -16,7 +16,7 @@ namespace tapernorm {
 enum class Logits { none, last, all };
 
 // Tokens [n], n >= 1, that go on one sequence.
-struct Piece {
+struct TokenSpan {
     size_t sequence;
     const int* tokens;
     size_t n;
@@ -57,12 +57,12 @@ class Decoder {
     // Passes over the residual stream so far: reads and writes of all of a step's rows, or of a norm's copy of them.
     size_t stream_passes() const { return stream_passes_; }
 
-    // Appends pieces to their sequences, each to another one: prompts of different lengths, or one token each to go
-    // on. No sequence may become longer than config.T. out, host memory: for Logits::all [rows of all pieces, V], for
-    // Logits::last [pieces, V], those of each piece's last token.
-    void feed(const std::vector<Piece>& pieces, Logits which, Acc<Real>* out) {
-        for (size_t piece = 0, done = 0; piece < pieces.size();) {
-            const size_t rows = stage(pieces, piece, done);
+    // Appends spans to their sequences, each to another one: prompts of different lengths, or one token each to go
+    // on. No sequence may become longer than config.T. out, host memory: for Logits::all [rows of all spans, V], for
+    // Logits::last [spans, V], those of each span's last token.
+    void feed(const std::vector<TokenSpan>& spans, Logits which, Acc<Real>* out) {
+        for (size_t span = 0, done = 0; span < spans.size();) {
+            const size_t rows = stage(spans, span, done);
             if constexpr (kCanPack)
                 if (packed_ && parts_[0].single) {
                     step(rows, which == Logits::none ? nullptr : out);
@@ -92,20 +92,20 @@ class Decoder {
     static constexpr bool kOnHost = std::is_same_v<Device, Cpu>;
     static constexpr bool kCanPack = kOnHost && std::is_same_v<Real, float>;
 
-    // Rows row .. row + n - 1 of a block are positions first .. of a sequence. ends: its piece; single: all of its
-    // piece.
+    // Rows row .. row + n - 1 of a block are positions first .. of a sequence. ends: its span; single: all of its
+    // span.
     struct Part {
         size_t sequence, row, first, n;
         bool ends, single;
     };
 
-    // Takes the next block of rows from the pieces, from row `done` of piece `piece` on, and moves both on. A piece
+    // Takes the next block of rows from the spans, from row `done` of span `span` on, and moves both on. A span
     // is cut where it would be if it were alone. With packed weights a block holds single tokens only, or none.
-    size_t stage(const std::vector<Piece>& pieces, size_t& piece, size_t& done) {
+    size_t stage(const std::vector<TokenSpan>& spans, size_t& span, size_t& done) {
         std::vector<int> tokens, positions;
         parts_.clear();
-        while (piece < pieces.size() && tokens.size() < block_) {
-            const Piece& p = pieces[piece];
+        while (span < spans.size() && tokens.size() < block_) {
+            const TokenSpan& p = spans[span];
             const size_t n = std::min(block_, p.n - done), first = lengths_[p.sequence];
             const bool single = p.n == 1;
             if (n > block_ - tokens.size() || (packed_ && !parts_.empty() && single != parts_[0].single)) break;
@@ -114,7 +114,7 @@ class Decoder {
             for (size_t i = 0; i < n; i++) positions.push_back(int(first + i));
             lengths_[p.sequence] += n;
             done += n;
-            if (done == p.n) piece++, done = 0;
+            if (done == p.n) span++, done = 0;
         }
         device_copy_in(dev_, tokens_, tokens.data(), tokens.size() * sizeof(int));
         device_copy_in(dev_, positions_, positions.data(), positions.size() * sizeof(int));

@@ -56,7 +56,7 @@ void generate_on_host(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& lo
                       const Sampling& s, size_t first, const OnStep& on_step) {
     const size_t stride = decoder.config().V, rows = logits.size() / stride;
     std::vector<int> tokens(rows);
-    std::vector<Piece> next(rows);
+    std::vector<TokenSpan> next(rows);
     for (size_t i = 0; i < n; i++) {
         for (size_t row = 0; row < rows; row++) {
             const Acc<Real>* z = &logits[row * stride];

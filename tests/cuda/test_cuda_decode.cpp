@@ -162,10 +162,10 @@ void sampling_agrees() {
 // The logits that a prompt of each sequence leaves, [sequences, V].
 template <class Device, class Real>
 std::vector<float> prefill(Decoder<Device, Real>& decoder, const std::vector<std::vector<int>>& prompts, size_t V) {
-    std::vector<Piece> pieces;
-    for (size_t s = 0; s < prompts.size(); s++) pieces.push_back({s, prompts[s].data(), prompts[s].size()});
+    std::vector<TokenSpan> spans;
+    for (size_t s = 0; s < prompts.size(); s++) spans.push_back({s, prompts[s].data(), prompts[s].size()});
     std::vector<float> logits(prompts.size() * V);
-    decoder.feed(pieces, Logits::last, logits.data());
+    decoder.feed(spans, Logits::last, logits.data());
     return logits;
 }
 
@@ -201,7 +201,7 @@ void greedy_agrees(const Config& config, size_t sequences) {
     REQUIRE(tokens.size() == n * sequences);
     CHECK(graph.launches() == 5 * config.L + 2);
     const double tolerance = std::is_same_v<Real, float> ? 0x1p-12 : 0x1p-3;
-    std::vector<Piece> next;
+    std::vector<TokenSpan> next;
     for (size_t i = 0; i < n; i++) {
         next.clear();
         for (size_t s = 0; s < sequences; s++) {
