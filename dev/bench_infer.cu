@@ -18,7 +18,7 @@ namespace tapernorm::bench {
 
 struct Settings {
     std::string model, shape, protocol = "all";
-    size_t L = 12, NH = 12, C = 768, V = 50257, seed = 1;  // of random weights
+    size_t L = 12, NH = 12, C = 768, V = 50257, seed = 1;  // for random weights
     double seconds = 2;
     EngineSettings engine;
 };

@@ -130,7 +130,8 @@ template <class Device, class Real>
 class InferenceBench {
   public:
     InferenceBench(const Engine<Device, Real>& engine, std::vector<BenchState> states, double budget)
-        : e_(engine), states_(std::move(states)), budget_(budget), taper_scale_(engine.info.taper_scale) {
+        : e_(engine), states_(std::move(states)), budget_(budget), taper_scale_(engine.info.taper_scale),
+          launches_(states_.size()) {
         const Config& c = e_.info.config;
         taper_scale_.resize(2 * c.L + 1, 1.0f);
         const size_t matrices = c.V * c.C + 12 * c.C * c.C * c.L;
@@ -251,7 +252,7 @@ class InferenceBench {
                     const double start = now();
                     generators[i]->generate(logits[i], V, steps + 1, {.temperature = 0}, 0, [](size_t, const int*) {});
                     turn.seconds[i] = (now() - start) / double(steps);
-                    if (const auto* graph = generators[i]->graph()) launches_ = graph->nodes();
+                    if (const auto* graph = generators[i]->graph()) launches_[i] = graph->nodes();
                 }
                 return turn;
             }
@@ -332,11 +333,10 @@ class InferenceBench {
 
     // How often one decoding step of a state passes over the residual stream of its rows, reading or writing: the embedding
     // writes it, a block adds to it twice (a read and a write each), and the matrix behind a site reads it. A norm reads it
-    // again for its mean and for its scale, and where it is not a part of that matrix's kernel, once more to write a copy.
-    size_t stream_passes(const BenchState& s) const {
+    // again for its mean and for its scale; where it is not fused into that matrix's kernel, it also reads it to write a copy.
+    size_t stream_passes(const BenchState& s, bool fused) const {
         const Config c = config_of(s, e_.info.config.T);
         const GptTensors<Real> t = tensors_of(s);
-        const bool fused = launches_ > 0;
         auto of_site = [&](size_t l) {
             const Site<Real> site = site_at(c, t, taper_scale_, gate_of(s), l, 0);
             if (site.phase == Phase::folded) return size_t(1);
@@ -352,17 +352,18 @@ class InferenceBench {
             "\nOne decoding step:\n\n| state | passes over the residual stream | %s | barriers | MB of weights |\n"
             "| --- | --- | --- | --- | --- |\n",
             kOnHost ? "parallel regions" : "kernels in the graph");
-        for (const BenchState& s : states_)
-            std::printf("| %s | %zu | %zu | %zu | %.1f |\n", s.name, stream_passes(s), kOnHost ? 1 : launches_,
+        for (size_t i = 0; i < states_.size(); i++)
+            std::printf("| %s | %zu | %zu | %zu | %.1f |\n", states_[i].name,
+                        stream_passes(states_[i], launches_[i] > 0), kOnHost ? 1 : launches_[i],
                         kOnHost ? 5 * e_.info.config.L : 0, weight_bytes_ * 1e-6);
     }
 
     const Engine<Device, Real>& e_;
     std::vector<BenchState> states_;
     double budget_;
-    std::vector<float> taper_scale_;  // of every site that could taper
-    double weight_bytes_ = 0;         // that one decoding step reads
-    size_t launches_ = 0;             // kernels of a recorded step; 0 where there is none
+    std::vector<float> taper_scale_;  // for every site that could taper
+    double weight_bytes_ = 0;         // read by one decoding step
+    std::vector<size_t> launches_;    // kernels in each state's recorded step; 0 where none is recorded
     std::optional<ReadBandwidth> bandwidth_;
 };
 

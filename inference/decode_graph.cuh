@@ -60,7 +60,7 @@ class DecodeGraph {
         }
     }
 
-    const CudaGraph& graph() const { return graph_; }  // of a step; empty before the first one was recorded
+    const CudaGraph& graph() const { return graph_; }  // one step; empty until it was recorded
 
   private:
     void begin(const std::vector<Acc<Real>>& logits, size_t n, const Sampling& s, size_t first) {

@@ -281,7 +281,7 @@ class Decoder {
     double gate_;
     std::vector<size_t> lengths_;  // tokens that each sequence holds
     std::vector<Part> parts_;      // what the rows of the current block are
-    size_t block_, step_rows_;     // most rows of a block, of a step
+    size_t block_, step_rows_;     // the most rows that a block and a step may have
     size_t ld_logits_;             // on a GPU, where rows of logits start at multiples of 16 bytes
     Arena<Device> memory_;
     int *tokens_, *positions_;  // [block]

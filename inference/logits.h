@@ -12,7 +12,7 @@
 namespace tapernorm {
 
 inline bool all_finite(const float* x, size_t n) {
-    float sum = 0;  // of x - x, which is NaN unless x is finite
+    float sum = 0;  // x - x is NaN unless x is finite
 #pragma omp simd reduction(+ : sum)
     for (size_t i = 0; i < n; i++) sum += x[i] - x[i];
     return sum == 0;
