@@ -92,7 +92,7 @@ NVCC_STRICT = --Werror all-warnings -Xcompiler=-Werror
 
 # ---- programs -------------------------------------------------------------------------------------------------------
 ifdef HAVE_CUDA
-train_gpt infer: LDLIBS += $(CUDA_LIBS)
+train_gpt infer bench_infer: LDLIBS += $(CUDA_LIBS)
 COMPILE_CU = $(NVCC) $(NVCC_FLAGS) $(GPU_FLAGS) -MMD -MP -c
 else
 COMPILE_CU = $(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -x c++ -c
@@ -106,8 +106,9 @@ FORCE:
 train_gpt: $(BUILD)/train_gpt.o $(RANKS) $(LIBRARY)
 train_gpt: LDLIBS += $(MPI_LIBS)
 infer: $(BUILD)/infer.o $(LIBRARY)
+bench_infer: $(BUILD)/dev/bench_infer.o $(LIBRARY)
 fold: $(BUILD)/fold.o $(LIBRARY)
-$(PROGRAMS):
+$(PROGRAMS) bench_infer:
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
 $(BUILD)/%.o: %.cu $(BUILD)/compile_cu

@@ -298,12 +298,6 @@ void leaf_scale_loss_backward(Real* dx, const Real* x, NormKind kind, Real eps, 
 template <class Real>
 using Site = SiteArgs<Real, Acc<Real>>;
 
-// How often the site's loops below pass over its rows, reading or writing: the mean, s, and x to y.
-constexpr size_t site_passes(NormKind kind, Phase phase) {
-    if (phase == Phase::folded) return 0;
-    return (kind == NormKind::layernorm) + (phase != Phase::scale) + 2;
-}
-
 // y [N, C] = the site applied to every row of x [N, C].
 // mean, rscale [N]: the row's mean (LayerNorm kind) and 1 / s, kept for the backward pass; may be null.
 // sums: calibration sums (+=), only in Phase::norm; may be null.

@@ -86,9 +86,9 @@ def peer_rate(text):
 
 
 def inference(args):
-    """infer's own tables, and beside them PyTorch's last-token logits and llama.cpp's decoding."""
+    """bench_infer's tables, and beside them PyTorch's last-token logits and llama.cpp's decoding."""
     print("\n## Inference, random weights\n\nWhat is measured: dev/bench_infer.cuh.")
-    seconds = ["--bench-seconds", "0.3" if args.quick else "2"]
+    seconds = ["--seconds", "0.3" if args.quick else "2"]
     shapes = {"30M: L8 C512 H8 V10000": ["--n-layer", "8", "--n-head", "8", "--n-embd", "512", "--vocab", "10000"],
               "124M": ["--model", "d12"]}
     if args.quick:
@@ -96,7 +96,7 @@ def inference(args):
     for name, shape in shapes.items():
         for weights, protocol in [("fp32", "all"), ("bf16", "decoding"), ("int8", "decoding")]:
             if weights == "fp32" or name == "124M":
-                table = output(["./infer", "--device", "cpu", "--bench", "--bench-protocol", protocol, "--weights", weights,
+                table = output(["./bench_infer", "--device", "cpu", "--protocol", protocol, "--weights", weights,
                                 *shape, *seconds])
                 print(f"\n### {name}, {weights}\n\n" + (table or "failed").partition("\n\n")[2].strip(), flush=True)
     peers = [peer for peer in (args.torch, args.llamacpp) if peer and os.path.exists(peer)]

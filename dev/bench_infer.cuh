@@ -1,15 +1,15 @@
-// infer --bench: the two protocols of the TaperNorm paper for the states of one model side by side, with what the
-// hardware allows measured in between.
+// What bench_infer measures: the two protocols of the TaperNorm paper for the states of one model side by side, with what
+// the hardware allows measured in between.
 //
 //   last-token logits     B sequences of T tokens in, the logits of each one's last token out: tokens/s
 //   decoding              greedy, with a KV cache, 128 tokens after a prompt of 32, B sequences together: ms per step
 //
-// each as far as the model's context goes.
+// each as far as the model's context reaches.
 //
-// The states of a model differ in their norm sites alone, so they share its matrices: what is timed is the code of
-// every state, on numbers that only one of them was trained for. The states of a turn run side by side, on a CPU step by
-// step, and every turn begins with another one: a disturbance of the machine meets all of them. A figure is a median over
-// turns, a ratio or a part of a limit one of ratios within a turn; its spread is half the distance between the quartiles.
+// The states of a model differ only in their norm sites, so they share its matrices: the code of every state is timed, on
+// numbers that only one of them was trained for. In every turn the states run side by side, on a CPU step by step, and every
+// turn begins with another one: a disturbance of the machine meets all of them. A figure is a median over turns; a ratio, or
+// a fraction of a limit, is a median of ratios within a turn. The spread is half the distance between the quartiles.
 #pragma once
 #include <algorithm>
 #include <chrono>
@@ -19,24 +19,12 @@
 #include <string>
 #include <vector>
 
+#include "inference/engine.cuh"
 #include "inference/generate.cuh"
 #include "inference/sampler.h"
-#include "model/model_file.h"
 #include "ops/adamw.cuh"
 
-namespace tapernorm {
-
-// What --bench runs on: everything that a decoder needs of one model.
-template <class Device, class Real>
-struct BenchModel {
-    Device& dev;
-    Cpu& cpu;
-    Config config;
-    const GptTensors<Real>& weights;
-    const PackedModel* packed;  // null on a GPU
-    std::vector<float> taper_scale;
-    double weight_bytes;  // that one decoding step reads
-};
+namespace tapernorm::bench {
 
 // One way to evaluate the model's norm sites.
 struct BenchState {
@@ -70,11 +58,11 @@ inline Spread spread_of(std::vector<double> x) {
     return {x[n / 2], (x[(3 * n) / 4] - x[n / 4]) / 2, n};
 }
 
-inline double bench_seconds() {
+inline double now() {  // seconds
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Of one turn: each state's seconds, and what the hardware allowed meanwhile.
+// One turn: each state's seconds, and what the hardware allowed meanwhile.
 struct Turn {
     std::vector<double> seconds;
     double limit;
@@ -84,15 +72,15 @@ struct Turns {
     std::vector<double> limits;                // [turns]
 };
 
-// Turns turn(first) of `count` states, which begin with state `first`: 50 after 10 to warm up, or as many as fit in `budget`
-// seconds for each state, at least 3 after 1.
+// Calls turn(first) again and again; a turn runs `count` states, beginning with state `first`. 50 turns after 10 to warm up, or
+// as many as fit in `budget` seconds per state, at least 3 after 1.
 template <class OneTurn>
 Turns take_turns(size_t count, double budget, OneTurn&& turn) {
     constexpr size_t kRepetitions = 50, kWarmUps = 10, kFewest = 3;
     Turns all{std::vector<std::vector<double>>(count), {}};
-    const double start = bench_seconds(), limit = budget * double(count);
-    for (size_t n = 0; n == 0 || (n < kWarmUps && bench_seconds() - start < limit / 6); n++) turn(n % count);
-    for (size_t n = 0; n < kFewest || (n < kRepetitions && bench_seconds() - start < limit); n++) {
+    const double start = now(), limit = budget * double(count);
+    for (size_t n = 0; n == 0 || (n < kWarmUps && now() - start < limit / 6); n++) turn(n % count);
+    for (size_t n = 0; n < kFewest || (n < kRepetitions && now() - start < limit); n++) {
         const Turn one = turn(n % count);
         for (size_t i = 0; i < count; i++) all.seconds[i].push_back(one.seconds[i]);
         all.limits.push_back(one.limit);
@@ -110,12 +98,12 @@ class ReadBandwidth {
         memory_.allocate(true);
     }
     double measure() {
-        const double start = bench_seconds();
+        const double start = now();
         parallel_ranges(dev_, kFloats, 1 << 12, [&](size_t begin, size_t end, int thread) {
             const double sum = leaf<float>(dev_).sum_squares(data_ + begin, end - begin);
             static_cast<double*>(dev_.scratch(thread, sizeof(double)))[0] = sum;  // so that it is computed
         });
-        return double(kFloats * sizeof(float)) / (bench_seconds() - start) * 1e-9;
+        return double(kFloats * sizeof(float)) / (now() - start) * 1e-9;
     }
 
   private:
@@ -131,9 +119,9 @@ inline double matmul_rate(Cpu& dev, size_t T, size_t C) {
     float *in, *out, *weight;
     memory.add(in, T * C), memory.add(weight, C * 4 * C), memory.add(out, T * 4 * C);
     memory.allocate(true);
-    const double start = bench_seconds();
+    const double start = now();
     matmul_forward<float, Cpu>(dev, out, in, weight, nullptr, nullptr, T, C, 4 * C);
-    return 8 * double(T) * double(C) * double(C) / (bench_seconds() - start) * 1e-9;
+    return 8 * double(T) * double(C) * double(C) / (now() - start) * 1e-9;
 }
 
 // ---- the protocols
@@ -141,82 +129,85 @@ inline double matmul_rate(Cpu& dev, size_t T, size_t C) {
 template <class Device, class Real>
 class InferenceBench {
   public:
-    InferenceBench(BenchModel<Device, Real> model, std::vector<BenchState> states, double budget)
-        : m_(std::move(model)), states_(std::move(states)), budget_(budget) {}
+    InferenceBench(const Engine<Device, Real>& engine, std::vector<BenchState> states, double budget)
+        : e_(engine), states_(std::move(states)), budget_(budget), taper_scale_(engine.info.taper_scale),
+          launches_(states_.size()) {
+        const Config& c = e_.info.config;
+        taper_scale_.resize(2 * c.L + 1, 1.0f);
+        const size_t matrices = c.V * c.C + 12 * c.C * c.C * c.L;
+        weight_bytes_ = e_.packed ? double(e_.packed->bytes()) : double(matrices * sizeof(Real));
+    }
 
     // which: "all", or one protocol.
     void run(const std::string& which) {
-        if constexpr (kOnHost) bandwidth_.emplace(m_.cpu);
+        if constexpr (kOnHost) bandwidth_.emplace(e_.cpu);
         std::printf("\n| protocol | B |");
         for (const BenchState& s : states_) std::printf(" %s |", s.name);
         std::printf(" last / first | limit |\n| --- | --- |");
         for (size_t i = 0; i < states_.size() + 2; i++) std::printf(" --- |");
         std::printf("\n");
-        const size_t context = m_.config.T;
+        const size_t context = e_.info.config.T;
         for (size_t T : {128, 256, 512})
             for (size_t B : {1, 4})
                 if (which != "decoding" && (T == 128 || T / 2 < context)) last_token(B, std::min(T, context));
         for (size_t B : {1, 4, 16})
             if (which != "last-token") decode(B, std::min(kPrompt, (context + 1) / 2));
-        print_counts();
+        if (which != "last-token" && context > 1) print_counts();
     }
 
   private:
     static constexpr bool kOnHost = std::is_same_v<Device, Cpu>;
     static constexpr size_t kPrompt = 32, kNew = 128;
 
-    // Of one decoding step.
-    struct Counts {
-        double passes, regions, barriers;
-    };
-
-    // The weights as this state reads them, of a context of T tokens.
+    // The model's sizes as this state reads it, with a context of T tokens.
     Config config_of(const BenchState& s, size_t T) const {
-        Config c = m_.config;
+        Config c = e_.info.config;
         c.mode = s.mode, c.fold = s.fold, c.T = T;
         return c;
     }
+    GptTensors<Real> tensors_of(const BenchState& s) const {
+        GptTensors<Real> t = e_.weights;
+        if (!t.lm_head && config_of(s, 1).untied_head()) t.lm_head = t.wte;
+        return t;
+    }
+    static double gate_of(const BenchState& s) { return s.mode == GateMode::norm ? 1 : 0; }
+
     std::vector<std::unique_ptr<Decoder<Device, Real>>> decoders(size_t B, size_t T) {
         std::vector<std::unique_ptr<Decoder<Device, Real>>> list;
-        for (const BenchState& s : states_) {
-            GptTensors<Real> t = m_.weights;
-            if (!t.lm_head && config_of(s, T).untied_head()) t.lm_head = t.wte;
-            std::vector<float> scale = m_.taper_scale;
-            scale.resize(2 * m_.config.L + 1, 1.0f);
-            list.push_back(std::make_unique<Decoder<Device, Real>>(m_.dev, config_of(s, T), t, scale,
-                                                                   s.mode == GateMode::norm ? 1 : 0, B, m_.packed));
-        }
+        for (const BenchState& s : states_)
+            list.push_back(std::make_unique<Decoder<Device, Real>>(e_.dev, config_of(s, T), tensors_of(s), taper_scale_,
+                                                                   gate_of(s), B, e_.packed));
         return list;
     }
 
     std::vector<std::vector<int>> random_tokens(size_t B, size_t n) const {
         std::vector<std::vector<int>> tokens(B, std::vector<int>(n));
         for (size_t b = 0; b < B; b++)
-            for (size_t i = 0; i < n; i++) tokens[b][i] = int(random_bits(3, b, i) % m_.config.V);
+            for (size_t i = 0; i < n; i++) tokens[b][i] = int(random_bits(3, b, i) % e_.info.config.V);
         return tokens;
     }
 
-    static std::vector<Piece> pieces_of(const std::vector<std::vector<int>>& tokens) {
-        std::vector<Piece> pieces;
-        for (size_t b = 0; b < tokens.size(); b++) pieces.push_back({b, tokens[b].data(), tokens[b].size()});
-        return pieces;
+    static std::vector<TokenSpan> spans_of(const std::vector<std::vector<int>>& tokens) {
+        std::vector<TokenSpan> spans;
+        for (size_t b = 0; b < tokens.size(); b++) spans.push_back({b, tokens[b].data(), tokens[b].size()});
+        return spans;
     }
 
     void last_token(size_t B, size_t T) {
         auto list = decoders(B, T);
         const auto tokens = random_tokens(B, T);
-        std::vector<Acc<Real>> logits(B * m_.config.V);
+        std::vector<Acc<Real>> logits(B * e_.info.config.V);
         const size_t count = list.size();
         const auto [times, rates] = take_turns(count, budget_, [&](size_t first) {
             Turn turn{std::vector<double>(count), 0};
             std::vector<double> rate(count);
             for (size_t n = 0; n < count; n++) {
                 const size_t i = (first + n) % count;
-                if (kOnHost) rate[n] = matmul_rate(m_.cpu, std::min<size_t>(B * T, 512), m_.config.C);
+                if (kOnHost) rate[n] = matmul_rate(e_.cpu, std::min<size_t>(B * T, 512), e_.info.config.C);
                 for (size_t b = 0; b < B; b++) list[i]->rewind(0, b);
-                const double start = bench_seconds();
-                list[i]->feed(pieces_of(tokens), Logits::last, logits.data());
-                turn.seconds[i] = bench_seconds() - start;
+                const double start = now();
+                list[i]->feed(spans_of(tokens), Logits::last, logits.data());
+                turn.seconds[i] = now() - start;
             }
             turn.limit = spread_of(rate).median;
             return turn;
@@ -234,23 +225,22 @@ class InferenceBench {
 
     // Multiplications and additions of one last-token pass: the blocks' matrices, causal attention, the head once.
     double flops(size_t B, size_t T) const {
-        const double C = double(m_.config.C), L = double(m_.config.L), rows = double(B * T);
-        return rows * 24 * C * C * L + rows * 2 * C * double(T + 1) * L + double(B) * 2 * C * double(m_.config.V);
+        const double C = double(e_.info.config.C), L = double(e_.info.config.L), rows = double(B * T);
+        return rows * 24 * C * C * L + rows * 2 * C * double(T + 1) * L + double(B) * 2 * C * double(e_.info.config.V);
     }
 
     void decode(size_t B, size_t prompt) {
-        const size_t steps = std::min(kNew, m_.config.T - prompt), V = m_.config.V;
+        const size_t steps = std::min(kNew, e_.info.config.T - prompt), V = e_.info.config.V;
         if (steps == 0) return void(std::printf("| decoding | %zu | the context is one token |\n", B));
         auto list = decoders(B, prompt + steps);
         const auto prompts = random_tokens(B, prompt);
         std::vector<std::vector<Acc<Real>>> logits(list.size(), std::vector<Acc<Real>>(B * V));
         std::vector<std::unique_ptr<Generator<Device, Real>>> generators;
         for (auto& decoder : list) generators.push_back(std::make_unique<Generator<Device, Real>>(*decoder));
-        counts_.assign(list.size(), {});
         auto [times, bandwidth] = take_turns(list.size(), budget_, [&](size_t first) {
             for (size_t i = 0; i < list.size(); i++) {
                 for (size_t b = 0; b < B; b++) list[i]->rewind(0, b);
-                list[i]->feed(pieces_of(prompts), Logits::last, logits[i].data());
+                list[i]->feed(spans_of(prompts), Logits::last, logits[i].data());
             }
             if constexpr (kOnHost) {
                 return decode_steps(list, logits, first, steps);
@@ -259,10 +249,10 @@ class InferenceBench {
                 for (size_t n = 0; n < list.size(); n++) {
                     // A first token from the prompt's logits, then as many steps as on the host.
                     const size_t i = (first + n) % list.size();
-                    const double start = bench_seconds();
+                    const double start = now();
                     generators[i]->generate(logits[i], V, steps + 1, {.temperature = 0}, 0, [](size_t, const int*) {});
-                    turn.seconds[i] = (bench_seconds() - start) / double(steps);
-                    counts_[i] = {double(generators[i]->stream_passes()), double(generators[i]->launches()), 0};
+                    turn.seconds[i] = (now() - start) / double(steps);
+                    if (const auto* graph = generators[i]->graph()) launches_[i] = graph->nodes();
                 }
                 return turn;
             }
@@ -271,11 +261,11 @@ class InferenceBench {
         for (const auto& t : times) {
             const Spread s = spread_of(t);
             std::printf(" %.3f ± %.1f%% (%.1f) |", s.median * 1e3, 100 * s.half_quartiles / s.median,
-                        m_.weight_bytes / s.median * 1e-9);
+                        weight_bytes_ / s.median * 1e-9);
         }
         print_ratio(times);
         if constexpr (!kOnHost) bandwidth.assign(times[0].size(), device_bandwidth());
-        print_limit(times.back(), bandwidth, m_.weight_bytes * 1e-9, "%.1f GB/s read");
+        print_limit(times.back(), bandwidth, weight_bytes_ * 1e-9, "%.1f GB/s read");
         std::printf(" |\n");
         std::fflush(stdout);
     }
@@ -283,7 +273,7 @@ class InferenceBench {
     // Greedy steps of all states, one step of each after the other; seconds of one, and the bandwidth between them.
     Turn decode_steps(std::vector<std::unique_ptr<Decoder<Device, Real>>>& list,
                       std::vector<std::vector<Acc<Real>>>& logits, size_t first, size_t steps) {
-        const size_t count = list.size(), V = m_.config.V, B = logits[0].size() / V;
+        const size_t count = list.size(), V = e_.info.config.V, B = logits[0].size() / V;
         constexpr size_t kBetween = 8;
         Turn turn{std::vector<double>(count), 0};
         std::vector<double> bandwidth;
@@ -291,18 +281,15 @@ class InferenceBench {
         for (size_t step = 0; step < steps; step++) {
             if (step % kBetween == 0) bandwidth.push_back(bandwidth_->measure());
             for (size_t n = 0; n < count; n++) {
-                const size_t i = (first + step + n) % count, passes = list[i]->stream_passes();
-                const size_t regions = m_.cpu.regions, barriers = m_.cpu.barriers;
-                const double start = bench_seconds();
-                std::vector<Piece> pieces;
+                const size_t i = (first + step + n) % count;
+                const double start = now();
+                std::vector<TokenSpan> spans;
                 for (size_t b = 0; b < B; b++) {
                     next[b] = int(argmax(&logits[i][b * V], V));
-                    pieces.push_back({b, &next[b], 1});
+                    spans.push_back({b, &next[b], 1});
                 }
-                list[i]->feed(pieces, Logits::last, logits[i].data());
-                turn.seconds[i] += (bench_seconds() - start) / double(steps);
-                counts_[i] = {double(list[i]->stream_passes() - passes), double(m_.cpu.regions - regions),
-                              double(m_.cpu.barriers - barriers)};
+                list[i]->feed(spans, Logits::last, logits[i].data());
+                turn.seconds[i] += (now() - start) / double(steps);
             }
         }
         turn.limit = spread_of(bandwidth).median;
@@ -311,16 +298,16 @@ class InferenceBench {
 
     // GB/s at which a GPU sums up memory that its caches do not hold, waiting for the sum included.
     double device_bandwidth() {
-        const size_t n = std::min(size_t(1) << 30, size_t(8 * m_.weight_bytes / sizeof(Real)));
-        Arena<Device> memory(m_.dev, "the bandwidth test");
+        const size_t n = std::min(size_t(1) << 30, size_t(8 * weight_bytes_ / sizeof(Real)));
+        Arena<Device> memory(e_.dev, "the bandwidth test");
         Real* x = nullptr;
         memory.add(x, n);
         memory.allocate(true);
         std::vector<double> result;
         for (int i = 0; i < 10; i++) {
-            const double start = bench_seconds();
-            sum_of_squares(m_.dev, x, n);
-            result.push_back(double(n * sizeof(Real)) / (bench_seconds() - start) * 1e-9);
+            const double start = now();
+            sum_of_squares(e_.dev, x, n);
+            result.push_back(double(n * sizeof(Real)) / (now() - start) * 1e-9);
         }
         return spread_of(result).median;
     }
@@ -344,22 +331,40 @@ class InferenceBench {
         std::printf(" %.3f ± %.1f%% (n %zu) |", s.median, 100 * s.half_quartiles / s.median, s.n);
     }
 
-    void print_counts() {
-        if (counts_.empty()) return;
-        std::printf(
-            "\nOne decoding step, counted while it ran:\n\n| state | passes over the residual stream | %s | barriers | MB "
-            "of weights |\n| --- | --- | --- | --- | --- |\n",
-            kOnHost ? "parallel regions" : "kernels in the graph");
-        for (size_t i = 0; i < states_.size(); i++)
-            std::printf("| %s | %.0f | %.0f | %.0f | %.1f |\n", states_[i].name, counts_[i].passes, counts_[i].regions,
-                        counts_[i].barriers, m_.weight_bytes * 1e-6);
+    // How often one decoding step of a state passes over the residual stream of its rows, reading or writing: the embedding
+    // writes it, a block adds to it twice (a read and a write each), and the matrix behind a site reads it. A norm reads it
+    // again for its mean and for its scale; where it is not fused into that matrix's kernel, it also reads it to write a copy.
+    size_t stream_passes(const BenchState& s, bool fused) const {
+        const Config c = config_of(s, e_.info.config.T);
+        const GptTensors<Real> t = tensors_of(s);
+        auto of_site = [&](size_t l) {
+            const Site<Real> site = site_at(c, t, taper_scale_, gate_of(s), l, 0);
+            if (site.phase == Phase::folded) return size_t(1);
+            return size_t(1 + (site.kind == NormKind::layernorm) + (site.phase != Phase::scale) + (fused ? 0 : 2));
+        };
+        return 1 + c.L * (4 + 2 * of_site(0)) + of_site(c.L);
     }
 
-    BenchModel<Device, Real> m_;
+    // What one decoding step does, by the model's sizes: on the CPU one parallel region, with a barrier behind each of a
+    // block's five stages (Decoder::step); on a GPU the kernels that the recorded graph has.
+    void print_counts() const {
+        std::printf(
+            "\nOne decoding step:\n\n| state | passes over the residual stream | %s | barriers | MB of weights |\n"
+            "| --- | --- | --- | --- | --- |\n",
+            kOnHost ? "parallel regions" : "kernels in the graph");
+        for (size_t i = 0; i < states_.size(); i++)
+            std::printf("| %s | %zu | %zu | %zu | %.1f |\n", states_[i].name,
+                        stream_passes(states_[i], launches_[i] > 0), kOnHost ? 1 : launches_[i],
+                        kOnHost ? 5 * e_.info.config.L : 0, weight_bytes_ * 1e-6);
+    }
+
+    const Engine<Device, Real>& e_;
     std::vector<BenchState> states_;
     double budget_;
+    std::vector<float> taper_scale_;  // for every site that could taper
+    double weight_bytes_ = 0;         // read by one decoding step
+    std::vector<size_t> launches_;    // kernels in each state's recorded step; 0 where none is recorded
     std::optional<ReadBandwidth> bandwidth_;
-    std::vector<Counts> counts_;
 };
 
-}  // namespace tapernorm
+}  // namespace tapernorm::bench

@@ -23,8 +23,8 @@ fi
     echo
     echo "# Inference"
     echo
-    echo "\`./infer --bench --model d12 --device cuda\`: random weights, bf16."
-    ./infer --bench --model d12 --device cuda
+    echo "\`./bench_infer --model d12 --device cuda\`: random weights, bf16."
+    ./bench_infer --model d12 --device cuda
     echo
     echo "Commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown), $(date -u +%Y-%m-%d)."
 } | tee -a "$out"

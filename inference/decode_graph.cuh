@@ -1,11 +1,12 @@
-// Generating text on a GPU without waiting for it: a step of all sequences (choose a token from the logits, embed it, pass
-// it through the blocks, new logits) is recorded once as a CUDA graph and launched once a token. Tokens, positions and the
-// settings of sampling are in device memory, so the graph stays as it is; the host runs ahead and reads the tokens later.
+// Generating text on a GPU without waiting for it. One step of all sequences (choose a token from the logits, embed it, pass
+// it through the blocks, compute new logits) is recorded once as a CUDA graph and launched once per token. Tokens, positions
+// and the settings of sampling are in device memory, so the graph never changes; the host runs ahead and reads the tokens
+// later.
 //
-// Launches a step: 2 and 5 a block (ops/matvec.cuh: norms, biases, GELU and residual stream are parts of the products). They
-// are as many for a folded model as for a normalized one, and so are the bytes of weights; what folding saves here is that no
-// product waits for statistics of its input. (A folded model could merge attn_proj into mlp_fc, since nothing nonlinear is left
-// between them: one launch a block fewer, for a third more bytes of weights. Not done.)
+// A step launches 2 kernels and 5 per block (ops/matvec.cuh: norms, biases, GELU and residual stream are parts of the
+// products). A folded model launches as many as a normalized one and reads as many bytes of weights; what folding saves is
+// that no product waits for statistics of its input. (A folded model could merge attn_proj into mlp_fc, since nothing
+// nonlinear is left between them: one launch less per block, for a third more bytes of weights. Not done.)
 // More sequences than those kernels take go through cuBLASLt, in the same graph.
 #pragma once
 #ifdef TN_CUDA
@@ -36,7 +37,7 @@ class DecodeGraph {
         memory_.allocate(true);
     }
 
-    // Head sizes whose rows are whole 16 bytes; others take the host's loop.
+    // Whether the kernels take its heads: their rows must be multiples of 16 bytes. Others go through the host's loop.
     static bool supports(const Config& c) {
         const size_t hs = c.C / c.NH;
         return hs % kVector<Real> == 0 && hs <= size_t(kSimpleMaxHs);
@@ -59,32 +60,17 @@ class DecodeGraph {
         }
     }
 
-    // Kernels a step, and 0 before the first one was recorded.
-    size_t launches() const { return graph_.nodes(); }
-
-    // Of one step over the residual stream of its rows: the embedding writes it; a block adds to it twice, a read and a write
-    // each; and a site's input is read once, before that once for its mean and once for its scale where it needs them.
-    size_t stream_passes() const {
-        const Config& c = decoder_.config_;
-        size_t passes = 1 + 4 * c.L;
-        auto count = [&](const Site<Real>& s) {
-            passes +=
-                1 + (s.phase == Phase::folded ? 0 : site_passes(s.kind, s.phase) - 2);  // - 2: no copy of its output
-        };
-        for (size_t l = 0; l < c.L; l++) count(site(l, 0)), count(site(l, 1));
-        count(site(c.L, 0));
-        return passes;
-    }
+    const CudaGraph& graph() const { return graph_; }  // one step; empty until it was recorded
 
   private:
     void begin(const std::vector<Acc<Real>>& logits, size_t n, const Sampling& s, size_t first) {
-        // Sequences without logits take part as well, from their beginning; nobody reads what they say.
+        // Sequences without logits take part too, from position 0; nobody reads their tokens.
         const std::vector<Real> rounded(logits.begin(), logits.end());
         std::fill(decoder_.lengths_.begin() + ptrdiff_t(logits.size() / decoder_.config_.V), decoder_.lengths_.end(),
                   0);
         const size_t longest = *std::max_element(decoder_.lengths_.begin(), decoder_.lengths_.end());
         if (longest + n - 1 > decoder_.config_.T)
-            fail("decoding: %zu tokens after %zu are more than the context of %zu", n, longest, decoder_.config_.T);
+            fail("decoding: %zu tokens after %zu exceed the context of %zu", n, longest, decoder_.config_.T);
         const SampleSettings settings{s.temperature > 0 ? 1 / s.temperature : 0,
                                       s.top_p,
                                       unsigned(s.top_k),
@@ -102,7 +88,7 @@ class DecodeGraph {
         device_zero(dev_, steps_, rows_ * sizeof(unsigned));
     }
 
-    // The first step runs as it is: cuBLASLt chooses its algorithms and modules are loaded, which a recording must not do.
+    // The first step runs unrecorded: cuBLASLt chooses its algorithms and modules are loaded, which a recording must not do.
     void step() {
         for (size_t& length : decoder_.lengths_) length++;
         if (recorded_V_ == V_) return graph_.launch(dev_);
@@ -121,51 +107,27 @@ class DecodeGraph {
     }
 
     void issue() {
-        Decoder<Cuda, Real>& d = decoder_;
-        const Config& c = d.config_;
-        const size_t C = c.C;
         choose();
-        for (size_t l = 0; l < c.L; l++) {
-            const BlockTensors<Real>& p = d.weights_.h[l];
-            linear({.out = d.qkv_, .x = d.x_, .site = site(l, 0), .weight = p.attn_qkv, .bias = p.attn_qkv_bias}, C,
-                   3 * C);
-            attention(l);
-            // clang-format off
-            linear({.out = d.mid_, .x = d.att_, .site = none(), .weight = p.attn_proj, .bias = p.attn_proj_bias,
-                    .residual = d.x_}, C, C);
-            linear({.out = d.gelu_, .x = d.mid_, .site = site(l, 1), .weight = p.mlp_fc, .bias = p.mlp_fc_bias, .gelu = true},
-                   C, 4 * C);
-            linear({.out = d.x_, .x = d.gelu_, .site = none(), .weight = p.mlp_proj, .bias = p.mlp_proj_bias,
-                    .residual = d.mid_}, 4 * C, C);
-        }
-        linear({.out = d.logits_, .x = d.x_, .site = site(c.L, 0), .weight = d.weights_.head(),
-                .bias = d.weights_.lm_head_bias, .ld_out = unsigned(d.ld_logits_)}, C, c.V, true);
-        // clang-format on
+        decoder_.blocks([&](const Layer<Real>& a) { linear(a); }, [&](size_t l) { attention(l); });
+        linear(decoder_.head(decoder_.logits_, decoder_.x_));
     }
 
-    Site<Real> site(size_t l, size_t which) const {
-        return site_at(decoder_.config_, decoder_.weights_, decoder_.c_, decoder_.gate_, l, which);
-    }
-    Site<Real> none() const {
-        Site<Real> s{};
-        s.phase = Phase::folded;
-        return s;
-    }
-
-    void linear(Matvec<Real> a, size_t K, size_t N, bool transposed = false) {
-        a.rows = unsigned(rows_), a.K = unsigned(K), a.N = unsigned(N);
-        if (fits_matvec(a, transposed)) return matvec(dev_, a, transposed);
-        const Real* x = a.x;
-        if (a.site.phase != Phase::folded) {
-            site_forward<Real>(dev_, decoder_.site_, nullptr, nullptr, nullptr, x, a.site, rows_, K);
-            x = decoder_.site_;
-        }
-        if (transposed)
-            head_forward(dev_, a.out, x, a.weight, a.bias, rows_, K, N, a.ld_out);
-        else if (a.gelu)
-            matmul_gelu_forward<Real>(dev_, a.out, nullptr, x, a.weight, a.bias, rows_, K, N);
-        else
-            matmul_forward<Real>(dev_, a.out, x, a.weight, a.bias, a.residual, rows_, K, N);
+    void linear(const Layer<Real>& a) {
+        Site<Real> none{};
+        none.phase = Phase::folded;
+        const Matvec<Real> product{.out = a.out,
+                                   .x = a.in,
+                                   .site = a.site.value_or(none),
+                                   .weight = a.weight,
+                                   .bias = a.bias,
+                                   .residual = a.residual,
+                                   .gelu = a.gelu,
+                                   .ld_out = unsigned(a.ld_out),
+                                   .rows = unsigned(rows_),
+                                   .K = unsigned(a.K),
+                                   .N = unsigned(a.N)};
+        if (fits_matvec(product, a.transposed)) return matvec(dev_, product, a.transposed);
+        decoder_.linear(a, rows_);
     }
 
     void attention(size_t l) {
@@ -178,7 +140,7 @@ class DecodeGraph {
                              rows_);
     }
 
-    // Sends the tokens of step i to the host, behind the step and beside those that follow it.
+    // Copies the tokens of step i to the host: after the step, at the same time as those that follow it.
     void fetch(size_t i) {
         chosen_.record(dev_.stream);
         chosen_.block(dev_.copy_stream);

@@ -2,6 +2,7 @@
 // Used by infer, by fold to compare its two models, and by the trainer to print samples.
 #pragma once
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "inference/packed_model.h"
@@ -15,11 +16,25 @@ namespace tapernorm {
 
 enum class Logits { none, last, all };
 
-// Tokens [n], n >= 1, that go on one sequence.
-struct Piece {
+// Tokens [n], n >= 1, to append to one sequence.
+struct TokenSpan {
     size_t sequence;
     const int* tokens;
     size_t n;
+};
+
+// A linear layer of the block diagram: out = site(in) W + bias, then GELU or + residual.
+template <class Real>
+struct Layer {
+    Real* out = nullptr;                  // [rows, N], rows ld_out apart (0: N)
+    const Real* in = nullptr;             // [rows, K]
+    std::optional<Site<Real>> site = {};  // none where `in` is not the residual stream
+    const Real* weight = nullptr;         // [K, N], or [N, K] if transposed
+    const Panels* panels = nullptr;       // the same matrix packed; without data: not packed
+    const Real* bias = nullptr;           // [N] or null
+    const Real* residual = nullptr;       // [rows, N] or null
+    bool gelu = false, transposed = false;
+    size_t K = 0, N = 0, ld_out = 0;
 };
 
 template <class Real>
@@ -28,9 +43,9 @@ class DecodeGraph;  // inference/decode_graph.cuh: steps without the host
 template <class Device, class Real>
 class Decoder {
   public:
-    // weights must outlive the decoder. c: taper_scale of every tapering site. sequences: KV caches.
-    // packed (the CPU in fp32): the same model's matrices; they are then read instead of those in `weights`, and what
-    // a sequence gets is the same to the bit whatever other sequences it is fed together with.
+    // weights must outlive the decoder. c: taper_scale of every tapering site. sequences: the number of KV caches.
+    // packed (only on the CPU in fp32): the same model's matrices, which are then read instead of those in `weights`;
+    // a sequence's logits then have the same bits whatever other sequences it is fed together with.
     Decoder(Device& dev, const Config& config, const GptTensors<Real>& weights, const std::vector<float>& c,
             double gate, size_t sequences = 1, const PackedModel* packed = nullptr)
         : dev_(dev), config_(config), weights_(weights), packed_(packed), c_(c), gate_(gate), lengths_(sequences, 0),
@@ -54,15 +69,12 @@ class Decoder {
     size_t length(size_t sequence = 0) const { return lengths_[sequence]; }  // tokens fed so far
     void rewind(size_t length, size_t sequence = 0) { lengths_[sequence] = std::min(length, lengths_[sequence]); }
 
-    // Passes over the residual stream so far: reads and writes of all of a step's rows, or of a norm's copy of them.
-    size_t stream_passes() const { return stream_passes_; }
-
-    // Appends pieces to their sequences, each to another one: prompts of different lengths, or one token each to go
-    // on. No sequence may become longer than config.T. out, host memory: for Logits::all [rows of all pieces, V], for
-    // Logits::last [pieces, V], those of each piece's last token.
-    void feed(const std::vector<Piece>& pieces, Logits which, Acc<Real>* out) {
-        for (size_t piece = 0, done = 0; piece < pieces.size();) {
-            const size_t rows = stage(pieces, piece, done);
+    // Appends spans to their sequences, no two to the same one: prompts of different lengths, or the next token of each.
+    // No sequence may become longer than config.T. out, host memory: for Logits::all [rows of all spans, V], for
+    // Logits::last [spans, V], those of each span's last token.
+    void feed(const std::vector<TokenSpan>& spans, Logits which, Acc<Real>* out) {
+        for (size_t span = 0, done = 0; span < spans.size();) {
+            const size_t rows = stage(spans, span, done);
             if constexpr (kCanPack)
                 if (packed_ && parts_[0].single) {
                     step(rows, which == Logits::none ? nullptr : out);
@@ -70,12 +82,12 @@ class Decoder {
                     continue;
                 }
             pass(rows);
-            if (which == Logits::all) out = head(0, rows, out);
+            if (which == Logits::all) out = logits(0, rows, out);
             for (size_t i = 0; i < parts_.size() && which == Logits::last;) {
                 size_t next = i + 1;
                 if (parts_[i].ends) {  // with the one-row parts behind it: rows side by side
                     while (next < parts_.size() && parts_[next].ends && parts_[next].n == 1) next++;
-                    out = head(parts_[i].row + parts_[i].n - 1, next - i, out);
+                    out = logits(parts_[i].row + parts_[i].n - 1, next - i, out);
                 }
                 i = next;
             }
@@ -92,20 +104,20 @@ class Decoder {
     static constexpr bool kOnHost = std::is_same_v<Device, Cpu>;
     static constexpr bool kCanPack = kOnHost && std::is_same_v<Real, float>;
 
-    // Rows row .. row + n - 1 of a block are positions first .. of a sequence. ends: its piece; single: all of its
-    // piece.
+    // Rows row .. row + n - 1 of a block are positions first .. of a sequence. ends: they end their span; single: they
+    // are a whole span of one token.
     struct Part {
         size_t sequence, row, first, n;
         bool ends, single;
     };
 
-    // Takes the next block of rows from the pieces, from row `done` of piece `piece` on, and moves both on. A piece
-    // is cut where it would be if it were alone. With packed weights a block holds single tokens only, or none.
-    size_t stage(const std::vector<Piece>& pieces, size_t& piece, size_t& done) {
+    // Takes the next block of rows from the spans, starting at row `done` of span `span`, and advances both. A span is
+    // cut where it would be if it were alone. With packed weights a block holds single tokens only, or none.
+    size_t stage(const std::vector<TokenSpan>& spans, size_t& span, size_t& done) {
         std::vector<int> tokens, positions;
         parts_.clear();
-        while (piece < pieces.size() && tokens.size() < block_) {
-            const Piece& p = pieces[piece];
+        while (span < spans.size() && tokens.size() < block_) {
+            const TokenSpan& p = spans[span];
             const size_t n = std::min(block_, p.n - done), first = lengths_[p.sequence];
             const bool single = p.n == 1;
             if (n > block_ - tokens.size() || (packed_ && !parts_.empty() && single != parts_[0].single)) break;
@@ -114,7 +126,7 @@ class Decoder {
             for (size_t i = 0; i < n; i++) positions.push_back(int(first + i));
             lengths_[p.sequence] += n;
             done += n;
-            if (done == p.n) piece++, done = 0;
+            if (done == p.n) span++, done = 0;
         }
         device_copy_in(dev_, tokens_, tokens.data(), tokens.size() * sizeof(int));
         device_copy_in(dev_, positions_, positions.data(), positions.size() * sizeof(int));
@@ -126,83 +138,104 @@ class Decoder {
         return {k_cache_[l] + at, v_cache_[l] + at, p.row, p.first, p.n};
     }
 
-    // out = in W + bias, + residual or through GELU. panels: null, or those of W.
-    void linear(Real* out, const Real* in, const Real* W, const Panels* panels, const Real* bias, const Real* residual,
-                bool gelu, size_t rows, size_t K, size_t N) {
-        if constexpr (kCanPack)
-            if (panels) return panel_product(dev_, {panels, in, K, rows, out, bias, residual, gelu});
-        gemm<Real>(dev_, {.M = rows,
-                          .N = N,
-                          .K = K,
-                          .A = in,
-                          .lda = K,
-                          .trans_a = false,
-                          .B = W,
-                          .ldb = N,
-                          .trans_b = false,
-                          .C = out,
-                          .ldc = N,
-                          .bias = bias,
-                          .residual = residual,
-                          .gelu = gelu});
+    // The block diagram of inference. linear(Layer) computes a layer, attention(l) turns qkv_ into att_; who calls this
+    // says how: op by op for many rows (pass), in a team of threads (step), or recorded for a GPU (DecodeGraph).
+    template <class Linear, class Attention>
+    void blocks(Linear&& linear, Attention&& attention) const {
+        static constexpr PackedModel::Block kNotPacked{};
+        const size_t C = config_.C;
+        // clang-format off
+        for (size_t l = 0; l < config_.L; l++) {
+            const BlockTensors<Real>& p = weights_.h[l];
+            const PackedModel::Block& q = packed_ ? packed_->h[l] : kNotPacked;
+            linear(Layer<Real>{.out = qkv_, .in = x_, .site = site(l, 0), .weight = p.attn_qkv, .panels = &q.attn_qkv,
+                               .bias = p.attn_qkv_bias, .K = C, .N = 3 * C});
+            attention(l);
+            linear(Layer<Real>{.out = mid_, .in = att_, .weight = p.attn_proj, .panels = &q.attn_proj,
+                               .bias = p.attn_proj_bias, .residual = x_, .K = C, .N = C});
+            linear(Layer<Real>{.out = gelu_, .in = mid_, .site = site(l, 1), .weight = p.mlp_fc, .panels = &q.mlp_fc,
+                               .bias = p.mlp_fc_bias, .gelu = true, .K = C, .N = 4 * C});
+            linear(Layer<Real>{.out = x_, .in = gelu_, .weight = p.mlp_proj, .panels = &q.mlp_proj,
+                               .bias = p.mlp_proj_bias, .residual = mid_, .K = 4 * C, .N = C});
+        }
+        // clang-format on
     }
 
-    // The site's output: its input itself where it was folded away.
-    const Real* site(const Real* x, size_t l, size_t which, size_t rows) {
-        const Site<Real> s = site_at(config_, weights_, c_, gate_, l, which);
-        stream_passes_ += site_passes(s.kind, s.phase) + 1;  // + 1: the matrix reads the output
-        if (s.phase == Phase::folded) return x;
-        site_forward<Real>(dev_, site_, nullptr, nullptr, nullptr, x, s, rows, config_.C);
-        return site_;
+    // Behind the blocks: the final site and the head, for rows x of the residual stream.
+    Layer<Real> head(Real* out, const Real* x) const {
+        static constexpr Panels kNotPacked{};
+        return {.out = out,
+                .in = x,
+                .site = site(config_.L, 0),
+                .weight = weights_.head(),
+                .panels = packed_ ? &packed_->head : &kNotPacked,
+                .bias = weights_.lm_head_bias,
+                .transposed = true,
+                .K = config_.C,
+                .N = config_.V,
+                .ld_out = kOnHost ? 0 : ld_logits_};
+    }
+
+    Site<Real> site(size_t l, size_t which) const { return site_at(config_, weights_, c_, gate_, l, which); }
+
+    // ---- op by op, each by all threads or the GPU
+
+    void linear(const Layer<Real>& a, size_t rows) {
+        const Real* in = a.in;
+        if (a.site && a.site->phase != Phase::folded) {
+            apply_site(dev_, site_, in, *a.site, rows, a.K);
+            in = site_;
+        }
+        if constexpr (kCanPack)
+            if (a.panels->data)
+                return panel_product(dev_, {a.panels, in, a.K, rows, a.out, a.bias, a.residual, a.gelu});
+        gemm<Real>(dev_, {.M = rows,
+                          .N = a.N,
+                          .K = a.K,
+                          .A = in,
+                          .lda = a.K,
+                          .trans_a = false,
+                          .B = a.weight,
+                          .ldb = a.transposed ? a.K : a.N,
+                          .trans_b = a.transposed,
+                          .C = a.out,
+                          .ldc = a.ld_out ? a.ld_out : a.N,
+                          .bias = a.bias,
+                          .residual = a.residual,
+                          .gelu = a.gelu});
     }
 
     // The blocks, for the rows that stage() left; leaves the residual stream in x_.
     void pass(size_t rows) {
-        const size_t C = config_.C;
-        embedding_forward_at(dev_, x_, tokens_, positions_, weights_.wte, weights_.wpe, rows, C);
-        stream_passes_ += 1 + 4 * config_.L;  // a block adds to the stream twice: a read and a write each
+        embedding_forward_at(dev_, x_, tokens_, positions_, weights_.wte, weights_.wpe, rows, config_.C);
         std::vector<CachedRows<Real>> rows_of(parts_.size());
-        for (size_t l = 0; l < config_.L; l++) {
-            const BlockTensors<Real>& p = weights_.h[l];
-            const PackedModel::Block* q = packed_ ? &packed_->h[l] : nullptr;
-            for (size_t i = 0; i < parts_.size(); i++) rows_of[i] = cached(l, parts_[i]);
-            linear(qkv_, site(x_, l, 0, rows), p.attn_qkv, q ? &q->attn_qkv : nullptr, p.attn_qkv_bias, nullptr, false,
-                   rows, C, 3 * C);
-            attention_cached(dev_, att_, rows_of, qkv_, C, config_.NH);
-            linear(mid_, att_, p.attn_proj, q ? &q->attn_proj : nullptr, p.attn_proj_bias, x_, false, rows, C, C);
-            linear(gelu_, site(mid_, l, 1, rows), p.mlp_fc, q ? &q->mlp_fc : nullptr, p.mlp_fc_bias, nullptr, true,
-                   rows, C, 4 * C);
-            linear(x_, gelu_, p.mlp_proj, q ? &q->mlp_proj : nullptr, p.mlp_proj_bias, mid_, false, rows, 4 * C, C);
-        }
+        blocks([&](const Layer<Real>& a) { linear(a, rows); },
+               [&](size_t l) {
+                   for (size_t i = 0; i < parts_.size(); i++) rows_of[i] = cached(l, parts_[i]);
+                   attention_cached(dev_, att_, rows_of, qkv_, config_.C, config_.NH);
+               });
     }
 
     // out [rows, V], the logits of rows first .. of x_; returns its end.
-    Acc<Real>* head(size_t first, size_t rows, Acc<Real>* out) {
-        const size_t C = config_.C, V = config_.V, n = rows * V;
-        const Real* y = site(x_ + first * C, config_.L, 0, rows);
-        if constexpr (kCanPack)
-            if (packed_) {
-                panel_product(dev_, {&packed_->head, y, C, rows, out, weights_.lm_head_bias, nullptr, false});
-                return out + n;
-            }
+    Acc<Real>* logits(size_t first, size_t rows, Acc<Real>* out) {
+        const Real* x = x_ + first * config_.C;
         if constexpr (kOnHost) {
-            head_forward(dev_, out, y, weights_.head(), weights_.lm_head_bias, rows, C, V);
+            linear(head(out, x), rows);
         } else {
-            head_forward(dev_, logits_, y, weights_.head(), weights_.lm_head_bias, rows, C, V, ld_logits_);
+            linear(head(logits_, x), rows);
             std::vector<Real> values(rows * ld_logits_);
             device_copy_out(dev_, values.data(), logits_, values.size() * sizeof(Real));
-            for (size_t row = 0; row < rows; row++) std::copy_n(&values[row * ld_logits_], V, out + row * V);
+            for (size_t row = 0; row < rows; row++)
+                std::copy_n(&values[row * ld_logits_], config_.V, out + row * config_.V);
         }
-        return out + n;
+        return out + rows * config_.V;
     }
 
     // ---- one token for each of some sequences, with packed weights: all of it in one parallel region
 
     // The site's output as each thread computes it for itself, which is cheaper than waiting for one that does it for
     // all.
-    const float* own_site(const TeamMember& m, const float* x, size_t l, size_t which, size_t rows) {
-        const Site<float> s = site_at(config_, weights_, c_, gate_, l, which);
-        if (m.thread == 0) stream_passes_ += site_passes(s.kind, s.phase) + 1;
+    const float* own_site(const TeamMember& m, const Site<float>& s, const float* x, size_t rows) {
         if (s.phase == Phase::folded) {  // half of x has just been written on another core, and no norm brings it here
             for (size_t i = 0; i < rows * config_.C; i += 16) __builtin_prefetch(x + i);
             return x;
@@ -212,8 +245,12 @@ class Decoder {
         return y;
     }
 
-    void own_product(const TeamMember& m, const PanelProduct& p) {
-        panel_product_single(dev_, int(m.thread), p, m.share(p.weights->count()), m.share(p.weights->count(), 1));
+    // This thread's columns of a layer.
+    void own_columns(const TeamMember& m, const Layer<float>& a, size_t rows) {
+        const float* in = a.site ? own_site(m, *a.site, a.in, rows) : a.in;
+        const size_t n = a.panels->count();
+        panel_product_single(dev_, int(m.thread), {a.panels, in, a.K, rows, a.out, a.bias, a.residual, a.gelu},
+                             m.share(n), m.share(n, 1));
     }
 
     void own_heads(const TeamMember& m, size_t l, size_t rows) {
@@ -226,31 +263,13 @@ class Decoder {
         }
     }
 
-    // The rows that stage() left; logits [rows, V] unless null.
-    void step(size_t rows, float* logits) {
-        const size_t C = config_.C;
-        embedding_forward_at(dev_, x_, tokens_, positions_, weights_.wte, weights_.wpe, rows, C);
-        stream_passes_ += 1 + 4 * config_.L;
+    // The rows that stage() left; out [rows, V], their logits, unless null. A barrier ends what another thread reads.
+    void step(size_t rows, float* out) {
+        embedding_forward_at(dev_, x_, tokens_, positions_, weights_.wte, weights_.wpe, rows, config_.C);
         parallel_team(dev_, [&](const TeamMember& m) {
-            for (size_t l = 0; l < config_.L; l++) {
-                const BlockTensors<float>& p = weights_.h[l];
-                const PackedModel::Block& q = packed_->h[l];
-                own_product(m,
-                            {&q.attn_qkv, own_site(m, x_, l, 0, rows), C, rows, qkv_, p.attn_qkv_bias, nullptr, false});
-                m.barrier();
-                own_heads(m, l, rows);
-                m.barrier();
-                own_product(m, {&q.attn_proj, att_, C, rows, mid_, p.attn_proj_bias, x_, false});
-                m.barrier();
-                own_product(m,
-                            {&q.mlp_fc, own_site(m, mid_, l, 1, rows), C, rows, gelu_, p.mlp_fc_bias, nullptr, true});
-                m.barrier();
-                own_product(m, {&q.mlp_proj, gelu_, 4 * C, rows, x_, p.mlp_proj_bias, mid_, false});
-                m.barrier();
-            }
-            if (!logits) return;
-            own_product(m, {&packed_->head, own_site(m, x_, config_.L, 0, rows), C, rows, logits, weights_.lm_head_bias,
-                            nullptr, false});
+            blocks([&](const Layer<float>& a) { own_columns(m, a, rows), m.barrier(); },
+                   [&](size_t l) { own_heads(m, l, rows), m.barrier(); });
+            if (out) own_columns(m, head(out, x_), rows);
         });
     }
 
@@ -260,11 +279,10 @@ class Decoder {
     const PackedModel* packed_;
     std::vector<float> c_;
     double gate_;
-    std::vector<size_t> lengths_;  // of the sequences
-    std::vector<Part> parts_;      // of the block at hand
-    size_t block_, step_rows_;     // most rows of a block, of a step
+    std::vector<size_t> lengths_;  // tokens that each sequence holds
+    std::vector<Part> parts_;      // what the rows of the current block are
+    size_t block_, step_rows_;     // the most rows that a block and a step may have
     size_t ld_logits_;             // on a GPU, where rows of logits start at multiples of 16 bytes
-    size_t stream_passes_ = 0;
     Arena<Device> memory_;
     int *tokens_, *positions_;  // [block]
     Real *x_, *mid_, *site_, *qkv_, *att_, *gelu_, *logits_;

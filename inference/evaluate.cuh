@@ -1,9 +1,15 @@
 // The loss of a model on a text.
 #pragma once
+#include <chrono>
 #include <cmath>
+#include <cstdio>
+#include <string_view>
 #include <vector>
 
-#include "inference/decoder.cuh"
+#include "inference/engine.cuh"
+#include "inference/logits.h"
+#include "io/atomic_file.h"
+#include "io/tokenizer.h"
 #include "ops/cross_entropy.cuh"
 
 namespace tapernorm {
@@ -15,8 +21,8 @@ struct Evaluation {
     double loss() const { return loss_sum / double(predicted); }
 };
 
-// Cross-entropy of tokens [n >= 2], each but the first predicted once: from those before it in its window of config.T
-// tokens. cpu computes the losses from the logits.
+// Cross-entropy of tokens [n >= 2]. Each token but the first is predicted once, from those before it in its window of
+// config.T tokens. cpu computes the losses from the logits.
 template <class Device, class Real>
 Evaluation evaluate_tokens(Cpu& cpu, Decoder<Device, Real>& decoder, const Config& config,
                            const std::vector<int>& tokens) {
@@ -34,6 +40,37 @@ Evaluation evaluate_tokens(Cpu& cpu, Decoder<Device, Real>& decoder, const Confi
         }
     }
     return e;
+}
+
+// The report of --eval: the loss of a text file, and what bf16 or int8 weights change about it.
+template <class Device, class Real>
+void report_loss(const Engine<Device, Real>& engine, const std::string& path, const Tokenizer& tokenizer) {
+    const MappedFile file(path);
+    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    const std::vector<uint16_t> ids = tokenizer.encode_parallel(text, true, engine.cpu.threads);
+    if (ids.size() < 2) fail("--eval %s: expected a text of at least 2 tokens, found %zu", path.c_str(), ids.size());
+    const size_t bytes = text.size() - tokenizer.token(ids[0]).size();
+    const Config& c = engine.info.config;
+    const std::vector<int> tokens(ids.begin(), ids.end());
+    auto decoder = engine.decoder();
+    const auto start = std::chrono::steady_clock::now();
+    const Evaluation e = evaluate_tokens(engine.cpu, decoder, c, tokens);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    require_finite(engine.name, {float(e.loss())});
+    std::printf("text      %s: %zu tokens, %zu bytes; windows of %zu tokens\n", path.c_str(), ids.size(), text.size(),
+                c.T);
+    std::printf("loss      %.6f nats per token, perplexity %.4f, %.6f bits per byte; %.0f tokens/s\n", e.loss(),
+                std::exp(e.loss()), e.loss_sum / std::log(2.0) / double(bytes), double(e.predicted) / seconds);
+    if constexpr (std::is_same_v<Device, Cpu>)
+        if (engine.packed->type != WeightType::fp32) {
+            const PackedModel exact(engine.cpu, c, engine.weights, WeightType::fp32);
+            Engine<Cpu, float> fp32 = engine;
+            fp32.packed = &exact;
+            auto reference = fp32.decoder();
+            const double loss = evaluate_tokens(engine.cpu, reference, c, tokens).loss();
+            std::printf("          with fp32 weights %.6f: --weights %s changes it by %+.6f (%+.4f%%)\n", loss,
+                        weight_type_name(engine.packed->type), e.loss() - loss, 100 * (e.loss() - loss) / loss);
+        }
 }
 
 }  // namespace tapernorm

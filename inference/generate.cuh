@@ -1,13 +1,14 @@
-// Generating tokens for all sequences of a decoder: on the CPU one step after the other, on a GPU without the host.
+// Generating tokens for all sequences of a decoder: on the CPU one step after the other, on a GPU without waiting for the
+// host.
 #pragma once
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <optional>
 #include <span>
 #include <vector>
 
 #include "inference/decoder.cuh"
+#include "inference/logits.h"
 #include "inference/sampler.h"
 #ifdef TN_CUDA
 #include "inference/decode_graph.cuh"
@@ -15,14 +16,8 @@
 
 namespace tapernorm {
 
-inline bool all_finite(const float* x, size_t n) {
-    float sum = 0;  // of x - x, which is NaN unless x is finite
-#pragma omp simd reduction(+ : sum)
-    for (size_t i = 0; i < n; i++) sum += x[i] - x[i];
-    return sum == 0;
-}
-
-// Of a full context of T tokens, so many are read again from position 0 on, for the model to go on with.
+// When the context of T tokens is full, this many of its newest tokens are read again from position 0, and generation
+// continues behind them.
 inline size_t half_context(size_t T) { return std::max<size_t>(1, T / 2); }
 
 // At least the newest `keep` tokens of a sequence that may have no end, and never more than twice as many.
@@ -44,19 +39,19 @@ class RecentTokens {
     std::vector<int> tokens_;
 };
 
-// Called for every step i in turn with its tokens, one for each sequence; -1: the logits were not finite numbers, and what
-// follows in that sequence means nothing.
+// Called for every step i in turn with its tokens, one for each sequence; -1: the logits were NaN or Inf, and what follows
+// in that sequence means nothing.
 using OnStep = std::function<void(size_t i, const int* tokens)>;
 
-// n tokens for each of the first sequences, the first chosen from logits [sequences, V of the model], which are used up; all
-// but the last are fed to the decoder, so no sequence may have more than config.T - n + 1 tokens before. Ids below V may be
-// chosen. first: number of the first choice, for the random numbers.
+// n tokens for each of the first sequences. The first token is chosen from logits [sequences, V of the model], which are
+// overwritten. All tokens but the last are fed to the decoder, so no sequence may hold more than config.T - n + 1 tokens
+// before. Only ids below V are chosen. first: the number of the first choice, for the random numbers.
 template <class Device, class Real>
 void generate_on_host(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& logits, size_t V, size_t n,
                       const Sampling& s, size_t first, const OnStep& on_step) {
     const size_t stride = decoder.config().V, rows = logits.size() / stride;
     std::vector<int> tokens(rows);
-    std::vector<Piece> next(rows);
+    std::vector<TokenSpan> next(rows);
     for (size_t i = 0; i < n; i++) {
         for (size_t row = 0; row < rows; row++) {
             const Acc<Real>* z = &logits[row * stride];
@@ -74,11 +69,12 @@ void generate_on_host(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& lo
     }
 }
 
-// The way of a device to do so; decoder must outlive it.
+// The same, the way the device does it best; decoder must outlive it.
 template <class Device, class Real>
 class Generator {
   public:
     explicit Generator(Decoder<Device, Real>& decoder) : decoder_(decoder) {}
+    Decoder<Device, Real>& decoder() const { return decoder_; }
     // See generate_on_host.
     void generate(std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s, size_t first,
                   const OnStep& on_step) {
@@ -103,15 +99,71 @@ class Generator<Cuda, Real> {
         else
             generate_on_host(decoder_, logits, V, n, s, first, on_step);
     }
-    // What one step launches and how often it passes over the residual stream, where it is a graph that has been recorded;
-    // else 0.
-    size_t launches() const { return graph_ ? graph_->launches() : 0; }
-    size_t stream_passes() const { return graph_ ? graph_->stream_passes() : 0; }
+    Decoder<Cuda, Real>& decoder() const { return decoder_; }
+    // One step as it was recorded; null where the host runs the steps.
+    const CudaGraph* graph() const { return graph_ ? &graph_->graph() : nullptr; }
 
   private:
     Decoder<Cuda, Real>& decoder_;
     std::optional<DecodeGraph<Real>> graph_;
 };
 #endif
+
+// What to feed a sequence after its newest token: that token or, where the context is full, its second half, which is read
+// again from position 0.
+template <class Device, class Real>
+TokenSpan next_span(Decoder<Device, Real>& decoder, size_t sequence, std::span<const int> tokens) {
+    const size_t T = decoder.config().T;
+    size_t n = 1;
+    if (decoder.length(sequence) == T) decoder.rewind(0, sequence), n = half_context(T);
+    return {sequence, tokens.data() + tokens.size() - n, n};
+}
+
+// n tokens after a prompt that was fed to the first sequence, also beyond its context; logits [V of the model]: those of
+// the prompt's last token. Only ids below V are chosen. model: its file, for messages.
+template <class Device, class Real>
+void generate_stream(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& logits, std::span<const int> prompt,
+                     size_t V, size_t n, const Sampling& s, const std::string& model,
+                     const std::function<void(size_t i, int token)>& on_token) {
+    const size_t T = decoder.config().T;
+    Generator<Device, Real> generator(decoder);
+    RecentTokens tokens(prompt, half_context(T));
+    for (size_t done = 0; done < n;) {
+        const size_t more = std::min(n - done, T - decoder.length() + 1);  // as many as the context holds
+        generator.generate(logits, V, more, s, done, [&](size_t i, const int* token) {
+            if (*token < 0) fail_not_finite(model);
+            tokens.push(*token);
+            on_token(done + i, *token);
+        });
+        done += more;
+        if (done < n) decoder.feed({next_span(decoder, 0, tokens.all())}, Logits::last, logits.data());
+    }
+}
+
+// Appends n tokens to every prompt (one for each of the decoder's first sequences), the same tokens as if it were alone.
+template <class Device, class Real>
+void generate_together(Generator<Device, Real>& generator, std::vector<std::vector<int>>& tokens, size_t V, size_t n,
+                       const Sampling& s, const std::string& model) {
+    Decoder<Device, Real>& decoder = generator.decoder();
+    const size_t B = tokens.size(), T = decoder.config().T;
+    std::vector<Acc<Real>> logits(B * decoder.config().V);
+    std::vector<TokenSpan> spans;
+    for (size_t b = 0; b < B; b++) decoder.rewind(0, b), spans.push_back({b, tokens[b].data(), tokens[b].size()});
+    auto keep = [&](size_t, const int* next) {
+        for (size_t b = 0; b < B; b++) {
+            if (next[b] < 0) fail_not_finite(model);
+            tokens[b].push_back(next[b]);
+        }
+    };
+    for (size_t done = 0; done < n;) {
+        decoder.feed(spans, Logits::last, logits.data());
+        size_t more = n - done;  // or as many as every context holds
+        for (size_t b = 0; b < B; b++) more = std::min(more, T - decoder.length(b) + 1);
+        generator.generate(logits, V, more, s, done, keep);
+        done += more;
+        spans.clear();
+        for (size_t b = 0; b < B && done < n; b++) spans.push_back(next_span(decoder, b, tokens[b]));
+    }
+}
 
 }  // namespace tapernorm

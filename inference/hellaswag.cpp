@@ -23,7 +23,7 @@ void HellaSwag::add(const Choice& choice, const std::vector<double>& scores) {
 }
 
 std::string HellaSwag::text() const {
-    return strprintf("%zu items: acc %.4f, acc_norm %.4f, log-likelihood %.5f a token of the right endings", items,
+    return strprintf("%zu items: acc %.4f, acc_norm %.4f, log-likelihood %.5f per token of the right endings", items,
                      acc(), acc_norm(), log_likelihood / double(items));
 }
 
@@ -37,17 +37,17 @@ std::vector<Choice> read_llmc(const std::string& path, const MappedFile& file) {
     int32_t header[4] = {};
     if (file.size() < kHeaderBytes || (file.size() - kHeaderBytes) % 2)
         fail(
-            "%s: llm.c's evaluation file has a header of %zu bytes and 16-bit numbers, found %zu bytes; it was not copied to "
-            "its end",
+            "%s: expected a header of %zu bytes and 16-bit numbers (llm.c's evaluation file), found %zu bytes; the copy of the "
+            "file is incomplete",
             path.c_str(), kHeaderBytes, file.size());
     std::memcpy(header, file.data(), sizeof header);
-    if (header[1] != 1) fail("%s: llm.c evaluation file of version %d; expected 1", path.c_str(), header[1]);
+    if (header[1] != 1) fail("%s: expected version 1 of llm.c's evaluation file, found %d", path.c_str(), header[1]);
     const size_t numbers = (file.size() - kHeaderBytes) / 2;
     size_t at = 0, item = 0;
     auto next = [&](const char* what, size_t low, size_t high) {
         uint16_t value = 0;
         if (at == numbers)
-            fail("%s ends within item %zu of %d; it was not copied to its end", path.c_str(), item, header[2]);
+            fail("%s ends within item %zu of %d; the copy of the file is incomplete", path.c_str(), item, header[2]);
         std::memcpy(&value, file.data() + kHeaderBytes + 2 * at++, 2);
         if (value < low || value > high)
             fail("%s: item %zu: %s: expected %zu to %zu, found %u; the file is damaged", path.c_str(), item, what, low,
@@ -98,7 +98,7 @@ Choice parse_line(const std::string& where, std::string_view line, const Tokeniz
         if (!ending.is_string()) refuse();
         choice.endings.push_back(encode(tokenizer, std::string(" ").append(ending.get<std::string>())));
     }
-    for (size_t i = 0; i < endings.size(); i++)  // the labels of some copies are strings
+    for (size_t i = 0; i < endings.size(); i++)  // in some copies the labels are strings
         if (label == i || label == std::to_string(i)) choice.label = i;
     if (choice.label == endings.size() || choice.context.empty()) refuse();
     return choice;
@@ -107,7 +107,9 @@ Choice parse_line(const std::string& where, std::string_view line, const Tokeniz
 std::vector<Choice> read_json_lines(const std::string& path, const MappedFile& file,
                                     const std::optional<Tokenizer>& tokenizer) {
     if (!tokenizer)
-        fail("%s: its texts need the model's tokenizer, which is not there; llm.c's .bin has ids", path.c_str());
+        fail(
+            "%s: its texts need a tokenizer, and the model has none; give --tokenizer, or llm.c's .bin, which holds ids",
+            path.c_str());
     const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
     std::vector<Choice> choices;
     for (size_t at = 0, number = 1; at < text.size(); number++) {
@@ -142,8 +144,8 @@ std::vector<Choice> read_hellaswag(const std::string& path, const std::optional<
         auto check = [&](const std::vector<int>& ids) {
             for (int id : ids)
                 if (size_t(id) >= V)
-                    fail("%s: item %zu: token %d; expected ids below the model's vocabulary, %zu", path.c_str(), i, id,
-                         V);
+                    fail("%s: item %zu: expected ids below %zu (the size of the model's vocabulary), found %d",
+                         path.c_str(), i, V, id);
         };
         check(choice.context);
         for (const std::vector<int>& ending : choice.endings) check(ending);

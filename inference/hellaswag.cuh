@@ -1,20 +1,10 @@
-// The scores of HellaSwag's items from a model: see hellaswag.h.
+// Scores a model on HellaSwag's items: see hellaswag.h.
 #pragma once
-#include <cmath>
-
 #include "inference/decoder.cuh"
 #include "inference/hellaswag.h"
+#include "inference/logits.h"
 
 namespace tapernorm {
-
-// log softmax(logits [V])[token], in nats.
-template <class Number>
-double log_probability(const Number* logits, size_t V, int token) {
-    const double top = double(*std::max_element(logits, logits + V));
-    double sum = 0;
-    for (size_t i = 0; i < V; i++) sum += std::exp(double(logits[i]) - top);
-    return double(logits[token]) - top - std::log(sum);
-}
 
 // The log-likelihood of each ending. The context is read once: its keys and values serve all endings.
 template <class Device, class Real>
@@ -25,7 +15,7 @@ std::vector<double> ending_scores(Decoder<Device, Real>& decoder, const Choice& 
     std::vector<double> scores;
     for (const std::vector<int>& ending : choice.endings) {
         double score = log_probability(first.data(), V, ending[0]);
-        const size_t rest = ending.size() - 1;  // the last token is asked for, not fed
+        const size_t rest = ending.size() - 1;  // the last token is predicted but not fed
         logits.resize(rest * V);
         decoder.rewind(choice.context.size());
         if (rest) decoder.feed(ending.data(), rest, Logits::all, logits.data());

@@ -1,4 +1,4 @@
-// HellaSwag: which of several endings goes on a context? As llm.c scores it: the log-likelihood of each ending's tokens
+// HellaSwag: which of several endings continues a context? Scored as in llm.c: the log-likelihood of each ending's tokens
 // after the context, summed (acc) and divided by their number (acc_norm).
 #pragma once
 #include <optional>
@@ -17,7 +17,7 @@ struct Choice {
 
 struct HellaSwag {
     size_t items = 0, correct = 0, correct_norm = 0;
-    double log_likelihood = 0;  // of the right endings, nats per token, summed over the items
+    double log_likelihood = 0;  // nats per token of the right ending, summed over the items
 
     double acc() const { return double(correct) / double(items); }
     double acc_norm() const { return double(correct_norm) / double(items); }

@@ -1,8 +1,9 @@
-// A model's matrices as the CPU's inference reads them (ops/panels.cuh), in fp32, bf16 or int8. Everything else, the
-// embeddings' rows among it, stays where it is.
+// A model's matrices as the CPU's inference reads them (ops/panels.cuh), in fp32, bf16 or int8. Everything else,
+// including the rows of the embeddings, stays where it is.
 #pragma once
 #include <cmath>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "io/safetensors.h"
@@ -12,15 +13,23 @@
 
 namespace tapernorm {
 
-// Bytes of memory of a [K, N] matrix in panels, and of its scales behind them.
+// "fp32", "bf16" or "int8", as --weights takes it, and back.
+inline const char* weight_type_name(WeightType type) {
+    return type == WeightType::int8 ? "int8" : type == WeightType::bf16 ? "bf16" : "fp32";
+}
+inline WeightType weight_type_from(const std::string& name) {
+    return name == "int8" ? WeightType::int8 : name == "bf16" ? WeightType::bf16 : WeightType::fp32;
+}
+
+// Bytes of memory of a [K, N] matrix in panels, and of its quantization steps behind them.
 inline size_t panel_bytes(size_t K, size_t N, WeightType type) {
     const Panels p{K, N, type};
     return p.bytes() + (type == WeightType::int8 ? p.count() * kPanelColumns * sizeof(float) : 0);
 }
 
-// Columns j0 .. j0 + 63 of a row in `type`; those behind n are 0. at(j): the number in column j.
+// Writes one row of a panel in `type`: n columns, then zeros. at(j): the number in column j; step: of int8's columns.
 template <class At>
-void pack_panel_row(unsigned char* row, WeightType type, const float* scale, size_t n, At&& at) {
+void pack_panel_row(unsigned char* row, WeightType type, const float* step, size_t n, At&& at) {
     float values[kPanelColumns] = {};
     for (size_t j = 0; j < n; j++) values[j] = at(j);
     if (type == WeightType::fp32) {
@@ -34,7 +43,7 @@ void pack_panel_row(unsigned char* row, WeightType type, const float* scale, siz
     } else {
         signed char* bytes = reinterpret_cast<signed char*>(row);
         for (size_t j = 0; j < kPanelColumns; j++)
-            bytes[j % 16 * 4 + j / 16] = static_cast<signed char>(std::lrint(values[j] / scale[j]));
+            bytes[j % 16 * 4 + j / 16] = static_cast<signed char>(std::lrint(values[j] / step[j]));
     }
 }
 
@@ -43,14 +52,14 @@ inline Panels pack_weights(Cpu& dev, void* memory, const float* W, size_t K, siz
                            WeightType type) {
     Panels p{K, N, type, static_cast<unsigned char*>(memory), nullptr};
     unsigned char* const data = static_cast<unsigned char*>(memory);
-    float* const scale = type == WeightType::int8 ? reinterpret_cast<float*>(data + p.bytes()) : nullptr;
-    p.scale = scale;
+    float* const step = type == WeightType::int8 ? reinterpret_cast<float*>(data + p.bytes()) : nullptr;
+    p.step = step;
     const size_t k_stride = transposed ? 1 : N, j_stride = transposed ? K : 1;
     parallel_ranges(dev, p.count(), 1, [&](size_t panel, size_t end, int) {
         for (; panel < end; panel++) {
             const size_t j0 = panel * kPanelColumns, n = std::min(kPanelColumns, N - j0);
             const float* w = W + j0 * j_stride;
-            float* const s = scale ? scale + j0 : nullptr;
+            float* const s = step ? step + j0 : nullptr;
             if (s) {
                 std::fill_n(s, kPanelColumns, 0.0f);
                 for (size_t k = 0; k < K; k++)
@@ -94,7 +103,7 @@ struct PackedModel {
         head = pack_weights(dev, at.back(), t.head(), c.C, c.V, true, type);
     }
 
-    size_t bytes() const { return memory_.bytes(); }  // all of it, which one decoding step reads
+    size_t bytes() const { return memory_.bytes(); }  // a decoding step reads all of them
     const void* data() const { return memory_.data(); }
 
   private:

@@ -19,14 +19,14 @@ struct Sampling {
     uint64_t seed = 1;
 };
 
-constexpr uint64_t kSampleStream = 0x5a3b1e;  // of random numbers
+constexpr uint64_t kSampleStream = 0x5a3b1e;  // the stream of random numbers that samples are drawn from
 
 struct TokenProbability {
     int token;
     double probability;
 };
 
-// The first of the largest.
+// The index of the largest number, the first one if there are several.
 inline size_t argmax(const float* x, size_t n) {
     const float top = row_max(x, n);
     return size_t(std::find(x, x + n, top) - x);
@@ -34,11 +34,11 @@ inline size_t argmax(const float* x, size_t n) {
 
 // exp((logit - largest) / temperature), [V]
 inline std::vector<float> sampling_weights(const float* logits, size_t V, double temperature) {
-    const float top = row_max(logits, V), scale = float(1 / temperature);
+    const float top = row_max(logits, V), inverse_temperature = float(1 / temperature);
     std::vector<float> w(V);
     float* const to = w.data();
 #pragma omp simd
-    for (size_t i = 0; i < V; i++) to[i] = exp_r((logits[i] - top) * scale);
+    for (size_t i = 0; i < V; i++) to[i] = exp_r((logits[i] - top) * inverse_temperature);
     return w;
 }
 
@@ -77,7 +77,7 @@ class WeightBuckets {
 
     struct Place {
         size_t token;
-        double sum;  // of the weights down to it, its own included
+        double sum;  // the sum of the weights down to it, its own included
     };
     // The most probable token for which that sum reaches `target`; the least probable one where none does.
     Place find(double target) const {
@@ -88,7 +88,7 @@ class WeightBuckets {
         std::vector<size_t> tokens;
         for (size_t i = 0; i < weights_.size(); i++)
             if (bucket(weights_[i]) == b && weights_[i] > 0) tokens.push_back(i);
-        if (tokens.empty()) return {0, sum};  // logits that are not finite numbers
+        if (tokens.empty()) return {0, sum};  // the logits are NaN or Inf
         std::sort(tokens.begin(), tokens.end(),
                   [&](size_t x, size_t y) { return logits_[x] > logits_[y] || (logits_[x] == logits_[y] && x < y); });
         size_t i = 0;

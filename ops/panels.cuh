@@ -3,9 +3,9 @@
 //
 //   fp32
 //   bf16   rounded to nearest; a 32-bit word holds columns c (low) and c + 16
-//   int8   q[k, n] = round(W[k, n] / scale[n]), scale[n] = max_k |W[k, n]| / 127: symmetric, by output channel
+//   int8   q[k, n] = round(W[k, n] / step[n]), step[n] = max_k |W[k, n]| / 127: symmetric, per output channel
 //
-// The product: out[r, n] = scale[n] (sum_k in[r, k] q[k, n]) + bias[n] + residual[r, n], then GELU. The sum is one
+// The product: out[r, n] = step[n] (sum_k in[r, k] q[k, n]) + bias[n] + residual[r, n], then GELU. The sum is one
 // chain of multiply-adds over k, whatever the number of rows or threads: the bits of a row depend on nothing but that
 // row.
 #pragma once
@@ -21,7 +21,7 @@ struct Panels {
     size_t K = 0, N = 0;
     WeightType type = WeightType::fp32;
     const unsigned char* data = nullptr;  // [panels, K, 64], 64-byte aligned; columns behind N are 0
-    const float* scale = nullptr;         // int8: [panels, 64]
+    const float* step = nullptr;          // int8: quantization steps [panels, 64]
 
     static size_t element_bytes(WeightType t) { return t == WeightType::fp32 ? 4 : t == WeightType::bf16 ? 2 : 1; }
     size_t count() const { return (N + kPanelColumns - 1) / kPanelColumns; }
@@ -173,8 +173,8 @@ void finish_panel(const PanelProduct& p, float* sums, size_t panel, size_t row0,
     const size_t n = N - j0 < kPanelColumns ? N - j0 : kPanelColumns;
     for (size_t r = 0; r < rows; r++, sums += kPanelColumns) {
         const size_t at = (row0 + r) * N + j0;
-        if (p.weights->scale)
-            for (size_t j = 0; j < kPanelColumns; j++) sums[j] *= p.weights->scale[j0 + j];
+        if (p.weights->step)
+            for (size_t j = 0; j < kPanelColumns; j++) sums[j] *= p.weights->step[j0 + j];
         for (size_t j = 0; j < n && p.bias; j++) sums[j] += p.bias[j0 + j];
         for (size_t j = 0; j < n && p.residual; j++) sums[j] += p.residual[at + j];
         if (p.gelu) leaf_gelu_forward(sums, sums, kPanelColumns);

@@ -73,8 +73,6 @@ struct Cpu {
     int threads;
     Isa isa;
     const char* memory_hint = "";  // what this program's user can do about too little memory, for the error
-    // Parallel regions begun and barriers passed within them (parallel_team): what --bench reports.
-    mutable size_t regions = 0, barriers = 0;
 
     explicit Cpu(int threads_ = 0, Isa isa_ = best_isa())
         : threads(threads_ > 0 ? threads_ : int(std::thread::hardware_concurrency())), isa(isa_),
@@ -124,7 +122,6 @@ void parallel_ranges(const Cpu& dev, size_t n, size_t grain, F&& f) {
     const size_t blocks = (n + grain - 1) / grain;
     const size_t workers = blocks < size_t(dev.threads) ? blocks : size_t(dev.threads);
     if (workers == 1) return f(size_t(0), n, 0);
-    dev.regions++;
 #pragma omp parallel for num_threads(int(workers)) schedule(static, 1)
     for (size_t w = 0; w < workers; w++) {
         const size_t begin = w * blocks / workers * grain, end = (w + 1) * blocks / workers * grain;
@@ -140,7 +137,6 @@ void parallel_tasks(const Cpu& dev, size_t n, F&& f) {
         for (size_t task = 0; task < n; task++) f(task, 0);
         return;
     }
-    dev.regions++;
     size_t next = 0;
 #pragma omp parallel num_threads(int(workers))
     {
@@ -159,12 +155,10 @@ void parallel_tasks(const Cpu& dev, size_t n, F&& f) {
 
 // One thread of a parallel_team.
 struct TeamMember {
-    const Cpu& dev;
     size_t thread, threads;
 
     // Waits for all others; what they wrote before the barrier is visible after it.
     void barrier() const {
-        if (thread == 0) dev.barriers++;
 #pragma omp barrier
     }
     // This thread's part of n things: [share(n), share(n, 1)).
@@ -175,9 +169,8 @@ struct TeamMember {
 // than a region per step.
 template <class F>
 void parallel_team(const Cpu& dev, F&& f) {
-    dev.regions++;
 #pragma omp parallel num_threads(dev.threads)
-    f(TeamMember{dev, size_t(omp_get_thread_num()), size_t(omp_get_num_threads())});
+    f(TeamMember{size_t(omp_get_thread_num()), size_t(omp_get_num_threads())});
 }
 
 }  // namespace tapernorm

@@ -42,18 +42,18 @@ TEST_CASE("decoder: sequences of different lengths, together and alone") {
             return Decoder<Cpu, double>(dev, model.config, model.tensors, model.taper_scale, 0, sequences);
         };
         auto together = decoder(S);
-        std::vector<Piece> pieces;
-        for (size_t s = 0; s < S; s++) pieces.push_back({s, tokens[s].data(), prompts[s]});
+        std::vector<TokenSpan> spans;
+        for (size_t s = 0; s < S; s++) spans.push_back({s, tokens[s].data(), prompts[s]});
         std::vector<double> prefill(S * V), decode(S * V), all(690 * V);
-        together.feed(pieces, Logits::last, prefill.data());
-        std::vector<Piece> next;
+        together.feed(spans, Logits::last, prefill.data());
+        std::vector<TokenSpan> next;
         for (size_t i = 0; i < steps; i++) {  // in another order
             next.clear();
             for (size_t s = S; s-- > 0;) next.push_back({s, &tokens[s][prompts[s] + i], 1});
             together.feed(next, Logits::last, decode.data());
         }
         auto whole = decoder(S);
-        whole.feed(pieces, Logits::all, all.data());
+        whole.feed(spans, Logits::all, all.data());
         size_t row = 0;
         for (size_t s = 0; s < S; s++) {
             CAPTURE(s);
@@ -82,14 +82,14 @@ std::vector<float> decode_together(Cpu& dev, const RandomModel<float>& model, co
     Decoder<Cpu, float> decoder(dev, model.config, model.tensors, model.taper_scale, 0, tokens.size(), &packed);
     const size_t V = model.config.V, S = tokens.size();
     std::vector<float> out;
-    auto feed = [&](auto&& piece_of) {
-        std::vector<Piece> pieces;
-        for (size_t s = 0; s < S; s++) pieces.push_back(piece_of(s));
+    auto feed = [&](auto&& span_of) {
+        std::vector<TokenSpan> spans;
+        for (size_t s = 0; s < S; s++) spans.push_back(span_of(s));
         out.resize(out.size() + S * V);
-        decoder.feed(pieces, Logits::last, &out[out.size() - S * V]);
+        decoder.feed(spans, Logits::last, &out[out.size() - S * V]);
     };
-    feed([&](size_t s) { return Piece{s, tokens[s].data(), prompts[s]}; });
-    for (size_t i = 0; i < 3; i++) feed([&](size_t s) { return Piece{s, &tokens[s][prompts[s] + i], 1}; });
+    feed([&](size_t s) { return TokenSpan{s, tokens[s].data(), prompts[s]}; });
+    for (size_t i = 0; i < 3; i++) feed([&](size_t s) { return TokenSpan{s, &tokens[s][prompts[s] + i], 1}; });
     return out;  // [prompt and 3 steps, S, V]
 }
 

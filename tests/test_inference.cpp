@@ -1,4 +1,4 @@
-// infer's modes as a user runs them: the loss of a text, many prompts at a time, weights of other types, the benchmark.
+// infer's modes as a user runs them (the loss of a text, many prompts at a time, weights of other types), and bench_infer.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -94,11 +94,11 @@ TEST_CASE("infer --prompts: every line as if it were alone") {
     }
 }
 
-TEST_CASE("infer --bench: a table of the states that the gate allows, with counts") {
+TEST_CASE("bench_infer: a table of the states that the gate allows, with counts") {
     const Workplace w;
     w.ok(kTrain + " --n-layer 2 --n-embd 16 --n-head 2 -t 160");
     w.ok("fold model.bin folded.bin");
-    const std::string out = w.ok("infer model.bin --bench --bench-seconds 0");
+    const std::string out = w.ok("bench_infer model.bin --seconds 0");
     CHECK(out.find("| explicit scaling | folded |") != std::string::npos);
     CHECK(out.find("| normalized |") == std::string::npos);
     CHECK(out.find("last-token logits, T 128") != std::string::npos);
@@ -108,12 +108,11 @@ TEST_CASE("infer --bench: a table of the states that the gate allows, with count
     // mean twice more and written once. Embedding, final norm (all of its passes) and its matrix once more.
     CHECK(out.find("| explicit scaling | 30 | 1 | 10 |") != std::string::npos);
     CHECK(out.find("| folded | 18 | 1 | 10 |") != std::string::npos);
-    const std::string half =
-        w.ok("infer folded.bin --bench --bench-seconds 0 --weights int8 --bench-protocol decoding");
+    const std::string half = w.ok("bench_infer folded.bin --seconds 0 --weights int8 --protocol decoding");
     CHECK(half.find("| folded |") != std::string::npos);
     CHECK(half.find("last-token logits") == std::string::npos);
     CHECK(half.find("decoding") != std::string::npos);
-    const std::string random = w.ok("infer --bench --bench-seconds 0 --n-layer 1 --n-embd 16 --n-head 2 --vocab 30");
+    const std::string random = w.ok("bench_infer --seconds 0 --n-layer 1 --n-embd 16 --n-head 2 --vocab 30");
     CHECK(random.find("| normalized | affine folded | explicit scaling | folded |") != std::string::npos);
     CHECK(random.find("last-token logits, T 512") != std::string::npos);
     CHECK(random.find("decoding") != std::string::npos);
@@ -134,13 +133,22 @@ TEST_CASE("infer: refuses modes and files that do not go together, in one line")
     w.refused("infer model.bin --prompts gap.txt", {"line 2 of gap.txt"});
     w.refused("infer model.bin --prompts long.txt", {"line 2 of long.txt", "17", "16"});
     w.refused("infer model.bin --prompts long.txt --prompt x", {"--prompt", "--prompts"});
-    w.refused("infer model.bin --eval long.txt --bench", {"--bench", "--eval"});
+    w.refused("infer model.bin --eval long.txt --last-token", {"--last-token", "--eval"});
+    w.refused("infer --bench --model d12", {"--bench", "make bench_infer && ./bench_infer"});
     w.refused("infer model.bin --weights fp16", {"--weights", "fp16", "bf16"});
-    w.refused("infer model.bin --bench --n-layer 3", {"--n-layer", "model.bin"});
-    w.refused("infer model.bin --model d12", {"--model", "--bench"});
-    w.refused("infer --bench --model d13", {"--model", "13", "d12"});
-    w.refused("infer --bench --model d12 --n-embd 64", {"--model", "--n-embd"});
-    w.refused("infer --bench --n-embd 100 --n-head 3", {"--n-embd", "3", "100"});
+}
+
+TEST_CASE("bench_infer: refuses sizes that do not go together or with a model, in one line") {
+    const Workplace w;
+    w.ok(kTiny);
+    w.refused("bench_infer missing.bin", {"missing.bin"});
+    w.refused("bench_infer model.bin --weights fp16", {"--weights", "fp16", "bf16"});
+    w.refused("bench_infer model.bin --protocol half", {"--protocol", "half", "decoding"});
+    w.refused("bench_infer model.bin --n-layer 3", {"--n-layer", "model.bin"});
+    w.refused("bench_infer model.bin --model d12", {"--model", "model.bin"});
+    w.refused("bench_infer --model d13", {"--model", "13", "d12"});
+    w.refused("bench_infer --model d12 --n-embd 64", {"--model", "--n-embd"});
+    w.refused("bench_infer --n-embd 100 --n-head 3", {"--n-embd", "3", "100"});
 }
 
 }  // namespace tapernorm

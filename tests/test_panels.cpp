@@ -19,10 +19,10 @@ std::vector<float> random_floats(size_t n, uint64_t stream) {
 }
 
 // What a weight is rounded to.
-double rounded(float w, WeightType type, double scale) {
+double rounded(float w, WeightType type, double step) {
     if (type == WeightType::fp32) return double(w);
     if (type == WeightType::bf16) return double(float_from_bf16(bf16_from_float(w)));
-    return std::nearbyint(double(w / float(scale))) * scale;
+    return std::nearbyint(double(w / float(step))) * step;
 }
 
 struct Case {
@@ -44,14 +44,14 @@ void check_product(Cpu& dev, const Case& c, WeightType type, bool residual, bool
     for (size_t r = 0; r < c.M; r++)
         for (size_t n = 0; n < c.N; n++) {
             auto w = [&](size_t k) { return W[c.transposed ? n * c.K + k : k * c.N + n]; };
-            double scale = 1, sum = 0, size = 0;
+            double step = 1, sum = 0, size = 0;
             if (type == WeightType::int8) {
                 float top = 0;
                 for (size_t k = 0; k < c.K; k++) top = std::max(top, std::abs(w(k)));
-                scale = double(top / 127);
+                step = double(top / 127);
             }
             for (size_t k = 0; k < c.K; k++) {
-                const double term = double(in[r * c.K + k]) * rounded(w(k), type, scale);
+                const double term = double(in[r * c.K + k]) * rounded(w(k), type, step);
                 sum += term, size += std::abs(term);
             }
             double value = sum + double(bias[n]) + (residual ? double(add[r * c.N + n]) : 0);

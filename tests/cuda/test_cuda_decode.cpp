@@ -162,10 +162,10 @@ void sampling_agrees() {
 // The logits that a prompt of each sequence leaves, [sequences, V].
 template <class Device, class Real>
 std::vector<float> prefill(Decoder<Device, Real>& decoder, const std::vector<std::vector<int>>& prompts, size_t V) {
-    std::vector<Piece> pieces;
-    for (size_t s = 0; s < prompts.size(); s++) pieces.push_back({s, prompts[s].data(), prompts[s].size()});
+    std::vector<TokenSpan> spans;
+    for (size_t s = 0; s < prompts.size(); s++) spans.push_back({s, prompts[s].data(), prompts[s].size()});
     std::vector<float> logits(prompts.size() * V);
-    decoder.feed(pieces, Logits::last, logits.data());
+    decoder.feed(spans, Logits::last, logits.data());
     return logits;
 }
 
@@ -199,9 +199,9 @@ void greedy_agrees(const Config& config, size_t sequences) {
         tokens.insert(tokens.end(), chosen, chosen + sequences);
     });
     REQUIRE(tokens.size() == n * sequences);
-    CHECK(graph.launches() == 5 * config.L + 2);
+    CHECK(graph.graph().nodes() == 5 * config.L + 2);
     const double tolerance = std::is_same_v<Real, float> ? 0x1p-12 : 0x1p-3;
-    std::vector<Piece> next;
+    std::vector<TokenSpan> next;
     for (size_t i = 0; i < n; i++) {
         next.clear();
         for (size_t s = 0; s < sequences; s++) {
@@ -320,7 +320,7 @@ CUDA_TEST("cuda decoding: a head size that the kernels do not take goes through 
     generator.generate(logits, config.V, 9, {.temperature = 0}, 0, [&](size_t, const int* t) { tokens.push_back(*t); });
     expected_generator.generate(expected_logits, config.V, 9, {.temperature = 0}, 0,
                                 [&](size_t, const int* t) { expected.push_back(*t); });
-    CHECK(generator.launches() == 0);
+    CHECK(generator.graph() == nullptr);
     CHECK(tokens == expected);
 }
 

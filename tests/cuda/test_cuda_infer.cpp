@@ -1,4 +1,4 @@
-// infer on a GPU, as a user runs it: the loss of a text, many prompts at a time, the benchmark's table.
+// infer on a GPU, as a user runs it: the loss of a text, many prompts at a time; and bench_infer's table.
 #ifdef TN_CUDA
 #include <doctest/doctest.h>
 
@@ -59,9 +59,9 @@ CUDA_TEST("cuda infer: the loss of a text is the CPU's, the texts after prompts 
     CHECK_MESSAGE(refusal.find("--weights int8") != std::string::npos, refusal);
 }
 
-CUDA_TEST("cuda infer: the benchmark's table, with what one decoding step launches") {
+CUDA_TEST("cuda bench_infer: the table, with what one decoding step launches") {
     const ModelFolder w(3);  // decoding: one token after 2
-    const std::string out = w.run("infer", "model.bin --device cuda --bench --bench-seconds 0");
+    const std::string out = w.run("bench_infer", "model.bin --device cuda --seconds 0");
     CAPTURE(out);
     CHECK(out.find("| explicit scaling | folded |") != std::string::npos);
     for (const char* row :

@@ -253,7 +253,7 @@ void batch_agrees() {
     const size_t V = model.config.V;
     const std::vector<std::vector<int>> tokens = {{3, 1, 4, 1, 5, 9}, {2}, {35, 36, 0}};
     Decoder<Cuda, Real> together(dev, model.config, weights.tensors, {}, 0, tokens.size());
-    std::vector<Piece> prompts, next;
+    std::vector<TokenSpan> prompts, next;
     for (size_t s = 0; s < tokens.size(); s++) prompts.push_back({s, tokens[s].data(), tokens[s].size()});
     for (size_t s = 0; s < tokens.size(); s++) next.push_back({s, &tokens[s][0], 1});
     std::vector<float> got(2 * tokens.size() * V), expected;

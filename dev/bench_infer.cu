@@ -1,0 +1,112 @@
+// How fast a model runs: last-token logits and decoding, in every state that its gate allows, as one table. What is measured
+// and how: dev/bench_infer.cuh.
+//
+//   make bench_infer
+//   ./bench_infer folded.bin                      a model's own weights
+//   ./bench_infer --model d12 --weights int8      random weights of any size, all four states
+#include "dev/bench_infer.cuh"
+
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "io/options.h"
+#include "runtime/exit_status.h"
+
+namespace tapernorm::bench {
+
+struct Settings {
+    std::string model, shape, protocol = "all";
+    size_t L = 12, NH = 12, C = 768, V = 50257, seed = 1;  // for random weights
+    double seconds = 2;
+    EngineSettings engine;
+};
+
+static Options make_options(Settings& s) {
+    Options o("bench_infer", "Times last-token logits and decoding, state against state.");
+    // clang-format off
+    o.section("Model");
+    o.add({.long_name = "file", .to = &s.model, .metavar = "MODEL",
+           .help = "time the states that this model's gate allows; without it, all four states of a model with random "
+                   "weights, whose size is:", .optional = true});
+    o.add({.short_name = "-e", .long_name = "--model", .to = &s.shape, .metavar = "dN", .default_text = "d12",
+           .help = "a GPT-2 shape by its depth, as in train_gpt"});
+    o.add({.long_name = "--n-layer", .to = &s.L, .metavar = "L", .range = {.low = 1, .high = 1000},
+           .help = "number of blocks"});
+    o.add({.long_name = "--n-head", .to = &s.NH, .metavar = "NH", .range = {.low = 1, .high = 1024},
+           .help = "number of attention heads"});
+    o.add({.long_name = "--n-embd", .to = &s.C, .metavar = "C", .range = {.low = 1, .high = 1 << 16},
+           .help = "number of channels, a multiple of --n-head"});
+    o.add({.long_name = "--vocab", .to = &s.V, .metavar = "V", .range = {.low = 1, .high = 1 << 20},
+           .help = "number of tokens in the vocabulary"});
+    o.add({.long_name = "--seed", .to = &s.seed, .help = "seed of the random weights"});
+    o.section("Measurement");
+    o.add({.long_name = "--protocol", .to = &s.protocol, .choices = {"all", "last-token", "decoding"},
+           .help = "which rows of the table to measure"});
+    o.add({.long_name = "--seconds", .to = &s.seconds, .metavar = "X", .range = {.low = 0, .high = 3600},
+           .help = "time for each cell of the table; a cell gets fewer than its 50 repetitions if they take longer"});
+    add_engine_options(o, s.engine);
+    // clang-format on
+    return o;
+}
+
+static void check_flags(const Settings& s, const Options& o) {
+    for (const char* flag : {"--model", "--n-layer", "--n-head", "--n-embd", "--vocab", "--seed"}) {
+        if (!o.given(flag)) continue;
+        if (!s.model.empty())
+            fail("%s: applies to random weights only; expected no MODEL with it, found %s", flag, s.model.c_str());
+        if (std::string(flag).starts_with("--n-") && o.given("--model"))
+            fail("--model and %s: expected one of them, found both", flag);
+    }
+}
+
+// Random weights of the sizes that the flags say, as a model whose taper has just begun: with the vectors of all states.
+static std::unique_ptr<HostModel> random_model(Cpu& cpu, Settings& s) {
+    if (!s.shape.empty()) set_shape_by_depth(s.shape, s.L, s.NH, s.C);
+    if (s.C % s.NH) fail("--n-embd: expected a multiple of --n-head (%zu), found %zu", s.NH, s.C);
+    ModelInfo info;
+    info.tokenizer = {{"tokenizer", "none"}};
+    info.config.V = s.V, info.config.T = 1024, info.config.L = s.L, info.config.NH = s.NH, info.config.C = s.C;
+    auto model = std::make_unique<HostModel>(cpu, info);
+    uint64_t stream = 0;
+    for (const Tensor<float>& t : tensor_list(info.config, model->tensors)) {
+        // Normal(0, std) by its first three moments, quickly: a sum of uniform numbers from one hash.
+        parallel_ranges(cpu, t.spec.count(), 1 << 16, [&](size_t i, size_t end, int) {
+            for (; i < end; i++) {
+                const uint64_t bits = random_bits(s.seed, stream, i);
+                const double sum = double(bits & 0xffff) + double(bits >> 16 & 0xffff) + double(bits >> 32 & 0xffff) +
+                                   double(bits >> 48);
+                t.data[i] = float(t.spec.init.constant + t.spec.init.std * (sum / 65535 - 2) * std::sqrt(3.0));
+            }
+        });
+        stream++;
+    }
+    return model;
+}
+
+static int run_program(int argc, char** argv) {
+    Settings s;
+    Options options = make_options(s);
+    if (!options.parse(argc, argv)) return 0;
+    const DeviceChoice choice = choose_device(s.engine, options);
+    check_flags(s, options);
+    Cpu cpu{int(s.engine.threads)};
+    const std::unique_ptr<HostModel> model = s.model.empty() ? random_model(cpu, s) : load_model(cpu, s.model);
+    const std::string name = s.model.empty() ? "random weights" : s.model;
+    const ModelInfo& info = model->info;
+    std::printf("model     %s: %s\ndevice    %s\n", name.c_str(), describe(info).c_str(),
+                describe(s.engine, cpu, choice).c_str());
+    with_engine(s.engine, choice, cpu, name, *model, [&]<class Device, class Real>(const Engine<Device, Real>& engine) {
+        InferenceBench<Device, Real>(engine, bench_states(info.config, info.gate, s.model.empty()), s.seconds)
+            .run(s.protocol);
+    });
+    if (std::fflush(stdout) != 0 || std::ferror(stdout)) fail("cannot write to the standard output: is its disk full?");
+    return 0;
+}
+
+}  // namespace tapernorm::bench
+
+int main(int argc, char** argv) {
+    return tapernorm::exit_status("bench_infer", [&] { return tapernorm::bench::run_program(argc, argv); });
+}
