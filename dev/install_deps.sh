@@ -1,24 +1,33 @@
 #!/bin/sh
 # Installs what the build needs and the machine lacks, from the system's packages: as root, or through sudo. Elsewhere
 # it prints the names of the packages and stops. Prints what it is about to install first.
+#   dev/install_deps.sh --check need-build    installs nothing: fails, in one line, if nothing can be compiled
+#   dev/install_deps.sh --check need-tests    if the tests cannot be
 set -eu
 CXX=${CXX:-g++}
 
 missing=""
 need() { # need <package> <program or header>
+    # $CXX without quotes: it may be two words, "ccache g++".
     case "$2" in
-    *.h | *.hpp) printf '#include <%s>\n' "$2" | "$CXX" $3 -x c++ -E - >/dev/null 2>&1 || missing="$missing $1" ;;
-    *) command -v "$2" >/dev/null 2>&1 || missing="$missing $1" ;;
-    esac
+    *.h | *.hpp) printf '#if !__has_include(<%s>)\n#error\n#endif\n' "$2" | $CXX -x c++ -E - ;;
+    "$CXX") $CXX --version ;;
+    *) command -v "$2" ;;
+    esac >/dev/null 2>&1 || missing="$missing $1"
 }
-need g++ "$CXX" ""
-need make make ""
-need nlohmann-json3-dev nlohmann/json.hpp ""
-need libcli11-dev CLI/CLI.hpp ""
-need doctest-dev doctest/doctest.h ""
-need libpcre2-dev pcre2.h "-DPCRE2_CODE_UNIT_WIDTH=8"
-need libopenmpi-dev mpicc ""
-need openmpi-bin mpirun ""
+need g++ "$CXX"
+need nlohmann-json3-dev nlohmann/json.hpp
+need libcli11-dev CLI/CLI.hpp
+[ "$*" = "--check need-build" ] || need doctest-dev doctest/doctest.h
+if [ "${1-}" = --check ]; then
+    [ -z "$missing" ] && exit 0
+    echo "missing packages:$missing; make deps installs them" >&2
+    exit 1
+fi
+need make make
+need libpcre2-dev pcre2.h
+need libopenmpi-dev mpicc
+need openmpi-bin mpirun
 [ -z "$missing" ] && exit 0
 
 echo "missing packages:$missing"

@@ -20,7 +20,7 @@ def readable(names):
     out = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout.split("\n")
     short = {}
     for mangled, name in zip(names, out):
-        name = re.sub(r"^void ", "", name).replace("(anonymous namespace)::", "").replace("__nv_bfloat16", "bf16")
+        name = re.sub(r"^void ", "", name).replace("(anonymous namespace)::", "").replace("tapernorm::", "").replace("__nv_bfloat16", "bf16")
         depth = 0
         for i, c in enumerate(name):
             depth += (c == "<") - (c == ">")

@@ -7,12 +7,10 @@
 #include <cstdint>
 
 #include "runtime/launch.cuh"
-#ifdef CUDA_EMU
-#include "tests/emu/ptx.h"  // the same functions, executed by the CPU
-#endif
 
 namespace tapernorm {
 
+// The CPU stand-in for CUDA brings its own versions of these functions with its <cuda_runtime.h>.
 #ifndef CUDA_EMU
 
 // ---------------------------------------------------------------------------------------------------------------------

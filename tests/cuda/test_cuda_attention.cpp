@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "ops/attention.cuh"
-#include "tests/emu/cuda_test.h"
+#include "tests/cuda/cuda_test.h"
 #ifdef CUDA_EMU
 #include "tests/emu/emu.h"
 #endif

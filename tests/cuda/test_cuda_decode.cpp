@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "inference/generate.cuh"
-#include "tests/emu/cuda_test.h"
+#include "tests/cuda/cuda_test.h"
 #include "tests/random_model.h"
 
 namespace tapernorm {

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "tests/emu/cuda_test.h"
+#include "tests/cuda/cuda_test.h"
 #include "tests/run_program.h"
 
 namespace tapernorm {

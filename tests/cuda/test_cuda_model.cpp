@@ -10,7 +10,7 @@
 
 #include <set>
 
-#include "tests/emu/cuda_test.h"
+#include "tests/cuda/cuda_test.h"
 #ifdef CUDA_EMU
 #include "tests/emu/emu.h"
 #endif

@@ -14,7 +14,7 @@
 #include "ops/gelu.cuh"
 #include "ops/linear.cuh"
 #include "tapernorm.cuh"
-#include "tests/emu/cuda_test.h"
+#include "tests/cuda/cuda_test.h"
 #ifdef CUDA_EMU
 #include "tests/emu/emu.h"
 #endif

@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include "tests/emu/cuda_test.h"
+#include "tests/cuda/cuda_test.h"
 #include "tests/read_log.h"
 
 namespace tapernorm {

@@ -1,7 +1,7 @@
 // What -fsanitize=alignment calls in front of a misaligned access, instead of the compiler's own library: the
 // report then names the kernel and the thread, and the kernel can end without the process.
-#include "tests/emu/block.h"
-#include "tests/emu/sanitizer.h"
+#include "block.h"
+#include "sanitizer.h"
 
 #if !defined(EMU_ASAN) && !defined(EMU_TSAN)
 #include <cstdint>

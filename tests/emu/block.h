@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "tests/emu/engine.h"
-#include "tests/emu/fiber.h"
+#include "engine.h"
+#include "fiber.h"
 
 namespace emu {
 

@@ -1,11 +1,11 @@
 // Barriers and warp operations: what CUDA threads do together.
 #include <cstring>
 
-#include "tests/emu/block.h"
-#include "tests/emu/ptx.h"
-#include "tests/emu/runtime.h"
-#include "tests/emu/sanitizer.h"
-#include "tests/emu/text.h"
+#include "block.h"
+#include "ptx.h"
+#include "runtime.h"
+#include "sanitizer.h"
+#include "text.h"
 
 namespace emu {
 namespace {

@@ -1,8 +1,8 @@
 // Copies and fills: ranges, directions and the lifetime of host buffers are checked.
 #include <cstring>
 
-#include "tests/emu/stream.h"
-#include "tests/emu/text.h"
+#include "stream.h"
+#include "text.h"
 
 namespace emu {
 namespace {

@@ -11,8 +11,8 @@
 #include <cstring>
 #include <vector>
 
-#include "tests/emu/runtime.h"
-#include "tests/emu/text.h"
+#include "runtime.h"
+#include "text.h"
 
 namespace emu {
 namespace {

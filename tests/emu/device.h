@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "tests/emu/engine.h"
+#include "engine.h"
 
 // NVIDIA's host headers define some of these, differently in each version.
 #undef __launch_bounds__

@@ -13,11 +13,11 @@
 #include <map>
 #include <stdexcept>
 
-#include "tests/emu/block.h"
-#include "tests/emu/device.h"
-#include "tests/emu/runtime.h"
-#include "tests/emu/sanitizer.h"
-#include "tests/emu/text.h"
+#include "block.h"
+#include "device.h"
+#include "runtime.h"
+#include "sanitizer.h"
+#include "text.h"
 
 constinit thread_local uint3 threadIdx{}, blockIdx{};
 constinit thread_local dim3 blockDim{}, gridDim{};

@@ -1,4 +1,4 @@
-#include "tests/emu/fiber.h"
+#include "fiber.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "tests/emu/sanitizer.h"
+#include "sanitizer.h"
 
 #if !defined(__x86_64__) || defined(EMU_UCONTEXT)
 #include <ucontext.h>

@@ -2,7 +2,7 @@
 // work.
 #include <algorithm>
 
-#include "tests/emu/stream.h"
+#include "stream.h"
 
 namespace emu {
 namespace {

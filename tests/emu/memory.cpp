@@ -10,10 +10,10 @@
 #include <map>
 #include <mutex>
 
-#include "tests/emu/block.h"
-#include "tests/emu/runtime.h"
-#include "tests/emu/sanitizer.h"
-#include "tests/emu/text.h"
+#include "block.h"
+#include "runtime.h"
+#include "sanitizer.h"
+#include "text.h"
 
 namespace emu {
 namespace {

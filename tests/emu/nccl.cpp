@@ -20,8 +20,8 @@
 #include <thread>
 #include <vector>
 
-#include "tests/emu/runtime.h"
-#include "tests/emu/text.h"
+#include "runtime.h"
+#include "text.h"
 
 namespace emu {
 namespace {

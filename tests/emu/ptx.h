@@ -1,11 +1,11 @@
-// The functions of runtime/ptx.cuh that are inline assembly there. Fragment layouts are from the PTX ISA,
+// The functions that are inline assembly in the project (its runtime/ptx.cuh). Fragment layouts are from the PTX ISA,
 // section "Matrix fragments for mma.m16n8k16" and "ldmatrix".
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#include "tests/emu/device.h"
+#include "device.h"
 
 namespace emu {
 

@@ -1,5 +1,5 @@
 // The rest of the CUDA runtime: settings, errors, properties, launches, copies.
-#include "tests/emu/runtime.h"
+#include "runtime.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -9,8 +9,8 @@
 #include <memory>
 #include <mutex>
 
-#include "tests/emu/block.h"
-#include "tests/emu/text.h"
+#include "block.h"
+#include "text.h"
 
 namespace emu {
 

@@ -5,8 +5,8 @@
 #include <functional>
 #include <string>
 
-#include "tests/emu/emu.h"
-#include "tests/emu/engine.h"
+#include "emu.h"
+#include "engine.h"
 
 namespace emu {
 

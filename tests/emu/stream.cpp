@@ -1,6 +1,6 @@
 // Streams and events. Eager: work runs when it is submitted. Lazy: when somebody waits for it, so that a
 // missing wait shows as stale data.
-#include "tests/emu/stream.h"
+#include "stream.h"
 
 #include <chrono>
 #include <condition_variable>

@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "tests/emu/runtime.h"
+#include "runtime.h"
 
 namespace emu {
 

@@ -7,10 +7,10 @@
 
 #include <cstdio>
 
+#include "emu.h"
 #include "runtime/ptx.cuh"
-#include "tests/emu/cuda_test.h"
-#include "tests/emu/emu.h"
-#include "tests/emu/sanitizer.h"
+#include "sanitizer.h"
+#include "tests/cuda/cuda_test.h"
 
 namespace tapernorm {
 
@@ -237,7 +237,7 @@ TEST_CASE("emu: barriers that not all threads reach") {
     check_report([&] { run.template operator()<return_before_barrier>(); },
                  {"kernel return_before_barrier <<<(2, 1, 1), (64, 1, 1), 0>>>", "block (0, 0, 0)",
                   "threads returned before a block barrier", "threads 0-39 wait in __syncthreads at",
-                  "test_emu_misuse.cpp:", "threads 40-63 returned"});
+                  "test_misuse.cpp:", "threads 40-63 returned"});
     check_report([&] { run.template operator()<two_barriers>(); },
                  {"kernel two_barriers", "thread (32, 0, 0)", "two different barriers: this one in __syncthreads_or",
                   "thread 0 in __syncthreads at"});
@@ -505,13 +505,13 @@ TEST_CASE("emu child: shared overrun" * doctest::skip()) { run_child<shared_over
 
 TEST_CASE("emu: sanitizers name the line of the kernel") {
 #ifdef EMU_TSAN
-    check_child("emu child: race", {"SUMMARY: ThreadSanitizer: data race tests/test_emu_misuse.cpp:", "in race"});
+    check_child("emu child: race", {"SUMMARY: ThreadSanitizer: data race tests/test_misuse.cpp:", "in race"});
     check_child("emu child: warp race",
-                {"SUMMARY: ThreadSanitizer: data race tests/test_emu_misuse.cpp:", "in race_in_warp"});
+                {"SUMMARY: ThreadSanitizer: data race tests/test_misuse.cpp:", "in race_in_warp"});
     check_child("emu child: no race", {"SUCCESS"});
 #else
-    check_child("emu child: overrun", {"use-after-poison", "in overrun tests/test_emu_misuse.cpp:"});
-    check_child("emu child: shared overrun", {"use-after-poison", "in shared_overrun tests/test_emu_misuse.cpp:"});
+    check_child("emu child: overrun", {"use-after-poison", "in overrun tests/test_misuse.cpp:"});
+    check_child("emu child: shared overrun", {"use-after-poison", "in shared_overrun tests/test_misuse.cpp:"});
 #endif
 }
 #endif

@@ -4,7 +4,7 @@
 #include <doctest/doctest.h>
 
 #include "runtime/ptx.cuh"
-#include "tests/emu/cuda_test.h"
+#include "tests/cuda/cuda_test.h"
 
 namespace tapernorm {
 
@@ -298,12 +298,12 @@ CUDA_TEST("cuda: an empty grid is no work; names, sites and limits are in the er
         error = e.what();
     }
     for (const char* part :
-         {"kernel fill_kernel <<<(1, 1, 1), (2048, 1, 1), 0>>>", "test_emu.cpp:", "does not fit this GPU"})
+         {"kernel fill_kernel <<<(1, 1, 1), (2048, 1, 1), 0>>>", "test_cuda_runtime.cpp:", "does not fit this GPU"})
         CHECK_MESSAGE(error.find(part) != std::string::npos, error);
     const char* const signatures[] = {
         "const char* kernel_signature() [with auto kernel = {anonymous}::fill_kernel]",
         "const char *kernel_signature() [kernel = &(anonymous namespace)::fill_kernel]",
-        "const char *kernel_signature<kernel>() [with auto kernel = _GLOBAL__N__5d_12_test_emu_cpp_d6_747::fill_kernel]"};
+        "const char *kernel_signature<kernel>() [with auto kernel = _GLOBAL__N__5d_12_test_cuda_runtime_cpp_d6_747::fill_kernel]"};
     for (const char* signature : signatures) CHECK(readable_kernel_name(signature) == "fill_kernel");
     launch<fill_kernel>(1, 32, 0, dev.stream, x.data(), 2.0f, 4);  // the refused launch leaves nothing behind
     CHECK(x.values() == std::vector<float>{2, 2, 2, 2});

@@ -5,7 +5,7 @@
 
 #include <cstring>
 
-#include "tests/emu/cuda_test.h"
+#include "tests/cuda/cuda_test.h"
 #ifdef CUDA_EMU
 #include <nccl.h>
 #include <sys/wait.h>
@@ -13,7 +13,7 @@
 
 #include <thread>
 
-#include "tests/emu/emu.h"
+#include "emu.h"
 #endif
 
 namespace tapernorm {

@@ -1,0 +1,65 @@
+#!/bin/sh
+# Who may include whom (CONTRIBUTING.md, House rules), by the #include lines of all sources but tests/ and dev/.
+#   tests/check_includes.sh [FOLDER OF THE PROJECT]
+set -eu
+cd "${1:-$(dirname "$0")/..}"
+awk '
+function room(file) {
+    if (file in program) return "a program"
+    if (file == "tapernorm.cuh") return "ops"
+    return file ~ "/" ? substr(file, 1, index(file, "/") - 1) : "no room"
+}
+function stem(file) { sub(/\.[a-z]*$/, "", file); return file }
+function error(text) { print text > "/dev/stderr"; failed = 1 }
+
+# A .cpp file belongs to the header of its name (x_more.cpp to x.h too), else to the headers of its room that it includes.
+function belongs(source,    list, n, i, own) {
+    n = split(includes[source], list, " ")
+    for (i = 1; i <= n; i++) if (index(source, stem(list[i])) == 1) own = list[i]
+    for (i = 1; i <= n; i++)
+        if (own ? list[i] == own : room(list[i]) == room(source)) sources[list[i]] = sources[list[i]] " " source
+}
+# Marks all that the program is made of: what it includes, and the .cpp files that belong to these headers.
+function reach(file, program,    list, n, i) {
+    if ((file, program) in reached) return
+    reached[file, program] = 1
+    n = split(includes[file] sources[file], list, " ")
+    for (i = 1; i <= n; i++) reach(list[i], program)
+}
+
+FNR == 1 { files[++count] = FILENAME }
+/^int main\(/ { program[FILENAME] = 1 }
+/^ *# *include *"/ {
+    split($0, part, "\"")
+    includes[FILENAME] = includes[FILENAME] " " part[2]
+    line[FILENAME, part[2]] = FNR
+}
+END {
+    knows["runtime"] = " runtime "
+    knows["io"] = " io runtime "
+    knows["ops"] = " ops runtime "
+    knows["model"] = " model ops io runtime "
+    knows["inference"] = " inference model ops io runtime "
+    knows["data"] = " data io runtime "
+    knows["a program"] = " data inference model ops io runtime "
+    knows["train"] = knows["a program"] "train "
+    for (i = 1; i <= count; i++) {
+        file = files[i]
+        may = file == "train_gpt.cu" ? knows["train"] : knows[room(file)]
+        n = split(includes[file], list, " ")
+        for (k = 1; k <= n; k++)
+            if (!index(may, " " room(list[k]) " "))
+                error(file ":" line[file, list[k]] ": includes " list[k] "; " room(file) " may include:" may)
+        if (file ~ /\.cpp$/ && !(file in program)) belongs(file)
+    }
+    for (p in program) reach(p, p)
+    for (i = 1; i <= count; i++) {
+        file = files[i]
+        users = 0
+        for (p in program) if ((file, p) in reached) { users++; user = p }
+        if (file ~ /^(io|model|runtime)\// && file !~ /^model\/(export|modeling_tapernorm)\./ && users == 1)
+            error(file ": only " user " uses it; what one program alone uses lives with that program")
+    }
+    exit failed
+}' $(find . -type f \( -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' \) |
+    sed 's,^\./,,' | grep -E '^(io|ops|runtime|model|inference|train|data)/|^[^/]*$' | sort)

@@ -1,0 +1,117 @@
+# CUDA: where it is, and the tests of the CUDA code. Included by the Makefile.
+#
+# make emu-test            every kernel on the CPU, through the stand-in of tests/emu; needs the CUDA Toolkit's headers, no GPU
+# make emu-schedules       the same in other orders of threads, with streams that run as late as they may
+# make emu-asan, emu-tsan  the same under AddressSanitizer and ThreadSanitizer
+# make cuda-compile-check  all that nvcc ever compiles, warnings as errors, and the table of registers of every kernel
+# make kernel-table        writes that table to dev/results/kernel-resources.md
+# make gpu-test            on a GPU: the tests, the programs, both under compute-sanitizer
+
+# nvcc and cuBLASLt, where there are both. The programs then run on a GPU, and where they find none, on the CPU.
+comma := ,
+NVCC ?= $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_HOME ?= $(if $(NVCC),$(abspath $(dir $(realpath $(NVCC)))..),/usr/local/cuda)
+CUDA_INCLUDE = $(CUDA_HOME)/include
+CUDA_LIB = $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/lib))
+# NCCL, for many GPUs, where it is: beside CUDA or in the system's folders.
+HAVE_NCCL := $(and $(call have_headers,nccl.h,-isystem $(CUDA_INCLUDE)),$(wildcard \
+               $(CUDA_LIB)/libnccl.so /usr/lib/$(ARCH)-linux-gnu/libnccl.so /usr/lib64/libnccl.so),1)
+NCCL = $(if $(HAVE_NCCL),-DHAVE_NCCL)
+GPU_LIBS = -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcublasLt $(if $(HAVE_NCCL),-lnccl) -lcudart_static -lrt -ldl -lpthread
+ifneq ($(USE_CUDA),0)
+HAVE_CUDA := $(and $(NVCC),$(wildcard $(CUDA_INCLUDE)/cublasLt.h),$(wildcard $(CUDA_LIB)/libcublasLt.so),1)
+endif
+
+# For the GPUs of this machine; where it has none, sm_80's code for every newer one (compiled at the first start).
+GPU ?= $(if $(shell nvidia-smi -L 2>/dev/null),native,80)
+gencode = -gencode arch=compute_$(1),code=sm_$(1)
+newest = $(lastword $(GPU))
+GPU_FLAGS = $(if $(filter native,$(GPU)),-arch=native,$(foreach g,$(GPU),$(call gencode,$(g))) \
+            -gencode arch=compute_$(newest)$(comma)code=compute_$(newest))
+NVCC_HOST = $(foreach f,$(filter-out -std=% -O% -Werror,$(CXXFLAGS)),-Xcompiler=$(f))
+NVCC_FLAGS = -std=c++20 -O3 --threads 0 -DTN_CUDA $(NCCL) $(CPPFLAGS) $(NVCC_HOST) -ccbin $(CXX)
+# How the programs are compiled and linked, and what --version says.
+ifdef HAVE_CUDA
+COMPILE_CU = $(NVCC) $(NVCC_FLAGS) $(GPU_FLAGS)
+CUDA_LIBS = $(GPU_LIBS)
+CUDA_VERSION_FLAGS = -DTN_CUDA $(NCCL) -isystem $(CUDA_INCLUDE)
+else
+COMPILE_CU = $(CXX) $(CPPFLAGS) $(CXXFLAGS) -x c++
+endif
+
+# ---- on the CPU, through the stand-in -------------------------------------------------------------------------------
+# tests/emu is a project of its own: a static library that stands in for CUDA's, with its own tests. EMU_SANITIZE=address or
+# thread builds it, the kernels and their tests for that sanitizer.
+.PHONY: emu-programs emu-test emu-schedules emu-asan emu-tsan cuda-compile-check kernel-table gpu-test
+EMU_SANITIZE ?= $(SANITIZE)
+EMU = $(BUILD)/emu$(EMU_SANITIZE:%=-%)
+EMU_MAKE = $(MAKE) -C tests/emu BUILD="$(abspath $(EMU))" SANITIZE="$(EMU_SANITIZE)" CUDA_INCLUDE="$(CUDA_INCLUDE)"
+EMU_LINK = -fsanitize=alignment $(EMU_SANITIZE:%=-fsanitize=%) -lrt -ldl -lpthread
+EMU_CXX = $(CXX) -std=c++20 -O2 -g1 -fno-math-errno -fno-strict-aliasing -fsanitize=alignment \
+          -fno-sanitize-recover=alignment $(EMU_SANITIZE:%=-fsanitize=% -fno-omit-frame-pointer) -fopenmp $(WARNINGS) \
+          -Wno-unknown-pragmas -DTN_CUDA -DCUDA_EMU -DHAVE_NCCL -Itests/emu $(CPPFLAGS) -isystem $(CUDA_INCLUDE)
+$(eval $(call objects,$(EMU),$(EMU_CXX),$(EMU_CXX) -x c++))
+CUDA_TESTS = $(wildcard tests/cuda/*.cpp)
+EMU_TESTS = $(patsubst %.cpp,$(EMU)/%.o,$(CUDA_TESTS) tests/main.cpp)
+$(EMU_TESTS): | need-tests
+
+# Made by a make of its own, which knows what is new.
+$(EMU)/libemu.a: FORCE
+	+$(EMU_MAKE) "$(abspath $@)"
+$(EMU)/run_emu_tests: FORCE $(EMU)/libemu.a
+	+$(EMU_MAKE) "$(abspath $@)"
+$(EMU)/run_cuda_tests: $(EMU_TESTS) | $(EMU)/train_gpt $(EMU)/infer
+$(EMU)/train_gpt $(EMU)/infer: %: %.o
+$(EMU)/run_cuda_tests $(EMU)/train_gpt $(EMU)/infer: $(TRAIN) $(LIBRARY) $(EMU)/libemu.a
+	$(CXX) $(LDFLAGS) $(filter %.o,$^) $(EMU)/libemu.a $(LDLIBS) $(MPI_LIBS) $(EMU_LINK) -o $@
+
+# Under the sanitizers and in other orders: without the longest training runs, under ThreadSanitizer without any. (Their CPU
+# side must be of one thread there: ThreadSanitizer does not know OpenMP.)
+EMU_LONG = cuda trainer: 30 updates*,cuda trainer: runs are equal*,cuda trainer: recomputation*
+emu-tsan: EMU_LONG = cuda trainer*,cuda: the model file*,cuda decoding: the same graph*
+emu_run = $(1) $(2)/run_emu_tests && $(1) $(2)/run_cuda_tests
+HAVE_EMU := $(call have_headers,cublasLt.h nccl.h,-isystem $(CUDA_INCLUDE))
+ifeq ($(HAVE_EMU),1)
+emu-programs: $(EMU)/run_cuda_tests $(EMU)/run_emu_tests
+emu-test: emu-programs
+	$(call emu_run,,$(EMU))
+emu-schedules: emu-programs
+	$(call emu_run,EMU_ORDER=backward EMU_LAZY=1,$(EMU)) -tce="$(EMU_LONG)"
+	$(call emu_run,EMU_ORDER=1 EMU_LAZY=1,$(EMU)) -tce="$(EMU_LONG)"
+emu-asan:
+	$(MAKE) emu-programs EMU_SANITIZE=address
+	$(call emu_run,,$(BUILD)/emu-address) -tce="$(EMU_LONG)"
+emu-tsan:
+	$(MAKE) emu-programs EMU_SANITIZE=thread
+	$(call emu_run,,$(BUILD)/emu-thread) -tce="$(EMU_LONG)"
+else
+emu-programs emu-test emu-schedules emu-asan emu-tsan:
+	@echo "$@: skipped: no cublasLt.h and nccl.h in $(CUDA_INCLUDE); set CUDA_HOME to a CUDA Toolkit (12 or later)"
+endif
+
+# ---- by nvcc --------------------------------------------------------------------------------------------------------
+# Every kernel for three architectures, where none may spill registers. The table is compared with the committed one, which must
+# list the same kernels.
+CHECK = $(BUILD)/compile_check
+NVCC_CHECK = $(NVCC) $(NVCC_FLAGS) --Werror all-warnings -Xcompiler=-Werror -x cu
+$(eval $(call objects,$(CHECK),$(NVCC_CHECK),$(NVCC_CHECK)))
+CHECKED = $(patsubst %,$(CHECK)/%.o,$(basename $(CUDA_TESTS) infer.cu $(wildcard dev/bench_*.cu)))
+$(CHECKED): EXTRA = $(call gencode,80)
+$(CHECKED): | need-tests
+$(CHECK)/train_gpt.o: EXTRA = $(foreach g,80 90 100,$(call gencode,$(g))) -Xptxas -v 2> $(CHECK)/kernels.log
+COMMITTED_TABLE = dev/results/kernel-resources.md
+cuda-compile-check: $(CHECKED) $(CHECK)/kernel-resources.md
+$(CHECK)/kernel-resources.md: $(CHECK)/train_gpt.o dev/kernel_resources.py $(COMMITTED_TABLE)
+	dev/kernel_resources.py $(CHECK)/kernels.log $@ $(COMMITTED_TABLE)
+kernel-table: $(CHECK)/train_gpt.o
+	dev/kernel_resources.py $(CHECK)/kernels.log $(COMMITTED_TABLE)
+
+# ---- on a GPU -------------------------------------------------------------------------------------------------------
+# The same tests as on the stand-in, the programs, and both under compute-sanitizer.
+NVCC_GPU = $(NVCC) $(NVCC_FLAGS) $(GPU_FLAGS)
+$(eval $(call objects,$(BUILD)/gpu,$(NVCC_GPU) -x cu,$(NVCC_GPU)))
+$(BUILD)/gpu/run_cuda_tests: $(CUDA_TESTS:%.cpp=$(BUILD)/gpu/%.o) $(BUILD)/tests/main.o $(TRAIN) $(LIBRARY)
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(GPU_LIBS) -o $@
+gpu-test:
+	$(MAKE) $(BUILD)/gpu/run_cuda_tests $(PROGRAMS) GPU=native
+	dev/gpu_test.sh $(BUILD)/gpu/run_cuda_tests

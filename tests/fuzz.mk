@@ -1,0 +1,92 @@
+# Fuzzing, races of threads, crashes, and what `make test-all` adds to `make test`. Included by the Makefile.
+#
+# make test-rest    what make test-all runs beside make test
+# make fuzz         the readers of tests/fuzz under libFuzzer, AddressSanitizer and UBSan (clang), FUZZ_SECONDS=600 each
+# make fuzz-replay  the same readers, by any compiler, on their seeds and on RUNS changed ones, the same each time
+# make tsan         the CPU's threads under ThreadSanitizer (clang)
+# make crash-test   200 kills -9 at random moments of a run; make test has ten
+# make o0-test      the CPU's tests without optimization, where two types of one name (an ODR violation) are an error
+.PHONY: test-rest fuzz fuzz-replay-programs fuzz-replay tsan crash-test o0-test
+test-rest:
+	$(MAKE) o0-test
+	$(MAKE) fuzz-replay RUNS=2000
+	$(MAKE) emu-schedules
+	$(MAKE) emu-asan
+	$(MAKE) emu-tsan
+	$(if $(HAVE_CUDA),$(MAKE) cuda-compile-check)
+
+FUZZ_CXX ?= $(firstword $(shell command -v clang++ clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++-14))
+FUZZ_TARGETS = $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
+SANITIZED = -std=c++20 -fno-math-errno -fno-omit-frame-pointer -Wall -Wextra -Wno-unknown-pragmas
+# No OpenMP but its number of threads, 1, so that a finding can be repeated; and the inner loops as they are shipped.
+FUZZ_OBJECTS = $(patsubst %.cpp,$(1)/%.o,$(LIBRARY_SOURCES) $(TRAIN_SOURCES)) $(LEAVES:%=$(BUILD)/%)
+
+# From the seeds of dev/fuzz_seeds.sh and what earlier runs found (build/fuzz/corpus).
+FUZZ = $(BUILD)/fuzz
+FUZZ_SECONDS ?= 600
+FUZZ_COMMAND = $(FUZZ_CXX) $(CPPFLAGS) $(SANITIZED) -O1 -g1 -fsanitize=fuzzer-no-link,address,undefined \
+               -fno-sanitize-recover=undefined -Wno-pass-failed
+$(eval $(call objects,$(FUZZ),$(FUZZ_COMMAND),$(FUZZ_COMMAND) -x c++))
+$(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%): $(FUZZ)/fuzz_%: $(FUZZ)/tests/fuzz/fuzz_%.o $(call FUZZ_OBJECTS,$(FUZZ))
+	$(FUZZ_CXX) -fsanitize=fuzzer,address,undefined $^ $(LDLIBS) -lgomp -o $@
+HAVE_FUZZER = $(if $(FUZZ_CXX),$(shell printf '%s\n' '%:include <omp.h>' \
+    'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return omp_get_thread_num(); }' | \
+    $(FUZZ_CXX) -x c++ -fsanitize=fuzzer,address - -lgomp -o /dev/null 2>/dev/null && echo 1))
+ifneq ($(filter fuzz,$(MAKECMDGOALS)),)
+ifeq ($(HAVE_FUZZER),1)
+fuzz: $(PROGRAMS) bpe_train $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%)
+	dev/fuzz.sh $(FUZZ) $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+else
+fuzz:
+	@echo "fuzz: skipped: no clang with libFuzzer (packages clang, libclang-rt-dev and libomp-dev)"
+endif
+endif
+
+REPLAY = $(BUILD)/fuzz-replay
+RUNS ?= 2000
+REPLAY_COMMAND = $(CXX) $(CPPFLAGS) $(SANITIZED) -O0 -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+                 -Wno-format-security -Werror
+$(eval $(call objects,$(REPLAY),$(REPLAY_COMMAND),$(REPLAY_COMMAND) -x c++))
+REPLAYED = $(FUZZ_TARGETS:%=$(REPLAY)/fuzz_%)
+$(REPLAYED): $(REPLAY)/fuzz_%: $(REPLAY)/tests/fuzz/fuzz_%.o $(REPLAY)/tests/fuzz/replay.o $(call FUZZ_OBJECTS,$(REPLAY))
+	$(CXX) -fsanitize=address,undefined $^ $(LDLIBS) -lgomp -o $@
+fuzz-replay-programs: $(PROGRAMS) bpe_train $(REPLAYED)
+fuzz-replay: fuzz-replay-programs
+	dev/fuzz_seeds.sh $(REPLAY)/seeds
+	@[ -w /dev/shm ] && export TMPDIR=/dev/shm; set -e; for target in $(FUZZ_TARGETS); do \
+	    echo "fuzz_$$target: seeds and $(RUNS) changed ones"; \
+	    $(REPLAY)/fuzz_$$target $(REPLAY)/seeds/$$target $(RUNS) >/dev/null; done
+
+# Ops, model, training and ranks with several threads, by Clang: its OpenMP runtime tells ThreadSanitizer of its barriers
+# (Archer), GCC's does not.
+TSAN = $(BUILD)/tsan
+TSAN_CXX ?= $(FUZZ_CXX)
+TSAN_COMMAND = $(TSAN_CXX) $(CPPFLAGS) $(SANITIZED) -O1 -g1 -fopenmp -fsanitize=thread -Wno-pass-failed
+$(eval $(call objects,$(TSAN),$(TSAN_COMMAND),$(TSAN_COMMAND) -x c++))
+TSAN_TESTS = $(patsubst %,tests/%.cpp,main test_decoder test_matmul test_model test_ops test_panels test_ranks test_tapernorm)
+$(TSAN)/run_tests: $(patsubst %.cpp,$(TSAN)/%.o,$(TSAN_TESTS) $(LIBRARY_SOURCES) $(TRAIN_SOURCES)) $(LEAVES:%=$(TSAN)/%)
+	$(TSAN_CXX) -fopenmp -fsanitize=thread $^ $(LDLIBS) -o $@
+ARCHER = $(if $(TSAN_CXX),$(wildcard $(shell $(TSAN_CXX) -print-resource-dir)/../../libarcher.so))
+tsan:
+ifneq ($(filter tsan,$(MAKECMDGOALS)),)
+ifneq ($(ARCHER),)
+tsan: $(TSAN)/run_tests
+	OMP_WAIT_POLICY=passive OMP_TOOL_LIBRARIES=$(ARCHER) TSAN_OPTIONS="ignore_noninstrumented_modules=1 $$TSAN_OPTIONS" $<
+else
+	@echo "tsan: skipped: no clang with OpenMP's tool Archer (packages clang and libomp-dev)"
+endif
+endif
+
+crash-test: $(PROGRAMS) $(BUILD)/run_tests
+	CRASH_KILLS=200 $(BUILD)/run_tests -tc="crash*"
+
+# Without optimization every function is called as it was compiled last: two types of one name then crash. The inner loops are
+# those that are shipped. -flto compares the types and functions of all files.
+O0 = $(BUILD)/O0
+O0_FLAGS = $(filter-out $(OPT),$(CXXFLAGS)) -O0 -flto
+$(eval $(call objects,$(O0),$(CXX) $(CPPFLAGS) $(O0_FLAGS),$(CXX) $(CPPFLAGS) $(O0_FLAGS) -x c++))
+$(O0)/train/ranks/mpi_link.o: EXTRA = $(MPI)
+$(O0)/run_tests: $(patsubst %.cpp,$(O0)/%.o,$(wildcard tests/*.cpp) $(LIBRARY_SOURCES) $(TRAIN_SOURCES)) $(LEAVES:%=$(BUILD)/%)
+	$(CXX) $(LDFLAGS) -O0 -flto=auto -Wodr -Wlto-type-mismatch -Werror=odr -Werror=lto-type-mismatch $^ $(LDLIBS) $(MPI_LIBS) -o $@
+o0-test: $(PROGRAMS) $(O0)/run_tests
+	$(O0)/run_tests
