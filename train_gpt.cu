@@ -20,6 +20,7 @@
 #include <cstring>
 #include <deque>
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <memory>
@@ -30,6 +31,7 @@
 #include "data/stories.h"
 #include "inference/generate.cuh"
 #include "inference/hellaswag.cuh"
+#include "io/atomic_file.h"
 #include "io/options.h"
 #include "io/terminal.h"
 #include "io/tokenizer.h"
@@ -108,12 +110,12 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH", .default_text = "--init's, else bytes",
            .help = "bytes, or a folder with GPT-2's vocab.json and merges.txt; it is stored in the model"});
     o.add({.short_name = "-o", .long_name = "--out", .to = &s.out, .metavar = "FILE",
-           .help = "the model; the state to resume from and the log are written beside it"});
+           .help = "the model; the state to resume from, the log and the settings for --config are written beside it"});
     o.add({.long_name = "--init", .to = &s.init, .metavar = "PATH", .default_text = "random",
            .help = "start from the weights of this model: a file of this program, the folder of a Hugging Face GPT-2, or a "
                    "checkpoint of llm.c"});
     o.add({.short_name = "-y", .long_name = "--resume", .to = &s.resume,
-           .help = "go on from the state beside -o, with its flags; flags given now replace them"});
+           .help = "resume the run saved next to -o; flags given here (or by --config) override the saved ones"});
     o.add({.short_name = "-n", .long_name = "--checkpoint-every", .to = &s.checkpoint_every, .metavar = "N",
            .default_text = "end only", .help = "updates between checkpoints"});
     o.add({.long_name = "--keep", .to = &s.keep, .metavar = "K", .range = {.low = 1, .high = Checkpoints::kMost},
@@ -156,13 +158,15 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--beta2", .to = &s.beta2, .range = {.low = 0, .high = 1, .high_open = true},
            .help = "AdamW's second decay rate"});
     o.add({.long_name = "--clip", .to = &s.clip, .range = {.low = 0}, .help = "largest gradient norm; 0: no clipping"});
-    o.add({.short_name = "-sl", .long_name = "--skip-loss-z", .to = &s.skip_loss_z, .metavar = "Z",
-           .range = {.low = 0}, .help = "skip updates whose loss is Z deviations above the last 128; 0: never"});
-    o.add({.short_name = "-sg", .long_name = "--skip-grad", .to = &s.skip_grad, .metavar = "X", .range = {.low = 0},
-           .help = "skip updates whose gradient norm is X times the median of the last 32, or no number; 0: never"});
+    o.add({.long_name = "--skip-loss-z", .to = &s.skip_loss_z, .metavar = "Z", .range = {.low = 0},
+           .help = "skip an update if its loss is more than Z standard deviations above the mean of the last 128 (0: off)",
+           .retired = "-sl"});
+    o.add({.long_name = "--skip-grad", .to = &s.skip_grad, .metavar = "X", .range = {.low = 0},
+           .help = "skip an update if its gradient norm exceeds X times the median of the last 32, or is NaN or Inf (0: off)",
+           .retired = "-sg"});
     o.section("TaperNorm");
-    o.add({.short_name = "-g", .long_name = "--gate", .to = &s.gate, .choices = {"norm", "taper", "taper-all"},
-           .help = "norm: the baseline; taper: every norm but the last goes; taper-all: all go"});
+    o.add({.short_name = "-g", .long_name = "--gate-mode", .to = &s.gate, .choices = {"norm", "taper", "taper-all"},
+           .help = "norm: the baseline; taper: every norm but the last goes; taper-all: all go", .alias = "--gate"});
     o.add({.long_name = "--gate-warmup", .to = &s.gate_warmup, .default_text = "5%; 20% with --scale-loss 0",
            .help = "updates with g = 1, which calibrate"});
     o.add({.long_name = "--gate-end", .to = &s.gate_end, .default_text = "40%; 80% with --scale-loss 0",
@@ -216,8 +220,8 @@ static void adopt_shape(Settings& s, const Options& now, const std::string& path
     if (now.given("--norm") && s.norm != norm_name(c.norm))
         fail("--norm: expected %s, which %s has, found %s; leave the flag out", norm_name(c.norm), path.c_str(),
              s.norm.c_str());
-    if (s.resume && now.given("--gate") && s.gate != gate_mode_name(c.mode))
-        fail("--gate: expected %s, as the run in %s has it, found %s; leave the flag out", gate_mode_name(c.mode),
+    if (s.resume && now.given("--gate-mode") && s.gate != gate_mode_name(c.mode))
+        fail("--gate-mode: expected %s, as the run in %s has it, found %s; leave the flag out", gate_mode_name(c.mode),
              path.c_str(), s.gate.c_str());
     if (now.given("--seq-len") && s.T > c.T)
         fail("--seq-len: expected at most the %zu positions of %s, found %zu", c.T, path.c_str(), s.T);
@@ -828,6 +832,7 @@ std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, co
 // Everything a run needs besides the trainer.
 struct Run {
     std::vector<std::string> arguments;  // the flags, for the state file
+    std::string settings;                // all settings, for the file of them beside the model
     TokenSource train, val;
     std::unique_ptr<SafetensorsFile> state;        // to resume from
     std::map<std::string, std::string> tokenizer;  // as the model file stores it
@@ -846,6 +851,7 @@ static std::string beside(const std::string& out, const std::string& ending) {
 }
 static std::string state_path(const Settings& s) { return beside(s.out, ".state.bin"); }
 static std::string log_path(const Settings& s) { return beside(s.out, ".log.jsonl"); }
+static std::string settings_path(const Settings& s) { return beside(s.out, ".toml"); }
 
 // Tensors on their way to a state file, in rank 0's memory; on the CPU, what is whole there is not copied. All ranks that
 // keep a part of the state call these.
@@ -1004,6 +1010,9 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run) {
         save_model(t.settings.out, info, model.params);
     else
         save_model(t.settings.out, info, host->tensors);
+    AtomicFile settings(settings_path(t.settings));
+    settings.write(run.settings.data(), run.settings.size());
+    settings.commit();
 }
 
 // In the middle of a run: a disk that is full now may have room again later, and the checkpoint of before is whole.
@@ -1357,7 +1366,7 @@ static Run open_run(const Settings& s, const std::optional<Start>& start) {
             "--val: the part of %s to validate on has %zu tokens, one sequence needs %zu (-t %zu and its last target); use "
             "a longer text, a smaller -t or a text of its own",
             val.name().c_str(), val.size(), s.T + 1, s.T);
-    Run run{{}, train, val, nullptr, {}, tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
+    Run run{{}, {}, train, val, nullptr, {}, tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
     if (tokenizer) run.tokenizer = tokenizer->metadata();
     if (corpus.from_shards() && guess) {
         run.tokenizer = tokenizer ? std::map<std::string, std::string>{{"tokenizer", "gpt2"}} : start->tokenizer;
@@ -1385,6 +1394,11 @@ static std::unique_ptr<SafetensorsFile> open_state(const Settings& s, Checkpoint
     return state;
 }
 
+// Two-letter flags, which old states may have, by their present names.
+static std::string present_name(const std::string& flag) {
+    return flag == "-sg" ? "--skip-grad" : flag == "-sl" ? "--skip-loss-z" : flag;
+}
+
 // The flags of the run that wrote the state, then those given now (`arguments`, which becomes all of them): the last one
 // counts. The gate's updates stay, also where they were fractions of a run that -x makes longer now. Returns all options.
 static Options resume_settings(Settings& s, std::vector<std::string>& arguments, const SafetensorsFile& state) {
@@ -1392,7 +1406,7 @@ static Options resume_settings(Settings& s, std::vector<std::string>& arguments,
     std::vector<std::string> all;
     std::string lines = state_metadata(state, "arguments");
     for (size_t end; (end = lines.find('\n')) != std::string::npos; lines.erase(0, end + 1))
-        all.push_back(lines.substr(0, end));
+        all.push_back(present_name(lines.substr(0, end)));
     all.insert(all.end(), {"--gate-warmup", state_metadata(state, "gate_warmup"), "--gate-end",
                            state_metadata(state, "gate_end")});
     if (state.metadata().count("total_batch"))
@@ -1409,13 +1423,27 @@ static Options resume_settings(Settings& s, std::vector<std::string>& arguments,
     }
     s.out = now.out, s.resume = true;
     s.gpus = now.gpus;  // the ranks run already
-    arguments = all;
+    arguments = options.arguments();
     return options;
 }
 
-// Before hours of work: what the run writes can be written, and none of it is a corpus.
+// The settings of a run as a file, with which --config starts the same run again: as they were asked for, so that lengths
+// which are parts of the run stay parts of it, but complete.
+constexpr char kSettingsHeader[] = "# Settings of a run of train_gpt, for ./train_gpt --config";
+
+static std::string settings_text(Settings asked, const Settings& complete) {
+    asked.total_batch = complete.total_batch;
+    asked.depth.clear(), asked.resume = false;  // the shape stands in its sizes
+    return strprintf("%s\n", kSettingsHeader) + make_options(asked).config();
+}
+
+// Before hours of work: what the run writes can be written, and none of it is a corpus or somebody's own settings.
 static void check_outputs(const Settings& s) {
-    for (const std::string& out : {s.out, state_path(s), log_path(s)}) {
+    std::ifstream settings(settings_path(s));
+    if (std::string line; std::getline(settings, line) && !line.starts_with(kSettingsHeader))
+        fail("--out: the settings of this run would replace %s, which train_gpt has not written; expected another name",
+             settings_path(s).c_str());
+    for (const std::string& out : {s.out, state_path(s), log_path(s), settings_path(s)}) {
         std::error_code ignored;
         for (const std::string& corpus : {s.train, s.val})
             if (std::filesystem::equivalent(out, corpus, ignored))
@@ -1431,7 +1459,7 @@ static void check_outputs(const Settings& s) {
     Options options = make_options(s);
     if (!options.parse(argc, argv)) return 0;
     if (s.gpus > 1) ranks.fork_local(s.gpus);
-    std::vector<std::string> arguments(argv + 1, argv + argc);
+    std::vector<std::string> arguments = options.arguments();
     std::unique_ptr<SafetensorsFile> state;
     std::unique_ptr<ModelFile> init;
     Checkpoints checkpoints(state_path(s));
@@ -1454,11 +1482,12 @@ static void check_outputs(const Settings& s) {
     if (unanchored && !given("--gate-warmup")) s.gate_warmup = fraction_of_run(0.2);
     if (unanchored && !given("--gate-end")) s.gate_end = fraction_of_run(0.8);
     for (const char* flag : {"--n-layer", "--n-head", "--n-embd"})
-        if (options.given("--model") && options.given(flag))
+        if (options.given("--model") && options.given(flag) && (options.typed(flag) || !options.typed("--model")))
             fail("--model and %s: expected one of them, found both", flag);
     if (start && !options.given("--model")) s.depth.clear();
     if (!s.depth.empty()) set_shape_by_depth(s.depth, s.L, s.NH, s.C);
     if (start) adopt_shape(s, options, start->path, start->config);
+    const Settings asked = s;
     complete_settings(s, ranks);
     ranks.set_time_limit(s.rank_timeout);
     if (ranks.first()) check_outputs(s);
@@ -1473,6 +1502,7 @@ static void check_outputs(const Settings& s) {
     Settings shown = s;
     std::printf("%s\n", make_options(shown).table().c_str());
     Run run = open_run(s, start);
+    run.settings = settings_text(asked, s);
     run.arguments = arguments, run.state = std::move(state), run.init = std::move(init);
     run.checkpoints = checkpoints;
     const Config config = make_config(s, run, start);

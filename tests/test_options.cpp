@@ -39,10 +39,11 @@ Options table_of(Settings* s) {
     options.add({.long_name = "--seed", .to = &s->seed, .help = "of all random numbers"});
     options.section("TaperNorm");
     options.add({.short_name = "-g",
-                 .long_name = "--gate",
+                 .long_name = "--gate-mode",
                  .to = &s->gate,
                  .choices = {"norm", "taper", "taper-all"},
-                 .help = "which sites taper"});
+                 .help = "which sites taper",
+                 .alias = "--gate"});
     options.section("Run");
     options.add({.short_name = "-y", .long_name = "--resume", .to = &s->resume, .help = "continue"});
     options.add({.short_name = "-v",
@@ -50,7 +51,7 @@ Options table_of(Settings* s) {
                  .to = &s->val_every,
                  .range = {.low = 1},
                  .help = "updates between evaluations"});
-    options.add({.short_name = "-sl", .long_name = "--sample-length", .to = &s->sample, .help = "tokens"});
+    options.add({.long_name = "--sample-length", .to = &s->sample, .help = "tokens", .retired = "-sl"});
     return options;
 }
 
@@ -93,9 +94,13 @@ TEST_CASE("options: defaults stay, given values arrive") {
     CHECK(parsed({"-l", "1e-3"}).lr == 1e-3);
     CHECK(parsed({"--lr=.5"}).lr == 0.5);
     CHECK(parsed({"-g", "taper-all"}).gate == "taper-all");
-    CHECK(parsed({"-sl", "64"}).sample == 64);
+    CHECK(parsed({"--sample-length", "64"}).sample == 64);
     CHECK(parsed({"--sample-length", "-1"}).sample == -1);
-    CHECK(parsed({"-sl", "-20"}).sample == -20);
+    CHECK(parsed({"--sample-length=-20"}).sample == -20);
+    CHECK(parsed({"--gate", "norm"}).gate == "norm");
+    CHECK(parsed({"--gate=norm"}).gate == "norm");
+    CHECK(parsed({"--gate-mode", "norm"}).gate == "norm");
+    CHECK(parsed({"-b", "010"}).batch == 10);  // not octal
     CHECK(parsed({"-y"}).resume == true);
     CHECK(parsed({"-y", "--resume"}).resume == true);
     CHECK(parsed({}).shuffle == true);
@@ -109,7 +114,15 @@ TEST_CASE("options: defaults stay, given values arrive") {
     Options options = table_of(&s);
     REQUIRE(parse(options, {"-b", "12"}));
     CHECK(options.given("--batch"));
+    CHECK(options.typed("--batch"));
     CHECK(!options.given("--lr"));
+    CHECK(!options.typed("--lr"));
+    for (const char* name : {"-g", "--gate", "--gate-mode"}) {
+        Options again = table_of(&s);
+        REQUIRE(parse(again, {name, "norm", "-y"}));
+        CHECK(again.given("--gate-mode"));
+        CHECK(again.arguments() == std::vector<std::string>{"--gate-mode=norm", "--resume"});
+    }
 }
 
 TEST_CASE("options: schedule lengths are counts or parts of the run") {
@@ -131,8 +144,8 @@ TEST_CASE("options: schedule lengths are counts or parts of the run") {
 }
 
 TEST_CASE("options: messages name the flag, what was expected and what was found") {
-    CHECK(error_of({"--gatee", "taper"}) == "unknown flag --gatee; did you mean --gate? (--help lists all)");
-    CHECK(error_of({"--gatee=taper"}) == "unknown flag --gatee; did you mean --gate? (--help lists all)");
+    CHECK(error_of({"--gatee", "taper"}) == "unknown flag --gatee; did you mean --gate-mode? (--help lists all)");
+    CHECK(error_of({"--gatee=taper"}) == "unknown flag --gatee; did you mean --gate-mode? (--help lists all)");
     CHECK(error_of({"--val"}) == "unknown flag --val; did you mean --val-every? (--help lists all)");
     CHECK(error_of({"--something-else"}) == "unknown flag --something-else (--help lists all)");
     CHECK(error_of({"-batch", "3"}) == "unknown flag -batch; did you mean --batch?");
@@ -144,16 +157,20 @@ TEST_CASE("options: messages name the flag, what was expected and what was found
     for (const char* bad : {"1", "-0.1", "nan", "inf", "0.9x"})
         CHECK(error_of({"--beta1", bad}) ==
               "--beta1: expected a number of at least 0 and below 1, found '" + std::string(bad) + "'");
+    CHECK(error_of({"-sl"}) == "unknown flag -sl; did you mean --sample-length?");
+    CHECK(error_of({"-sl", "3"}) == "unknown flag -sl; did you mean --sample-length?");
+    CHECK(error_of({"--x"}) == "unknown flag --x (--help lists all)");
     CHECK(error_of({"-g", "tapper"}) ==
-          "--gate (-g): expected norm, taper or taper-all, found 'tapper'; did you mean taper?");
-    CHECK(error_of({"-g", ""}).find("--gate (-g): expected") == 0);
+          "--gate-mode (-g): expected one of norm, taper, taper-all, found 'tapper'; did you mean taper?");
+    CHECK(error_of({"--gate", "x"}) == "--gate-mode (-g): expected one of norm, taper, taper-all, found 'x'");
+    CHECK(error_of({"-g", ""}).find("--gate-mode (-g): expected") == 0);
     CHECK(error_of({"-i", ""}) == "--train (-i): expected FILE, found ''");
     CHECK(error_of({"--train="}) == "--train (-i): expected FILE, found ''");
     CHECK(error_of({"-y", "-b"}) == "-b needs a value; see --help");
-    CHECK(error_of({"-sl"}) == "--sample-length needs a value; see --help");
-    CHECK(error_of({"--out", "--batch", "3"}) == "--out (-o) needs a value, found the flag --batch");
+    CHECK(error_of({"--sample-length"}) == "--sample-length needs a value; see --help");
+    CHECK(error_of({"--out", "--batch", "3"}) == "--out needs a value, found the flag --batch");
     CHECK(error_of({"-y", "1"}) == "unexpected argument '1'; see --help");
-    CHECK(error_of({"--resume=no"}) == "--resume (-y) takes no value, found '--resume=no'");
+    CHECK(error_of({"--resume=no"}) == "--resume (-y): expected no value, found 'no'");
     CHECK(error_of({"file"}) == "unexpected argument 'file'; see --help");
     CHECK(error_of({"--", "-b"}) == "unexpected argument '-b'; see --help");
     CHECK(error_of({"-i", "a\nb", "--x"}) != "");
@@ -196,21 +213,21 @@ TEST_CASE("options: help and table come from the same rows") {
     Options options = table_of(&s);
     const std::string help = options.help();
     CHECK(help.find("usage: train_gpt [options]\nTrains a GPT-2 model.\n\nData\n") == 0);
-    CHECK(help.find("  -i,  --train FILE ") != std::string::npos);
-    CHECK(help.find("       --no-shuffle ") != std::string::npos);
+    CHECK(help.find("  -i, --train FILE ") != std::string::npos);
+    CHECK(help.find("      --no-shuffle ") != std::string::npos);
     CHECK(help.find("read the corpus in sequence\n") != std::string::npos);
-    CHECK(help.find("  -g,  --gate norm|taper|taper-all") != std::string::npos);
+    CHECK(help.find("  -g, --gate-mode norm|taper|taper-all") != std::string::npos);
     CHECK(help.find("which sites taper (default taper)\n") != std::string::npos);
     CHECK(help.find("rate (default 0.0003)\n") != std::string::npos);
     CHECK(help.find("updates of warm-up (default 2%)\n") != std::string::npos);
     CHECK(help.find("weights to start from\n") != std::string::npos);
     CHECK(help.find("\n\nTaperNorm\n") != std::string::npos);
-    CHECK(help.find("  -h,  --help ") != std::string::npos);
+    CHECK(help.find("  -h, --help ") != std::string::npos);
     REQUIRE(parse(options, {"-b", "7", "--no-shuffle", "-o", "a long name that nobody would choose/model.bin"}));
     CHECK(options.help() == help);  // shows defaults, not what was given
 
     const std::string table = options.table();
-    for (const char* row : {"batch    7", "shuffle  no", "init     -", "lr      0.0003", "gate    taper"})
+    for (const char* row : {"batch    7", "shuffle  no", "init     -", "lr         0.0003", "gate-mode  taper"})
         CHECK_MESSAGE(table.find(row) != std::string::npos, table);
     for (const std::string* text : {&help, &table}) {
         size_t begin = 0;
