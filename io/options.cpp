@@ -32,7 +32,13 @@ void Options::read_config(const std::string& path) {
             const auto o = std::ranges::find_if(rows_, [name = "--" + e.key](const Option& row) {
                 return row.long_name == name || row.alias == name;
             });
-            if (o == rows_.end()) fail("line %zu: unknown setting %s (--help lists all)", e.line, e.key.c_str());
+            if (o == rows_.end()) {
+                Names keys;
+                for (const Option& row : rows_) keys.push_back(row.long_name.substr(is_positional(row) ? 0 : 2));
+                const std::string hint = suggestion(e.key, keys);
+                fail("line %zu: unknown setting %s%s", e.line, e.key.c_str(),
+                     hint.empty() ? " (--help lists all)" : hint.c_str());
+            }
             const bool off = is_flag(*o) && e.value == "false";
             if (is_flag(*o) && !off && e.value != "true")
                 fail("line %zu: %s: expected true or false, found %s", e.line, e.key.c_str(),

@@ -101,7 +101,8 @@ inline std::string suggestion(std::string_view found, const std::vector<std::str
             rest.remove_suffix(1), name.remove_suffix(1);
         return std::max(rest.size(), name.size());
     };
-    size_t limit = std::min<size_t>(2, (std::max<size_t>(found.size(), 2) - 2) / 2) + 1;
+    const size_t letters = found.size() - std::min(found.size(), found.find_first_not_of('-'));
+    size_t limit = std::min<size_t>(2, letters / 2) + 1;
     std::string nearest;
     for (const std::string& name : names)
         for (const size_t length : {name.size(), found.size()})

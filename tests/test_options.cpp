@@ -1,11 +1,13 @@
 // The command line: one table in, settings and messages out.
 #include <doctest/doctest.h>
 
+#include <fstream>
 #include <string>
 #include <vector>
 
 #include "io/options.h"
 #include "runtime/error.h"
+#include "tests/temporary_folder.h"
 
 namespace tapernorm {
 
@@ -206,6 +208,75 @@ TEST_CASE("options: positional arguments are required, in order") {
     CHECK(error({"--quik", "a", "b"}) == "unknown flag --quik; did you mean --quick? (--help lists all)");
     CHECK(error({"--", "--quick", "-b"}) == "");  // after -- nothing is a flag
     CHECK((in == "--quick" && out == "-b"));
+}
+
+TEST_CASE("options: a file of settings, which the command line overrides") {
+    const TemporaryFolder folder;
+    const std::string path = folder.path + "/run.toml";
+    const auto parsed_with = [&](const std::string& text, std::vector<const char*> args, Settings& s) {
+        std::ofstream(path, std::ios::binary) << text;
+        Options options = table_of(&s);
+        args.insert(args.begin(), {"--config", path.c_str()});
+        parse(options, args);
+        return options;
+    };
+    Settings s;
+    Options options = parsed_with("batch = 7\nlr = 0.25 # high\ngate = \"norm\"\nno-shuffle = true\nresume = false\n",
+                                  {"-l", "1e-3"}, s);
+    CHECK((s.batch == 7 && s.lr == 1e-3 && s.gate == "norm" && !s.shuffle && !s.resume));
+    CHECK((options.given("--batch") && options.given("--lr") && options.given("--gate-mode")));
+    CHECK((!options.typed("--batch") && options.typed("--lr") && !options.given("--resume")));
+    CHECK(options.arguments() ==
+          std::vector<std::string>{"--lr=1e-3", "--batch=7", "--gate-mode=norm", "--no-shuffle"});
+
+    Settings all = {.train = "a \"b\" \\ 'c' # d",
+                    .out = "[x, y].bin",
+                    .init = "\u00e9",
+                    .gate = "taper-all",
+                    .batch = 3,
+                    .seed = 1234567890123456789,
+                    .sample = -20,
+                    .lr = 0.1 + 0.2,
+                    .beta1 = 1e-17,
+                    .resume = true,
+                    .shuffle = false,
+                    .warmup = fraction_of_run(1.0 / 300),
+                    .val_every = updates(12345678)};
+    Settings again;
+    const std::string text = table_of(&all).config();
+    parsed_with(text, {}, again);
+    CHECK(table_of(&again).config() == text);
+    CHECK((again.train == all.train && again.out == all.out && again.init == all.init && again.gate == all.gate));
+    CHECK((again.batch == all.batch && again.seed == all.seed && again.sample == all.sample && again.lr == all.lr));
+    CHECK((again.beta1 == all.beta1 && again.resume && !again.shuffle && again.val_every.value == 12345678));
+    CHECK((again.warmup.is_fraction && again.warmup.value == fraction_of_run(1.0 / 300).value));
+    CHECK(text.find("\n# Optimizer\nbatch = 3\n") != std::string::npos);
+    const std::string defaults = table_of(&(all = {})).config();
+    for (const char* off : {"init", "resume", "shuffle"}) CHECK(defaults.find(off) == std::string::npos);
+
+    const auto error = [&](const std::string& lines, const std::vector<const char*>& args = {}) -> std::string {
+        try {
+            parsed_with(lines, args, again);
+        } catch (const Error& e) {
+            REQUIRE(std::string(e.what()).starts_with(path + ": "));
+            return std::string(e.what()).substr(path.size() + 2);
+        }
+        return "";
+    };
+    CHECK(error("batch = 7\nbath = 3") == "line 2: unknown setting bath; did you mean batch?");
+    CHECK(error("b = 3") == "line 1: unknown setting b; did you mean batch?");
+    CHECK(error("x = 3") == "line 1: unknown setting x (--help lists all)");
+    CHECK(error("config = 'x'") == "line 1: unknown setting config (--help lists all)");
+    CHECK(error("batch = 0") == "--batch (-b): expected a whole number of at least 1, found '0'");
+    CHECK(error("batch = 0", {"-b", "3"}) == "");  // overridden
+    CHECK(error("warmup = 0.05") != "");
+    CHECK(error("init = ''") == "--init: expected FILE, found ''");
+    CHECK(error("resume = 1") == "line 1: resume: expected true or false, found '1'");
+    CHECK(error("[Data]") == "line 1: expected KEY = VALUE, found '[Data]'");
+    CHECK(error_of({"--config", "/nowhere/run.toml"}).find("/nowhere/run.toml") != std::string::npos);
+    CHECK(error_of({"--config", folder.path.c_str()}).find(folder.path) != std::string::npos);
+    CHECK(error_of({"--config"}) == "--config needs a value; see --help");
+    CHECK(error_of({"--config="}) != "");
 }
 
 TEST_CASE("options: help and table come from the same rows") {
