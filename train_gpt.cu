@@ -729,7 +729,7 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
     Options options = make_options(s);
     if (!options.parse(argc, argv)) return 0;
     if (s.gpus > 1) ranks.fork_local(s.gpus);
-    std::vector<std::string> arguments(argv + 1, argv + argc);
+    std::vector<std::string> arguments = options.arguments();
     Checkpoints checkpoints(state_path(s));
     Start start = find_start(s, options, arguments, checkpoints, ranks);
     ranks.set_time_limit(s.rank_timeout);

@@ -27,7 +27,9 @@ TEST_CASE("train_gpt: refuses bad flags in one line") {
     const Workplace w;
     w.ok(kTiny);
     const std::pair<std::string, std::vector<std::string>> cases[] = {
-        {"--gaet taper", {"--gaet", "--gate"}},
+        {"--gaet taper", {"--gaet", "--gate-mode"}},
+        {"-sg 50", {"-sg", "--skip-grad"}},
+        {"-sl 3", {"-sl", "--skip-loss-z"}},
         {"surplus", {"surplus"}},
         {"-x 0", {"--steps", "0"}},
         {"-x -5", {"--steps", "-5"}},
@@ -41,7 +43,8 @@ TEST_CASE("train_gpt: refuses bad flags in one line") {
         {"--beta1 1", {"--beta1"}},
         {"--clip -1", {"--clip"}},
         {"--threads 1000000", {"--threads"}},
-        {"-g tapered", {"--gate", "tapered", "taper"}},
+        {"-g tapered", {"--gate-mode", "tapered", "taper"}},
+        {"--gate tapered", {"--gate-mode", "tapered", "taper"}},
         {"--norm batchnorm", {"--norm", "batchnorm"}},
         {"-k sawtooth", {"--lr-schedule", "sawtooth"}},
         {"-d 33", {"--total-batch", "32", "33"}},
@@ -136,7 +139,7 @@ TEST_CASE("train_gpt: refuses to resume what does not fit") {
     for (const std::string flags :
          {"--n-layer 2", "--n-embd 32", "--n-head 4", "--norm rmsnorm", "-t 32", "-g norm", "-e d12"})
         w.refused("train_gpt -y " + flags, {words(flags)[0] == "-e"   ? "--n-layer"
-                                            : words(flags)[0] == "-g" ? "--gate"
+                                            : words(flags)[0] == "-g" ? "--gate-mode"
                                             : words(flags)[0] == "-t" ? "--seq-len"
                                                                       : words(flags)[0]});
     w.refused("train_gpt -y --init model.bin", {"--init", "--resume"});

@@ -1,11 +1,13 @@
 // The command line: one table in, settings and messages out.
 #include <doctest/doctest.h>
 
+#include <fstream>
 #include <string>
 #include <vector>
 
 #include "io/options.h"
 #include "runtime/error.h"
+#include "tests/temporary_folder.h"
 
 namespace tapernorm {
 
@@ -39,10 +41,11 @@ Options table_of(Settings* s) {
     options.add({.long_name = "--seed", .to = &s->seed, .help = "of all random numbers"});
     options.section("TaperNorm");
     options.add({.short_name = "-g",
-                 .long_name = "--gate",
+                 .long_name = "--gate-mode",
                  .to = &s->gate,
                  .choices = {"norm", "taper", "taper-all"},
-                 .help = "which sites taper"});
+                 .help = "which sites taper",
+                 .alias = "--gate"});
     options.section("Run");
     options.add({.short_name = "-y", .long_name = "--resume", .to = &s->resume, .help = "continue"});
     options.add({.short_name = "-v",
@@ -50,7 +53,7 @@ Options table_of(Settings* s) {
                  .to = &s->val_every,
                  .range = {.low = 1},
                  .help = "updates between evaluations"});
-    options.add({.short_name = "-sl", .long_name = "--sample-length", .to = &s->sample, .help = "tokens"});
+    options.add({.long_name = "--sample-length", .to = &s->sample, .help = "tokens", .retired = "-sl"});
     return options;
 }
 
@@ -93,9 +96,13 @@ TEST_CASE("options: defaults stay, given values arrive") {
     CHECK(parsed({"-l", "1e-3"}).lr == 1e-3);
     CHECK(parsed({"--lr=.5"}).lr == 0.5);
     CHECK(parsed({"-g", "taper-all"}).gate == "taper-all");
-    CHECK(parsed({"-sl", "64"}).sample == 64);
+    CHECK(parsed({"--sample-length", "64"}).sample == 64);
     CHECK(parsed({"--sample-length", "-1"}).sample == -1);
-    CHECK(parsed({"-sl", "-20"}).sample == -20);
+    CHECK(parsed({"--sample-length=-20"}).sample == -20);
+    CHECK(parsed({"--gate", "norm"}).gate == "norm");
+    CHECK(parsed({"--gate=norm"}).gate == "norm");
+    CHECK(parsed({"--gate-mode", "norm"}).gate == "norm");
+    CHECK(parsed({"-b", "010"}).batch == 10);  // not octal
     CHECK(parsed({"-y"}).resume == true);
     CHECK(parsed({"-y", "--resume"}).resume == true);
     CHECK(parsed({}).shuffle == true);
@@ -109,7 +116,15 @@ TEST_CASE("options: defaults stay, given values arrive") {
     Options options = table_of(&s);
     REQUIRE(parse(options, {"-b", "12"}));
     CHECK(options.given("--batch"));
+    CHECK(options.typed("--batch"));
     CHECK(!options.given("--lr"));
+    CHECK(!options.typed("--lr"));
+    for (const char* name : {"-g", "--gate", "--gate-mode"}) {
+        Options again = table_of(&s);
+        REQUIRE(parse(again, {name, "norm", "-y"}));
+        CHECK(again.given("--gate-mode"));
+        CHECK(again.arguments() == std::vector<std::string>{"--gate-mode=norm", "--resume"});
+    }
 }
 
 TEST_CASE("options: schedule lengths are counts or parts of the run") {
@@ -131,8 +146,8 @@ TEST_CASE("options: schedule lengths are counts or parts of the run") {
 }
 
 TEST_CASE("options: messages name the flag, what was expected and what was found") {
-    CHECK(error_of({"--gatee", "taper"}) == "unknown flag --gatee; did you mean --gate? (--help lists all)");
-    CHECK(error_of({"--gatee=taper"}) == "unknown flag --gatee; did you mean --gate? (--help lists all)");
+    CHECK(error_of({"--gatee", "taper"}) == "unknown flag --gatee; did you mean --gate-mode? (--help lists all)");
+    CHECK(error_of({"--gatee=taper"}) == "unknown flag --gatee; did you mean --gate-mode? (--help lists all)");
     CHECK(error_of({"--val"}) == "unknown flag --val; did you mean --val-every? (--help lists all)");
     CHECK(error_of({"--something-else"}) == "unknown flag --something-else (--help lists all)");
     CHECK(error_of({"-batch", "3"}) == "unknown flag -batch; did you mean --batch?");
@@ -144,16 +159,20 @@ TEST_CASE("options: messages name the flag, what was expected and what was found
     for (const char* bad : {"1", "-0.1", "nan", "inf", "0.9x"})
         CHECK(error_of({"--beta1", bad}) ==
               "--beta1: expected a number of at least 0 and below 1, found '" + std::string(bad) + "'");
+    CHECK(error_of({"-sl"}) == "unknown flag -sl; did you mean --sample-length?");
+    CHECK(error_of({"-sl", "3"}) == "unknown flag -sl; did you mean --sample-length?");
+    CHECK(error_of({"--x"}) == "unknown flag --x (--help lists all)");
     CHECK(error_of({"-g", "tapper"}) ==
-          "--gate (-g): expected norm, taper or taper-all, found 'tapper'; did you mean taper?");
-    CHECK(error_of({"-g", ""}).find("--gate (-g): expected") == 0);
+          "--gate-mode (-g): expected one of norm, taper, taper-all, found 'tapper'; did you mean taper?");
+    CHECK(error_of({"--gate", "x"}) == "--gate-mode (-g): expected one of norm, taper, taper-all, found 'x'");
+    CHECK(error_of({"-g", ""}).find("--gate-mode (-g): expected") == 0);
     CHECK(error_of({"-i", ""}) == "--train (-i): expected FILE, found ''");
     CHECK(error_of({"--train="}) == "--train (-i): expected FILE, found ''");
     CHECK(error_of({"-y", "-b"}) == "-b needs a value; see --help");
-    CHECK(error_of({"-sl"}) == "--sample-length needs a value; see --help");
-    CHECK(error_of({"--out", "--batch", "3"}) == "--out (-o) needs a value, found the flag --batch");
+    CHECK(error_of({"--sample-length"}) == "--sample-length needs a value; see --help");
+    CHECK(error_of({"--out", "--batch", "3"}) == "--out needs a value, found the flag --batch");
     CHECK(error_of({"-y", "1"}) == "unexpected argument '1'; see --help");
-    CHECK(error_of({"--resume=no"}) == "--resume (-y) takes no value, found '--resume=no'");
+    CHECK(error_of({"--resume=no"}) == "--resume (-y): expected no value, found 'no'");
     CHECK(error_of({"file"}) == "unexpected argument 'file'; see --help");
     CHECK(error_of({"--", "-b"}) == "unexpected argument '-b'; see --help");
     CHECK(error_of({"-i", "a\nb", "--x"}) != "");
@@ -191,26 +210,95 @@ TEST_CASE("options: positional arguments are required, in order") {
     CHECK((in == "--quick" && out == "-b"));
 }
 
+TEST_CASE("options: a file of settings, which the command line overrides") {
+    const TemporaryFolder folder;
+    const std::string path = folder.path + "/run.toml";
+    const auto parsed_with = [&](const std::string& text, std::vector<const char*> args, Settings& s) {
+        std::ofstream(path, std::ios::binary) << text;
+        Options options = table_of(&s);
+        args.insert(args.begin(), {"--config", path.c_str()});
+        parse(options, args);
+        return options;
+    };
+    Settings s;
+    Options options = parsed_with("batch = 7\nlr = 0.25 # high\ngate = \"norm\"\nno-shuffle = true\nresume = false\n",
+                                  {"-l", "1e-3"}, s);
+    CHECK((s.batch == 7 && s.lr == 1e-3 && s.gate == "norm" && !s.shuffle && !s.resume));
+    CHECK((options.given("--batch") && options.given("--lr") && options.given("--gate-mode")));
+    CHECK((!options.typed("--batch") && options.typed("--lr") && !options.given("--resume")));
+    CHECK(options.arguments() ==
+          std::vector<std::string>{"--lr=1e-3", "--batch=7", "--gate-mode=norm", "--no-shuffle"});
+
+    Settings all = {.train = "a \"b\" \\ 'c' # d",
+                    .out = "[x, y].bin",
+                    .init = "\u00e9",
+                    .gate = "taper-all",
+                    .batch = 3,
+                    .seed = 1234567890123456789,
+                    .sample = -20,
+                    .lr = 0.1 + 0.2,
+                    .beta1 = 1e-17,
+                    .resume = true,
+                    .shuffle = false,
+                    .warmup = fraction_of_run(1.0 / 300),
+                    .val_every = updates(12345678)};
+    Settings again;
+    const std::string text = table_of(&all).config();
+    parsed_with(text, {}, again);
+    CHECK(table_of(&again).config() == text);
+    CHECK((again.train == all.train && again.out == all.out && again.init == all.init && again.gate == all.gate));
+    CHECK((again.batch == all.batch && again.seed == all.seed && again.sample == all.sample && again.lr == all.lr));
+    CHECK((again.beta1 == all.beta1 && again.resume && !again.shuffle && again.val_every.value == 12345678));
+    CHECK((again.warmup.is_fraction && again.warmup.value == fraction_of_run(1.0 / 300).value));
+    CHECK(text.find("\n# Optimizer\nbatch = 3\n") != std::string::npos);
+    const std::string defaults = table_of(&(all = {})).config();
+    for (const char* off : {"init", "resume", "shuffle"}) CHECK(defaults.find(off) == std::string::npos);
+
+    const auto error = [&](const std::string& lines, const std::vector<const char*>& args = {}) -> std::string {
+        try {
+            parsed_with(lines, args, again);
+        } catch (const Error& e) {
+            REQUIRE(std::string(e.what()).starts_with(path + ": "));
+            return std::string(e.what()).substr(path.size() + 2);
+        }
+        return "";
+    };
+    CHECK(error("batch = 7\nbath = 3") == "line 2: unknown setting bath; did you mean batch?");
+    CHECK(error("b = 3") == "line 1: unknown setting b; did you mean batch?");
+    CHECK(error("x = 3") == "line 1: unknown setting x (--help lists all)");
+    CHECK(error("config = 'x'") == "line 1: unknown setting config (--help lists all)");
+    CHECK(error("batch = 0") == "--batch (-b): expected a whole number of at least 1, found '0'");
+    CHECK(error("batch = 0", {"-b", "3"}) == "");  // overridden
+    CHECK(error("warmup = 0.05") != "");
+    CHECK(error("init = ''") == "--init: expected FILE, found ''");
+    CHECK(error("resume = 1") == "line 1: resume: expected true or false, found '1'");
+    CHECK(error("[Data]") == "line 1: expected KEY = VALUE, found '[Data]'");
+    CHECK(error_of({"--config", "/nowhere/run.toml"}).find("/nowhere/run.toml") != std::string::npos);
+    CHECK(error_of({"--config", folder.path.c_str()}).find(folder.path) != std::string::npos);
+    CHECK(error_of({"--config"}) == "--config needs a value; see --help");
+    CHECK(error_of({"--config="}) != "");
+}
+
 TEST_CASE("options: help and table come from the same rows") {
     Settings s;
     Options options = table_of(&s);
     const std::string help = options.help();
     CHECK(help.find("usage: train_gpt [options]\nTrains a GPT-2 model.\n\nData\n") == 0);
-    CHECK(help.find("  -i,  --train FILE ") != std::string::npos);
-    CHECK(help.find("       --no-shuffle ") != std::string::npos);
+    CHECK(help.find("  -i, --train FILE ") != std::string::npos);
+    CHECK(help.find("      --no-shuffle ") != std::string::npos);
     CHECK(help.find("read the corpus in sequence\n") != std::string::npos);
-    CHECK(help.find("  -g,  --gate norm|taper|taper-all") != std::string::npos);
+    CHECK(help.find("  -g, --gate-mode norm|taper|taper-all") != std::string::npos);
     CHECK(help.find("which sites taper (default taper)\n") != std::string::npos);
     CHECK(help.find("rate (default 0.0003)\n") != std::string::npos);
     CHECK(help.find("updates of warm-up (default 2%)\n") != std::string::npos);
     CHECK(help.find("weights to start from\n") != std::string::npos);
     CHECK(help.find("\n\nTaperNorm\n") != std::string::npos);
-    CHECK(help.find("  -h,  --help ") != std::string::npos);
+    CHECK(help.find("  -h, --help ") != std::string::npos);
     REQUIRE(parse(options, {"-b", "7", "--no-shuffle", "-o", "a long name that nobody would choose/model.bin"}));
     CHECK(options.help() == help);  // shows defaults, not what was given
 
     const std::string table = options.table();
-    for (const char* row : {"batch    7", "shuffle  no", "init     -", "lr      0.0003", "gate    taper"})
+    for (const char* row : {"batch    7", "shuffle  no", "init     -", "lr         0.0003", "gate-mode  taper"})
         CHECK_MESSAGE(table.find(row) != std::string::npos, table);
     for (const std::string* text : {&help, &table}) {
         size_t begin = 0;

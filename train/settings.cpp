@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <variant>
 
 #include "io/atomic_file.h"
@@ -12,6 +13,8 @@
 namespace tapernorm::train {
 
 namespace {
+
+constexpr char kSettingsHeader[] = "# Settings of a run of train_gpt, for ./train_gpt --config";
 
 // A default that other settings change.
 template <class Value>
@@ -64,12 +67,12 @@ void add_file_options(Options& o, Settings& s) {
     o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH", .default_text = "that of --init, else bytes",
            .help = "bytes, or a folder with GPT-2's vocab.json and merges.txt; the model file stores the tokenizer"});
     o.add({.short_name = "-o", .long_name = "--out", .to = &s.out, .metavar = "FILE",
-           .help = "the model to write; the state (for -y) and the log are written next to it"});
+           .help = "the model to write; next to it go the state (for -y), the log and the settings (for --config)"});
     o.add({.long_name = "--init", .to = &s.init, .metavar = "PATH", .default_text = "random weights",
            .help = "start from the weights of this model: a file of this program, the folder of a Hugging Face GPT-2, or a "
                    "checkpoint of llm.c"});
     o.add({.short_name = "-y", .long_name = "--resume", .to = &s.resume,
-           .help = "resume the run saved next to -o; flags given here override the saved ones"});
+           .help = "resume the run saved next to -o; flags given here or by --config override the saved ones"});
     o.add({.short_name = "-n", .long_name = "--checkpoint-every", .to = &s.checkpoint_every, .metavar = "N",
            .default_text = "only at the end", .help = "save a checkpoint every N updates"});
     o.add({.long_name = "--keep", .to = &s.keep, .metavar = "K", .range = {.low = 1, .high = Checkpoints::kMost},
@@ -126,17 +129,20 @@ void add_optimizer_options(Options& o, Settings& s) {
     o.add({.long_name = "--clip", .to = &s.clip, .range = {.low = 0},
            .help = "scale gradients down to this norm when theirs is larger (0: off)"});
     o.add({.long_name = "--skip-loss-z", .to = &s.skip_loss_z, .metavar = "Z", .range = {.low = 0},
-           .help = "skip an update if its loss is more than Z standard deviations above the mean of the last 128 (0: off)"});
+           .help = "skip an update if its loss is more than Z standard deviations above the mean of the last 128 (0: off)",
+           .retired = "-sl"});
     o.add({.long_name = "--skip-grad", .to = &s.skip_grad, .metavar = "X", .range = {.low = 0},
-           .help = "skip an update if its gradient norm exceeds X times the median of the last 32, or is NaN or Inf (0: off)"});
+           .help = "skip an update if its gradient norm exceeds X times the median of the last 32, or is NaN or Inf (0: off)",
+           .retired = "-sg"});
     // clang-format on
 }
 
 void add_taper_options(Options& o, Settings& s) {
     o.section("TaperNorm");
     // clang-format off
-    o.add({.short_name = "-g", .long_name = "--gate-mode", .alias = "--gate", .to = &s.gate, .choices = {"norm", "taper", "taper-all"},
-           .help = "norm: the baseline, which keeps every norm; taper: all norms taper but the final one; taper-all: all norms taper"});
+    o.add({.short_name = "-g", .long_name = "--gate-mode", .to = &s.gate, .choices = {"norm", "taper", "taper-all"},
+           .help = "norm: the baseline, which keeps every norm; taper: all norms taper but the final one; taper-all: all norms taper",
+           .alias = "--gate"});
     o.add({.long_name = "--gate-warmup", .to = &s.gate_warmup, .default_text = default_text("--gate-warmup"),
            .help = "updates with the gate at 1, which calibrate the sites"});
     o.add({.long_name = "--gate-end", .to = &s.gate_end, .default_text = default_text("--gate-end"),
@@ -208,7 +214,8 @@ void adopt_shape(Settings& s, const Options& now, const Origin& origin) {
 
 void settle_shape(Settings& s, const Options& now, const Origin* origin) {
     for (const char* flag : {"--n-layer", "--n-head", "--n-embd"})
-        if (now.given("--model") && now.given(flag)) fail("--model and %s: expected one of them, found both", flag);
+        if (now.given("--model") && now.given(flag) && (now.typed(flag) || !now.typed("--model")))
+            fail("--model and %s: expected one of them, found both", flag);
     if (origin && !now.given("--model")) s.depth.clear();
     if (!s.depth.empty()) set_shape_by_depth(s.depth, s.L, s.NH, s.C);
     if (origin) adopt_shape(s, now, *origin);
@@ -240,6 +247,11 @@ void settle_gate(Settings& s) {
         fail("--gate-warmup: expected at least 1 update to calibrate from, found 0");
 }
 
+// Old states may have flags of two letters.
+std::string present_name(const std::string& flag) {
+    return flag == "-sg" ? "--skip-grad" : flag == "-sl" ? "--skip-loss-z" : flag;
+}
+
 // "model.bin" -> "model.state.bin"
 std::string beside(const std::string& out, const std::string& ending) {
     const size_t slash = out.find_last_of('/'), dot = out.find_last_of('.');
@@ -258,20 +270,23 @@ Options make_options(Settings& s) {
     return o;
 }
 
-void settle(Settings& s, const Options& now, const Options& given, const Origin* origin, const Ranks& ranks) {
+Settings settle(Settings& s, const Options& now, const Options& given, const Origin* origin, const Ranks& ranks) {
     set_dependent_defaults(s, given, kRates);  // the lengths depend on --scale-loss
     set_dependent_defaults(s, given, kLengths);
     settle_shape(s, now, origin);
     settle_batch(s, ranks);
+    Settings complete = s;
+    complete.depth.clear(), complete.resume = false;  // the sizes say the shape
     settle_gate(s);
     if (ranks.size > 1 && s.threads == 0) s.threads = size_t(threads_for_rank(ranks.local_size));
+    return complete;
 }
 
 Options resume_settings(Settings& s, std::vector<std::string>& arguments, const SavedSettings& saved) {
     const Settings now = s;
     std::vector<std::string> all;
     for (size_t at = 0, end; (end = saved.arguments.find('\n', at)) != std::string::npos; at = end + 1)
-        all.push_back(saved.arguments.substr(at, end - at));
+        all.push_back(present_name(saved.arguments.substr(at, end - at)));
     all.insert(all.end(), {"--gate-warmup", saved.gate_warmup, "--gate-end", saved.gate_end});
     if (!saved.total_batch.empty()) all.insert(all.end(), {"--total-batch", saved.total_batch});
     all.insert(all.end(), arguments.begin(), arguments.end());
@@ -286,15 +301,24 @@ Options resume_settings(Settings& s, std::vector<std::string>& arguments, const 
     }
     s.out = now.out, s.resume = true;
     s.gpus = now.gpus;  // the ranks run already
-    arguments = all;
+    arguments = options.arguments();
     return options;
 }
 
 std::string state_path(const Settings& s) { return beside(s.out, ".state.bin"); }
 std::string log_path(const Settings& s) { return beside(s.out, ".log.jsonl"); }
+std::string settings_path(const Settings& s) { return beside(s.out, ".toml"); }
+
+std::string settings_text(Settings complete) {
+    return strprintf("%s\n", kSettingsHeader) + make_options(complete).config();
+}
 
 void check_outputs(const Settings& s) {
-    for (const std::string& out : {s.out, state_path(s), log_path(s)}) {
+    std::ifstream settings(settings_path(s));
+    if (std::string line; std::getline(settings, line) && !line.starts_with(kSettingsHeader))
+        fail("--out: the settings of this run would replace %s, which train_gpt has not written; expected another name",
+             settings_path(s).c_str());
+    for (const std::string& out : {s.out, state_path(s), log_path(s), settings_path(s)}) {
         std::error_code ignored;
         for (const std::string& corpus : {s.train, s.val})
             if (std::filesystem::equivalent(out, corpus, ignored))

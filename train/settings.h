@@ -54,9 +54,10 @@ struct Origin {
 };
 
 // Applies and checks every rule between settings; errors name the flags. now: the flags of this command line; given: these
-// and, in a run that resumes, those saved in its state. origin: null where the run begins from random weights.
-void settle(Settings& s, const Options& now, const Options& given, const Origin* origin,
-            const Ranks& ranks = single_rank());
+// and, in a run that resumes, those saved in its state. origin: null where the run begins from random weights. Returns
+// the settings with which --config starts the same run again: complete, but fractions of the run are still fractions.
+Settings settle(Settings& s, const Options& now, const Options& given, const Origin* origin,
+                const Ranks& ranks = single_rank());
 
 // The flags of the run that wrote a state, then those given now (`arguments`, which becomes both): the last one counts.
 // saved_arguments: one per line. gate_warmup, gate_end, total_batch: what they were in updates and tokens; they stay also
@@ -69,6 +70,10 @@ Options resume_settings(Settings& s, std::vector<std::string>& arguments, const 
 // Names of the files beside the model: "model.bin" -> "model.state.bin".
 std::string state_path(const Settings& s);
 std::string log_path(const Settings& s);
+std::string settings_path(const Settings& s);
+
+// The file at settings_path, of what settle returned.
+std::string settings_text(Settings complete);
 
 // Before hours of work: fails where a file of the run cannot be written or is one of its corpora.
 void check_outputs(const Settings& s);

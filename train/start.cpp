@@ -127,7 +127,8 @@ Start find_start(Settings& s, const Options& options, std::vector<std::string>& 
         start.origin = {start.init->path(), start.init->info().config};
         start.tokenizer = start.init->info().tokenizer, start.foreign = start.init->foreign();
     }
-    settle(s, options, resumed ? *resumed : options, start.from_file() ? &start.origin : nullptr, ranks);
+    start.settings =
+        settle(s, options, resumed ? *resumed : options, start.from_file() ? &start.origin : nullptr, ranks);
     return start;
 }
 
@@ -135,6 +136,7 @@ Run open_run(const Settings& s, Start start) {
     Run run = open_corpora(s, start);
     run.config = make_config(s, run, start);
     if (!s.hellaswag.empty()) run.hellaswag = read_hellaswag(s.hellaswag, run.decode, run.config.V, run.config.T);
+    run.settings_file = settings_text(start.settings);
     run.state = std::move(start.state), run.init = std::move(start.init);
     return run;
 }

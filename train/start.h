@@ -22,6 +22,7 @@ struct Start {
     Origin origin;
     std::map<std::string, std::string> tokenizer;  // Tokenizer::metadata()
     bool foreign = false;                          // its tokenizer is a guess that --tokenizer may correct
+    Settings settings;                             // what settle returned
 
     bool from_file() const { return state || init; }
 };
@@ -40,6 +41,7 @@ struct Run {
     Config config = {};
     std::vector<Choice> hellaswag = {};           // scored with every validation
     std::vector<std::string> arguments = {};      // the flags, for the state file
+    std::string settings_file = {};               // the text of the file of settings
     Checkpoints checkpoints = Checkpoints("");    // the states, as they are written
     std::unique_ptr<SafetensorsFile> state = {};  // to resume
     std::unique_ptr<ModelFile> init = {};         // to take the weights from

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "io/atomic_file.h"
 #include "model/model_file.h"
 #include "train/checkpoints.h"
 #include "train/outliers.h"
@@ -175,6 +176,9 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run) {
     const std::unique_ptr<HostModel> host = host_model(t, info);
     save_state(t, run.arguments, run.checkpoints, run.tokenizer);
     if (!model.ranks.first()) return;
+    AtomicFile settings(settings_path(t.settings));
+    settings.write(run.settings_file.data(), run.settings_file.size());
+    settings.commit();
     if constexpr (std::is_same_v<Real, float> && std::is_same_v<Device, Cpu>)
         save_model(t.settings.out, info, model.params);
     else

@@ -44,10 +44,10 @@ MODES = {  # name: flags
     "taper-all + scale loss, early": "-g taper-all --gate-warmup 2% --gate-end 40% --scale-loss 0.1",
     "norm + scale loss, frozen": "-g norm --gate-warmup 5% --scale-loss 0.1 --freeze-gains",
     "norm + scale loss, early, frozen": "-g norm --gate-warmup 2% --scale-loss 0.1 --freeze-gains",
-    "taper + scale loss, guarded": "-g taper --gate-warmup 2% --gate-end 40% --scale-loss 0.1 -sg 100",
-    "taper-all + scale loss, guarded": "-g taper-all --gate-warmup 2% --gate-end 40% --scale-loss 0.1 -sg 100",
+    "taper + scale loss, guarded": "-g taper --gate-warmup 2% --gate-end 40% --scale-loss 0.1 --skip-grad 100",
+    "taper-all + scale loss, guarded": "-g taper-all --gate-warmup 2% --gate-end 40% --scale-loss 0.1 --skip-grad 100",
     "taper + scale loss, carried": "-g taper --gate-warmup 5% --gate-end 40% --scale-loss 0.1 --carry-moments",
-    "taper + scale loss, early, carried": "-g taper --gate-warmup 2% --gate-end 40% --scale-loss 0.1 -sg 0 --carry-moments",
+    "taper + scale loss, early, carried": "-g taper --gate-warmup 2% --gate-end 40% --scale-loss 0.1 --skip-grad 0 --carry-moments",
 }
 
 

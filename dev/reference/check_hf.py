@@ -315,7 +315,7 @@ def write_goldens(folder):
         train(folder, "corpus-maker.bin", "-x", 1, "--gate-warmup", 1, "--gate-end", 2)
         run(ROOT / "train_gpt", "-i", folder / "corpus.txt", "-b", 4, "-t", 48, "--n-layer", 1, "--n-head", 2, "--n-embd", 8,
             "-x", 300, "-l", 0.02, "--device", "cpu", "-g", gate, "-o", golden / f"{name}.bin")
-        for left in ("state.bin", "log.jsonl"):
+        for left in ("state.bin", "log.jsonl", "toml"):
             (golden / f"{name}.{left}").unlink()
         run(ROOT / "train_gpt", "export", golden / f"{name}.bin", folder / name)
         hf = transformers.AutoModelForCausalLM.from_pretrained(folder / name, trust_remote_code=True).eval()

@@ -1,0 +1,154 @@
+// The settings of a run: the file of them beside its model, and what states of older versions say.
+#define TAPERNORM_NO_MAIN
+#include "train_gpt.cu"
+
+#include <doctest/doctest.h>
+
+#include "tests/run_program.h"
+
+namespace tapernorm::train {
+
+namespace {
+
+size_t count_of(const std::string& text, const std::string& part) {
+    size_t count = 0;
+    for (size_t at = 0; (at = text.find(part, at)) != std::string::npos; at += part.size()) count++;
+    return count;
+}
+
+// No value is its default.
+Settings unusual_settings() {
+    Settings s;
+    s.train = "a b.txt", s.val = "it's \"quoted\" # text", s.out = "C:\\out\\m.bin", s.init = "[x]", s.resume = true;
+    s.checkpoint_every = 11, s.keep = 3, s.seed = 12345678901234567890u, s.threads = 5, s.device = "cpu";
+    s.precision = "fp32", s.tokenizer = "é{}", s.depth = "d12", s.L = 2, s.NH = 3, s.C = 48, s.T = 77,
+    s.norm = "rmsnorm";
+    s.batch = 9, s.total_batch = 1386, s.steps = 2701, s.recompute = 2, s.shuffle = false;
+    s.lr = 0.1 + 0.2, s.lr_final_frac = 1e-300, s.weight_decay = 1.0 / 3, s.beta1 = 0, s.beta2 = 0.999, s.clip = 1e20;
+    s.warmup = updates(0), s.lr_schedule = "wsd", s.skip_loss_z = 3.5, s.skip_grad = 0, s.gate = "taper-all";
+    s.gate_warmup = fraction_of_run(1.0 / 7), s.gate_end = updates(123456789), s.ema_decay = 0.123456789012345678;
+    s.scale_loss = 5e-324, s.freeze_gains = s.carry_moments = true, s.val_every = 0, s.val_batches = 1;
+    s.sample_every = 4, s.tensorboard = "dir/", s.log_norms = 6, s.hellaswag = "h.jsonl", s.gpus = 2, s.zero = 1;
+    s.rank_timeout = 0.5;
+    return s;
+}
+
+}  // namespace
+
+TEST_CASE("train_gpt: every option comes back from a file of settings") {
+    const TemporaryFolder folder;
+    const std::string path = folder / "run.toml";
+    Settings s = unusual_settings(), read, defaults;
+    const std::string text = make_options(s).config(), table = make_options(s).table();
+    std::ofstream(path, std::ios::binary) << text;
+    const char* argv[] = {"train_gpt", "--config", path.c_str()};
+    REQUIRE(make_options(read).parse(3, argv));
+    CHECK(make_options(read).config() == text);
+    CHECK(make_options(read).table() == table);
+    CHECK((read.lr == s.lr && read.weight_decay == s.weight_decay && read.scale_loss == s.scale_loss));
+    CHECK((read.gate_warmup.value == s.gate_warmup.value && read.ema_decay == s.ema_decay && read.seed == s.seed));
+    // This test knows all options, and each is another than the default.
+    const std::string help = make_options(defaults).help();
+    CHECK(count_of(text, " = ") ==
+          count_of(help, "\n  -") + count_of(help, "\n      --") - 3);  // --config, --version, -h
+    const std::string usual = make_options(defaults).config();
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);)
+        if (line.find(" = ") != std::string::npos) CHECK_MESSAGE(usual.find(line + "\n") == std::string::npos, line);
+}
+
+TEST_CASE("train_gpt: the settings beside a model train it again, to the bit") {
+    for (const std::string flags : {" -g taper -u 5% --no-shuffle -d 64", " -g norm",
+                                    " -g taper-all --scale-loss 0 --skip-grad 50", " --init base.bin"}) {
+        INFO(flags);
+        const Workplace w;
+        w.ok(kTiny + " -g norm -o base.bin");
+        w.ok("train_gpt -i corpus.txt -b 2 -x 6" + (flags.ends_with("base.bin") ? " -t 16" : kShape) + flags);
+        const std::string model = read_file(w.at("model.bin")), state = read_file(w.at("model.state.bin"));
+        const std::string settings = read_file(w.at("model.toml"));
+        for (const char* name : {"model.bin", "model.state.bin", "model.log.jsonl"})
+            std::filesystem::remove(w.at(name));
+        w.ok("train_gpt --config model.toml");
+        CHECK(read_file(w.at("model.bin")) == model);
+        CHECK(read_file(w.at("model.toml")) == settings);
+        w.ok("train_gpt --config model.toml -o other.bin --seed 2");  // the command line wins
+        CHECK(read_file(w.at("model.bin")) == model);
+        CHECK(read_file(w.at("other.bin")) != model);
+        CHECK(read_file(w.at("other.toml")).find("seed = 2\n") != std::string::npos);
+    }
+}
+
+TEST_CASE("train_gpt: a file of settings and the state of a run") {
+    const Workplace w, whole;
+    write_file(w.at("run.toml"),
+               "train = 'corpus.txt'\nbatch = 2\nn-layer = 1\nn-embd = 16\nn-head = 2\nseq-len = 16\n"
+               "gate-warmup = 2\ngate-end = 4\nlr = 0.01\ngate = 'taper'\n");
+    w.ok("train_gpt --config run.toml -x 3 -k constant -u 2");
+    std::filesystem::remove(w.at("run.toml"));  // the state has all of it
+    w.ok("train_gpt -y -x 6");
+    whole.ok(kTiny + " -k constant -u 2");
+    CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+    CHECK(read_file(w.at("model.toml")) == read_file(whole.at("model.toml")));
+    w.ok("train_gpt -y --config model.toml -x 8");  // as flags given now
+    w.refused("train_gpt -y --config model.toml -g norm", {"--gate-mode", "taper"});
+    write_file(w.at("small.toml"), "batch = 3\n");
+    w.ok("train_gpt -y --config small.toml -d 48 -x 9");
+    CHECK(read_file(w.at("model.toml")).find("\nbatch = 3\ntotal-batch = 48\n") != std::string::npos);
+}
+
+TEST_CASE("train_gpt: refuses files of settings in one line that names them") {
+    const Workplace w;
+    std::filesystem::create_directory(w.at("folder"));
+    write_file(w.at("key.toml"), "lr = 1\nlrr = 2\n");
+    write_file(w.at("value.toml"), "lr = true\n");
+    write_file(w.at("line.toml"), "lr = 1\n[Files]\n");
+    w.refused("train_gpt --config missing.toml", {"missing.toml"});
+    w.refused("train_gpt --config folder", {"folder"});
+    w.refused("train_gpt --config key.toml", {"key.toml", "line 2", "lrr", "did you mean lr"});
+    w.refused("train_gpt --config value.toml", {"value.toml", "--lr", "true"});
+    w.refused("train_gpt --config line.toml", {"line.toml", "line 2", "[Files]"});
+    w.refused("train_gpt --config", {"--config"});
+    // The run would overwrite what somebody wrote.
+    write_file(w.at("model.toml"), "lr = 1\n");
+    w.refused(kTiny, {"--out", "model.toml"});
+    w.refused("train_gpt --config model.toml", {"--out", "model.toml"});
+    // A shape by depth on the command line wins over sizes in the file, and is refused beside sizes on the command line.
+    write_file(w.at("sizes.toml"), "n-layer = 2\nn-embd = 12\n");
+    w.refused("train_gpt --config sizes.toml -e d12 -t 1048576 -b 1048576", {"12 layers", "768 channels"});
+    w.refused("train_gpt --config sizes.toml -e d12 --n-layer 3", {"--model", "--n-layer"});
+}
+
+TEST_CASE("train_gpt: states of older versions resume with the flags in them that have other names now") {
+    const Workplace w, whole;
+    w.ok(kTiny + " -k constant -u 2 -x 3");
+    {
+        const SafetensorsFile state(w.at("model.state.bin"));
+        std::map<std::string, std::string> metadata = state.metadata();
+        metadata.erase("checksum");
+        metadata["arguments"] =
+            "-i\ncorpus.txt\n-b\n2\n-x\n3\n--gate-warmup\n2\n--gate-end\n4\n-l\n0.01\n--n-layer\n1\n--n-embd\n16\n--n-head\n2\n"
+            "-t\n16\n-k\nconstant\n-u\n2\n--gate\ntaper\n-sg\n50\n-sl\n3\n";
+        std::vector<TensorOut> tensors;
+        for (const TensorEntry& e : state.entries()) tensors.push_back({e.name, e.dtype, e.shape, state.data(e)});
+        Checkpoints(w.at("old.state.bin")).write(metadata, tensors, 1);
+    }
+    const std::string out = w.ok("train_gpt -y -o old.bin -x 6");
+    CHECK(read_file(w.at("old.toml")).find("\nskip-loss-z = 3\nskip-grad = 50\n") != std::string::npos);
+    CHECK(read_file(w.at("old.toml")).find("\ngate-mode = \"taper\"\n") != std::string::npos);
+    whole.ok(kTiny + " -k constant -u 2 --skip-grad 50 --skip-loss-z 3");
+    CHECK(read_file(w.at("old.bin")) == read_file(whole.at("model.bin")));
+    w.ok("train_gpt -y -o old.bin -x 7");  // what it wrote has the present names
+}
+
+TEST_CASE("programs: --version is one line with the program's name") {
+    const Workplace w;
+    for (const std::string program : {"train_gpt", "fold", "infer"}) {
+        const Outcome outcome = run_program_in(w.path, {program, "--version"});
+        CHECK(outcome.status == 0);
+        CHECK(outcome.err == "");
+        CHECK(outcome.out.starts_with(program + " "));
+        CHECK(count_of(outcome.out, "\n") == 1);
+    }
+}
+
+}  // namespace tapernorm::train
