@@ -227,7 +227,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     if (!options.parse(argc, argv)) return 0;
     std::error_code ignored;
     if (in == out || std::filesystem::equivalent(in, out, ignored))
-        fail("%s is both the input and the output; give the folded model another name", in.c_str());
+        fail("%s: input and output are the same file; give the folded model another name", in.c_str());
 
     Cpu dev{int(threads)};
     dev.memory_hint = "folding holds the model twice in double and twice in fp32; use a machine with more memory";

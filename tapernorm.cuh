@@ -109,7 +109,7 @@ struct Calibration {
     size_t updates = 0;      // how many went into the averages
     std::vector<Ema> sites;  // one per tapering site
     double stream_scale =
-        0;  // EMA of the mean s(h) of the stream that enters the final site; starts at 0, see target_scale
+        0;  // EMA, from 0 on, of the mean s(h) of the stream that enters the final site (target_scale)
 
     // Means over all tokens of one update.
     void observe(const std::vector<SiteSums>& sums, double mean_stream_scale, double tokens) {

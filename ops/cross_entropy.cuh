@@ -109,8 +109,7 @@ __global__ void __launch_bounds__(kSoftmaxThreads)
     const size_t row = blockIdx.x;
     Real* const z = logits + row * ld;
     const unsigned target = unsigned(targets[row]);
-    const float z_y =
-        float(z[target]);  // read before anything is overwritten, which happens after the barrier in row_softmax
+    const float z_y = float(z[target]);  // read now, as it may be overwritten after the barrier in row_softmax
     const Softmax s = row_softmax(z, V, aligned, dynamic_shared<Softmax>());
     if (threadIdx.x == 0) losses[row] = logf(s.sum) + (s.top - z_y);
     if (!gradient) return;

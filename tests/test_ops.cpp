@@ -202,7 +202,7 @@ TEST_CASE("adamw: two updates by hand, and the global norm") {
     const std::vector<AdamwTensor<double>> tensors = {{&w, nullptr, &m, &v, &g, 1, 0.2}};
     adamw_update(dev, tensors, a);
     CHECK(w == doctest::Approx(0.88).epsilon(1e-14));
-    a.correction1 = 0.75, a.correction2 = 0.4375, a.grad_scale = 0.5, g = -1;
+    a.correction1 = 0.75, a.correction2 = 0.4375, a.clip_factor = 0.5, g = -1;
     adamw_update(dev, tensors, a);
     CHECK(w == doctest::Approx(0.88 * 0.98 - 0.1 / 3 / std::sqrt(13.0 / 7)).epsilon(1e-14));
     const std::vector<float> x(200001, 0.5f);

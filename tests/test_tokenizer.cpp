@@ -512,7 +512,7 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: JSON lines") {
     CHECK(tokens_of(out + "/lines_train_*.bin") == joined({{261, 259, 261}, tokenizer.encode("he\n<|endoftext|>")}));
     out += "2";
     CHECK(contains(run({dir + "/lines.jsonl"}).second,
-                   "line 1 has no text named 'text'; choose by --field one of: story"));
+                   "line 1 has no text named 'text'; name one of these with --field: story"));
     out += "3";
     write_file(dir + "/broken.jsonl", "{\"text\": \"a\"}\n\n{\"text\":");
     const auto [status, output] = run({dir + "/broken.jsonl"});
