@@ -69,10 +69,10 @@ $(1)/command.cpp $(1)/command.cu: FORCE | need-build
 	$$(stamp)
 $(1)/%.o: %.cpp $(1)/command.cpp
 	@mkdir -p $$(@D)
-	$(2) $$(EXTRA) -MMD -MP -c $$< -o $$@
+	$(2) -MMD -MP -c $$< -o $$@ $$(EXTRA)
 $(1)/%.o: %.cu $(1)/command.cu
 	@mkdir -p $$(@D)
-	$(3) $$(EXTRA) -MMD -MP -c $$< -o $$@
+	$(3) -MMD -MP -c $$< -o $$@ $$(EXTRA)
 $(1)/ops/leaf_%.o: ops/leaf.cpp $(1)/command.cpp
 	@mkdir -p $$(@D)
 	$(2) -fno-trapping-math $$(LEAF_$$*) -DLEAF_ISA=$$* -MMD -MP -c $$< -o $$@
