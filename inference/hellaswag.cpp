@@ -144,8 +144,8 @@ std::vector<Choice> read_hellaswag(const std::string& path, const std::optional<
         auto check = [&](const std::vector<int>& ids) {
             for (int id : ids)
                 if (size_t(id) >= V)
-                    fail("%s: item %zu: expected ids below %zu (the size of the model's vocabulary), found %d",
-                         path.c_str(), i, V, id);
+                    fail("%s: item %zu: expected ids below the model's vocabulary size (%zu), found %d", path.c_str(),
+                         i, V, id);
         };
         check(choice.context);
         for (const std::vector<int>& ending : choice.endings) check(ending);

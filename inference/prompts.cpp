@@ -30,8 +30,8 @@ void PromptReader::check(const std::string& what, const std::vector<int>& tokens
     const Config& c = info_.config;
     for (size_t i = 0; i < tokens.size(); i++)
         if (size_t(tokens[i]) >= c.V)
-            fail("%s: token %zu: expected an id below %zu (the size of the model's vocabulary), found %d", what.c_str(),
-                 i, c.V, tokens[i]);
+            fail("%s: token %zu: expected an id below the model's vocabulary size (%zu), found %d", what.c_str(), i,
+                 c.V, tokens[i]);
     if (tokens.size() > c.T)
         fail("%s: expected at most %zu tokens (the context of %s), found %zu; shorten it", what.c_str(), c.T,
              model_.c_str(), tokens.size());
