@@ -832,7 +832,6 @@ std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, co
 // Everything a run needs besides the trainer.
 struct Run {
     std::vector<std::string> arguments;  // the flags, for the state file
-    std::string settings;                // all settings, for the file of them beside the model
     TokenSource train, val;
     std::unique_ptr<SafetensorsFile> state;        // to resume from
     std::map<std::string, std::string> tokenizer;  // as the model file stores it
@@ -841,6 +840,7 @@ struct Run {
     std::unique_ptr<ModelFile> init = {};          // to start from
     Checkpoints checkpoints = Checkpoints("");     // the states, as they are written
     std::vector<Choice> hellaswag = {};            // to score with every validation
+    std::string settings = {};                     // all of them, for the file beside the model
 };
 
 // "model.bin" -> "model.state.bin"
@@ -1366,7 +1366,7 @@ static Run open_run(const Settings& s, const std::optional<Start>& start) {
             "--val: the part of %s to validate on has %zu tokens, one sequence needs %zu (-t %zu and its last target); use "
             "a longer text, a smaller -t or a text of its own",
             val.name().c_str(), val.size(), s.T + 1, s.T);
-    Run run{{}, {}, train, val, nullptr, {}, tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
+    Run run{{}, train, val, nullptr, {}, tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
     if (tokenizer) run.tokenizer = tokenizer->metadata();
     if (corpus.from_shards() && guess) {
         run.tokenizer = tokenizer ? std::map<std::string, std::string>{{"tokenizer", "gpt2"}} : start->tokenizer;
