@@ -201,8 +201,8 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
              fold_name(info.config.fold));
     if (info.config.mode != GateMode::norm && info.gate != 0)
         fail(
-            "%s: expected a model whose taper has ended (gate 0), found gate %.6g; continue its training (./train_gpt -y -o "
-            "%s) or train with a smaller --gate-end",
+            "%s: its gate is %.6g; expected 0, which it reaches when the taper ends; continue its training (./train_gpt -y "
+            "-o %s) or train with a smaller --gate-end",
             path.c_str(), info.gate, path.c_str());
 }
 
