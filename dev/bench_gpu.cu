@@ -281,6 +281,7 @@ int run_benchmark(int argc, char** argv) {
 
 }  // namespace tapernorm::train
 
+using namespace tapernorm;
 using namespace tapernorm::train;
 
 int main(int argc, char** argv) {

@@ -10,6 +10,7 @@
 
 namespace tapernorm::train {}  // namespace tapernorm::train
 
+using namespace tapernorm;
 using namespace tapernorm::train;
 
 int main(int argc, char** argv) {

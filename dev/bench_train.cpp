@@ -61,7 +61,8 @@ double attention_flops(const Config& c, size_t B, size_t T) {
 }
 
 // Seconds for all products of one update: each distinct one timed once.
-double time_products(Cpu& dev, const std::vector<Product>& all, std::vector<float>* memory, bool library) {
+double time_products(Cpu& dev, const std::vector<Product>& all, std::vector<float>* memory,
+                     [[maybe_unused]] bool library) {
     double total = 0;
     for (const Product& p : all) {
         const size_t lda = p.trans_a ? p.M : p.K, ldb = p.trans_b ? p.K : p.N;
@@ -90,6 +91,7 @@ double time_products(Cpu& dev, const std::vector<Product>& all, std::vector<floa
 
 }  // namespace tapernorm::train
 
+using namespace tapernorm;
 using namespace tapernorm::train;
 
 int main(int argc, char** argv) {
