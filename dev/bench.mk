@@ -10,19 +10,18 @@ HAVE_DNNL = $(call have_headers,dnnl.h)
 $(BUILD)/bench_%: $(BUILD)/dev/bench_%.o $(TRAIN) $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(if $(HAVE_DNNL),-ldnnl) -o $@
 $(BUILD)/dev/bench_train.o $(BUILD)/dev/bench_matmul.o: EXTRA = $(if $(HAVE_DNNL),-DHAVE_DNNL)
-BENCH_INFER = $(if $(wildcard dev/bench_infer.cu),bench_infer)
 bench_infer: $(BUILD)/dev/bench_infer.o $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(CUDA_LIBS) -o $@
 
 bench: deps
-	$(MAKE) $(PROGRAMS) $(BENCH_INFER) $(BUILD)/bench_train $(BUILD)/bench_matmul
+	$(MAKE) $(PROGRAMS) bench_infer $(BUILD)/bench_train $(BUILD)/bench_matmul
 	dev/bench.py
 
 # From the trainer's own code.
 $(BUILD)/gpu/bench_gpu: $(BUILD)/gpu/dev/bench_gpu.o $(TRAIN) $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(GPU_LIBS) -o $@
 gpu-bench:
-	$(MAKE) $(BUILD)/gpu/bench_gpu infer $(BENCH_INFER) GPU=native
+	$(MAKE) $(BUILD)/gpu/bench_gpu infer bench_infer GPU=native
 	dev/gpu_bench.sh $(BUILD)/gpu/bench_gpu
 
 dev-env:

@@ -53,6 +53,7 @@ EMU_CXX = $(CXX) -std=c++20 -O1 -g1 -fno-math-errno -fno-strict-aliasing -fsanit
 $(eval $(call objects,$(EMU),$(EMU_CXX),$(EMU_CXX) -x c++))
 CUDA_TESTS = $(wildcard tests/cuda/*.cpp)
 EMU_TESTS = $(patsubst %.cpp,$(EMU)/%.o,$(CUDA_TESTS) tests/main.cpp)
+EMU_PROGRAMS = $(addprefix $(EMU)/,train_gpt infer bench_infer)
 $(EMU_TESTS): | need-tests
 
 # Made by a make of its own, which knows what is new.
@@ -60,9 +61,10 @@ $(EMU)/libemu.a: FORCE
 	+$(EMU_MAKE) "$(abspath $@)"
 $(EMU)/run_emu_tests: FORCE $(EMU)/libemu.a
 	+$(EMU_MAKE) "$(abspath $@)"
-$(EMU)/run_cuda_tests: $(EMU_TESTS) | $(EMU)/train_gpt $(EMU)/infer
+$(EMU)/run_cuda_tests: $(EMU_TESTS) | $(EMU_PROGRAMS)
 $(EMU)/train_gpt $(EMU)/infer: %: %.o
-$(EMU)/run_cuda_tests $(EMU)/train_gpt $(EMU)/infer: $(TRAIN) $(LIBRARY) $(EMU)/libemu.a
+$(EMU)/bench_infer: $(EMU)/dev/bench_infer.o
+$(EMU)/run_cuda_tests $(EMU_PROGRAMS): $(TRAIN) $(LIBRARY) $(EMU)/libemu.a
 	$(CXX) $(LDFLAGS) $(filter %.o,$^) $(EMU)/libemu.a $(LDLIBS) $(MPI_LIBS) $(EMU_LINK) -o $@
 
 # Under the sanitizers and in other orders: without the longest training runs, under ThreadSanitizer without any. (Their CPU
@@ -114,5 +116,5 @@ $(eval $(call objects,$(BUILD)/gpu,$(NVCC_GPU) -x cu,$(NVCC_GPU)))
 $(BUILD)/gpu/run_cuda_tests: $(CUDA_TESTS:%.cpp=$(BUILD)/gpu/%.o) $(BUILD)/tests/main.o $(TRAIN) $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(GPU_LIBS) -o $@
 gpu-test:
-	$(MAKE) $(BUILD)/gpu/run_cuda_tests $(PROGRAMS) GPU=native
+	$(MAKE) $(BUILD)/gpu/run_cuda_tests $(PROGRAMS) bench_infer GPU=native
 	dev/gpu_test.sh $(BUILD)/gpu/run_cuda_tests
