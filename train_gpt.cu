@@ -172,7 +172,7 @@ struct Gpt {
         m.add(act.sums, sums_bytes() / sizeof(double));
     }
 
-    // Of N rows of logits, how many to hold at a time: equal parts that fit.
+    // How many of N rows of logits to hold at a time: equal parts that fit.
     static size_t logits_rows(size_t N, size_t Vp) {
         const size_t most = std::max<size_t>(Device::kLogitsHeld / Vp, 64), parts = (N + most - 1) / most;
         return (N + parts - 1) / parts;
@@ -299,9 +299,7 @@ struct Gpt {
         ready(0);
     }
 
-    void recompute_site(Real* y, const Real* x, const Site<Real>& s) {
-        apply_site(dev, y, x, s, B * T, config.C);
-    }
+    void recompute_site(Real* y, const Real* x, const Site<Real>& s) { apply_site(dev, y, x, s, B * T, config.C); }
     static SiteGrads<Real> site_grads(const SiteTensors<Real>& s) {
         return {s.weight, s.bias, s.taper_weight, s.taper_bias};
     }
@@ -694,12 +692,12 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
         std::printf("%s: validation loss %.6f before the first update\n", run.init->path().c_str(),
                     evaluate(t, run.val, s.val_batches));
     if (s.resume && t.step >= s.steps)
-        std::printf("complete  %zu of %zu updates are done; more: -x with a larger number\n", t.step, s.steps);
+        std::printf("complete  %zu of %zu updates are done; for more, give a larger -x\n", t.step, s.steps);
     watch_signals();
     const int signal = train(t, run);
     save_checkpoint(t, run);
     if (signal) {
-        std::printf("\ninterrupted after update %zu; go on with: ./train_gpt -y -o %s\n", t.step,
+        std::printf("\ninterrupted after update %zu; resume with: ./train_gpt -y -o %s\n", t.step,
                     shell_word(s.out).c_str());
         return 128 + signal;
     }
@@ -708,8 +706,7 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     return 0;
 }
 
-constexpr const char* kMemoryHint =
-    "use a smaller -b (batch) or -t (sequence length), or recompute more (-r 1, -r 2)";
+constexpr const char* kMemoryHint = "use a smaller -b (batch) or -t (sequence length), or recompute more (-r 1, -r 2)";
 
 // Chooses the device, the same kind on every rank, and prints it.
 static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {

@@ -80,7 +80,7 @@ TEST_CASE("crash: kill -9 at random moments; the run goes on and ends with the b
         const Outcome last = w.run(command);
         CAPTURE(last.err);
         CHECK(last.status == 0);  // a kill between two renames leaves no newest state, which is said in one line
-        CHECK((last.err == "" || last.err.starts_with("warning: 'model.state.bin' is missing; going on from")));
+        CHECK((last.err == "" || last.err.starts_with("warning: 'model.state.bin' is missing; resuming from")));
         check_same_result(w, whole);
     }
     CHECK(killed == kills);
@@ -174,7 +174,7 @@ TEST_CASE("crash: a damaged newest checkpoint falls back to the one before it, a
         CAPTURE(at);
         CHECK(outcome.status == 0);
         CHECK_MESSAGE(outcome.err.starts_with("warning: "), outcome.err);
-        CHECK(outcome.err.find("going on from the checkpoint before it, 'model.state.1.bin'\n") != std::string::npos);
+        CHECK(outcome.err.find("resuming from the checkpoint before it, 'model.state.1.bin'\n") != std::string::npos);
         CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
         check_same_result(w, whole);
         std::filesystem::remove(w.at("model.state.bin"));
@@ -322,7 +322,7 @@ TEST_CASE("crash: SIGTERM saves as Ctrl-C does; a second Ctrl-C ends the run at 
     }
     const Outcome ended = twice.finish();
     CHECK(ended.status == 128 + SIGINT);
-    CHECK_MESSAGE(ended.out.find("go on with") == std::string::npos, ended.out);
+    CHECK_MESSAGE(ended.out.find("resume with") == std::string::npos, ended.out);
     check_states(w);
     w.ok(next_command(w, line) + " -x 3000 -m 1");
 }

@@ -173,7 +173,7 @@ MPI_TEST("mpirun: an error that all ranks have is one line; a signal to one of t
     LongRun run;
     kill(process_of_rank(run.program.pid(), 2), SIGTERM);
     outcome = run.program.finish();
-    CHECK_MESSAGE(outcome.out.find("go on with: ./train_gpt -y -o model.bin") != std::string::npos, outcome.out);
+    CHECK_MESSAGE(outcome.out.find("resume with: ./train_gpt -y -o model.bin") != std::string::npos, outcome.out);
     CHECK(outcome.status == 128 + SIGTERM);
     CHECK(run_program_in(run.w.path, mpirun(1, "-y -x 1")).status == 0);  // complete: nothing to do, all readable
 }

@@ -322,7 +322,7 @@ TEST_CASE("train_gpt: Ctrl-C in every phase of the gate writes a checkpoint, and
         const Outcome outcome = program.finish();
         CHECK(outcome.err == "");
         CHECK(outcome.status == 130);
-        const std::string said = "go on with: ./train_gpt -y -o 'my model.bin'\n";
+        const std::string said = "resume with: ./train_gpt -y -o 'my model.bin'\n";
         CHECK_MESSAGE(outcome.out.ends_with(said), outcome.out);
         const size_t step = std::stoul(SafetensorsFile(w.at(out)).metadata().at("step"));
         CHECK(step > before);

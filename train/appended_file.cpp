@@ -34,7 +34,7 @@ void AppendedFile::append(const std::string& text) {
 
 void AppendedFile::warn(const std::string& problem) {
     if (!warned_)
-        std::fprintf(stderr, "warning: cannot write the %s %s: %s; the run goes on without it\n", what_.c_str(),
+        std::fprintf(stderr, "warning: cannot write the %s %s: %s; the run continues without it\n", what_.c_str(),
                      in_quotes(path_).c_str(), problem.c_str());
     warned_ = true;
 }

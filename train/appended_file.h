@@ -1,5 +1,4 @@
-// A file that a run appends text to while it goes on (logs). It never ends the run: what cannot be written is one warning on
-// stderr.
+// A file that a run appends text to (logs). It never ends the run: what cannot be written is one warning on stderr.
 #pragma once
 #include <string>
 

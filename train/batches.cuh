@@ -33,7 +33,7 @@ class Batches<Cpu> {
         loader_.next(tokens_.data(), targets_.data());
         return {tokens_.data(), targets_.data()};
     }
-    // To be called behind the ops that read the batch.
+    // To be called after the ops that read the batch were issued.
     void prefetch() {}
 
     uint64_t position() const { return loader_.position(); }  // of the next batch, see Loader

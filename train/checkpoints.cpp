@@ -19,7 +19,7 @@ std::unique_ptr<SafetensorsFile> Checkpoints::open_newest(std::string& note) {
             auto file = std::make_unique<SafetensorsFile>(path);
             file->verify();
             if (number > 0)
-                note = strprintf("%s; going on from the checkpoint before it, %s",
+                note = strprintf("%s; resuming from the checkpoint before it, %s",
                                  problem.empty() ? strprintf("%s is missing", in_quotes(path_).c_str()).c_str()
                                                  : problem.c_str(),
                                  in_quotes(path).c_str());

@@ -15,7 +15,7 @@ class Checkpoints {
     explicit Checkpoints(std::string path) : path_(std::move(path)) {}
 
     // The newest one that is whole. Where that is not PATH itself, `note` says in one line why not and which it is. Null
-    // where there is none at all; fails where there are some and all are damaged. Writing then goes on in its row.
+    // where there is none at all; fails where there are some and all are damaged. Later writes continue this series.
     std::unique_ptr<SafetensorsFile> open_newest(std::string& note);
 
     // Adds one; `keep` of them stay. Without open_newest before, those of an older run under this name go.
@@ -27,7 +27,7 @@ class Checkpoints {
     bool whole_ = false;    // PATH is whole and of this run: it takes the number 1 when the next one comes
 };
 
-// What a state file says of itself; fails where it does not, or not as a whole number.
+// An entry of a state file's metadata; fails if it is missing, or is not a whole number.
 const std::string& state_metadata(const SafetensorsFile& file, const char* key);
 uint64_t state_number(const SafetensorsFile& file, const char* key);
 

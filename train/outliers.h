@@ -34,7 +34,7 @@ struct GradientWindow {
     static constexpr size_t kSize = 32, kLeast = 16;
     std::deque<double> norms;
 
-    // Infinite for a norm that is no number; 0 until there are kLeast of them, or where half of them are no numbers.
+    // Infinite for a norm that is NaN or Inf; 0 until there are kLeast norms, or if half of them are NaN or Inf.
     double over_median(double norm) const {
         if (norms.size() < kLeast) return 0;
         std::vector<double> sorted(norms.begin(), norms.end());

@@ -1,4 +1,4 @@
-// What a run tells: its start and end, one line per update, the log, the memory that it holds.
+// What a run reports: its start and end, one line per update, the log, the memory that it holds.
 #pragma once
 #include <sys/resource.h>
 
@@ -35,7 +35,7 @@ struct StepReport {
     double scale_loss = 0;  // lambda mean (s - s_tgt)^2
     double g = 1, lr = 0, grad_norm = 0;
     double stream_scale = 0;  // mean s(h)
-    bool skipped = false;     // it stood out (--skip-loss-z, --skip-grad): the parameters were left alone
+    bool skipped = false;     // an outlier (--skip-loss-z, --skip-grad): the parameters were left alone
     bool stop = false;        // a rank was told to stop
     double seconds = 0;
 };
@@ -122,14 +122,14 @@ void print_start(const Trainer<Device, Real>& t, const Run& run) {
     const Ranks& ranks = t.model.ranks;
     if (ranks.size > 1)
         std::printf("ranks     %d, started by %s; an update is %zu micro-batches on each\n", ranks.size,
-                    ranks.launcher.c_str(), s.total_batch / (s.batch * s.T * size_t(ranks.size)));
+                    ranks.launcher.c_str(), s.micro_steps(ranks));
     std::printf("memory   ");
     size_t total = 0;
     for (const auto& [purpose, bytes] : memory_table(t)) {
         std::printf(" %s %.1f MiB,", purpose.c_str(), double(bytes) / 1048576);
         total += bytes;
     }
-    std::printf(" together %.1f MiB%s\n\n", double(total) / 1048576, ranks.size > 1 ? " a rank" : "");
+    std::printf(" together %.1f MiB%s\n\n", double(total) / 1048576, ranks.size > 1 ? " per rank" : "");
 }
 
 // A loss in nats per token, as "0.39 bits per byte": what models with different tokenizers are compared by. Where the
@@ -151,10 +151,11 @@ void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) 
     for (const auto& [purpose, bytes] : memory_table(t)) held += bytes;
     std::printf("\nvalidation loss %.4f (%s) after %zu updates\n", val_loss, in_bits(val_loss, run).c_str(), t.step);
     std::printf("%s, of which tensors %.1f MiB\n", memory_in_use(t.model.dev).c_str(), double(held) / 1048576);
-    std::printf("model %s, state %s, log %s\n", s.out.c_str(), state_path(s).c_str(), log_path(s).c_str());
+    std::printf("model %s, state %s, log %s, settings %s\n", s.out.c_str(), state_path(s).c_str(), log_path(s).c_str(),
+                settings_path(s).c_str());
     const std::string out = shell_word(s.out);
     if (const double g = t.gate_now(); t.model.config.mode != GateMode::norm && g != 0)
-        std::printf("next: the gate is still %.4g; train on: ./train_gpt -y -o %s -x %zu\n", g, out.c_str(),
+        std::printf("next: the gate is still %.4g; continue: ./train_gpt -y -o %s -x %zu\n", g, out.c_str(),
                     t.gate_end);
     else
         std::printf("next: ./fold %s folded.bin && ./infer folded.bin --last-token\n", out.c_str());
@@ -182,7 +183,8 @@ RunLog::Fields log_fields(Trainer<Device, Real>& t, const StepReport& r) {
     return fields;
 }
 
-// The log beside the model, and TensorBoard's. Begun by the first update, so that one that fails leaves older ones alone.
+// The log next to the model, and TensorBoard's. The first update creates them, so that a run that fails before leaves older
+// logs alone.
 struct Logs {
     RunLog log;
     std::optional<TensorBoardLog> board;

@@ -22,7 +22,7 @@ class RunLog {
     explicit RunLog(const std::string& path, std::optional<size_t> resume_step = std::nullopt);
 
     // Numbers in the shortest form that reads back to the same bits; NaN and infinities as null. A log that
-    // cannot be written (disk full) is one warning on stderr, and the run goes on.
+    // cannot be written (disk full) is one warning on stderr, and the run continues.
     void write(size_t step, const Fields& fields);
 
   private:

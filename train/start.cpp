@@ -84,7 +84,7 @@ Run open_corpora(const Settings& s, const Start& start) {
     Tokenize encode = [&](std::string_view text) {
         if (!tokenizer)
             fail(
-                "--tokenizer: %s has no tokenizer in it or beside it, and text needs one; expected a folder with vocab.json "
+                "--tokenizer: %s has no tokenizer in it or next to it, and text needs one; expected a folder with vocab.json "
                 "and merges.txt, or bytes",
                 start.origin.path.c_str());
         return tokenizer->encode_parallel(text, true, int(s.threads));

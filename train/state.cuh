@@ -191,7 +191,7 @@ void try_checkpoint(Trainer<Device, Real>& t, Run& run) {
     try {
         save_checkpoint(t, run);
     } catch (const Error& e) {
-        std::fprintf(stderr, "warning: no checkpoint after update %zu: %s; the run goes on\n", t.step, e.what());
+        std::fprintf(stderr, "warning: no checkpoint after update %zu: %s; the run continues\n", t.step, e.what());
     }
 }
 

@@ -23,7 +23,7 @@ class TensorBoardLog {
     TensorBoardLog(const std::string& folder, std::optional<size_t> resume_step);
 
     // The fields that are numbers, each under its name as its tag, as 32-bit floats. Flushed to the file at once. A file
-    // that cannot be written is one warning on stderr, and the run goes on.
+    // that cannot be written is one warning on stderr, and the run continues.
     void write(size_t step, const RunLog::Fields& fields) { write_event(step, summary(fields)); }
 
     // The protobuf message Summary: for every field a Value with tag = 1 and simple_value = 2.

@@ -35,7 +35,7 @@ std::vector<SiteScale> measure_site_scales(Device& dev, const Config& c, const s
     return scales;
 }
 
-// How far from its calibration: a factor of at least 1, infinite where it is no number, 1 where nothing is known.
+// How far from its calibration: a factor of at least 1; infinite if s(h) is NaN or Inf; 1 if it was never calibrated.
 inline double moved_by(const SiteScale& s) {
     if (!std::isfinite(s.now)) return INFINITY;
     if (!(s.calibrated > 0)) return 1;

@@ -1,5 +1,5 @@
 // What the ranks of a run do together in an update: the sum of gradients, started while the backward pass still computes
-// those of earlier blocks, and the exchange of updated parameters under ZeRO-1. With one rank all of it is nothing.
+// those of earlier blocks, and the exchange of updated parameters under ZeRO-1. With one rank, none of it does anything.
 #pragma once
 #include "ops/adamw.cuh"
 #include "train/ranks/collectives.cuh"

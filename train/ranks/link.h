@@ -29,7 +29,7 @@ class Link {
   public:
     virtual ~Link() = default;
 
-    // Sends and receives all of these side by side, at most one message a rank and direction. Messages between two ranks
+    // Sends and receives all of these side by side, at most one message per rank and direction. Messages between two ranks
     // keep their order. A rank that ended, or is not done within time_limit, is an Error that names it and `what` it was
     // waited for.
     virtual void exchange(const std::vector<Message>& send, const std::vector<Message>& receive, const char* what) = 0;

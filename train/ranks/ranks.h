@@ -33,7 +33,7 @@ class Ranks {
     int sum(std::vector<double>& values, const char* what);
     // Rank 0's bytes to all.
     void broadcast(void* data, size_t bytes, const char* what);
-    // Fails on every rank whose values are not rank 0's; names: one a value.
+    // Fails on every rank whose values are not rank 0's; names: one per value.
     void agree(const std::vector<double>& values, const std::vector<const char*>& names);
 
     // An error that every rank has found: rank 0 will say it.

@@ -63,7 +63,7 @@ class Shards {
 
     // Whether each rank keeps optimizer state of its slices only.
     bool sharded() const { return sharded_; }
-    // What a rank keeps state of in a tensor: all of it, or what lies in its slice.
+    // The part of a tensor whose state a rank keeps: all of it, or what lies in its slice.
     ShardPart part(size_t tensor, size_t rank) const {
         const ElementRange place = places_[tensor];
         if (!sharded_) return {tensor, 0, place.size()};
@@ -75,7 +75,7 @@ class Shards {
         }
         return {tensor, 0, 0};
     }
-    // All that this rank keeps. A rank's state is one array for each of these.
+    // Everything that this rank keeps; its state is one array per part.
     const std::vector<ShardPart>& parts() const { return parts_; }
 
     size_t count(size_t tensor) const { return places_[tensor].size(); }
@@ -88,7 +88,7 @@ class Shards {
     std::vector<ShardPart> parts_;
 };
 
-// Of tensors that lie in an arena of `bytes` from `base` on, as visit_tensors asked for them.
+// Shards of the tensors that lie in an arena of `bytes` at `base`, in the order in which visit_tensors requested them.
 template <class Real>
 Shards make_shards(const Config& config, GptTensors<Real>& tensors, const void* base, size_t bytes, const Ranks& ranks,
                    bool zero) {
