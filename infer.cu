@@ -52,13 +52,13 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "file", .to = &s.model, .metavar = "MODEL",
            .help = "model.bin or folded.bin, the folder of a Hugging Face GPT-2, or a checkpoint of llm.c"});
     o.add({.short_name = "-p", .long_name = "--prompt", .to = &s.prompt, .metavar = "TEXT",
-           .default_text = "a story's opening", .help = "text to continue"});
+           .default_text = "the opening of a story", .help = "text to continue"});
     o.add({.long_name = "--tokens", .to = &s.tokens, .metavar = "IDS", .default_text = "none",
            .help = "token ids to continue, such as 1,2,3, instead of a text"});
     o.add({.long_name = "--prompts", .to = &s.prompts, .metavar = "FILE", .default_text = "none",
            .help = "complete every line of FILE; prints one JSON object per line"});
     o.add({.long_name = "--batch", .to = &s.batch, .metavar = "B", .range = {.low = 1, .high = 1024},
-           .help = "how many lines of --prompts to complete at a time; their texts do not depend on it"});
+           .help = "lines of --prompts to complete at a time; does not change the results"});
     o.add({.long_name = "--eval", .to = &s.eval, .metavar = "FILE", .default_text = "none",
            .help = "print the model's loss on the text in FILE: nats per token, perplexity, bits per byte; with --weights "
                    "bf16 or int8 also the change from fp32"});
@@ -71,7 +71,7 @@ static Options make_options(Settings& s) {
            .help = "print the most probable next tokens instead of generating text; computes only the last position's "
                    "logits"});
     o.add({.long_name = "--show", .to = &s.show, .metavar = "K", .range = {.low = 1},
-           .help = "how many next tokens --last-token prints"});
+           .help = "number of next tokens that --last-token prints"});
     o.add({.short_name = "-n", .long_name = "--generate", .to = &s.n, .metavar = "N",
            .help = "number of tokens to generate"});
     o.add({.long_name = "--dump", .to = &s.dump, .metavar = "FILE", .default_text = "none",
@@ -83,9 +83,9 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--top-k", .to = &s.top_k, .metavar = "K", .default_text = "all",
            .help = "sample from the K most probable tokens"});
     o.add({.long_name = "--top-p", .to = &s.top_p, .metavar = "P", .range = {.low = 0, .high = 1},
-           .help = "sample from the most probable tokens that together reach probability P"});
+           .help = "sample from the smallest set of most probable tokens whose total probability reaches P"});
     o.add({.long_name = "--greedy", .to = &s.greedy, .help = "always take the most probable token"});
-    o.add({.long_name = "--seed", .to = &s.seed, .help = "seed of the random numbers that choose tokens"});
+    o.add({.long_name = "--seed", .to = &s.seed, .help = "seed for sampling"});
     add_engine_options(o, s.engine);
     // clang-format on
     return o;

@@ -692,7 +692,7 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
         std::printf("%s: validation loss %.6f before the first update\n", run.init->path().c_str(),
                     evaluate(t, run.val, s.val_batches));
     if (s.resume && t.step >= s.steps)
-        std::printf("complete  %zu of %zu updates are done; for more, give a larger -x\n", t.step, s.steps);
+        std::printf("complete  %zu updates are done and -x is %zu; to continue, give a larger -x\n", t.step, s.steps);
     watch_signals();
     const int signal = train(t, run);
     save_checkpoint(t, run);

@@ -257,7 +257,7 @@ static int run_bpe_train(int argc, char** argv) {
                  .to = &config.min_frequency,
                  .metavar = "N",
                  .range = {.low = 1},
-                 .help = "make no token of a pair that occurs less often than this"});
+                 .help = "merge only pairs that occur at least N times"});
     options.add({.long_name = "--threads",
                  .to = &config.threads,
                  .metavar = "N",

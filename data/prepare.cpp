@@ -270,7 +270,12 @@ size_t default_val_tokens(const std::vector<Input>& inputs, const PrepareConfig&
     double bytes = 0;
     for (const Input& input : inputs) {
         const bool packed = input.path.ends_with(".gz") || input.path.ends_with(".xz") || input.path.ends_with(".zst");
-        bytes += double(fs::file_size(input.path)) * (packed ? 3 : 1);
+        std::error_code error;
+        const auto size = fs::file_size(input.path, error);
+        if (error)
+            fail("CORPUS: %s is not a file; name a file or a pattern of files, in quotes",
+                 in_quotes(input.path).c_str());
+        bytes += double(size) * (packed ? 3 : 1);
     }
     const double tokens = config.tokenizer == "bytes" ? bytes : bytes / 4.3;  // English, GPT-2's vocabulary
     return std::min(config.shard_tokens, size_t(tokens / 10));
@@ -337,7 +342,7 @@ static int run_prepare(int argc, char** argv) {
     options.add({.long_name = "--format",
                  .to = &config.format,
                  .choices = {"auto", "text", "jsonl", "tar", "nested-tar"},
-                 .help = "format of your own files; auto decides by the ends of their names"});
+                 .help = "format of your own files; auto: by file extension"});
     options.add({.long_name = "--field",
                  .to = &config.field,
                  .metavar = "NAME",
@@ -357,15 +362,13 @@ static int run_prepare(int argc, char** argv) {
                  .metavar = "N",
                  .default_text = "all",
                  .help = "stop after N tokens"});
-    options.add({.long_name = "--downloads",
-                 .to = &config.downloads,
-                 .metavar = "DIR",
-                 .help = "folder that keeps the downloaded files"});
+    options.add(
+        {.long_name = "--downloads", .to = &config.downloads, .metavar = "DIR", .help = "where to keep downloads"});
     options.add({.long_name = "--mirror",
                  .to = &config.mirror,
                  .metavar = "URL",
                  .default_text = "the public hosts",
-                 .help = "download from here instead: https://HOST, or file:///DIR for files that you have already"});
+                 .help = "download from here instead: https://HOST, or file:///DIR for files you already have"});
     options.add({.long_name = "--threads",
                  .to = &config.threads,
                  .metavar = "N",

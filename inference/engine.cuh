@@ -33,12 +33,12 @@ inline void add_engine_options(Options& o, EngineSettings& s) {
     // clang-format off
     o.section("Run");
     o.add({.long_name = "--weights", .to = &s.weights, .choices = {"fp32", "bf16", "int8"},
-           .help = "number type of the weight matrices on the CPU; they are converted while loading (int8: with one "
-                   "quantization step per output channel)"});
+           .help = "data type of the weight matrices on the CPU, converted while loading (int8: one quantization step per "
+                   "output channel)"});
     o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"},
            .help = "where to run; auto: on the GPU if there is one"});
     o.add({.long_name = "--precision", .to = &s.precision, .choices = {"bf16", "fp32"},
-           .help = "number type of weights and activations on a GPU; the CPU computes in fp32"});
+           .help = "precision of weights and activations on a GPU; the CPU computes in fp32"});
     o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = 1024}, .default_text = "all cores",
            .help = "number of CPU threads"});
     // clang-format on
@@ -49,7 +49,7 @@ inline DeviceChoice choose_device(const EngineSettings& s, const Options& o) {
     const DeviceChoice choice = choose_device("--device", s.device);
     if (choice.cuda && o.given("--weights"))
         fail(
-            "--weights %s: sets the number type on the CPU; expected --device cpu with it, found a GPU (which has "
+            "--weights %s: sets the data type on the CPU; expected --device cpu with it, found a GPU (which has "
             "--precision)",
             s.weights.c_str());
     return choice;

@@ -119,10 +119,11 @@ std::string Options::help() const {
         add_line("  " + (is_positional(o) ? metavar(o) : names + (is_flag(o) ? "" : " ") + metavar(o)),
                  o.help + (o.default_text.empty() ? "" : " (default " + o.default_text + ")"));
     }
+    if (rows_.size() > 0) text += "\nGeneral\n";
     add_line("      --config FILE",
-             "read settings from FILE, lines such as lr = 0.001; flags given here override them");
-    add_line("      --version", "what was built, and from which commit");
-    add_line("  -h, --help", "this text");
+             "read settings from FILE, one per line, such as seed = 4; flags given here override them");
+    add_line("      --version", "print the commit, the compiler and the optional features, and exit");
+    add_line("  -h, --help", "print this help and exit");
     return usage + " [options]\n" + description_ + "\n" + text;
 }
 

@@ -76,8 +76,10 @@ struct Range {
         const double x = double(number);
         return std::isfinite(x) && (low_open ? x > low : x >= low) && (high_open ? x < high : x <= high);
     }
-    std::string text() const {  // " of at least 0 and below 1"
+    std::string text() const {  // " from 0 to 2", " of at least 0 and below 1"
         std::string text;
+        if (std::isfinite(low) && std::isfinite(high) && !low_open && !high_open)
+            return " from " + to_text(low) + " to " + to_text(high);
         if (std::isfinite(low)) text += (low_open ? " above " : " of at least ") + to_text(low);
         if (std::isfinite(low) && std::isfinite(high)) text += " and";
         if (std::isfinite(high)) text += (high_open ? " below " : " of at most ") + to_text(high);

@@ -258,7 +258,7 @@ TEST_CASE("train_gpt: resuming at any update writes the same bytes as a run with
         w.ok("train_gpt -y -x 6");
         w.ok("train_gpt -y -x 12");
         CHECK(read_file(w.at("model.bin")) == model);
-        CHECK(w.ok("train_gpt -y").find("12 of 12 updates are done") != std::string::npos);
+        CHECK(w.ok("train_gpt -y").find("12 updates are done") != std::string::npos);
         CHECK(read_file(w.at("model.bin")) == model);
     }
 }

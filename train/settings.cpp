@@ -61,16 +61,16 @@ void add_file_options(Options& o, Settings& s) {
     // clang-format off
     o.add({.short_name = "-i", .long_name = "--train", .to = &s.train, .metavar = "FILE",
            .default_text = "built-in stories",
-           .help = "the corpus: a text file, or token shards in llm.c's format (a pattern such as 'data/train_*.bin')"});
+           .help = "the corpus: a text file or token shards in llm.c's format (a pattern such as 'data/train_*.bin')"});
     o.add({.short_name = "-j", .long_name = "--val", .to = &s.val, .metavar = "FILE",
            .default_text = "the last 10% of -i", .help = "text or shards to validate on"});
     o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH", .default_text = "that of --init, else bytes",
-           .help = "bytes, or a folder with GPT-2's vocab.json and merges.txt; the model file stores the tokenizer"});
+           .help = "bytes, a folder with vocab.json and merges.txt, a tokenizer.json, or llm.c's gpt2_tokenizer.bin; stored in the "
+                   "model"});
     o.add({.short_name = "-o", .long_name = "--out", .to = &s.out, .metavar = "FILE",
-           .help = "the model to write; next to it go the state (for -y), the log and the settings (for --config)"});
+           .help = "the model to write; the state (for -y), the log and the settings (for --config) are written next to it"});
     o.add({.long_name = "--init", .to = &s.init, .metavar = "PATH", .default_text = "random weights",
-           .help = "start from the weights of this model: a file of this program, the folder of a Hugging Face GPT-2, or a "
-                   "checkpoint of llm.c"});
+           .help = "start from the weights of a model of this program, the folder of a Hugging Face GPT-2, or a checkpoint of llm.c"});
     o.add({.short_name = "-y", .long_name = "--resume", .to = &s.resume,
            .help = "resume the run saved next to -o; flags given here or by --config override the saved ones"});
     o.add({.short_name = "-n", .long_name = "--checkpoint-every", .to = &s.checkpoint_every, .metavar = "N",
@@ -98,13 +98,13 @@ void add_model_options(Options& o, Settings& s) {
            .range = {.low = 1, .high = 1 << 20}, .help = "sequences per micro-batch"});
     o.add({.short_name = "-d", .long_name = "--total-batch", .to = &s.total_batch, .metavar = "N",
            .default_text = "B x T x ranks",
-           .help = "tokens per update, over all ranks; a multiple of B x T x ranks (gradients accumulate)"});
+           .help = "tokens per update over all ranks, a multiple of B x T x ranks; gradients accumulate over micro-batches"});
     o.add({.short_name = "-x", .long_name = "--steps", .to = &s.steps, .metavar = "N", .range = {.low = 1},
            .help = "number of updates"});
-    o.add({.long_name = "--no-shuffle", .to = &s.shuffle, .help = "read the corpus from start to end"});
+    o.add({.long_name = "--no-shuffle", .to = &s.shuffle, .help = "read the corpus in order"});
     o.add({.short_name = "-r", .long_name = "--recompute", .to = &s.recompute, .metavar = "N",
            .range = {.low = 0, .high = 2},
-           .help = "save memory by computing activations again in the backward pass: 1 GELU, 2 GELU and the norms"});
+           .help = "recompute activations in the backward pass to save memory: 1: GELU; 2: GELU and the norms"});
     // clang-format on
 }
 
@@ -114,25 +114,26 @@ void add_optimizer_options(Options& o, Settings& s) {
     o.add({.short_name = "-l", .long_name = "--lr", .to = &s.lr, .range = {.low = 0},
            .default_text = default_text("--lr"), .help = "peak learning rate"});
     o.add({.short_name = "-u", .long_name = "--warmup", .to = &s.warmup,
-           .help = "updates over which the learning rate rises to its peak"});
+           .help = "updates over which the learning rate rises linearly to its peak"});
     o.add({.short_name = "-q", .long_name = "--lr-final-frac", .to = &s.lr_final_frac, .range = {.low = 0, .high = 1},
            .help = "final learning rate as a fraction of the peak"});
     o.add({.short_name = "-k", .long_name = "--lr-schedule", .to = &s.lr_schedule,
            .choices = {"cosine", "linear", "constant", "wsd"},
-           .help = "how the learning rate falls after the warm-up; wsd: constant, then linear over the last 20% of the run"});
+           .help = "learning-rate schedule after the warm-up; wsd: constant, then linear over the last 20% of the run"});
     o.add({.short_name = "-c", .long_name = "--weight-decay", .to = &s.weight_decay, .range = {.low = 0, .high = 10},
            .help = "weight decay of matrices and embeddings"});
     o.add({.long_name = "--beta1", .to = &s.beta1, .range = {.low = 0, .high = 1, .high_open = true},
-           .help = "AdamW's decay rate of the mean gradient"});
+           .help = "AdamW's decay rate for the mean of the gradient"});
     o.add({.long_name = "--beta2", .to = &s.beta2, .range = {.low = 0, .high = 1, .high_open = true},
-           .help = "AdamW's decay rate of the mean squared gradient"});
+           .help = "AdamW's decay rate for the mean of the squared gradient"});
     o.add({.long_name = "--clip", .to = &s.clip, .range = {.low = 0},
-           .help = "scale gradients down to this norm when theirs is larger (0: off)"});
+           .help = "clip the gradient norm to this (0: off)"});
     o.add({.long_name = "--skip-loss-z", .to = &s.skip_loss_z, .metavar = "Z", .range = {.low = 0},
            .help = "skip an update if its loss is more than Z standard deviations above the mean of the last 128 (0: off)",
            .retired = "-sl"});
     o.add({.long_name = "--skip-grad", .to = &s.skip_grad, .metavar = "X", .range = {.low = 0},
-           .help = "skip an update if its gradient norm exceeds X times the median of the last 32, or is NaN or Inf (0: off)",
+           .help = "skip an update if its gradient norm exceeds X times the median of the last 32, or is NaN or Inf; "
+                   "inactive until 16 norms are known (0: off)",
            .retired = "-sg"});
     // clang-format on
 }
@@ -144,18 +145,18 @@ void add_taper_options(Options& o, Settings& s) {
            .help = "norm: the baseline, which keeps every norm; taper: all norms taper but the final one; taper-all: all norms taper",
            .alias = "--gate"});
     o.add({.long_name = "--gate-warmup", .to = &s.gate_warmup, .default_text = default_text("--gate-warmup"),
-           .help = "updates with the gate at 1, which calibrate the sites"});
+           .help = "updates with the gate at 1, during which the replacement of each norm is calibrated"});
     o.add({.long_name = "--gate-end", .to = &s.gate_end, .default_text = default_text("--gate-end"),
            .help = "first update with the gate at 0"});
     o.add({.long_name = "--ema-decay", .to = &s.ema_decay, .range = {.low = 0, .high = 1, .high_open = true},
-           .help = "decay rate of the averages that calibrate the sites"});
+           .help = "decay rate of the moving averages used for calibration"});
     o.add({.long_name = "--scale-loss", .to = &s.scale_loss, .metavar = "LAMBDA", .range = {.low = 0},
            .default_text = default_text("--scale-loss"),
            .help = "weight of the loss that holds the residual stream at its calibrated scale"});
     o.add({.long_name = "--freeze-gains", .to = &s.freeze_gains,
-           .help = "stop training gamma and beta of the blocks' norms after --gate-warmup; helps only with -g norm"});
+           .help = "freeze gamma and beta of the blocks' norms after --gate-warmup; useful only with -g norm"});
     o.add({.long_name = "--carry-moments", .to = &s.carry_moments,
-           .help = "when the taper starts, copy AdamW's moments of each normalizing branch to its scaling branch"});
+           .help = "when the taper starts, initialize AdamW's moments of each scaling branch from those of its norm"});
     // clang-format on
 }
 
@@ -165,28 +166,29 @@ void add_run_options(Options& o, Settings& s) {
     o.add({.short_name = "-v", .long_name = "--val-every", .to = &s.val_every, .metavar = "N",
            .help = "validate every N updates (0: only at the end)"});
     o.add({.short_name = "-m", .long_name = "--val-batches", .to = &s.val_batches, .metavar = "N",
-           .range = {.low = 1}, .help = "batches of B x T tokens per validation; the final one uses ten times as many"});
+           .range = {.low = 1}, .help = "batches of B x T tokens per validation (ten times as many for the final one)"});
     o.add({.long_name = "--hellaswag", .to = &s.hellaswag, .metavar = "FILE", .default_text = "none",
-           .help = "score HellaSwag with every validation; FILE is llm.c's .bin or the original JSON lines"});
+           .help = "evaluate on HellaSwag at every validation; FILE is llm.c's .bin or the original JSON lines"});
     o.add({.short_name = "-s", .long_name = "--sample-every", .to = &s.sample_every, .metavar = "N",
            .help = "print generated text every N updates (0: never)"});
     o.add({.long_name = "--tensorboard", .to = &s.tensorboard, .metavar = "DIR", .default_text = "none",
            .help = "also write the log's numbers to DIR for TensorBoard"});
     o.add({.long_name = "--log-norms", .to = &s.log_norms, .metavar = "N",
-           .help = "every N updates, log the gradient norm of each tensor and s(h) at each norm site (0: never)"});
+           .help = "every N updates, log the gradient norm of each tensor and the scale s(h) of the residual stream at each norm "
+                   "(0: never)"});
     o.add({.long_name = "--seed", .to = &s.seed, .help = "seed of the initial weights, the data order and the samples"});
     o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"}, .help = "where to run"});
     o.add({.long_name = "--precision", .to = &s.precision, .choices = {"bf16", "fp32"},
-           .help = "number type of activations and gradients on a GPU; sums, the optimizer and the CPU use fp32"});
+           .help = "precision of activations and gradients on a GPU; sums, the optimizer and the CPU use fp32"});
     o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = 1024}, .default_text = "all cores",
            .help = "CPU threads per rank"});
-    o.section("Many ranks");
+    o.section("Multiple ranks");
     o.add({.long_name = "--gpus", .to = &s.gpus, .metavar = "N", .range = {.low = 1, .high = 1024},
-           .help = "start one rank on each of N GPUs of this machine; for other set-ups use mpirun, torchrun or srun"});
+           .help = "start one rank on each of N GPUs of this machine; otherwise use mpirun, torchrun or srun"});
     o.add({.short_name = "-z", .long_name = "--zero", .to = &s.zero, .metavar = "Z", .range = {.low = 0, .high = 1},
-           .help = "1: share out the optimizer's state among the ranks (ZeRO-1)"});
+           .help = "1: shard the optimizer's state across the ranks (ZeRO-1)"});
     o.add({.long_name = "--rank-timeout", .to = &s.rank_timeout, .metavar = "S", .range = {.low = 0, .low_open = true},
-           .help = "seconds to wait for a rank that hangs before all ranks stop"});
+           .help = "stop all ranks if one does not respond for S seconds"});
     // clang-format on
 }
 
