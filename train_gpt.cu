@@ -12,6 +12,7 @@
 // are free functions overloaded on the device (ops/*.cuh).
 #include <signal.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -21,6 +22,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "inference/generate.cuh"
@@ -405,7 +407,7 @@ struct Trainer {
     double gate(size_t k) const {
         return model.config.mode == GateMode::norm ? 1 : gate_schedule(k, gate_warmup, gate_end);
     }
-    double gate_now() const { return gate(std::max<size_t>(step, 1)); }  // of the last update
+    double gate_now() const { return gate(std::max<size_t>(step, 1)); }  // at the last update
     ScaleLoss scale_loss(size_t k) const { return {k > gate_warmup ? settings.scale_loss : 0, scale_target}; }
 
     // This rank's part of update k: gradients and sums over its micro-batches. ready: see Gpt::backward, of the last of them.
@@ -509,11 +511,11 @@ struct Trainer {
     void adamw(size_t k, double lr, double grad_norm) {
         using Scalar = Acc<Real>;
         const double clip = settings.clip, b1 = settings.beta1, b2 = settings.beta2;
-        const double scale = clip > 0 ? std::min(1.0, clip / (grad_norm + 1e-6)) : 1;
+        const double clip_factor = clip > 0 ? std::min(1.0, clip / (grad_norm + 1e-6)) : 1;
         const double correction1 = 1 - std::pow(b1, double(k)), correction2 = 1 - std::pow(b2, double(k));
         // clang-format off
         const AdamwArgs<Scalar> args{Scalar(lr), Scalar(b1), Scalar(b2), Scalar(1e-8), 0,
-                                     Scalar(correction1), Scalar(correction2), Scalar(scale)};
+                                     Scalar(correction1), Scalar(correction2), Scalar(clip_factor)};
         // clang-format on
         const auto w = tensor_list(model.config, model.params), grad = tensor_list(model.config, model.grads);
         std::vector<AdamwTensor<Real>> tensors;

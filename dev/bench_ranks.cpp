@@ -8,8 +8,6 @@
 
 #include "train/ranks/collectives.cuh"
 
-namespace tapernorm::train {}  // namespace tapernorm::train
-
 using namespace tapernorm;
 using namespace tapernorm::train;
 

@@ -17,7 +17,7 @@ std::vector<int> parse_ids(const std::string& list) {
         int id = 0;
         const auto [after, error] = std::from_chars(p, end, id);
         if (error != std::errc() || id < 0 || (after != end && *after != ','))
-            fail("--tokens: expected ids such as 1,2,3, found \"%s\"", list.c_str());
+            fail("--tokens: expected ids such as 1,2,3, found %s", in_quotes(list).c_str());
         tokens.push_back(id);
         if (after == end) return tokens;
         p = after + 1;

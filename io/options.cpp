@@ -19,6 +19,7 @@ void Options::add(Option o) {
 }
 
 void Options::set(const Option& o, const std::string& text, bool typed) {
+    if (text.find('\n') != text.npos) fail_value(o, text);  // a state keeps arguments as lines
     set_value(o, text);
     given_[o.long_name] = typed;
     arguments_.push_back(is_positional(o) ? text : is_flag(o) ? o.long_name : o.long_name + "=" + text);
@@ -28,6 +29,7 @@ void Options::set(const Option& o, const std::string& text, bool typed) {
 void Options::read_config(const std::string& path) {
     const MappedFile file(path);
     try {
+        std::map<std::string, size_t> seen;
         for (const TomlEntry& e : read_toml({reinterpret_cast<const char*>(file.data()), file.size()})) {
             const auto o = std::ranges::find_if(rows_, [name = "--" + e.key](const Option& row) {
                 return row.long_name == name || row.alias == name;
@@ -43,7 +45,14 @@ void Options::read_config(const std::string& path) {
             if (is_flag(*o) && !off && e.value != "true")
                 fail("line %zu: %s: expected true or false, found %s", e.line, e.key.c_str(),
                      in_quotes(e.value).c_str());
-            if (!off && !given(o->long_name)) set(*o, e.value, false);
+            if (const auto [other, fresh] = seen.try_emplace(o->long_name, e.line); !fresh)
+                fail("line %zu: %s: expected one value, found another in line %zu", e.line, e.key.c_str(),
+                     other->second);
+            if (!off && !given(o->long_name)) try {
+                    set(*o, e.value, false);
+                } catch (const Error& error) {
+                    fail("line %zu: %s", e.line, error.what());
+                }
         }
     } catch (const Error& error) {
         fail("%s: %s", path.c_str(), error.what());
@@ -65,7 +74,7 @@ bool Options::parse(int argc, const char* const* argv) {
         if (!is_positional(o)) flags.insert(flags.end(), {o.long_name, o.short_name});
         for (const std::string& arg : args) {  // what CLI11 would take for something else
             if (arg == "--") break;
-            if (arg.size() > 2 && (arg == o.retired || "-" + arg == o.long_name))
+            if (arg.size() > 2 && ((!o.retired.empty() && arg.starts_with(o.retired)) || "-" + arg == o.long_name))
                 fail("unknown flag %s; did you mean %s?", arg.c_str(), o.long_name.c_str());
             const std::string name = o.long_name + "=";
             if (arg.starts_with(name) && (is_flag(o) || arg == name)) fail_value(o, arg.substr(name.size()));
@@ -82,6 +91,9 @@ bool Options::parse(int argc, const char* const* argv) {
     } catch (const CLI::Error&) {
         fail("%s needs a value; see --help", last.c_str());
     }
+    const std::string file = config->empty() ? "" : config->results().back();
+    if (!config->empty() && (file.empty() || std::ranges::count(flags, file)))
+        fail("--config needs a value, found %s", file.empty() ? "none" : ("the flag " + file).c_str());
     const Names extras = app.remaining();
     const auto mark = std::ranges::find(extras, "--");  // what follows it is no flag
     for (auto extra = extras.begin(); extra != mark; ++extra)
@@ -94,12 +106,13 @@ bool Options::parse(int argc, const char* const* argv) {
         if (parsed[i]->empty()) continue;
         const std::string& value = parsed[i]->results().back();
         if (!is_positional(o) && std::ranges::count(flags, value))
-            fail("%s needs a value, found the flag %s", o.long_name.c_str(), value.c_str());
+            fail("%s%s needs a value, found the flag %s", o.long_name.c_str(),
+                 o.short_name.empty() ? "" : (" (" + o.short_name + ")").c_str(), value.c_str());
         set(o, value, true);
     }
     for (const std::string& extra : extras)
         if (extra != "--") fail("unexpected argument %s; see --help", in_quotes(extra).c_str());
-    if (!config->empty()) read_config(config->results().back());
+    if (!config->empty()) read_config(file);
     return true;
 }
 
@@ -136,7 +149,7 @@ std::string Options::table() const {
     return in_columns(settings);
 }
 
-std::string Options::config() const {
+std::string Options::config(const Names& implied) const {
     std::string text, section;
     for (const Option& o : rows_) {
         std::string value = value_text(o);
@@ -145,6 +158,7 @@ std::string Options::config() const {
         if (o.section != section) text += "\n# " + o.section + "\n";
         section = o.section;
         const bool quoted = std::holds_alternative<std::string*>(o.to) || value.ends_with('%');
+        if (std::ranges::count(implied, o.long_name)) text += "# ";
         text += o.long_name.substr(2) + " = " + (quoted ? toml_string(value) : value) + "\n";
     }
     return text;

@@ -28,8 +28,9 @@ class Options {
     const std::vector<std::string>& arguments() const { return arguments_; }  // all that was given, in long names
 
     std::string help() const;
-    std::string table() const;   // all settings as they are now, in aligned columns
-    std::string config() const;  // all settings as they are now, as a file for --config
+    std::string table() const;  // all settings as they are now, in aligned columns
+    // All settings as they are now, as a file for --config; those of `implied` (long names) as comments.
+    std::string config(const std::vector<std::string>& implied = {}) const;
 
   private:
     void set(const Option& o, const std::string& text, bool typed);

@@ -63,6 +63,7 @@ std::string_view trimmed(std::string_view text) {
 }  // namespace
 
 std::vector<TomlEntry> read_toml(std::string_view text) {
+    if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);  // a byte order mark
     std::istringstream in{std::string(text)};
     std::vector<TomlEntry> entries;
     std::string line;

@@ -43,7 +43,7 @@ inline void set_shape_by_depth(const std::string& depth, size_t& L, size_t& NH, 
     char* end = nullptr;
     const long layers = depth[0] == 'd' ? std::strtol(depth.c_str() + 1, &end, 10) : 0;
     if (layers < 1 || layers > 1000 || *end)
-        fail("--model: expected d and a number of layers, such as d12, found \"%s\"", depth.c_str());
+        fail("--model: expected d and a number of layers, such as d12, found %s", in_quotes(depth).c_str());
     for (const Shape& s : kShapes)
         if (s.L == size_t(layers)) return void((L = s.L, NH = s.NH, C = s.C));
     fail(

@@ -52,25 +52,25 @@ using Floats = Simd<float>::V;
 constexpr size_t kFloatLanes = Simd<float>::kLanes;
 using Integers [[gnu::vector_size(kVectorBytes)]] = int32_t;
 
-// kTileVectors vectors of one row of a panel, as floats. A vector is one of the `parts` of the same words.
+// kTileVectors vectors of one row of a panel, as floats. A vector is one of the `kParts` of the same words.
 template <WeightType type>
 struct PanelRow {
     static constexpr size_t kVectors = kTileVectors, kTiles = kPanelColumns / (kVectors * kFloatLanes);
-    static constexpr size_t parts = type == WeightType::fp32 ? 1 : type == WeightType::bf16 ? 2 : 4;
+    static constexpr size_t kParts = type == WeightType::fp32 ? 1 : type == WeightType::bf16 ? 2 : 4;
 
     // Where vector v of a tile begins: among the words of a row, and among the columns of the panel.
-    static constexpr size_t word(size_t tile, size_t v) { return (tile * kVectors + v) / parts * kFloatLanes; }
+    static constexpr size_t word(size_t tile, size_t v) { return (tile * kVectors + v) / kParts * kFloatLanes; }
     static constexpr size_t column(size_t tile, size_t v) {
         if (type == WeightType::fp32) return word(tile, v);
-        const size_t w = word(tile, v), part = (tile * kVectors + v) % parts;
-        return w / 16 * 16 * parts + 16 * part + w % 16;
+        const size_t w = word(tile, v), part = (tile * kVectors + v) % kParts;
+        return w / 16 * 16 * kParts + 16 * part + w % 16;
     }
     [[gnu::always_inline]] static inline void load_row(Floats (&out)[kVectors], const unsigned char* row, size_t tile) {
 #pragma GCC unroll 4
         for (size_t v = 0; v < kVectors; v++) {
             Integers w;
             load(w, reinterpret_cast<const int32_t*>(row) + word(tile, v));
-            const size_t part = (tile * kVectors + v) % parts;
+            const size_t part = (tile * kVectors + v) % kParts;
             if constexpr (type == WeightType::fp32) out[v] = __builtin_bit_cast(Floats, w);
             if constexpr (type == WeightType::bf16)
                 out[v] = __builtin_bit_cast(Floats, part ? w & (Integers{} + int32_t(0xffff0000)) : w << 16);

@@ -170,7 +170,7 @@ TEST_CASE("options: messages name the flag, what was expected and what was found
     CHECK(error_of({"--train="}) == "--train (-i): expected FILE, found ''");
     CHECK(error_of({"-y", "-b"}) == "-b needs a value; see --help");
     CHECK(error_of({"--sample-length"}) == "--sample-length needs a value; see --help");
-    CHECK(error_of({"--out", "--batch", "3"}) == "--out needs a value, found the flag --batch");
+    CHECK(error_of({"--out", "--batch", "3"}) == "--out (-o) needs a value, found the flag --batch");
     CHECK(error_of({"-y", "1"}) == "unexpected argument '1'; see --help");
     CHECK(error_of({"--resume=no"}) == "--resume (-y): expected no value, found 'no'");
     CHECK(error_of({"file"}) == "unexpected argument 'file'; see --help");
@@ -267,10 +267,10 @@ TEST_CASE("options: a file of settings, which the command line overrides") {
     CHECK(error("b = 3") == "line 1: unknown setting b; did you mean batch?");
     CHECK(error("x = 3") == "line 1: unknown setting x (--help lists all)");
     CHECK(error("config = 'x'") == "line 1: unknown setting config (--help lists all)");
-    CHECK(error("batch = 0") == "--batch (-b): expected a whole number of at least 1, found '0'");
+    CHECK(error("batch = 0") == "line 1: --batch (-b): expected a whole number of at least 1, found '0'");
     CHECK(error("batch = 0", {"-b", "3"}) == "");  // overridden
     CHECK(error("warmup = 0.05") != "");
-    CHECK(error("init = ''") == "--init: expected FILE, found ''");
+    CHECK(error("init = ''") == "line 1: --init: expected FILE, found ''");
     CHECK(error("resume = 1") == "line 1: resume: expected true or false, found '1'");
     CHECK(error("[Data]") == "line 1: expected KEY = VALUE, found '[Data]'");
     CHECK(error_of({"--config", "/nowhere/run.toml"}).find("/nowhere/run.toml") != std::string::npos);

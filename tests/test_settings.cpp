@@ -93,11 +93,34 @@ TEST_CASE("train_gpt: a file of settings and the state of a run") {
     w.refused("train_gpt -y --config model.toml -g norm", {"--gate-mode", "taper"});
     write_file(w.at("small.toml"), "batch = 3\n");
     w.ok("train_gpt -y --config small.toml -d 48 -x 9");
-    CHECK(read_file(w.at("model.toml")).find("\nbatch = 3\ntotal-batch = 48\n") != std::string::npos);
+    CHECK(read_file(w.at("model.toml")).find("\nbatch = 3\n# total-batch = 48\n") != std::string::npos);
+}
+
+TEST_CASE("train_gpt: defaults that follow from other settings stay open in the file of settings") {
+    const Workplace w;
+    const std::string run = "train_gpt -i corpus.txt -b 2 -x 20" + kShape;
+    w.ok(run + " -g norm -o base.bin");
+    CHECK(read_file(w.at("base.toml")).find("\n# scale-loss = 0\n") != std::string::npos);
+    w.ok("train_gpt --config base.toml -g taper -o taper.bin");
+    w.ok(run + " -g taper -o plain.bin");
+    CHECK(read_file(w.at("taper.bin")) == read_file(w.at("plain.bin")));
+    CHECK(read_file(w.at("taper.toml")).find("\n# scale-loss = 0.1\n") != std::string::npos);
+    w.ok("train_gpt --config base.toml -b 4 -o wide.bin");  // and so does the total batch
+    // With its own file of settings a run resumes, also where its schedule is in parts of the run or it began from a model.
+    w.ok("train_gpt -y -o taper.bin --config taper.toml -x 40");
+    w.ok(run + " -g taper -o tuned.bin --init base.bin");
+    w.ok("train_gpt -y -o tuned.bin --config tuned.toml -x 40");
 }
 
 TEST_CASE("train_gpt: refuses files of settings in one line that names them") {
     const Workplace w;
+    write_file(w.at("twice.toml"), "gate = 'norm'\ngate-mode = 'taper'\n");
+    w.refused("train_gpt --config twice.toml", {"twice.toml", "line 2", "line 1"});
+    write_file(w.at("mark.toml"), "\xef\xbb\xbflr = -1\n");
+    w.refused("train_gpt --config mark.toml", {"mark.toml", "line 1", "--lr"});
+    w.refused("train_gpt --config -o x.bin", {"--config", "-o"});
+    w.refused(kTiny + " -o m.toml", {"--out", "m.toml"});
+    w.refused(kTiny + " -sg=3", {"-sg=3", "--skip-grad"});
     std::filesystem::create_directory(w.at("folder"));
     write_file(w.at("key.toml"), "lr = 1\nlrr = 2\n");
     write_file(w.at("value.toml"), "lr = true\n");

@@ -272,13 +272,20 @@ Options make_options(Settings& s) {
     return o;
 }
 
-Settings settle(Settings& s, const Options& now, const Options& given, const Origin* origin, const Ranks& ranks) {
+CompleteSettings settle(Settings& s, const Options& now, const Options& given, const Origin* origin,
+                        const Ranks& ranks) {
     set_dependent_defaults(s, given, kRates);  // the lengths depend on --scale-loss
     set_dependent_defaults(s, given, kLengths);
     settle_shape(s, now, origin);
+    CompleteSettings complete;
+    for (const auto& r : kRates)
+        if (!given.given(r.flag)) complete.implied.push_back(r.flag);
+    for (const auto& r : kLengths)
+        if (!given.given(r.flag)) complete.implied.push_back(r.flag);
     settle_batch(s, ranks);
-    Settings complete = s;
-    complete.depth.clear(), complete.resume = false;  // the sizes say the shape
+    if (s.micro_steps(ranks) == 1) complete.implied.push_back("--total-batch");
+    complete.settings = s;
+    complete.settings.depth.clear(), complete.settings.resume = false;  // the sizes say the shape
     settle_gate(s);
     if (ranks.size > 1 && s.threads == 0) s.threads = size_t(threads_for_rank(ranks.local_size));
     return complete;
@@ -311,11 +318,14 @@ std::string state_path(const Settings& s) { return beside(s.out, ".state.bin"); 
 std::string log_path(const Settings& s) { return beside(s.out, ".log.jsonl"); }
 std::string settings_path(const Settings& s) { return beside(s.out, ".toml"); }
 
-std::string settings_text(Settings complete) {
-    return strprintf("%s\n", kSettingsHeader) + make_options(complete).config();
+std::string settings_text(CompleteSettings complete) {
+    return strprintf("%s\n", kSettingsHeader) + make_options(complete.settings).config(complete.implied);
 }
 
 void check_outputs(const Settings& s) {
+    if (settings_path(s) == s.out)
+        fail("--out: %s would be both the model and its settings; expected another ending, such as .bin",
+             s.out.c_str());
     std::ifstream settings(settings_path(s));
     if (std::string line; std::getline(settings, line) && !line.starts_with(kSettingsHeader))
         fail("--out: the settings of this run would replace %s, which train_gpt has not written; expected another name",

@@ -53,11 +53,17 @@ struct Origin {
     Config config;
 };
 
+// What settle makes of a run's settings for the file from which --config starts the same run again: complete, with fractions of
+// the run still fractions. implied: long names of those that follow from the others.
+struct CompleteSettings {
+    Settings settings;
+    std::vector<std::string> implied;
+};
+
 // Applies and checks every rule between settings; errors name the flags. now: the flags of this command line; given: these
-// and, in a run that resumes, those saved in its state. origin: null where the run begins from random weights. Returns
-// the settings with which --config starts the same run again: complete, but fractions of the run are still fractions.
-Settings settle(Settings& s, const Options& now, const Options& given, const Origin* origin,
-                const Ranks& ranks = single_rank());
+// and, in a run that resumes, those saved in its state. origin: null where the run begins from random weights.
+CompleteSettings settle(Settings& s, const Options& now, const Options& given, const Origin* origin,
+                        const Ranks& ranks = single_rank());
 
 // The flags of the run that wrote a state, then those given now (`arguments`, which becomes both): the last one counts.
 // saved_arguments: one per line. gate_warmup, gate_end, total_batch: what they were in updates and tokens; they stay also
@@ -73,7 +79,7 @@ std::string log_path(const Settings& s);
 std::string settings_path(const Settings& s);
 
 // The file at settings_path, of what settle returned.
-std::string settings_text(Settings complete);
+std::string settings_text(CompleteSettings complete);
 
 // Before hours of work: fails where a file of the run cannot be written or is one of its corpora.
 void check_outputs(const Settings& s);

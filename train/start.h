@@ -22,7 +22,7 @@ struct Start {
     Origin origin;
     std::map<std::string, std::string> tokenizer;  // Tokenizer::metadata()
     bool foreign = false;                          // its tokenizer is a guess that --tokenizer may correct
-    Settings settings;                             // what settle returned
+    CompleteSettings settings;                     // what settle returned
 
     bool from_file() const { return state || init; }
 };

@@ -218,7 +218,7 @@ CUDA_TEST("cuda: the model file of a GPU run, normalized, tapering, tapered and 
             Trainer<Cuda, bf16> t(dev, run.settings, run.config, run.corpus);
             initialize(t.model, 1);
             while (t.step < steps) t.update();
-            Run files{{}, run.corpus, run.corpus, nullptr, {{"tokenizer", "bytes"}}, std::nullopt, ""};
+            Run files{run.corpus, run.corpus, {{"tokenizer", "bytes"}}, std::nullopt, ""};
             files.checkpoints = Checkpoints(state_path(run.settings));
             save_checkpoint(t, files);
         }

@@ -34,7 +34,7 @@ int number(const char* name, int otherwise = -1) {
     const char* text = std::getenv(name);
     const long value = std::strtol(text, &end, 10);
     if (*end || value < 0 || value > 65535)
-        fail("environment variable %s: expected a number from 0 to 65535, found \"%s\"", name, text);
+        fail("environment variable %s: expected a number from 0 to 65535, found %s", name, in_quotes(text).c_str());
     return int(value);
 }
 
