@@ -1,15 +1,17 @@
 // Writes the built-in corpus (data/stories.h) to a text file: to read it, or to train on more or less of it.
 //   make_stories OUT.txt [--bytes N] [--seed S]
-#include <CLI/CLI.hpp>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 
 #include "data/stories.h"
+#include "io/options.h"
 #include "runtime/error.h"
+#include "runtime/exit_status.h"
 
 namespace tapernorm::prepare {
 
+// Not through a temporary file, so that OUT may be /dev/stdout.
 static void write_text(const std::string& path, const std::string& text) {
     std::FILE* file = std::fopen(path.c_str(), "wb");
     if (!file) fail("cannot create %s: %s; choose another file", path.c_str(), std::strerror(errno));
@@ -20,26 +22,21 @@ static void write_text(const std::string& path, const std::string& text) {
 
 static int run_make_stories(int argc, char** argv) {
     std::string path;
-    size_t bytes = kStoryBytes;
-    uint64_t seed = kStorySeed;
-    CLI::App app("Writes the built-in corpus of tiny stories to a text file.", "make_stories");
-    app.add_option("out", path, "text file to write")->required();
-    app.add_option("--bytes", bytes, "stop after the story that reaches this many bytes")
-        ->capture_default_str()
-        ->check(CLI::Range(1.0, 1e10));
-    app.add_option("--seed", seed, "seed of the random numbers: each seed tells other stories")->capture_default_str();
-    try {
-        app.parse(argc, argv);
+    size_t bytes = kStoryBytes, seed = kStorySeed;
+    Options options("make_stories", "Writes the built-in corpus of tiny stories to a text file.");
+    // clang-format off
+    options.add({.long_name = "out", .to = &path, .metavar = "OUT", .help = "text file to write"});
+    options.add({.long_name = "--bytes", .to = &bytes, .range = {.low = 1, .high = 1e10},
+                 .help = "stop after the story that reaches this many bytes"});
+    options.add({.long_name = "--seed", .to = &seed, .help = "seed of the random numbers; each seed tells other stories"});
+    // clang-format on
+    return exit_status("make_stories", [&] {
+        if (!options.parse(argc, argv)) return 0;
         const std::string text = story_corpus(bytes, seed);
         write_text(path, text);
         std::printf("%s: %zu bytes\n", path.c_str(), text.size());
-    } catch (const CLI::CallForHelp& help) {
-        return app.exit(help);
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "make_stories: error: %s\n", error.what());
-        return 1;
-    }
-    return 0;
+        return 0;
+    });
 }
 
 }  // namespace tapernorm::prepare

@@ -110,7 +110,7 @@ def inference(args):
     for gguf in args.gguf if args.llamacpp else []:
         rate = peer_rate(output([args.llamacpp, "-m", gguf, "-p", "0", "-n", "128", "-o", "json",
                                  "-t", str(len(os.sched_getaffinity(0)))]))
-        print(f"llama.cpp, {os.path.basename(gguf)}, decoding: {f'{1e3 / rate:.3f} ms a token' if rate else 'failed'}.")
+        print(f"llama.cpp, {os.path.basename(gguf)}, decoding: {f'{1e3 / rate:.3f} ms per token' if rate else 'failed'}.")
 
 
 def main():

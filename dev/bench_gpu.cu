@@ -247,7 +247,7 @@ void print_ops(const std::vector<Row>& rows, const Limits& limits) {
     double sum = 0;
     for (const Row& r : rows) sum += r.ms * double(r.count);
     std::printf(
-        "\n| op | ms | rate | of the limit | times an update | share |\n| --- | ---: | ---: | ---: | ---: | ---: |\n");
+        "\n| op | ms | rate | of the limit | times per update | share |\n| --- | ---: | ---: | ---: | ---: | ---: |\n");
     for (const Row& r : rows) {
         const double rate = r.work / (r.ms * 1e-3), limit = r.arithmetic ? limits.flops : limits.bytes;
         std::printf("| %s | %.4f | %.1f %s | %.0f%% | %zu | %.1f%% |\n", r.name.c_str(), r.ms,

@@ -63,7 +63,7 @@ def read_log(argument):
     except OSError as error:
         sys.exit(f"{path}: expected the log of a run (model.log.jsonl): {error.strerror}")
     if not records:
-        sys.exit(f"{path}: expected the log of a run, one JSON object a line with \"step\"; found no such line")
+        sys.exit(f"{path}: expected the log of a run, one JSON object per line with \"step\"; found no such line")
     records.sort(key=lambda r: r["step"])
     return Log(name or path.name.removesuffix(".jsonl").removesuffix(".log"), path, records, read_settings(path))
 

@@ -153,7 +153,7 @@ inline void device_copy(Cuda& dev, void* to, const void* from, size_t bytes) {
     if (bytes) CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, dev.stream));
 }
 
-// Page-locked host memory, which a copy needs in order to run while the host goes on. It may be refilled only once an event
+// Page-locked host memory, which a copy needs in order to run while the host continues. It may be refilled only once an event
 // recorded after the copy has passed.
 template <class T>
 class Pinned {

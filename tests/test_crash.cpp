@@ -56,7 +56,7 @@ void check_same_result(const Workplace& w, const Workplace& whole) {
 
 }  // namespace
 
-TEST_CASE("crash: kill -9 at random moments; the run goes on and ends with the bits of an undisturbed one") {
+TEST_CASE("crash: kill -9 at random moments; the run resumes and ends with the bits of an undisturbed one") {
     const char* wanted = std::getenv("CRASH_KILLS");  // make crash-test: 200
     const size_t kills = wanted ? std::stoul(wanted) : 10;
     const Workplace whole;
@@ -225,7 +225,7 @@ struct Disk {
 
 }  // namespace
 
-TEST_CASE("crash: a disk that is full leaves the older files whole; with room again, the run goes on") {
+TEST_CASE("crash: a disk that is full leaves the older files whole; with room again, the run continues") {
     const Workplace whole, w;
     const Disk disk(w.at("disk"));
     if (!disk.mounted) return;

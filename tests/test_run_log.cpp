@@ -87,7 +87,7 @@ TEST_CASE("run log: resuming drops later lines and a torn one") {
     CHECK(read_bytes(dir / "new") == "{\"step\": 6}\n");
 }
 
-TEST_CASE("run log: a log that cannot be written is one warning, and the run goes on") {
+TEST_CASE("run log: a log that cannot be written is one warning, and the run continues") {
     TemporaryFolder dir;
     std::string text = stderr_of(dir / "stderr", [&] {
         RunLog log(dir / "missing/log");

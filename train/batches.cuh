@@ -36,7 +36,7 @@ class Batches<Cpu> {
     // To be called after the ops that read the batch were issued.
     void prefetch() {}
 
-    uint64_t position() const { return loader_.position(); }  // of the next batch, see Loader
+    uint64_t position() const { return loader_.position(); }  // the next batch's, see Loader
     void seek(uint64_t position) { loader_.seek(position); }
 
   private:

@@ -10,7 +10,7 @@
 namespace tapernorm::train {
 
 std::unique_ptr<SafetensorsFile> Checkpoints::open_newest(std::string& note) {
-    std::string problem;  // of the newest
+    std::string problem;  // with the newest state
     for (size_t number = 0; number < kMost; number++) {
         const std::string path = numbered(path_, number);
         std::error_code ignored;

@@ -40,7 +40,7 @@ struct StepReport {
     double seconds = 0;
 };
 
-// One line per update on a terminal, overwritten in place, with the time left; elsewhere about 40 lines a run.
+// One line per update on a terminal, overwritten in place, with the time left; elsewhere about 40 lines per run.
 class Progress {
   public:
     Progress(const Settings& s, size_t first_step, const Ranks& ranks)

@@ -17,8 +17,8 @@ namespace tapernorm::train {
 
 // The file that a run begins from; neither file is open where it begins from random weights.
 struct Start {
-    std::unique_ptr<SafetensorsFile> state;  // of the run to resume
-    std::unique_ptr<ModelFile> init;         // of --init
+    std::unique_ptr<SafetensorsFile> state;  // the state that -y resumes
+    std::unique_ptr<ModelFile> init;         // the model that --init names
     Origin origin;
     std::map<std::string, std::string> tokenizer;  // Tokenizer::metadata()
     bool foreign = false;                          // its tokenizer is a guess that --tokenizer may correct

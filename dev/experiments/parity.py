@@ -56,7 +56,7 @@ from runs import MODES, SHAPE, Run, plot_style
 
 SMALL = ("shakespeare", SHAPE)  # 0.22M parameters
 SMALLEST = ("books", "--n-layer 2 --n-head 2 --n-embd 32 -t 64 -b 12")  # 0.04M
-LARGER = ("books", "--n-layer 8 --n-head 4 --n-embd 96 -t 128 -b 8")  # 0.93M; 1024 tokens an update
+LARGER = ("books", "--n-layer 8 --n-head 4 --n-embd 96 -t 128 -b 8")  # 0.93M; 1024 tokens per update
 SUMMARY_SETTINGS = {"books, 0.04M, 2000 updates, fresh seeds": "books, 0.04M", "2000 updates": "tinyshakespeare, 0.2M",
                    "books, 0.93M, 2000 updates": "books, 0.93M",
                    "books, 3.6M, 1000 updates": "books, 3.6M, 1000 updates",
@@ -65,7 +65,7 @@ SUMMARY_MODES = {"norm": "norm", "norm + scale loss": "norm + scale loss",
                 "norm + scale loss, frozen": "norm + scale loss, `--freeze-gains`", "taper + scale loss": "**taper**",
                 "taper-all + scale loss": "**taper-all**", "taper + scale loss, carried": "taper, `--carry-moments`",
                 "taper + scale loss, guarded": "taper, `--gate-warmup 2%`"}
-LARGEST = ("books", "--n-layer 8 --n-head 6 --n-embd 192 -t 128 -b 8")  # 3.6M; 1024 tokens an update
+LARGEST = ("books", "--n-layer 8 --n-head 6 --n-embd 192 -t 128 -b 8")  # 3.6M; 1024 tokens per update
 WORDS = ("books, BPE", SHAPE)  # 0.84M, of which 0.64M are embeddings
 TUNING_SEED, SEEDS = 100, range(1, 6)
 

@@ -31,7 +31,7 @@ CORPORA = {  # name: flags, with files of --data; books_train.txt: the first 20,
     "books": {"-i": "books_train.txt", "-j": "books_val.txt"},
     "books, BPE": {"-i": "books_train.txt", "-j": "books_val.txt", "--tokenizer": "bpe10k"},
 }
-SHAPE = "--n-layer 4 --n-head 4 --n-embd 64 -t 64 -b 12"  # 0.22M parameters with bytes; 768 tokens an update
+SHAPE = "--n-layer 4 --n-head 4 --n-embd 64 -t 64 -b 12"  # 0.22M parameters with bytes; 768 tokens per update
 MODES = {  # name: flags
     "norm": "-g norm",
     "norm + scale loss": "-g norm --gate-warmup 5% --scale-loss 0.1",

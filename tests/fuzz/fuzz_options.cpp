@@ -1,4 +1,4 @@
-// A command line, one word a line; a state's metadata has one, too. What is taken is printed as the settings are.
+// A command line, one word per line; a state's metadata has one, too. What is taken is printed as the settings are.
 #define TAPERNORM_NO_MAIN
 #include <sstream>
 
