@@ -1,8 +1,8 @@
 # CUDA: where it is, and the tests of the CUDA code. Included by the Makefile.
 #
 # make emu-test            every kernel on the CPU, through the stand-in of tests/emu; needs the CUDA Toolkit's headers, no GPU
-# make emu-schedules       the same in other orders of threads, with streams that run as late as they may
-# make emu-asan, emu-tsan  the same under AddressSanitizer and ThreadSanitizer
+# make emu-schedules       the programs too, and all of it in other orders of threads, with streams that run as late as they may
+# make emu-asan, emu-tsan  all of it under AddressSanitizer and ThreadSanitizer
 # make cuda-compile-check  all that nvcc ever compiles, warnings as errors, and the table of registers of every kernel
 # make kernel-table        writes that table to dev/results/kernel-resources.md
 # make gpu-test            on a GPU: the tests, the programs, both under compute-sanitizer
@@ -42,18 +42,19 @@ endif
 # ---- on the CPU, through the stand-in -------------------------------------------------------------------------------
 # tests/emu is a project of its own: a static library that stands in for CUDA's, with its own tests. EMU_SANITIZE=address or
 # thread builds it, the kernels and their tests for that sanitizer.
-.PHONY: emu-programs emu-test emu-schedules emu-asan emu-tsan cuda-compile-check kernel-table gpu-test
+.PHONY: emu-kernels emu-programs emu-test emu-schedules emu-asan emu-tsan cuda-compile-check kernel-table gpu-test
 EMU_SANITIZE ?= $(SANITIZE)
 EMU = $(BUILD)/emu$(EMU_SANITIZE:%=-%)
 EMU_MAKE = $(MAKE) -C tests/emu BUILD="$(abspath $(EMU))" SANITIZE="$(EMU_SANITIZE)" CUDA_INCLUDE="$(CUDA_INCLUDE)"
 EMU_LINK = -fsanitize=alignment $(EMU_SANITIZE:%=-fsanitize=%) -lrt -ldl -lpthread
-EMU_CXX = $(CXX) -std=c++20 -O1 -g1 -fno-math-errno -fno-strict-aliasing -fsanitize=alignment \
-          -fno-sanitize-recover=alignment $(EMU_SANITIZE:%=-fsanitize=% -fno-omit-frame-pointer) -fopenmp $(WARNINGS) \
+EMU_CXX = $(CXX) -std=c++20 -O1 -fno-math-errno -fno-strict-aliasing -fsanitize=alignment \
+          -fno-sanitize-recover=alignment $(EMU_SANITIZE:%=-g1 -fsanitize=% -fno-omit-frame-pointer) -fopenmp $(WARNINGS) \
           -Wno-unknown-pragmas -DTN_CUDA -DCUDA_EMU -DHAVE_NCCL -Itests/emu $(CPPFLAGS) -isystem $(CUDA_INCLUDE)
 $(eval $(call objects,$(EMU),$(EMU_CXX),$(EMU_CXX) -x c++))
 CUDA_TESTS = $(wildcard tests/cuda/*.cpp)
 EMU_TESTS = $(patsubst %.cpp,$(EMU)/%.o,$(CUDA_TESTS) tests/main.cpp)
 EMU_PROGRAMS = $(addprefix $(EMU)/,train_gpt infer bench_infer)
+EMU_PROGRAM_TESTS = $(patsubst %,$(EMU)/tests/cuda/test_cuda_%.o,infer ranks)
 $(EMU_TESTS): | need-tests
 
 # Made by a make of its own, which knows what is new.
@@ -61,10 +62,11 @@ $(EMU)/libemu.a: FORCE
 	+$(EMU_MAKE) "$(abspath $@)"
 $(EMU)/run_emu_tests: FORCE $(EMU)/libemu.a
 	+$(EMU_MAKE) "$(abspath $@)"
+$(EMU)/run_kernel_tests: $(filter-out $(EMU_PROGRAM_TESTS),$(EMU_TESTS))
 $(EMU)/run_cuda_tests: $(EMU_TESTS) | $(EMU_PROGRAMS)
 $(EMU)/train_gpt $(EMU)/infer: %: %.o
 $(EMU)/bench_infer: $(EMU)/dev/bench_infer.o
-$(EMU)/run_cuda_tests $(EMU_PROGRAMS): $(TRAIN) $(LIBRARY) $(EMU)/libemu.a
+$(EMU)/run_kernel_tests $(EMU)/run_cuda_tests $(EMU_PROGRAMS): $(TRAIN) $(LIBRARY) $(EMU)/libemu.a
 	$(CXX) $(LDFLAGS) $(filter %.o,$^) $(EMU)/libemu.a $(LDLIBS) $(MPI_LIBS) $(EMU_LINK) -o $@
 
 # Under the sanitizers and in other orders: without the longest training runs, under ThreadSanitizer without any. (Their CPU
@@ -74,10 +76,13 @@ emu-tsan: EMU_LONG = cuda trainer*,cuda: the model file*,cuda decoding: the same
 emu_run = $(1) $(2)/run_emu_tests && $(1) $(2)/run_cuda_tests
 HAVE_EMU := $(call have_headers,cublasLt.h nccl.h,-isystem $(CUDA_INCLUDE))
 ifeq ($(HAVE_EMU),1)
+emu-kernels: $(EMU)/run_kernel_tests $(EMU)/run_emu_tests
 emu-programs: $(EMU)/run_cuda_tests $(EMU)/run_emu_tests
-emu-test: emu-programs
-	$(call emu_run,,$(EMU))
+emu-test: emu-kernels
+	$(EMU)/run_emu_tests
+	$(EMU)/run_kernel_tests
 emu-schedules: emu-programs
+	$(EMU)/run_cuda_tests -sf="*test_cuda_infer*,*test_cuda_ranks*"
 	$(call emu_run,EMU_ORDER=backward EMU_LAZY=1,$(EMU)) -tce="$(EMU_LONG)"
 	$(call emu_run,EMU_ORDER=1 EMU_LAZY=1,$(EMU)) -tce="$(EMU_LONG)"
 emu-asan:
@@ -87,7 +92,7 @@ emu-tsan:
 	$(MAKE) emu-programs EMU_SANITIZE=thread
 	$(call emu_run,,$(BUILD)/emu-thread) -tce="$(EMU_LONG)"
 else
-emu-programs emu-test emu-schedules emu-asan emu-tsan:
+emu-kernels emu-programs emu-test emu-schedules emu-asan emu-tsan:
 	@echo "$@: skipped: no cublasLt.h and nccl.h in $(CUDA_INCLUDE); set CUDA_HOME to a CUDA Toolkit (12 or later)"
 endif
 
