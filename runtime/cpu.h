@@ -168,7 +168,7 @@ struct TeamMember {
 // Calls f(TeamMember) once on every thread: for many short steps in one region, each ended by a barrier, which costs less
 // than a region per step.
 template <class F>
-void parallel_team(const Cpu& dev, F&& f) {
+void parallel_team([[maybe_unused]] const Cpu& dev, F&& f) {
 #pragma omp parallel num_threads(dev.threads)
     f(TeamMember{size_t(omp_get_thread_num()), size_t(omp_get_num_threads())});
 }
