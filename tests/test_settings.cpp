@@ -108,6 +108,8 @@ TEST_CASE("train_gpt: defaults that follow from other settings stay open in the 
     w.ok("train_gpt --config base.toml -b 4 -o wide.bin");  // and so does the total batch
     // With its own file of settings a run resumes, also where its schedule is in parts of the run or it began from a model.
     w.ok("train_gpt -y -o taper.bin --config taper.toml -x 40");
+    w.ok(run + " -g taper --gate-warmup 10% --gate-end 40% -o part.bin");
+    w.ok("train_gpt -y -o part.bin --config part.toml -x 40");
     w.ok(run + " -g taper -o tuned.bin --init base.bin");
     w.ok("train_gpt -y -o tuned.bin --config tuned.toml -x 40");
 }
