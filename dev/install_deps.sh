@@ -17,7 +17,7 @@ need() { # need <package> <program or header>
 }
 need g++ "$CXX"
 need nlohmann-json3-dev nlohmann/json.hpp
-need libcli11-dev CLI/CLI.hpp
+need libtomlplusplus-dev toml++/toml.h
 [ "$*" = "--check need-build" ] || need doctest-dev doctest/doctest.h
 if [ "${1-}" = --check ]; then
     [ -z "$missing" ] && exit 0

@@ -5,13 +5,47 @@
 //                  .range = {.low = 1}, .help = "tokens per update"});
 //     if (!options.parse(argc, argv)) return 0;  // --help or --version was printed
 #pragma once
+#include <cstddef>
+#include <cstdint>
+#include <limits>
 #include <map>
 #include <string>
+#include <variant>
 #include <vector>
 
-#include "io/option.h"
-
 namespace tapernorm {
+
+// A number of updates: absolute ("100") or a part of the run ("5%").
+struct Length {
+    double value = 0;  // updates, or percent of the run
+    bool is_percent = false;
+
+    size_t resolve(size_t total) const;  // in updates: percents to the nearest, but above 0% at least 1
+};
+inline Length updates(size_t count) { return {double(count), false}; }
+inline Length percent_of_run(double percent) { return {percent, true}; }
+std::string to_text(const Length& length);
+
+struct Range {
+    double low = -std::numeric_limits<double>::infinity(), high = std::numeric_limits<double>::infinity();
+    bool low_open = false, high_open = false;  // whether the border itself is excluded
+};
+
+struct Option {
+    std::string short_name = {};  // "-g", or ""
+    std::string long_name;        // "--gate-mode"; without dashes, a positional argument
+    // The value when the option is added is the default. A flag makes it true; one that begins with --no- makes it false.
+    std::variant<std::string*, size_t*, int64_t*, double*, bool*, Length*> to;
+    std::string metavar = {};  // "FILE"; "" for the choices, or what suits the type
+    std::vector<std::string> choices = {};
+    Range range = {};               // for numbers and absolute Lengths
+    std::string default_text = {};  // in the help instead of the default's value ("4 x C")
+    std::string help;
+    std::string section = {};  // "" for the one begun by Options::section
+    bool optional = false;     // whether a positional argument may be left out
+    std::string alias = {};    // an old long name, which works and is not shown
+    std::string retired = {};  // an old name that no longer works: the error says the long name
+};
 
 class Options {
   public:

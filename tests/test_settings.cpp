@@ -26,7 +26,7 @@ Settings unusual_settings() {
     s.batch = 9, s.total_batch = 1386, s.steps = 2701, s.recompute = 2, s.shuffle = false;
     s.lr = 0.1 + 0.2, s.lr_final_frac = 1e-300, s.weight_decay = 1.0 / 3, s.beta1 = 0, s.beta2 = 0.999, s.clip = 1e20;
     s.warmup = updates(0), s.lr_schedule = "wsd", s.skip_loss_z = 3.5, s.skip_grad = 0, s.gate = "taper-all";
-    s.gate_warmup = fraction_of_run(1.0 / 7), s.gate_end = updates(123456789), s.ema_decay = 0.123456789012345678;
+    s.gate_warmup = percent_of_run(100.0 / 7), s.gate_end = updates(123456789), s.ema_decay = 0.123456789012345678;
     s.scale_loss = 5e-324, s.freeze_gains = s.carry_moments = true, s.val_every = 0, s.val_batches = 1;
     s.sample_every = 4, s.tensorboard = "dir/", s.log_norms = 6, s.hellaswag = "h.jsonl", s.gpus = 2, s.zero = 1;
     s.rank_timeout = 0.5;
@@ -117,7 +117,7 @@ TEST_CASE("train_gpt: defaults that follow from other settings stay open in the 
 TEST_CASE("train_gpt: refuses files of settings in one line that names them") {
     const Workplace w;
     write_file(w.at("twice.toml"), "gate = 'norm'\ngate-mode = 'taper'\n");
-    w.refused("train_gpt --config twice.toml", {"twice.toml", "line 2", "line 1"});
+    w.refused("train_gpt --config twice.toml", {"twice.toml", "line 2", "another as gate"});
     write_file(w.at("mark.toml"), "\xef\xbb\xbflr = -1\n");
     w.refused("train_gpt --config mark.toml", {"mark.toml", "line 1", "--lr"});
     w.refused("train_gpt --config -o x.bin", {"--config", "-o"});
@@ -131,7 +131,7 @@ TEST_CASE("train_gpt: refuses files of settings in one line that names them") {
     w.refused("train_gpt --config folder", {"folder"});
     w.refused("train_gpt --config key.toml", {"key.toml", "line 2", "lrr", "did you mean lr"});
     w.refused("train_gpt --config value.toml", {"value.toml", "--lr", "true"});
-    w.refused("train_gpt --config line.toml", {"line.toml", "line 2", "[Files]"});
+    w.refused("train_gpt --config line.toml", {"line.toml", "line 2", "Files"});
     w.refused("train_gpt --config", {"--config"});
     // The run would overwrite what somebody wrote.
     write_file(w.at("model.toml"), "lr = 1\n");

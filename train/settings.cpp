@@ -36,8 +36,8 @@ const DependentDefault<double> kRates[] = {
     {"--scale-loss", &Settings::scale_loss, 0, "with -g norm", [](const Settings& s) { return s.gate == "norm"; }},
 };
 const DependentDefault<Length> kLengths[] = {
-    {"--gate-warmup", &Settings::gate_warmup, fraction_of_run(0.2), "with --scale-loss 0", unanchored},
-    {"--gate-end", &Settings::gate_end, fraction_of_run(0.8), "with --scale-loss 0", unanchored},
+    {"--gate-warmup", &Settings::gate_warmup, percent_of_run(20), "with --scale-loss 0", unanchored},
+    {"--gate-end", &Settings::gate_end, percent_of_run(80), "with --scale-loss 0", unanchored},
 };
 
 template <class Rules>
@@ -52,7 +52,7 @@ std::string default_text(const char* flag) {
     for (const auto& r : kRates)
         if (r.flag == std::string(flag)) return strprintf("%g; %g %s", s.*r.field, r.value, r.when);
     for (const auto& r : kLengths)
-        if (r.flag == std::string(flag)) return (s.*r.field).text() + "; " + r.value.text() + " " + r.when;
+        if (r.flag == std::string(flag)) return to_text(s.*r.field) + "; " + to_text(r.value) + " " + r.when;
     return "";
 }
 
@@ -240,7 +240,7 @@ void settle_batch(Settings& s, const Ranks& ranks) {
 
 void settle_gate(Settings& s) {
     // In a run of a few updates two fractions may round to the same update.
-    if (s.gate_end.is_fraction && s.gate_warmup.is_fraction && s.gate_end.value > s.gate_warmup.value)
+    if (s.gate_end.is_percent && s.gate_warmup.is_percent && s.gate_end.value > s.gate_warmup.value)
         s.gate_end = updates(std::max(s.gate_end.resolve(s.steps), s.gate_warmup.resolve(s.steps) + 1));
     if (s.gate_end.resolve(s.steps) <= s.gate_warmup.resolve(s.steps) && s.gate != "norm")
         fail("--gate-end: expected more updates than --gate-warmup (%zu), found %zu", s.gate_warmup.resolve(s.steps),

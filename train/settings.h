@@ -24,12 +24,12 @@ struct Settings {
     bool shuffle = true;
 
     double lr = 3e-3, lr_final_frac = 0.03, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.99, clip = 1;
-    Length warmup = fraction_of_run(0.02);
+    Length warmup = percent_of_run(2);
     std::string lr_schedule = "cosine";
     double skip_loss_z = 0, skip_grad = 100;
 
     std::string gate = "taper";
-    Length gate_warmup = fraction_of_run(0.05), gate_end = fraction_of_run(0.4);  // dev/results/experiments.md
+    Length gate_warmup = percent_of_run(5), gate_end = percent_of_run(40);  // dev/results/experiments.md
     double ema_decay = 0.99, scale_loss = 0.1;
     bool freeze_gains = false, carry_moments = false;
 
