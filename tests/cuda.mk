@@ -48,7 +48,7 @@ EMU = $(BUILD)/emu$(EMU_SANITIZE:%=-%)
 EMU_MAKE = $(MAKE) -C tests/emu BUILD="$(abspath $(EMU))" SANITIZE="$(EMU_SANITIZE)" CUDA_INCLUDE="$(CUDA_INCLUDE)"
 EMU_LINK = -fsanitize=alignment $(EMU_SANITIZE:%=-fsanitize=%) -lrt -ldl -lpthread
 EMU_CXX = $(CXX) -std=c++20 -O1 -fno-math-errno -fno-strict-aliasing -fsanitize=alignment \
-          -fno-sanitize-recover=alignment $(EMU_SANITIZE:%=-g1 -fsanitize=% -fno-omit-frame-pointer) -fopenmp $(WARNINGS) \
+          -fno-sanitize-recover=alignment $(EMU_SANITIZE:%=-g1 -fsanitize=% -fno-omit-frame-pointer -Wno-maybe-uninitialized) -fopenmp $(WARNINGS) \
           -Wno-unknown-pragmas -DTN_CUDA -DCUDA_EMU -DHAVE_NCCL -Itests/emu $(CPPFLAGS) -isystem $(CUDA_INCLUDE)
 $(eval $(call objects,$(EMU),$(EMU_CXX),$(EMU_CXX) -x c++))
 CUDA_TESTS = $(wildcard tests/cuda/*.cpp)
