@@ -59,7 +59,7 @@ namespace tapernorm::train {
 struct Sums {
     double loss = 0;  // sum of the tokens' cross-entropies
     StreamScale stream;
-    std::vector<SiteSums> sites;  // of every tapering site
+    std::vector<SiteSums> sites;  // one per tapering site
 };
 
 // What the forward pass keeps for the backward pass. N = B T rows.
@@ -115,8 +115,8 @@ struct Gpt {
     std::vector<float> taper_scale;  // c of every tapering site
 
     GptTensors<Real> params{}, grads{};
-    Shards shards;                   // of which parameters this rank keeps the optimizer's state
-    std::vector<Acc<Real>*> master;  // of these parts: parameters before rounding, where Real is too coarse to update
+    Shards shards;                   // the parameters whose optimizer state this rank keeps
+    std::vector<Acc<Real>*> master;  // the same parts' parameters before rounding, where Real is too coarse to update
     Activations<Real> act{};
     size_t Vp;     // rows of wte in memory: V, rounded up as the device likes it; those behind V stay 0
     size_t chunk;  // rows of logits held at a time

@@ -162,7 +162,7 @@ struct RemoteFile {
 
 struct NamedCorpus {
     std::string name;
-    std::string format;  // of its files; "shards" are tokens already
+    std::string format;  // its files'; "shards" are tokens already
     std::vector<RemoteFile> files;
     size_t val_tokens;  // where the files have no split of their own
 };

@@ -160,7 +160,8 @@ int main(int argc, char** argv) {
     }
     std::printf(", \"our_matmuls\": %.6g", median(ours));
 #ifdef HAVE_DNNL
-    std::vector<double> floor_ratio;  // of the floor: all FLOPs of the update at the library's rate of this round
+    std::vector<double>
+        floor_ratio;  // time over the floor: all FLOPs of the update at the library's rate of this round
     for (size_t r = 0; r < rounds; r++) floor_ratio.push_back(library[r] * (1 + attention / work) / times[0][r]);
     std::printf(", \"library_matmuls\": %.6g, \"floor_over_norm\": %.4f", median(library), median(floor_ratio));
 #endif

@@ -20,7 +20,7 @@ using nlohmann::json;
 
 constexpr size_t kLengthBytes = 8;
 constexpr size_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
-constexpr size_t kAlignment = 64;                // of the data section we write
+constexpr size_t kAlignment = 64;                // the data section's, when we write it
 
 struct DtypeInfo {
     Dtype dtype;
@@ -197,7 +197,7 @@ class HeaderReader : public nlohmann::json_sax<json> {
     std::map<std::string, std::string>* metadata_;
     std::vector<TensorEntry>* entries_;
     Place place_ = Place::outside;
-    std::string name_;                    // of the current tensor or metadata
+    std::string name_;                    // the current tensor's or metadata's
     std::set<std::string> names_, seen_;  // keys of the header; keys of the current tensor
     TensorEntry tensor_ = {};
     std::vector<size_t> offsets_;

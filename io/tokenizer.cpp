@@ -253,7 +253,7 @@ constexpr size_t kShortWord =
 // Merges the leftmost pair of lowest rank again and again. This is quadratic, but the fastest way for words of usual length.
 void Tokenizer::Tables::merge_short(std::string_view word, std::vector<uint16_t>& ids) const {
     uint16_t id[kShortWord];
-    uint32_t rank[kShortWord];  // of the pair (i, i + 1)
+    uint32_t rank[kShortWord];  // the pair (i, i + 1)'s
     size_t n = word.size();
     for (size_t i = 0; i < n; ++i) id[i] = byte_id[static_cast<unsigned char>(word[i])];
     for (size_t i = 0; i + 1 < n; ++i) rank[i] = ranks.find(id[i], id[i + 1]);

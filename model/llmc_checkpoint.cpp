@@ -68,7 +68,7 @@ class LlmcCheckpoint : public ModelFile {
         GptTensors<float> none{};
         std::vector<TensorSpec> table;
         visit_tensors(c, none, [&](const TensorSpec& t, float*&) { table.push_back(t); });
-        const size_t kinds = (table.size() - 4) / c.L;  // of a block; without wte, wpe and the final norm's two
+        const size_t kinds = (table.size() - 4) / c.L;  // tensors per block: all but wte, wpe and the final norm's two
         size_t at = padded_V_ * c.C;
         places_["transformer.wte.weight"] = {0, false};
         auto place = [&](const TensorSpec& t) {

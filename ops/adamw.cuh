@@ -20,7 +20,7 @@ template <class Scalar>
 struct AdamwArgs {
     Scalar lr, beta1, beta2, eps, decay;
     Scalar correction1, correction2;  // 1 - beta^k
-    Scalar clip_factor;               // of the gradient, at most 1
+    Scalar clip_factor;               // times the gradient; at most 1
 };
 
 #ifdef LEAF_BUILD  // ---- CPU leaf loops

@@ -147,7 +147,7 @@ __device__ __forceinline__ void store_rows(bf16* to, size_t stride, int rows, in
 template <int HS>
 struct ForwardTiles {
     static constexpr int MT = 2, kRows = kFlashWarps * 16 * MT;
-    // Of a thread's 255 registers, out takes HS, a tile of scores kKeys, and q's fragments, if kept, HS / 2.
+    // A thread has 255 registers: out takes HS, a tile of scores kKeys, and q's fragments, if kept, HS / 2.
     static constexpr int kKeys = HS <= 64 ? 64 : 32;
     static constexpr bool kKeep = HS <= 64;
     bf16 q[kRows][HS + 8], k[2][kKeys][HS + 8], v[2][kKeys][HS + 8];
@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(kFlashThreads) flash_forward_kernel(AttentionF
     const bf16* q = a.q + (b * size_t(a.queries) + size_t(row)) * a.q_stride + head;
     const bf16* k = a.k + b * size_t(a.keys) * a.kv_stride + head;
     const bf16* v = a.v + b * size_t(a.keys) * a.kv_stride + head;
-    const int warp_row = warp_id() * 16 * MT, rows = a.queries - row - warp_row;  // of the warp
+    const int warp_row = warp_id() * 16 * MT, rows = a.queries - row - warp_row;  // this warp's
 
     auto load_keys = [&](int stage, int key) {
         load_tile<HS>(tiles.k[stage], k + size_t(key) * a.kv_stride, a.kv_stride, a.keys - key, a.hs);

@@ -94,7 +94,7 @@ void embedding_forward_at(Cuda& dev, Real* x, const int* tokens, const int* posi
 // thread t counts and moves the rows [N t / threads, N (t + 1) / threads). order, spare [N]; the result is in `order`
 // after an even number of passes.
 constexpr unsigned kSortThreads = 512, kSortDigits = 16;
-constexpr unsigned kSortPasses = 4;  // of 4 bits: token ids are below 2^16, as in the files
+constexpr unsigned kSortPasses = 4;  // 4 bits each: token ids are below 2^16, as in the files
 constexpr size_t kSortBytes = (kSortDigits * kSortThreads + kSortThreads / 32) * sizeof(unsigned);  // shared memory
 
 static __global__ void __launch_bounds__(kSortThreads)

@@ -61,7 +61,7 @@ struct Cuda {
     cudaStream_t copy_stream = nullptr;  // transfers that overlap with ops; order the two with events
     cublasLtHandle_t cublaslt = nullptr;
     MatmulPlans plans;
-    void* workspace = nullptr;  // of cuBLASLt, for products on `stream`
+    void* workspace = nullptr;  // cuBLASLt's, for products on `stream`
     size_t workspace_bytes = size_t(32) << 20;
     const char* memory_hint;  // what this program's user can do about too little memory, for the error
     cudaDeviceProp properties;

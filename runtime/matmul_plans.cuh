@@ -24,7 +24,7 @@ namespace tapernorm {
 
 // D [m, n] = epilogue(op(A) [m, k] op(B) [k, n] + beta C), column-major as cuBLASLt has it; C has D's layout.
 struct MatmulShape {
-    cudaDataType_t type;  // of A, B, C and D; accumulation is fp32
+    cudaDataType_t type;  // A, B, C and D have it; accumulation is fp32
     cublasLtEpilogue_t epilogue;
     bool trans_a, trans_b;
     size_t m, n, k, lda, ldb, ldd;  // all addresses are 16-byte aligned

@@ -50,7 +50,7 @@ inline std::string gpu_program(const std::string& name) {
 }
 
 struct Outcome {
-    int status = -1;  // of the exit; 128 + signal where one ended the program, the time limit's SIGKILL among them
+    int status = -1;  // the exit status; 128 + signal where one ended the program, the time limit's SIGKILL among them
     std::string out, err;
 };
 

@@ -35,7 +35,7 @@ TEST_CASE("guides: every `file: name` and every link leads somewhere") {
                 if (c == '`' || c == ',') c = ' ';
             std::istringstream words(names);
             for (std::string name; words >> name; seen++) {
-                const size_t member = name.rfind(':');  // of Struct::member, the member
+                const size_t member = name.rfind(':');  // Struct::member: the member
                 const std::string last = member == std::string::npos ? name : name.substr(member + 1);
                 CHECK_MESSAGE(source.find(last) != std::string::npos, name, " is not there");
             }

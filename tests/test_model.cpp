@@ -349,7 +349,7 @@ TEST_CASE("trainer: a gradient norm is measured by the median of those before it
     for (int i = 0; i < 15; i++) window.add(i % 3 ? 1e30 : NAN);  // 16 of 31 are usual still
     CHECK(window.over_median(30) == 15);
     for (int i = 0; i < 32; i++) window.add(i);
-    CHECK(window.over_median(160) == 10);  // of 0 .. 31 the upper of the two in the middle, 16
+    CHECK(window.over_median(160) == 10);  // the median of 0 .. 31 is the upper of the middle two, 16
     // A new level is followed before the window is full of it; one of no numbers is no level.
     for (int i = 0; i < 17; i++) window.add(1000);
     CHECK(window.over_median(3000) == 3);
@@ -366,7 +366,7 @@ TEST_CASE("trainer: updates with a gradient far above the usual one are skipped 
     Cpu dev(1);
     Trainer<Cpu, float> t(dev, run.settings, run.config, run.corpus);
     initialize(t.model, 1);
-    auto update_with = [&](float bias) {  // of one channel in the second block, and what it was, again
+    auto update_with = [&](float bias) {  // sets one channel of the second block, then restores it
         float& b = t.model.params.h[1].mlp_proj_bias[3];
         const float was = b;
         b = bias;

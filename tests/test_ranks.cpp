@@ -338,7 +338,7 @@ struct RankRun {
 };
 
 struct RunTrace {
-    std::vector<double> numbers;  // of every update, and validation losses
+    std::vector<double> numbers;  // each update's, and validation losses
     std::vector<float> parameters;
     std::string state;
 };

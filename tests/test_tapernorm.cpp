@@ -174,7 +174,7 @@ TEST_CASE("sites: calibration sums") {
         SiteSums sums{1, 2, 3}, expected = sums;  // +=
         const Site<double> args = site.args({kind, Phase::norm, 1});
         site_forward<double>(dev, y.data(), nullptr, nullptr, &sums, x.data(), args, N, C);
-        double residual = 0;  // of the least-squares fit, must not fall when c moves
+        double residual = 0;  // the least-squares fit's; must not fall when c moves
         for (size_t row = 0; row < N; row++) {
             double mean = 0, square = 0, gu = 0;
             for (size_t i = 0; i < C; i++) mean += kind == NormKind::layernorm ? x[row * C + i] / double(C) : 0;

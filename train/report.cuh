@@ -112,7 +112,7 @@ inline std::string memory_in_use(Cuda&) {
 template <class Device, class Real>
 void print_start(const Trainer<Device, Real>& t, const Run& run) {
     const Settings& s = t.settings;
-    const ModelInfo info{t.model.config, 1, t.step, run.tokenizer, {}};
+    const ModelInfo info{t.model.config, t.gate_now(), t.step, run.tokenizer, {}};
     std::printf("model     %s\n", describe(info).c_str());
     std::printf("data      %s: %zu tokens to train on (%.2f epochs), %zu to validate\n", run.train.name().c_str(),
                 run.train.size(), double(s.steps) * double(s.total_batch) / double(run.train.size()), run.val.size());

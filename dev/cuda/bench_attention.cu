@@ -126,7 +126,7 @@ class Matmul {
 struct Shape {
     size_t B, T, NH, hs;
     size_t elements() const { return B * T * NH * hs; }
-    double flops() const { return 2.0 * double(B * NH) * double(T) * double(T) * double(hs) / 2; }  // of one product
+    double flops() const { return 2.0 * double(B * NH) * double(T) * double(T) * double(hs) / 2; }  // one product
 };
 
 struct Attention {

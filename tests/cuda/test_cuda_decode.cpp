@@ -295,7 +295,7 @@ CUDA_TEST("cuda decoding: the same graph for other settings; the same tokens aga
     generate_on_host(decoder, logits, config.V, 30, {.temperature = 1.5, .seed = 3}, 0,
                      [&](size_t, const int* t) { expected.insert(expected.end(), t, t + 2); });
     CHECK(warm == expected);
-    // Of fewer tokens: another graph.
+    // Fewer tokens: another graph.
     const std::vector<int> few = generate({.temperature = 1.5, .seed = 3}, 30, 3);
     CHECK(*std::max_element(few.begin(), few.end()) == 2);
     CHECK(generate({.temperature = 0}, config.T - 3 + 1).size() == 2 * (config.T - 2));  // to the very end

@@ -318,7 +318,7 @@ CUDA_TEST("cuda: events order streams, pinned buffers are reused after one") {
     DeviceArray<float> staging(dev, n), sum(dev, n);
     device_zero(dev, sum.data(), n * sizeof(float));
     for (int step = 1; step <= 3; step++) {
-        uploaded.synchronize();  // of the last step: the copy out of `host` is done
+        uploaded.synchronize();  // the last step's: the copy out of `host` is done
         for (size_t i = 0; i < size_t(n); i++) host[i] = float(step);
         consumed.block(dev.copy_stream);
         CUDA_CHECK(

@@ -10,7 +10,7 @@
 namespace emu {
 
 constexpr unsigned max_threads = 1024, max_warps = max_threads / 32;
-constexpr size_t max_shared_memory = 227 << 10;  // of any architecture that is imitated
+constexpr size_t max_shared_memory = 227 << 10;  // the largest of the imitated architectures
 constexpr int max_copies = 256;                  // cp.async in flight, per thread
 
 struct Thread {
@@ -137,7 +137,7 @@ class Engine {
     Thread* first_at_barrier_ = nullptr;
 
     char* shared_end_ = nullptr;  // guard page
-    char* shared_ = nullptr;      // of the running block
+    char* shared_ = nullptr;      // the running block's
 };
 
 }  // namespace emu

@@ -25,8 +25,8 @@ struct Site {
 // Block barrier
 
 struct BarrierResult {
-    int threads;  // of the block
-    int count;    // of them with a true predicate
+    int threads;  // in the block
+    int count;    // those with a true predicate
 };
 
 BarrierResult block_barrier(const char* name, bool predicate, Site site);
@@ -43,7 +43,7 @@ struct WarpOp {
 
 void warp_operation(const WarpOp& op, unsigned mask, void* mine, Site site);
 
-// Of the calling thread.
+// The calling thread's.
 unsigned lane_id();
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ void on_fault(int signal, siginfo_t* info, void* context) {
     }
     bool writes = false;
 #if defined(__x86_64__)
-    constexpr long long is_write = 2;  // of the page fault's error code
+    constexpr long long is_write = 2;  // a bit of the page fault's error code
     writes = static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR] & is_write;
 #endif
     // What the processor refuses without saying the address: it is misaligned for a vector instruction, or no

@@ -51,8 +51,8 @@ Settings& settings() {
 namespace {
 
 struct ErrorState {
-    cudaError_t pending = cudaSuccess;  // of earlier work
-    cudaError_t last = cudaSuccess;     // of a refused call
+    cudaError_t pending = cudaSuccess;  // from earlier work
+    cudaError_t last = cudaSuccess;     // from a refused call
     cudaError_t diagnosed = cudaSuccess;
     std::string diagnosis, text;
 };

@@ -42,7 +42,7 @@ class Shards {
     Shards(const std::vector<size_t>& regions, const std::vector<ElementRange>& places, size_t rank, size_t ranks,
            bool zero, size_t bucket)
         : rank_(rank), ranks_(ranks), sharded_(zero && ranks > 1), places_(places) {
-        size_t end = regions.size() - 1;  // of the bucket that grows
+        size_t end = regions.size() - 1;  // where the growing bucket ends
         for (size_t r = regions.size() - 1; r-- > 0;)
             if (r <= 1 || regions[end] - regions[r] >= bucket) {
                 buckets_.push_back({regions[r], regions[end]}), first_region_.push_back(r);

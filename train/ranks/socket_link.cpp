@@ -75,7 +75,7 @@ class SocketLink : public Link {
         Message message;
         bool out;
         Header header;
-        size_t moved = 0;  // of the header and what is behind it
+        size_t moved = 0;  // bytes, the header's included
         bool complete() const { return moved == sizeof header + message.bytes; }
     };
 
