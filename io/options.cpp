@@ -37,7 +37,9 @@ bool read(std::string_view text, auto& number, const Range& range) {
            (range.low_open ? x > range.low : x >= range.low) && (range.high_open ? x < range.high : x <= range.high);
 }
 bool read(std::string_view, bool&, const Range&) { return false; }
-bool read(std::string_view text, std::string& value, const Range&) { return value = text, !text.empty(); }
+bool read(std::string_view text, std::string& value, const Range&) {
+    return value = text, !text.empty() && text.find('\0') == text.npos;
+}
 bool read(std::string_view text, Length& length, const Range& range) {
     length.is_percent = text.ends_with('%');
     if (length.is_percent) return read(text.substr(0, text.size() - 1), length.value, {.low = 0, .high = 100});
@@ -72,34 +74,49 @@ std::string label(const Option& o) {
 }
 
 std::string expected(const Option& o) {
-    constexpr const char* kByType[] = {"",         "a whole number", "a whole number",
-                                       "a number", "no value",       "a number of updates"};
-    const auto [low, high, low_open, high_open] = o.range;
+    constexpr const char* kByType[] =
+        {"a text that is not empty", "a whole number", "a whole number", "a number", "no value", "a number of updates"};
     if (!o.choices.empty()) return "one of " + joined(o.choices, ", ");
+    if (std::holds_alternative<std::string*>(o.to) || is_flag(o)) return kByType[o.to.index()];
+    const bool is_count = std::holds_alternative<size_t*>(o.to) || std::holds_alternative<Length*>(o.to);
+    const double low = is_count ? std::max(o.range.low, 0.0) : o.range.low, high = o.range.high;
     std::string text = kByType[o.to.index()];
-    if (std::isfinite(low)) text += (low_open ? " above " : " of at least ") + to_text(low);
-    if (std::isfinite(low) && std::isfinite(high)) text += " and";
-    if (std::isfinite(high)) text += (high_open ? " below " : " of at most ") + to_text(high);
-    if (std::holds_alternative<Length*>(o.to)) text += " (100) or a part of the run (5%)";
-    return text.empty() ? metavar(o) : text;
+    if (std::isfinite(low) && std::isfinite(high) && !o.range.low_open && !o.range.high_open) {
+        text += " from " + to_text(low) + " to " + to_text(high);
+    } else {
+        if (std::isfinite(low)) text += (o.range.low_open ? " above " : " of at least ") + to_text(low);
+        if (std::isfinite(low) && std::isfinite(high)) text += " and";
+        if (std::isfinite(high)) text += (o.range.high_open ? " below " : " of at most ") + to_text(high);
+    }
+    return text + (std::holds_alternative<Length*>(o.to) ? ", or 0% to 100% of the run" : "");
 }
 
-// "; did you mean X?" for the name that is nearest to the one found, at its beginning or as a whole; "" where none is near.
+// How many letters to insert, remove, replace or swap with their neighbour to make one word of the other (Damerau).
+size_t edits(std::string_view a, std::string_view b) {
+    std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
+    for (size_t i = 0; i <= a.size(); i++)
+        for (size_t j = 0; j <= b.size(); j++) {
+            d[i][j] = i + j;
+            if (i > 0 && j > 0)
+                d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+                d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+        }
+    return d[a.size()][b.size()];
+}
+
+// "; did you mean X?" for the name that is nearest to the one found, as a whole or in its first word; "" where none is near.
 std::string suggestion(std::string_view found, const Names& names) {
-    const auto distance = [&](std::string_view name) {  // between what the two begin with and what they end with
-        const size_t shorter = std::min(found.size(), name.size());
-        size_t front = 0, back = 0;
-        while (front < shorter && found[front] == name[front]) front++;
-        while (back < shorter - front && found.rbegin()[back] == name.rbegin()[back]) back++;
-        return std::max(found.size(), name.size()) - front - back;
-    };
     const size_t letters = found.size() - std::min(found.size(), found.find_first_not_of('-'));
-    size_t limit = std::min<size_t>(2, letters / 2) + 1;
+    if (letters == 0 || letters > 40) return "";
+    size_t fewest = letters / 3 + 1;
     std::string nearest;
-    for (const std::string& name : names)
-        for (const size_t length : {name.size(), found.size()})
-            if (const size_t d = distance(std::string_view(name).substr(0, length)); d < limit)
-                limit = d, nearest = "; did you mean " + name + "?";
+    for (const std::string& name : names) {
+        const size_t first_word = name.find('-', 2);
+        const size_t n =
+            name.starts_with(found) ? 0 : std::min(edits(found, name), edits(found, name.substr(0, first_word)));
+        if (n < fewest) fewest = n, nearest = "; did you mean " + name + "?";
+    }
     return nearest;
 }
 
@@ -118,7 +135,9 @@ const std::vector<Option> kGeneral = {
     {.long_name = "--config",
      .to = static_cast<std::string*>(nullptr),
      .metavar = "FILE",
-     .help = "read settings from FILE, one per line, such as seed = 4; flags given here override them",
+     .help =
+         "read settings from FILE, one per line, such as seed = 4 or train = \"corpus.txt\"; flags given here override "
+         "them",
      .section = "General"},
     {.long_name = "--version",
      .to = static_cast<bool*>(nullptr),
@@ -152,7 +171,7 @@ void Options::set(const Option& o, const std::string& text, bool typed) {
     const auto assign = [&](auto* target) {
         auto value = *target;
         const bool known = o.choices.empty() || std::ranges::count(o.choices, text) > 0;
-        if (!known || text.find('\n') != text.npos || !read(text, value, o.range)) fail_value(o, text);
+        if (!known || !read(text, value, o.range)) fail_value(o, text);
         *target = value;
     };
     if (is_flag(o))
@@ -160,45 +179,56 @@ void Options::set(const Option& o, const std::string& text, bool typed) {
     else
         std::visit(assign, o.to);
     given_[o.long_name] = typed;
+    if (!is_positional(o))
+        std::erase_if(arguments_, [&](const std::string& a) { return a.substr(0, a.find('=')) == o.long_name; });
     arguments_.push_back(is_positional(o) ? text : is_flag(o) ? o.long_name : o.long_name + "=" + text);
 }
 
 void Options::read_config(const std::string& path) {
     const MappedFile file(path);
-    const auto fail_at = [&](const toml::source_region& place, const std::string& text) {
-        fail("%s: line %u: %s", path.c_str(), unsigned(place.begin.line), text.c_str());
+    const auto fail_at = [&](size_t line, const std::string& text) {
+        fail("%s: line %zu: %s", path.c_str(), line, text.c_str());
     };
     toml::table table;
     try {
         table = toml::parse(std::string_view(reinterpret_cast<const char*>(file.data()), file.size()));
     } catch (const toml::parse_error& error) {
-        fail_at(error.source(), std::string(error.description()));
+        fail_at(error.source().begin.line,
+                "expected NAME = VALUE, with texts and percentages in quotes (gate-mode = \"taper\"); " +
+                    std::string(error.description()));
     }
+    std::map<size_t, std::pair<std::string, const toml::node*>> settings;  // by line
+    for (const auto& [name, node] : table) settings[name.source().begin.line] = {std::string(name.str()), &node};
     Names keys;
     for (const Option& o : rows_) keys.push_back(key(o));
-    std::map<std::string, std::string> names;  // by long name: what the file calls it
-    for (const auto& [entry, node] : table) {
-        const std::string name(entry.str());
-        const auto o = std::ranges::find_if(rows_, [&](const Option& row) {
-            return row.long_name == "--" + name || row.alias == "--" + name;
+    std::map<std::string, size_t> lines;  // by long name
+    for (const auto& [line, setting] : settings) {
+        const auto& [name, node] = setting;
+        const auto o = std::ranges::find_if(rows_, [flag = "--" + name](const Option& row) {
+            return row.long_name == flag || row.alias == flag;
         });
+        if (node->is_table() || node->is_array())
+            fail_at(line, name + ": expected NAME = VALUE, found a table or a list");
         if (o == rows_.end())
-            fail_at(entry.source(),
-                    "unknown setting " + in_quotes(name) + suggestion(name, keys) + " (--help lists all)");
+            fail_at(line, "unknown setting " + in_quotes(name) + suggestion(name, keys) + " (--help lists all)");
+        if (const auto [other, fresh] = lines.try_emplace(o->long_name, line); !fresh)
+            fail_at(line, label(*o) + ": expected one value, found another in line " + std::to_string(other->second));
         std::ostringstream found;
-        if (node.is_string())
-            found << node.ref<std::string>();
+        if (node->is_string())
+            found << node->ref<std::string>();
+        else if (node->is_integer())
+            found << node->ref<int64_t>();  // in decimal, whatever it was written in
+        else if (node->is_floating_point())
+            found << to_text(node->ref<double>());
         else
-            node.visit([&](const auto& value) { found << value; });
-        if (node.is_table() || node.is_array() || is_flag(*o) != node.is_boolean())
-            fail_at(entry.source(), label(*o) + ": expected " + (is_flag(*o) ? "true or false" : expected(*o)) +
-                                        ", found " + in_quotes(found.str()));
-        if (const auto [other, fresh] = names.try_emplace(o->long_name, name); !fresh)
-            fail_at(entry.source(), name + ": expected one value, found another as " + other->second);
-        if (!given(o->long_name) && found.str() != "false") try {
+            node->visit([&](const auto& value) { found << value; });
+        if (!(is_flag(*o) ? node->is_boolean() : node->is_string() || node->is_number()))
+            fail_at(line, label(*o) + ": expected " + (is_flag(*o) ? "true or false" : expected(*o)) + ", found " +
+                              in_quotes(found.str()));
+        if (!is_flag(*o) || node->ref<bool>()) try {
                 set(*o, found.str(), false);
             } catch (const Error& error) {
-                fail_at(entry.source(), error.what());
+                fail_at(line, error.what());
             }
     }
 }
@@ -234,38 +264,43 @@ bool Options::parse(int argc, const char* const* argv) {
         }
         for (const Option& o : rows)
             if (word.size() > 2 && ((!o.retired.empty() && word.starts_with(o.retired)) || "-" + word == o.long_name))
-                fail("unknown flag %s; did you mean %s?", word.c_str(), o.long_name.c_str());
+                fail("unknown flag %s; did you mean %s?", in_quotes(word).c_str(), o.long_name.c_str());
         const bool is_long = word[1] == '-';
         const size_t end = is_long ? std::min(word.find('='), word.size()) : 2;
         std::string name = word.substr(0, end), value = word.substr(end);
         auto entry = row_of.find(name);
         while (!is_long && !value.empty() && entry != row_of.end() && is_flag(rows[entry->second])) {
+            if (value[0] == '=') fail_value(rows[entry->second], value.substr(1));
             found[entry->second] = "";  // -yb3 is -y -b3
             name = std::string("-") + value[0], value.erase(0, 1);
             entry = row_of.find(name);
         }
         if (entry == row_of.end())
-            fail("unknown flag %s%s (--help lists all)", name.c_str(), suggestion(name, names).c_str());
+            fail("unknown flag %s%s (--help lists all)", in_quotes(is_long ? name : word).c_str(),
+                 suggestion(name, names).c_str());
         const Option& o = rows[entry->second];
         if (is_long && !value.empty()) {
             value.erase(0, 1);  // the =
-            if (value.empty() || is_flag(o)) fail_value(o, value);
+            if (is_flag(o)) fail_value(o, value);
         } else if (value.empty() && !is_flag(o)) {
             if (++i == words.size()) fail("%s needs a value; see --help", label(o).c_str());
             value = words[i];
-            if (row_of.contains(value)) fail("%s needs a value, found the flag %s", label(o).c_str(), value.c_str());
+            if (row_of.contains(value))
+                fail("%s needs a value, found the flag %s (if that is the value: %s=%s)", label(o).c_str(),
+                     value.c_str(), o.long_name.c_str(), value.c_str());
         }
+        if (value.empty() && !is_flag(o)) fail_value(o, value);
         found[entry->second] = value;
         if (found.contains(help_row)) return std::fputs(help().c_str(), stdout), false;
         if (found.contains(version)) return std::printf("%s %s\n", program_.c_str(), version_text().c_str()), false;
     }
 
+    if (found.contains(config)) read_config(found[config]);
     for (size_t row = 0; row < rows_.size(); row++)
         if (const Option& o = rows_[row]; found.contains(row))
             set(o, found[row], true);
         else if (is_positional(o) && !o.optional)
             fail("the argument %s is missing: %s (see --help)", metavar(o).c_str(), o.help.c_str());
-    if (found.contains(config)) read_config(found[config]);
     return true;
 }
 
@@ -320,13 +355,14 @@ std::string Options::config(const Names& implied) const {
     for (const Option& o : rows_) {
         const std::string value = value_text(o);
         const bool off = is_flag(o) && *std::get<bool*>(o.to) != flag_sets(o);
+        const bool above_int64 = std::holds_alternative<size_t*>(o.to) && value.size() > 18;  // TOML's integers
         if (value.empty() || off || is_positional(o)) continue;
         if (o.section != section) text << "\n# " << o.section << "\n";
         section = o.section;
         text << (std::ranges::count(implied, o.long_name) ? "# " : "") << key(o) << " = ";
         if (is_flag(o))
             text << "true\n";
-        else if (std::holds_alternative<std::string*>(o.to) || value.ends_with('%') || value.size() > 18)  // > int64
+        else if (std::holds_alternative<std::string*>(o.to) || value.ends_with('%') || above_int64)
             text << toml::toml_formatter(toml::value<std::string>(value), toml::format_flags::none) << "\n";
         else
             text << value << "\n";

@@ -140,18 +140,18 @@ TEST_CASE("options: schedule lengths are counts or parts of the run") {
     CHECK(to_text(parsed({"-u", "1234567"}).warmup) == "1234567");
     for (const char* bad : {"0.05", "5 %", "-1", "101%", "%", "x", "nan%", "1e3"})
         CHECK(error_of({"-u", bad}) ==
-              "--warmup (-u): expected a number of updates (100) or a part of the run (5%), found '" +
+              "--warmup (-u): expected a number of updates of at least 0, or 0% to 100% of the run, found '" +
                   std::string(bad) + "'");
     CHECK(error_of({"-v", "0"}) != "");
 }
 
 TEST_CASE("options: messages name the flag, what was expected and what was found") {
-    CHECK(error_of({"--gatee", "taper"}) == "unknown flag --gatee; did you mean --gate-mode? (--help lists all)");
-    CHECK(error_of({"--gatee=taper"}) == "unknown flag --gatee; did you mean --gate-mode? (--help lists all)");
-    CHECK(error_of({"--val"}) == "unknown flag --val; did you mean --val-every? (--help lists all)");
-    CHECK(error_of({"--something-else"}) == "unknown flag --something-else (--help lists all)");
-    CHECK(error_of({"-batch", "3"}) == "unknown flag -batch; did you mean --batch?");
-    CHECK(error_of({"-W"}) == "unknown flag -W (--help lists all)");
+    CHECK(error_of({"--gatee", "taper"}) == "unknown flag '--gatee'; did you mean --gate-mode? (--help lists all)");
+    CHECK(error_of({"--gatee=taper"}) == "unknown flag '--gatee'; did you mean --gate-mode? (--help lists all)");
+    CHECK(error_of({"--val"}) == "unknown flag '--val'; did you mean --val-every? (--help lists all)");
+    CHECK(error_of({"--something-else"}) == "unknown flag '--something-else' (--help lists all)");
+    CHECK(error_of({"-batch", "3"}) == "unknown flag '-batch'; did you mean --batch?");
+    CHECK(error_of({"-W"}) == "unknown flag '-W' (--help lists all)");
     CHECK(error_of({"-b", "0"}) == "--batch (-b): expected a whole number of at least 1, found '0'");
     for (const char* bad : {"-3", "2.5", "1e3", "twelve", "18446744073709551616", " 1", "0x10"})
         CHECK(error_of({"-b", bad}) ==
@@ -159,23 +159,32 @@ TEST_CASE("options: messages name the flag, what was expected and what was found
     for (const char* bad : {"1", "-0.1", "nan", "inf", "0.9x"})
         CHECK(error_of({"--beta1", bad}) ==
               "--beta1: expected a number of at least 0 and below 1, found '" + std::string(bad) + "'");
-    CHECK(error_of({"-sl"}) == "unknown flag -sl; did you mean --sample-length?");
-    CHECK(error_of({"-sl", "3"}) == "unknown flag -sl; did you mean --sample-length?");
-    CHECK(error_of({"--x"}) == "unknown flag --x (--help lists all)");
+    CHECK(error_of({"-sl"}) == "unknown flag '-sl'; did you mean --sample-length?");
+    CHECK(error_of({"-sl", "3"}) == "unknown flag '-sl'; did you mean --sample-length?");
+    CHECK(error_of({"--x"}) == "unknown flag '--x' (--help lists all)");
     CHECK(error_of({"-g", "tapper"}) ==
           "--gate-mode (-g): expected one of norm, taper, taper-all, found 'tapper'; did you mean taper?");
     CHECK(error_of({"--gate", "x"}) == "--gate-mode (-g): expected one of norm, taper, taper-all, found 'x'");
     CHECK(error_of({"-g", ""}).find("--gate-mode (-g): expected") == 0);
-    CHECK(error_of({"-i", ""}) == "--train (-i): expected FILE, found ''");
-    CHECK(error_of({"--train="}) == "--train (-i): expected FILE, found ''");
+    CHECK(error_of({"-i", ""}) == "--train (-i): expected a text that is not empty, found ''");
+    CHECK(error_of({"--train="}) == "--train (-i): expected a text that is not empty, found ''");
     CHECK(error_of({"-y", "-b"}) == "--batch (-b) needs a value; see --help");
     CHECK(error_of({"--sample-length"}) == "--sample-length needs a value; see --help");
-    CHECK(error_of({"--out", "--batch", "3"}) == "--out (-o) needs a value, found the flag --batch");
+    CHECK(error_of({"--out", "--batch", "3"}) ==
+          "--out (-o) needs a value, found the flag --batch (if that is the value: --out=--batch)");
     CHECK(error_of({"-y", "1"}) == "unexpected argument '1'; see --help");
     CHECK(error_of({"--resume=no"}) == "--resume (-y): expected no value, found 'no'");
     CHECK(error_of({"file"}) == "unexpected argument 'file'; see --help");
     CHECK(error_of({"--", "-b"}) == "unexpected argument '-b'; see --help");
-    CHECK(error_of({"-i", "a\nb", "--x"}) != "");
+    CHECK(parsed({"-i", "a\nb"}).train == "a\nb");
+    CHECK(error_of({"-y=3"}) == "--resume (-y): expected no value, found '3'");
+    CHECK(error_of({"-y\xc3\xa9"}) == "unknown flag '-y\xc3\xa9' (--help lists all)");
+    CHECK(error_of({("--" + std::string(100000, 'x')).c_str()}).size() < 300);
+    CHECK(error_of({"--sede"}) == "unknown flag '--sede'; did you mean --seed? (--help lists all)");
+    CHECK(error_of({"--hepl"}) == "unknown flag '--hepl'; did you mean --help? (--help lists all)");
+    CHECK(error_of({"--file"}) == "unknown flag '--file' (--help lists all)");
+    CHECK(error_of({"--seed", "-1"}) == "--seed: expected a whole number of at least 0, found '-1'");
+    CHECK(error_of({"--config", ""}) == "--config: expected a text that is not empty, found ''");
     CHECK(error_of({"a\nb"}) == "unexpected argument 'a\\x0ab'; see --help");
 }
 
@@ -205,7 +214,7 @@ TEST_CASE("options: positional arguments are required, in order") {
     };
     CHECK(error({"a.bin"}) == "the argument OUTPUT is missing: the folded model (see --help)");
     CHECK(error({"a", "b", "c"}) == "unexpected argument 'c'; see --help");
-    CHECK(error({"--quik", "a", "b"}) == "unknown flag --quik; did you mean --quick? (--help lists all)");
+    CHECK(error({"--quik", "a", "b"}) == "unknown flag '--quik'; did you mean --quick? (--help lists all)");
     CHECK(error({"--", "--quick", "-b"}) == "");  // after -- nothing is a flag
     CHECK((in == "--quick" && out == "-b"));
 }
@@ -227,7 +236,7 @@ TEST_CASE("options: a file of settings, which the command line overrides") {
     CHECK((options.given("--batch") && options.given("--lr") && options.given("--gate-mode")));
     CHECK((!options.typed("--batch") && options.typed("--lr") && !options.given("--resume")));
     CHECK(options.arguments() ==
-          std::vector<std::string>{"--lr=1e-3", "--batch=7", "--gate-mode=norm", "--no-shuffle"});
+          std::vector<std::string>{"--batch=7", "--gate-mode=norm", "--no-shuffle", "--lr=1e-3"});
 
     Settings all = {.train = "a \"b\" \\ 'c' # d",
                     .out = "[x, y].bin",
@@ -268,17 +277,31 @@ TEST_CASE("options: a file of settings, which the command line overrides") {
     CHECK(error("x = 3") == "line 1: unknown setting 'x' (--help lists all)");
     CHECK(error("config = 'x'") == "line 1: unknown setting 'config' (--help lists all)");
     CHECK(error("batch = 0") == "line 1: --batch (-b): expected a whole number of at least 1, found '0'");
-    CHECK(error("batch = 0", {"-b", "3"}) == "");  // overridden
+    CHECK(error("batch = 0", {"-b", "3"}) == error("batch = 0"));  // whether overridden or not
     CHECK(error("warmup = 0.05") != "");
-    CHECK(error("init = ''") == "line 1: --init: expected FILE, found ''");
+    parsed_with("out = 'false'\ntrain = \"true\"", {}, again);
+    CHECK((again.out == "false" && again.train == "true"));
+    CHECK(error("init = ''") == "line 1: --init: expected a text that is not empty, found ''");
     CHECK(error("resume = 1") == "line 1: --resume (-y): expected true or false, found '1'");
     CHECK(error("lr = true") == "line 1: --lr (-l): expected a number of at least 0, found 'true'");
-    CHECK(error("lr = [1, 2]") == "line 1: --lr (-l): expected a number of at least 0, found '[ 1, 2 ]'");
+    CHECK(error("lr = [1, 2]") == "line 1: lr: expected NAME = VALUE, found a table or a list");
     CHECK(error("seed = 18446744073709551616").starts_with("line 1: "));
-    CHECK(error("\n[files]\nlr = 1") == "line 2: unknown setting 'files' (--help lists all)");
+    CHECK(error("\n[files]\nlr = 1") == "line 2: files: expected NAME = VALUE, found a table or a list");
     CHECK(error("batch = 1\nbatch = 2").starts_with("line 2: "));
     CHECK(error("batch = 3\n\nlr 3").starts_with("line 3: "));
-    CHECK(error("gate = 'norm'\ngate-mode = 'taper'").ends_with(": expected one value, found another as gate"));
+    CHECK(error("gate = 'norm'\ngate-mode = 'taper'") ==
+          "line 2: --gate-mode (-g): expected one value, found another in line 1");
+    CHECK(
+        error("gate-mode = taper").starts_with("line 1: expected NAME = VALUE, with texts and percentages in quotes"));
+    CHECK(error("seed = 3\nwarmup = 5%").starts_with("line 2: expected NAME = VALUE, with texts and percentages"));
+    CHECK(error("seed = 'x'\nbatch = 0").starts_with("line 1: --seed"));  // the first line, not the first name
+    CHECK(error("train = 2020-01-01") == "line 1: --train (-i): expected a text that is not empty, found '2020-01-01'");
+    CHECK(error("out = \"a\\u0000b\"") == "line 1: --out (-o): expected a text that is not empty, found 'a\\x00b'");
+    CHECK(error("lr = 0.1e") != "");
+    CHECK(error("beta1 = 1.1") == "line 1: --beta1: expected a number of at least 0 and below 1, found '1.1'");
+    CHECK(error("batch = \"false\"") == "line 1: --batch (-b): expected a whole number of at least 1, found 'false'");
+    parsed_with("batch = 0x10", {}, again);
+    CHECK(again.batch == 16);
     CHECK(error("lr = 1\n\xff").starts_with("line "));
     CHECK(error_of({"--config", "/nowhere/run.toml"}).find("/nowhere/run.toml") != std::string::npos);
     CHECK(error_of({"--config", folder.path.c_str()}).find(folder.path) != std::string::npos);

@@ -117,7 +117,7 @@ TEST_CASE("train_gpt: defaults that follow from other settings stay open in the 
 TEST_CASE("train_gpt: refuses files of settings in one line that names them") {
     const Workplace w;
     write_file(w.at("twice.toml"), "gate = 'norm'\ngate-mode = 'taper'\n");
-    w.refused("train_gpt --config twice.toml", {"twice.toml", "line 2", "another as gate"});
+    w.refused("train_gpt --config twice.toml", {"twice.toml", "line 2", "line 1"});
     write_file(w.at("mark.toml"), "\xef\xbb\xbflr = -1\n");
     w.refused("train_gpt --config mark.toml", {"mark.toml", "line 1", "--lr"});
     w.refused("train_gpt --config -o x.bin", {"--config", "-o"});
