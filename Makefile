@@ -1,4 +1,4 @@
-# make             builds train_gpt, fold and infer: with nvcc where there is one, else for the CPU alone
+# make             builds train_gpt, fold and infer (so does make train_gpt): with nvcc where there is one, else for the CPU alone
 # make demo        installs what is missing, builds, trains, folds, runs (about 4 minutes)
 # make test        installs what is missing, builds and runs the tests (6 minutes on 2 cores)
 # make test-all    these and what takes longer: other orders of threads, sanitizers, -O0, nvcc (CONTRIBUTING.md)
@@ -88,10 +88,10 @@ $(BUILD)/%.extra: TEXT = $(EXTRA)
 $(BUILD)/%.extra: FORCE | need-build
 	$(stamp)
 
-train_gpt: $(BUILD)/train_gpt.o $(TRAIN) $(LIBRARY)
-train_gpt: LDLIBS += $(MPI_LIBS) $(CUDA_LIBS)
+train_gpt: $(BUILD)/train_gpt.o $(TRAIN) $(LIBRARY) | fold infer
+train_gpt: private LDLIBS += $(MPI_LIBS) $(CUDA_LIBS)
 infer: $(BUILD)/infer.o $(LIBRARY)
-infer: LDLIBS += $(CUDA_LIBS)
+infer: private LDLIBS += $(CUDA_LIBS)
 fold: $(BUILD)/fold.o $(LIBRARY)
 $(DATA_TOOLS): %: $(BUILD)/data/%.o $(LIBRARY)
 $(PROGRAMS) $(DATA_TOOLS):
