@@ -91,10 +91,10 @@ struct Activations {
     double* loss;                       // the Sums of this update: [1]
     StreamScale* stream;                // [1]
     SiteSums* sites;                    // [tapering sites]
-    double* sums;                       // all of them, one behind the other
+    double* sums;                       // the sums of all sites, contiguous
 };
 
-// The gate's part in one pass.
+// The gate in one pass.
 struct Gate {
     double g = 1;
     bool calibrate = false;  // take the calibration sums (only at g = 1)
@@ -118,7 +118,7 @@ struct Gpt {
     Shards shards;                   // the parameters whose optimizer state this rank keeps
     std::vector<Acc<Real>*> master;  // the same parts' parameters before rounding, where Real is too coarse to update
     Activations<Real> act{};
-    size_t Vp;     // rows of wte in memory: V, rounded up as the device likes it; those behind V stay 0
+    size_t Vp;     // rows of wte in memory: V, rounded up to the device's preferred multiple; those from V on stay 0
     size_t chunk;  // rows of logits held at a time
     Arena<Device> param_memory, master_memory, grad_memory, act_memory;
     static constexpr bool kMaster = !std::is_same_v<Real, Acc<Real>>;
@@ -464,7 +464,7 @@ struct Trainer {
         return r;
     }
 
-    // bad_rank: the first whose loss is not finite. Whose gradient it was is not seen in the sum: they are computed again.
+    // bad_rank: the first whose loss is not finite. The sum does not show whose gradient it was: each rank's is computed again.
     [[noreturn]] void report_divergence(const StepReport& r, int bad_rank, uint64_t first_batch) {
         const bool loss = !std::isfinite(r.loss + r.scale_loss);
         if (!loss && model.ranks.size > 1) {
@@ -483,7 +483,7 @@ struct Trainer {
             model.config.mode == GateMode::norm ? "" : ", a longer --gate-warmup or a larger --scale-loss"));
     }
 
-    // s(h) at every norm site, of the last micro-batch. Until the next forward pass.
+    // s(h) at every norm site, of the last micro-batch. Valid until the next forward pass.
     std::vector<SiteScale> site_scales() {
         std::vector<const Real*> streams;
         for (size_t l = 0; l < model.config.L; l++)
@@ -495,7 +495,7 @@ struct Trainer {
         return measure_site_scales(model.dev, model.config, streams, model.act.stream, averages, model.B * model.T);
     }
 
-    // Every tensor's gradient norm, before clipping, in the order of the table. Until the next update.
+    // Every tensor's gradient norm, before clipping, in the order of the table. Valid until the next update.
     std::vector<std::pair<std::string, double>> gradient_norms() {
         const auto list = tensor_list(model.config, model.grads);
         std::vector<double> squares(list.size());
@@ -667,7 +667,7 @@ int train(Trainer<Device, Real>& t, Run& run) {
     return !stop ? 0 : interrupted ? interrupted : SIGTERM;  // another rank's signal, where this one had none
 }
 
-// All ranks do the same, on the same files.
+// Checks that all ranks run with the same settings on the same files.
 template <class Device, class Real>
 void check_ranks(Trainer<Device, Real>& t, const Run& run) {
     const Settings& s = t.settings;
@@ -729,6 +729,8 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
     if (!options.parse(argc, argv)) return 0;
     if (s.gpus > 1) ranks.fork_local(s.gpus);
     std::vector<std::string> arguments = options.arguments();
+    for (const std::string& a : arguments)  // a state keeps them as lines
+        if (a.find('\n') != a.npos) fail("%s: expected one line", in_quotes(a).c_str());
     Checkpoints checkpoints(state_path(s));
     Start start = find_start(s, options, arguments, checkpoints, ranks);
     ranks.set_time_limit(s.rank_timeout);

@@ -24,12 +24,13 @@ struct Settings {
 };
 
 static Options make_options(Settings& s) {
-    Options o("bench_infer", "Times last-token logits and decoding, state against state.");
+    Options o("bench_infer",
+              "Compares the speed of a model's states (normalized, tapered, folded): last-token logits and decoding.");
     // clang-format off
     o.section("Model");
     o.add({.long_name = "file", .to = &s.model, .metavar = "MODEL",
            .help = "time the states that this model's gate allows; without it, all four states of a model with random "
-                   "weights, whose size is:", .optional = true});
+                   "weights, of the size that these flags set", .optional = true});
     o.add({.short_name = "-e", .long_name = "--model", .to = &s.shape, .metavar = "dN", .default_text = "d12",
            .help = "a GPT-2 shape by its depth, as in train_gpt"});
     o.add({.long_name = "--n-layer", .to = &s.L, .metavar = "L", .range = {.low = 1, .high = 1000},
@@ -45,7 +46,7 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--protocol", .to = &s.protocol, .choices = {"all", "last-token", "decoding"},
            .help = "which rows of the table to measure"});
     o.add({.long_name = "--seconds", .to = &s.seconds, .metavar = "X", .range = {.low = 0, .high = 3600},
-           .help = "time for each cell of the table; a cell gets fewer than its 50 repetitions if they take longer"});
+           .help = "repeat each measurement up to 50 times, for at most this long"});
     add_engine_options(o, s.engine);
     // clang-format on
     return o;

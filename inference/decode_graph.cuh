@@ -37,7 +37,7 @@ class DecodeGraph {
         memory_.allocate(true);
     }
 
-    // Whether the kernels take its heads: their rows must be multiples of 16 bytes. Others go through the host's loop.
+    // Whether the kernels support the size of its heads: rows of a multiple of 16 bytes. Others go through the host's loop.
     static bool supports(const Config& c) {
         const size_t hs = c.C / c.NH;
         return hs % kVector<Real> == 0 && hs <= size_t(kSimpleMaxHs);

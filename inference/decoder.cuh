@@ -161,7 +161,7 @@ class Decoder {
         // clang-format on
     }
 
-    // Behind the blocks: the final site and the head, for rows x of the residual stream.
+    // After the blocks: the final site and the head, for rows x of the residual stream.
     Layer<Real> head(Real* out, const Real* x) const {
         static constexpr Panels kNotPacked{};
         return {.out = out,
@@ -236,7 +236,8 @@ class Decoder {
     // The site's output as each thread computes it for itself, which is cheaper than waiting for one that does it for
     // all.
     const float* own_site(const TeamMember& m, const Site<float>& s, const float* x, size_t rows) {
-        if (s.phase == Phase::folded) {  // half of x has just been written on another core, and no norm brings it here
+        if (s.phase ==
+            Phase::folded) {  // another core has just written half of x, and no norm reads it into this core's cache
             for (size_t i = 0; i < rows * config_.C; i += 16) __builtin_prefetch(x + i);
             return x;
         }
@@ -263,7 +264,8 @@ class Decoder {
         }
     }
 
-    // The rows that stage() left; out [rows, V], their logits, unless null. A barrier ends what another thread reads.
+    // Runs the rows that stage() left; out [rows, V] receives their logits, unless null. Barriers separate what one thread
+    // writes from what another reads.
     void step(size_t rows, float* out) {
         embedding_forward_at(dev_, x_, tokens_, positions_, weights_.wte, weights_.wpe, rows, config_.C);
         parallel_team(dev_, [&](const TeamMember& m) {

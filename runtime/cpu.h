@@ -61,7 +61,7 @@ inline void* cpu_allocate(size_t bytes, const char* what, const char* hint = "")
     if (p && grain == kHugePage) madvise(p, (bytes + grain - 1) / grain * grain, MADV_HUGEPAGE);
 #endif
     if (bytes && !p)
-        fail("out of memory: %s needs %.1f MiB%s", what, double(bytes) / 1048576, memory_hint_text(hint).c_str());
+        fail("out of memory: %.1f MiB needed for %s%s", double(bytes) / 1048576, what, memory_hint_text(hint).c_str());
     return p;
 }
 

@@ -121,8 +121,8 @@ inline void* device_allocate(Cuda& dev, size_t bytes, const char* what) {
         size_t free = 0, total = 0;
         cudaGetLastError();
         CUDA_CHECK(cudaMemGetInfo(&free, &total));
-        fail("out of memory on GPU %d: %s needs %.1f MiB and %.1f of %.1f MiB are free%s", dev.device, what,
-             double(bytes) / 1048576, double(free) / 1048576, double(total) / 1048576,
+        fail("out of memory on GPU %d: %.1f MiB needed for %s, %.1f of %.1f MiB free%s", dev.device,
+             double(bytes) / 1048576, what, double(free) / 1048576, double(total) / 1048576,
              memory_hint_text(dev.memory_hint).c_str());
     }
     CUDA_CHECK(error);

@@ -350,7 +350,7 @@ TEST_CASE("trainer: a gradient norm is measured by the median of those before it
     CHECK(window.over_median(30) == 15);
     for (int i = 0; i < 32; i++) window.add(i);
     CHECK(window.over_median(160) == 10);  // the median of 0 .. 31 is the upper of the middle two, 16
-    // A new level is followed before the window is full of it; one of no numbers is no level.
+    // A new level is followed before the window is full of it; one of NaN or Inf is not.
     for (int i = 0; i < 17; i++) window.add(1000);
     CHECK(window.over_median(3000) == 3);
     for (int i = 0; i < 17; i++) window.add(INFINITY);
@@ -390,7 +390,7 @@ TEST_CASE("trainer: updates with a gradient far above the usual one are skipped 
     CHECK(high.stream_scale > 1000);
     CHECK_FALSE(drifted(t, high));
     CHECK_FALSE(t.update().skipped);
-    // One after another they are not left out for good: the level is a new one, or no number and the run has diverged.
+    // One after another they are not left out for good: the level is a new one or, if it is NaN or Inf, the run has diverged.
     t.model.params.h[1].mlp_proj_bias[3] = INFINITY;
     size_t skipped = 0;
     auto run_on = [&] {

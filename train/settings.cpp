@@ -70,7 +70,7 @@ void add_file_options(Options& o, Settings& s) {
     o.add({.short_name = "-o", .long_name = "--out", .to = &s.out, .metavar = "FILE",
            .help = "the model to write; the state (for -y), the log and the settings (for --config) are written next to it"});
     o.add({.long_name = "--init", .to = &s.init, .metavar = "PATH", .default_text = "random weights",
-           .help = "start from the weights of a model of this program, the folder of a Hugging Face GPT-2, or a checkpoint of llm.c"});
+           .help = "start from the weights of a -g norm model of train_gpt, a Hugging Face GPT-2 (its folder) or a checkpoint of llm.c"});
     o.add({.short_name = "-y", .long_name = "--resume", .to = &s.resume,
            .help = "resume the run saved next to -o; flags given here or by --config override the saved ones"});
     o.add({.short_name = "-n", .long_name = "--checkpoint-every", .to = &s.checkpoint_every, .metavar = "N",
@@ -114,7 +114,7 @@ void add_optimizer_options(Options& o, Settings& s) {
     o.add({.short_name = "-l", .long_name = "--lr", .to = &s.lr, .range = {.low = 0},
            .default_text = default_text("--lr"), .help = "peak learning rate"});
     o.add({.short_name = "-u", .long_name = "--warmup", .to = &s.warmup,
-           .help = "updates over which the learning rate rises linearly to its peak"});
+           .help = "updates, or percentage of the run, over which the learning rate rises linearly to its peak"});
     o.add({.short_name = "-q", .long_name = "--lr-final-frac", .to = &s.lr_final_frac, .range = {.low = 0, .high = 1},
            .help = "final learning rate as a fraction of the peak"});
     o.add({.short_name = "-k", .long_name = "--lr-schedule", .to = &s.lr_schedule,
@@ -145,9 +145,9 @@ void add_taper_options(Options& o, Settings& s) {
            .help = "norm: the baseline, which keeps every norm; taper: all norms taper but the final one; taper-all: all norms taper",
            .alias = "--gate"});
     o.add({.long_name = "--gate-warmup", .to = &s.gate_warmup, .default_text = default_text("--gate-warmup"),
-           .help = "updates with the gate at 1, during which the replacement of each norm is calibrated"});
+           .help = "updates with the gate at 1 (norms as usual), during which the scaling that replaces each norm is calibrated"});
     o.add({.long_name = "--gate-end", .to = &s.gate_end, .default_text = default_text("--gate-end"),
-           .help = "first update with the gate at 0"});
+           .help = "first update with the gate at 0 (norms replaced by fixed scalings)"});
     o.add({.long_name = "--ema-decay", .to = &s.ema_decay, .range = {.low = 0, .high = 1, .high_open = true},
            .help = "decay rate of the moving averages used for calibration"});
     o.add({.long_name = "--scale-loss", .to = &s.scale_loss, .metavar = "LAMBDA", .range = {.low = 0},
@@ -156,7 +156,7 @@ void add_taper_options(Options& o, Settings& s) {
     o.add({.long_name = "--freeze-gains", .to = &s.freeze_gains,
            .help = "freeze gamma and beta of the blocks' norms after --gate-warmup; useful only with -g norm"});
     o.add({.long_name = "--carry-moments", .to = &s.carry_moments,
-           .help = "when the taper starts, initialize AdamW's moments of each scaling branch from those of its norm"});
+           .help = "when the taper starts, initialize AdamW's moments of each scaling from those of its norm"});
     // clang-format on
 }
 
@@ -177,14 +177,14 @@ void add_run_options(Options& o, Settings& s) {
            .help = "every N updates, log the gradient norm of each tensor and the scale s(h) of the residual stream at each norm "
                    "(0: never)"});
     o.add({.long_name = "--seed", .to = &s.seed, .help = "seed of the initial weights, the data order and the samples"});
-    o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"}, .help = "where to run"});
+    o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"}, .help = "device to run on"});
     o.add({.long_name = "--precision", .to = &s.precision, .choices = {"bf16", "fp32"},
            .help = "precision of activations and gradients on a GPU; sums, the optimizer and the CPU use fp32"});
     o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = 1024}, .default_text = "all cores",
            .help = "CPU threads per rank"});
     o.section("Multiple ranks");
     o.add({.long_name = "--gpus", .to = &s.gpus, .metavar = "N", .range = {.low = 1, .high = 1024},
-           .help = "start one rank on each of N GPUs of this machine; otherwise use mpirun, torchrun or srun"});
+           .help = "start one rank (process) on each of N GPUs of this machine; for CPUs or several machines, use mpirun, torchrun or srun"});
     o.add({.short_name = "-z", .long_name = "--zero", .to = &s.zero, .metavar = "Z", .range = {.low = 0, .high = 1},
            .help = "1: shard the optimizer's state across the ranks (ZeRO-1)"});
     o.add({.long_name = "--rank-timeout", .to = &s.rank_timeout, .metavar = "S", .range = {.low = 0, .low_open = true},

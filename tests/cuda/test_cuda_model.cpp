@@ -2,8 +2,8 @@
 // gate phases, in fp32 and bf16; exact resuming, equal runs, and inference from the trained and folded model.
 #ifdef TN_CUDA
 #define TAPERNORM_NO_MAIN
-#include "fold.cpp"
 #include "data/stories.h"
+#include "fold.cpp"
 #include "train_gpt.cu"
 
 #include <doctest/doctest.h>
@@ -298,7 +298,7 @@ CUDA_TEST("cuda trainer: out of memory says for what, how much, and which flags 
     }
     const size_t memory = emu::settings().memory, living = emu::live_allocations();
     std::set<std::string> named;
-    for (size_t part = 0; part <= 20; part++) {  // at every size of a GPU it says so or works
+    for (size_t part = 0; part <= 20; part++) {  // whatever the GPU's memory, training works or ends with that error
         emu::settings().memory = whole * part / 20;
         try {
             Cuda dev(0, kMemoryHint);
@@ -311,7 +311,8 @@ CUDA_TEST("cuda trainer: out of memory says for what, how much, and which flags 
                               "use a smaller -b (batch) or -t (sequence length), or recompute more (-r 1, -r 2)") !=
                               std::string::npos,
                           message);
-            named.insert(message.substr(begin.size(), message.find(" needs ") - begin.size()));
+            const size_t what = message.find(" for ") + 5;
+            named.insert(message.substr(what, message.find(", ") - what));
         }
         emu::settings().memory = memory;
         CHECK(emu::live_allocations() == living);
