@@ -110,8 +110,8 @@ $(BUILD)/run_tests: $(TEST_SOURCES:%.cpp=$(BUILD)/%.o) $(TRAIN) $(LIBRARY)
 # Recursive, so that what deps installs is seen by the build. All is compiled at once, then run one after the other.
 test: deps
 	tests/check_includes.sh
-	$(MAKE) $(PROGRAMS) $(BUILD)/run_tests fuzz-replay-programs emu-kernels
-	$(BUILD)/run_tests -tce="bench_infer*"
+	$(MAKE) $(TESTED) $(BUILD)/run_tests fuzz-replay-programs emu-kernels
+	TAPERNORM_BIN=$(BIN) $(BUILD)/run_tests -tce="bench_infer*"
 	$(MAKE) fuzz-replay RUNS=200
 	$(MAKE) emu-test
 test-all: test

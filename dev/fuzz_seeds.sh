@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Valid inputs for the fuzz targets to start from, as small as they can be: dev/fuzz_seeds.sh FOLDER
-# Run from the project's folder, its programs built.
+# Run from the project's folder, its programs built: here or in the folder TAPERNORM_BIN.
 set -euo pipefail
 seeds=$1
+bin=${TAPERNORM_BIN:-.}
 [ -e "$seeds/done" ] && exit 0
 mkdir -p "$seeds"/{safetensors,model,foreign_model,state,tokens,tokenizer,run_log,options}
 work=$(mktemp -d)
@@ -17,9 +18,9 @@ seed() { # seed <file> <seed>
 }
 for gate in norm taper taper-all; do
     for norm in layernorm rmsnorm; do
-        ./train_gpt --device cpu --threads 1 -i "$work/corpus.txt" -o "$work/model.bin" -b 1 -x 4 --gate-warmup 1 --gate-end 3 \
+        "$bin/train_gpt" --device cpu --threads 1 -i "$work/corpus.txt" -o "$work/model.bin" -b 1 -x 4 --gate-warmup 1 --gate-end 3 \
             -m 1 -g $gate --norm $norm --n-layer 1 --n-embd 2 --n-head 1 -t 4 > /dev/null
-        ./fold "$work/model.bin" "$work/folded.bin" --threads 1 > /dev/null
+        "$bin/fold" "$work/model.bin" "$work/folded.bin" --threads 1 > /dev/null
         for kind in model folded; do
             seed "$work/$kind.bin" "$seeds/model/$gate-$norm-$kind"
             cp "$work/$kind.bin" "$seeds/safetensors/$gate-$norm-$kind"

@@ -50,9 +50,9 @@ $(eval $(call objects,$(REPLAY),$(REPLAY_COMMAND),$(REPLAY_COMMAND) -x c++))
 REPLAYED = $(FUZZ_TARGETS:%=$(REPLAY)/fuzz_%)
 $(REPLAYED): $(REPLAY)/fuzz_%: $(REPLAY)/tests/fuzz/fuzz_%.o $(REPLAY)/tests/fuzz/replay.o $(call FUZZ_OBJECTS,$(REPLAY))
 	$(CXX) -fsanitize=address,undefined $^ $(LDLIBS) -lgomp -o $@
-fuzz-replay-programs: $(PROGRAMS) bpe_train $(REPLAYED)
+fuzz-replay-programs: $(TESTED) bpe_train $(REPLAYED)
 fuzz-replay: fuzz-replay-programs
-	dev/fuzz_seeds.sh $(REPLAY)/seeds
+	TAPERNORM_BIN=$(BIN) dev/fuzz_seeds.sh $(REPLAY)/seeds
 	@[ -w /dev/shm ] && export TMPDIR=/dev/shm; set -e; for target in $(FUZZ_TARGETS); do \
 	    echo "fuzz_$$target: seeds and $(RUNS) changed ones"; \
 	    $(REPLAY)/fuzz_$$target $(REPLAY)/seeds/$$target $(RUNS) >/dev/null; done
