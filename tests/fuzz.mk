@@ -5,8 +5,9 @@
 # make fuzz-replay  the same readers, by any compiler, on their seeds and on RUNS changed ones, the same each time
 # make tsan         the CPU's threads under ThreadSanitizer (clang)
 # make crash-test   200 kills -9 at random moments of a run; make test has ten
+# make help-check   whether dev/guides quotes what the programs print (dev/readme.py)
 # make o0-test      the CPU's tests without optimization, where two types of one name (an ODR violation) are an error
-.PHONY: test-rest fuzz fuzz-replay-programs fuzz-replay tsan crash-test o0-test
+.PHONY: test-rest help-check fuzz fuzz-replay-programs fuzz-replay tsan crash-test o0-test
 test-rest:
 	$(MAKE) o0-test
 	$(MAKE) fuzz-replay RUNS=2000
@@ -14,6 +15,10 @@ test-rest:
 	$(MAKE) emu-asan
 	$(MAKE) emu-tsan
 	$(if $(HAVE_CUDA),$(MAKE) cuda-compile-check)
+	$(if $(shell command -v python3),$(MAKE) help-check)
+
+help-check: $(PROGRAMS) $(DATA_TOOLS) bench_infer
+	dev/readme.py --check
 
 FUZZ_CXX ?= $(firstword $(shell command -v clang++ clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++-14))
 FUZZ_TARGETS = $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
