@@ -5,8 +5,7 @@
 # make install     copies train_gpt, fold and infer to PREFIX/bin; PREFIX=/usr/local, DESTDIR= goes in front
 # make data-tools  prepare, bpe_train, make_stories: corpora and vocabularies (data/README.md)
 # make deps        installs what is missing from the system's packages; make clean removes what was built
-# More targets, each explained in its file: dev/bench.mk (bench, dev-env, format), tests/fuzz.mk (fuzz, tsan, crash-test),
-# tests/cuda.mk (emu-test, cuda-compile-check, gpu-test).
+# More targets are explained in dev/bench.mk (bench, format ...), tests/fuzz.mk (fuzz, tsan ...), tests/cuda.mk (gpu-test ...).
 #
 # Settings: CXX, CUDA_HOME, NVCC, USE_CUDA=0 (ignore nvcc), USE_MPI=0, GPU=native or e.g. GPU="80 90",
 #           SANITIZE=address,undefined, OPT=-O3, BUILD=<folder>. Without -j, make uses all cores.
@@ -35,9 +34,10 @@ LEAVES = $(patsubst %,ops/leaf_%.o,base $(if $(filter x86_64,$(ARCH)),avx2 avx51
 LIBRARY = $(LIBRARY_SOURCES:%.cpp=$(BUILD)/%.o) $(LEAVES:%=$(BUILD)/%)
 TRAIN = $(TRAIN_SOURCES:%.cpp=$(BUILD)/%.o)
 
-# On all cores, unless make was given -j, which wins, or a target that others must not overtake.
+# On all cores, unless make was given -j, which wins. Targets that call make again must not overtake each other.
 ifeq ($(MAKELEVEL)$(filter clean deps,$(MAKECMDGOALS)),0)
 MAKEFLAGS += -j$(shell nproc)
+$(if $(and $(word 2,$(MAKECMDGOALS)),$(filter demo test% bench emu-% gpu-%,$(MAKECMDGOALS))),$(eval .NOTPARALLEL:))
 endif
 .PHONY: all data-tools install demo test cpu-test test-all deps clean need-build need-tests FORCE
 .DELETE_ON_ERROR:
