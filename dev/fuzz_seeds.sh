@@ -5,7 +5,7 @@ set -euo pipefail
 seeds=$1
 bin=${TAPERNORM_BIN:-.}
 [ -e "$seeds/done" ] && exit 0
-mkdir -p "$seeds"/{safetensors,model,foreign_model,state,tokens,tokenizer,run_log,options}
+mkdir -p "$seeds"/{safetensors,model,foreign_model,state,tokens,tokenizer,run_log,options,settings_file}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 for i in 1 2 3 4 5 6 7 8 9; do echo "The cat number $i sat on the mat and saw $((7 * i)) birds."; done > "$work/corpus.txt"
@@ -36,6 +36,9 @@ done
 { printf '\xc6\xd7\x34\x01'; for n in 3 4 2 1 1 2 2; do printf "\\x$n\0\0\0"; done; head -c 992 /dev/zero; head -c 360 /dev/zero; } \
     > "$seeds/foreign_model/llmc"
 cp "$work/model.log.jsonl" "$seeds/run_log/log"
+printf '%s\n' '# settings' 'train = "a \"b\" # c"' "gate-mode = 'norm'" 'batch = 0x10' 'lr = 1e-3' 'no-shuffle = true' 'warmup = "5%"' \
+    'seed = -3 # x' > "$seeds/settings_file/all"
+printf '%s\n' '[table]' 'x = { a = 1, b.c = [1, [2.5]] }' 'd = 2020-01-01T00:00:00Z' 's = """a' 'b"""' > "$seeds/settings_file/toml"
 cp "$work/corpus.txt" "$seeds/tokens/text"
 # A shard of llm.c: 256 int32 (magic, version, count, zeros), then uint16.
 { printf '\x88\xd8\x34\x01\x01\0\0\0\x40\0\0\0'; head -c 1012 /dev/zero; head -c 128 /dev/zero | tr '\0' '\5'; } > "$seeds/tokens/shard"

@@ -74,8 +74,12 @@ std::string label(const Option& o) {
 }
 
 std::string expected(const Option& o) {
-    constexpr const char* kByType[] =
-        {"a text that is not empty", "a whole number", "a whole number", "a number", "no value", "a number of updates"};
+    constexpr const char* kByType[] = {"a text that is not empty",
+                                       "a whole number",
+                                       "a whole number",
+                                       "a number",
+                                       "true or false",
+                                       "a number of updates"};
     if (!o.choices.empty()) return "one of " + joined(o.choices, ", ");
     if (std::holds_alternative<std::string*>(o.to) || is_flag(o)) return kByType[o.to.index()];
     const bool is_count = std::holds_alternative<size_t*>(o.to) || std::holds_alternative<Length*>(o.to);
@@ -130,6 +134,21 @@ std::string padded(std::string text, size_t width) {
     return text;
 }
 
+// In quotes, with TOML's escapes. Other bytes stay as they are: UTF-8 in, UTF-8 out. (toml++ would take other bytes for Latin-1.)
+std::string toml_string(const std::string& text) {
+    std::string quoted = "\"";
+    for (const char c : text) {
+        const unsigned byte = static_cast<unsigned char>(c);
+        if (byte < 32 || byte == 127) {
+            quoted += strprintf("\\u%04x", byte);
+            continue;
+        }
+        if (c == '"' || c == '\\') quoted += '\\';
+        quoted += c;
+    }
+    return quoted + "\"";
+}
+
 // What every program has, and parse() itself acts on.
 const std::vector<Option> kGeneral = {
     {.long_name = "--config",
@@ -174,14 +193,17 @@ void Options::set(const Option& o, const std::string& text, bool typed) {
         if (!known || !read(text, value, o.range)) fail_value(o, text);
         *target = value;
     };
+    if (is_flag(o) && text != "true" && text != "false") fail_value(o, text);
     if (is_flag(o))
-        *std::get<bool*>(o.to) = flag_sets(o);
+        *std::get<bool*>(o.to) = flag_sets(o) == (text == "true");
     else
         std::visit(assign, o.to);
     given_[o.long_name] = typed;
     if (!is_positional(o))
         std::erase_if(arguments_, [&](const std::string& a) { return a.substr(0, a.find('=')) == o.long_name; });
-    arguments_.push_back(is_positional(o) ? text : is_flag(o) ? o.long_name : o.long_name + "=" + text);
+    arguments_.push_back(is_positional(o)               ? text
+                         : is_flag(o) && text == "true" ? o.long_name
+                                                        : o.long_name + "=" + text);
 }
 
 void Options::read_config(const std::string& path) {
@@ -189,18 +211,26 @@ void Options::read_config(const std::string& path) {
     const auto fail_at = [&](size_t line, const std::string& text) {
         fail("%s: line %zu: %s", path.c_str(), line, text.c_str());
     };
+    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    const std::string expected_line =
+        "expected NAME = VALUE, with texts and percentages in quotes (gate-mode = \"taper\")";
+    // No tables: we need none, and toml++ 3.3 (Debian 12) aborts on some that are malformed.
+    std::istringstream file_lines{std::string(text)};
+    size_t number = 1;
+    for (std::string line; std::getline(file_lines, line); number++)
+        if (const size_t at = line.find_first_not_of(" \t"); at != line.npos && line[at] == '[')
+            fail_at(number, expected_line + ", found " + in_quotes(line));
     toml::table table;
     try {
-        table = toml::parse(std::string_view(reinterpret_cast<const char*>(file.data()), file.size()));
+        table = toml::parse(text);
     } catch (const toml::parse_error& error) {
-        fail_at(error.source().begin.line,
-                "expected NAME = VALUE, with texts and percentages in quotes (gate-mode = \"taper\"); " +
-                    std::string(error.description()));
+        fail_at(error.source().begin.line, expected_line + "; " + std::string(error.description()));
     }
     std::map<size_t, std::pair<std::string, const toml::node*>> settings;  // by line
     for (const auto& [name, node] : table) settings[name.source().begin.line] = {std::string(name.str()), &node};
     Names keys;
-    for (const Option& o : rows_) keys.push_back(key(o));
+    for (const Option& o : rows_)
+        if (!is_positional(o)) keys.push_back(key(o));
     std::map<std::string, size_t> lines;  // by long name
     for (const auto& [line, setting] : settings) {
         const auto& [name, node] = setting;
@@ -223,13 +253,14 @@ void Options::read_config(const std::string& path) {
         else
             node->visit([&](const auto& value) { found << value; });
         if (!(is_flag(*o) ? node->is_boolean() : node->is_string() || node->is_number()))
-            fail_at(line, label(*o) + ": expected " + (is_flag(*o) ? "true or false" : expected(*o)) + ", found " +
-                              in_quotes(found.str()));
-        if (!is_flag(*o) || node->ref<bool>()) try {
-                set(*o, found.str(), false);
-            } catch (const Error& error) {
-                fail_at(line, error.what());
-            }
+            fail_at(line, label(*o) + ": expected " +
+                              (std::holds_alternative<std::string*>(o->to) ? "a text in quotes" : expected(*o)) +
+                              ", found " + in_quotes(found.str()));
+        try {
+            set(*o, found.str(), false);
+        } catch (const Error& error) {
+            fail_at(line, error.what());
+        }
     }
 }
 
@@ -262,16 +293,20 @@ bool Options::parse(int argc, const char* const* argv) {
             found[row] = word;
             continue;
         }
-        for (const Option& o : rows)
-            if (word.size() > 2 && ((!o.retired.empty() && word.starts_with(o.retired)) || "-" + word == o.long_name))
+        const size_t equals = std::min(word.find('='), word.size());
+        const std::string with_dash = std::string("-").append(word, 0, equals);  // -gate: --gate was meant
+        for (const Option& o : rows) {
+            const bool is_retired = !o.retired.empty() && word.starts_with(o.retired);
+            if (equals > 2 && (is_retired || with_dash == o.long_name || with_dash == o.alias))
                 fail("unknown flag %s; did you mean %s?", in_quotes(word).c_str(), o.long_name.c_str());
+        }
         const bool is_long = word[1] == '-';
-        const size_t end = is_long ? std::min(word.find('='), word.size()) : 2;
+        const size_t end = is_long ? equals : 2;
         std::string name = word.substr(0, end), value = word.substr(end);
         auto entry = row_of.find(name);
         while (!is_long && !value.empty() && entry != row_of.end() && is_flag(rows[entry->second])) {
-            if (value[0] == '=') fail_value(rows[entry->second], value.substr(1));
-            found[entry->second] = "";  // -yb3 is -y -b3
+            if (value[0] == '=') break;
+            found[entry->second] = "true";  // -yb3 is -y -b3
             name = std::string("-") + value[0], value.erase(0, 1);
             entry = row_of.find(name);
         }
@@ -279,17 +314,21 @@ bool Options::parse(int argc, const char* const* argv) {
             fail("unknown flag %s%s (--help lists all)", in_quotes(is_long ? name : word).c_str(),
                  suggestion(name, names).c_str());
         const Option& o = rows[entry->second];
+        if (!is_long && value.starts_with('='))
+            fail("%s: after %s expected a value without =, or %s%s", in_quotes(word).c_str(), name.c_str(),
+                 o.long_name.c_str(), value.c_str());
         if (is_long && !value.empty()) {
             value.erase(0, 1);  // the =
-            if (is_flag(o)) fail_value(o, value);
-        } else if (value.empty() && !is_flag(o)) {
+        } else if (is_flag(o)) {
+            value = "true";
+        } else if (value.empty()) {
             if (++i == words.size()) fail("%s needs a value; see --help", label(o).c_str());
             value = words[i];
-            if (row_of.contains(value))
+            if (row_of.contains(value.substr(0, value.find('='))))
                 fail("%s needs a value, found the flag %s (if that is the value: %s=%s)", label(o).c_str(),
                      value.c_str(), o.long_name.c_str(), value.c_str());
         }
-        if (value.empty() && !is_flag(o)) fail_value(o, value);
+        if (value.empty()) fail_value(o, value);
         found[entry->second] = value;
         if (found.contains(help_row)) return std::fputs(help().c_str(), stdout), false;
         if (found.contains(version)) return std::printf("%s %s\n", program_.c_str(), version_text().c_str()), false;
@@ -355,7 +394,9 @@ std::string Options::config(const Names& implied) const {
     for (const Option& o : rows_) {
         const std::string value = value_text(o);
         const bool off = is_flag(o) && *std::get<bool*>(o.to) != flag_sets(o);
-        const bool above_int64 = std::holds_alternative<size_t*>(o.to) && value.size() > 18;  // TOML's integers
+        const bool above_int64 =  // TOML's integers end there
+            std::holds_alternative<size_t*>(o.to) &&
+            *std::get<size_t*>(o.to) > size_t(std::numeric_limits<int64_t>::max());
         if (value.empty() || off || is_positional(o)) continue;
         if (o.section != section) text << "\n# " << o.section << "\n";
         section = o.section;
@@ -363,7 +404,7 @@ std::string Options::config(const Names& implied) const {
         if (is_flag(o))
             text << "true\n";
         else if (std::holds_alternative<std::string*>(o.to) || value.ends_with('%') || above_int64)
-            text << toml::toml_formatter(toml::value<std::string>(value), toml::format_flags::none) << "\n";
+            text << toml_string(value) << "\n";
         else
             text << value << "\n";
     }

@@ -34,7 +34,8 @@ struct Range {
 struct Option {
     std::string short_name = {};  // "-g", or ""
     std::string long_name;        // "--gate-mode"; without dashes, a positional argument
-    // The value when the option is added is the default. A flag makes it true; one that begins with --no- makes it false.
+    // What the option sets. Its value when the option is added is the default. A flag (bool) makes it true, one that begins
+    // with --no- false; --flag=false undoes it.
     std::variant<std::string*, size_t*, int64_t*, double*, bool*, Length*> to;
     std::string metavar = {};  // "FILE"; "" for the choices, or what suits the type
     std::vector<std::string> choices = {};
@@ -63,16 +64,17 @@ class Options {
 
     std::string help() const;
     std::string table() const;  // all settings as they are now, in aligned columns
-    // All settings as they are now, as a file for --config; those of `implied` (long names) as comments.
+    // All settings as they are now but flags that are off and empty texts, as a file for --config; those of `implied` (long
+    // names) as comments.
     std::string config(const std::vector<std::string>& implied = {}) const;
 
   private:
-    void set(const Option& o, const std::string& text, bool typed);
+    void set(const Option& o, const std::string& text, bool typed);  // text of a flag: "true" or "false"
     void read_config(const std::string& path);
 
     std::string program_, description_, section_;
     std::vector<Option> rows_;
-    std::map<std::string, bool> given_;  // by long name: whether on the command line itself
+    std::map<std::string, bool> given_;  // what was given, by long name: whether on the command line itself
     std::vector<std::string> arguments_;
 };
 

@@ -173,11 +173,18 @@ TEST_CASE("options: messages name the flag, what was expected and what was found
     CHECK(error_of({"--out", "--batch", "3"}) ==
           "--out (-o) needs a value, found the flag --batch (if that is the value: --out=--batch)");
     CHECK(error_of({"-y", "1"}) == "unexpected argument '1'; see --help");
-    CHECK(error_of({"--resume=no"}) == "--resume (-y): expected no value, found 'no'");
+    CHECK(error_of({"--resume=no"}) == "--resume (-y): expected true or false, found 'no'");
     CHECK(error_of({"file"}) == "unexpected argument 'file'; see --help");
     CHECK(error_of({"--", "-b"}) == "unexpected argument '-b'; see --help");
     CHECK(parsed({"-i", "a\nb"}).train == "a\nb");
-    CHECK(error_of({"-y=3"}) == "--resume (-y): expected no value, found '3'");
+    CHECK(error_of({"-y=3"}) == "'-y=3': after -y expected a value without =, or --resume=3");
+    CHECK(error_of({"-o=a.bin"}) == "'-o=a.bin': after -o expected a value without =, or --out=a.bin");
+    CHECK(error_of({"-out=a.bin"}) == "unknown flag '-out=a.bin'; did you mean --out?");
+    CHECK(error_of({"-o", "--seed=4"}).starts_with("--out (-o) needs a value, found the flag --seed=4"));
+    CHECK(error_of({"-gate", "norm"}) == "unknown flag '-gate'; did you mean --gate-mode?");
+    CHECK(parsed({"--out==x"}).out == "=x");
+    CHECK(parsed({"-y", "--resume=false"}).resume == false);
+    CHECK(parsed({"--no-shuffle", "--no-shuffle=false"}).shuffle == true);
     CHECK(error_of({"-y\xc3\xa9"}) == "unknown flag '-y\xc3\xa9' (--help lists all)");
     CHECK(error_of({("--" + std::string(100000, 'x')).c_str()}).size() < 300);
     CHECK(error_of({"--sede"}) == "unknown flag '--sede'; did you mean --seed? (--help lists all)");
@@ -234,9 +241,9 @@ TEST_CASE("options: a file of settings, which the command line overrides") {
                                   {"-l", "1e-3"}, s);
     CHECK((s.batch == 7 && s.lr == 1e-3 && s.gate == "norm" && !s.shuffle && !s.resume));
     CHECK((options.given("--batch") && options.given("--lr") && options.given("--gate-mode")));
-    CHECK((!options.typed("--batch") && options.typed("--lr") && !options.given("--resume")));
+    CHECK((!options.typed("--batch") && options.typed("--lr") && options.given("--resume")));
     CHECK(options.arguments() ==
-          std::vector<std::string>{"--batch=7", "--gate-mode=norm", "--no-shuffle", "--lr=1e-3"});
+          std::vector<std::string>{"--batch=7", "--gate-mode=norm", "--no-shuffle", "--resume=false", "--lr=1e-3"});
 
     Settings all = {.train = "a \"b\" \\ 'c' # d",
                     .out = "[x, y].bin",
@@ -286,7 +293,9 @@ TEST_CASE("options: a file of settings, which the command line overrides") {
     CHECK(error("lr = true") == "line 1: --lr (-l): expected a number of at least 0, found 'true'");
     CHECK(error("lr = [1, 2]") == "line 1: lr: expected NAME = VALUE, found a table or a list");
     CHECK(error("seed = 18446744073709551616").starts_with("line 1: "));
-    CHECK(error("\n[files]\nlr = 1") == "line 2: files: expected NAME = VALUE, found a table or a list");
+    CHECK(
+        error("\n[files]\nlr = 1") ==
+        "line 2: expected NAME = VALUE, with texts and percentages in quotes (gate-mode = \"taper\"), found '[files]'");
     CHECK(error("batch = 1\nbatch = 2").starts_with("line 2: "));
     CHECK(error("batch = 3\n\nlr 3").starts_with("line 3: "));
     CHECK(error("gate = 'norm'\ngate-mode = 'taper'") ==
@@ -295,11 +304,19 @@ TEST_CASE("options: a file of settings, which the command line overrides") {
         error("gate-mode = taper").starts_with("line 1: expected NAME = VALUE, with texts and percentages in quotes"));
     CHECK(error("seed = 3\nwarmup = 5%").starts_with("line 2: expected NAME = VALUE, with texts and percentages"));
     CHECK(error("seed = 'x'\nbatch = 0").starts_with("line 1: --seed"));  // the first line, not the first name
-    CHECK(error("train = 2020-01-01") == "line 1: --train (-i): expected a text that is not empty, found '2020-01-01'");
+    CHECK(error("train = 2020-01-01") == "line 1: --train (-i): expected a text in quotes, found '2020-01-01'");
     CHECK(error("out = \"a\\u0000b\"") == "line 1: --out (-o): expected a text that is not empty, found 'a\\x00b'");
     CHECK(error("lr = 0.1e") != "");
     CHECK(error("beta1 = 1.1") == "line 1: --beta1: expected a number of at least 0 and below 1, found '1.1'");
     CHECK(error("batch = \"false\"") == "line 1: --batch (-b): expected a whole number of at least 1, found 'false'");
+    for (const char* hostile :
+         {"[.]", "[=", "[#", "[[[", "[\n", " [", "a = [.", "a = { . = 1 }", "a = { [ = 1 }", "a.[ = 1"})
+        CHECK(error(hostile).starts_with("line 1: "));
+    CHECK(error("train = false") == "line 1: --train (-i): expected a text in quotes, found 'false'");
+    parsed_with("no-shuffle = true", {"--no-shuffle=false"}, again);
+    CHECK(again.shuffle == true);
+    all = {}, all.train = "\xff.txt";  // not UTF-8: refused when it is read, never another name
+    CHECK(error(table_of(&all).config()).starts_with("line "));
     parsed_with("batch = 0x10", {}, again);
     CHECK(again.batch == 16);
     CHECK(error("lr = 1\n\xff").starts_with("line "));

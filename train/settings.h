@@ -60,16 +60,17 @@ struct CompleteSettings {
     std::vector<std::string> implied;
 };
 
-// Applies and checks every rule between settings; errors name the flags. now: the flags of this command line; given: these
-// and, in a run that resumes, those saved in its state. origin: null where the run begins from random weights.
+// Applies and checks every rule between settings; errors name the flags. now: what this command line and
+// its file of settings give; given: this and, in a run that resumes, what is saved in its state. origin: null where the run begins from random weights.
 CompleteSettings settle(Settings& s, const Options& now, const Options& given, const Origin* origin,
                         const Ranks& ranks = single_rank());
 
 // The flags of the run that wrote a state, then those given now (`arguments`, which becomes both): the last one counts.
-// saved_arguments: one per line. gate_warmup, gate_end, total_batch: what they were in updates and tokens; they stay also
-// where they were fractions of a run that -x makes longer now. Returns the options, all of them parsed.
+// Returns the options, all of them parsed.
 struct SavedSettings {
-    std::string path, arguments, gate_warmup, gate_end, total_batch;
+    std::string path, arguments;  // arguments: one per line
+    // What they were in updates and tokens; they stay also where they were percentages of a run that -x makes longer now.
+    std::string gate_warmup, gate_end, total_batch;
 };
 Options resume_settings(Settings& s, std::vector<std::string>& arguments, const SavedSettings& saved);
 
