@@ -94,6 +94,11 @@ TEST_CASE("train_gpt: a file of settings and the state of a run") {
     write_file(w.at("small.toml"), "batch = 3\n");
     w.ok("train_gpt -y --config small.toml -d 48 -x 9");
     CHECK(read_file(w.at("model.toml")).find("\nbatch = 3\n# total-batch = 48\n") != std::string::npos);
+    whole.ok(kTiny + " -g taper --no-shuffle -o later.bin -x 4 --gate-warmup 1 --gate-end 8");
+    write_file(whole.at("later.toml.txt"), "gate-end = 9\nno-shuffle = false\n");
+    const std::string out = whole.ok("train_gpt -y -o later.bin -x 12 --config later.toml.txt");
+    CHECK_MESSAGE(out.find("0 from update 9 on") != std::string::npos, out);
+    CHECK_MESSAGE(read_file(whole.at("later.toml")).find("no-shuffle") == std::string::npos, out);
 }
 
 TEST_CASE("train_gpt: defaults that follow from other settings stay open in the file of settings") {
