@@ -1,5 +1,5 @@
 // What can happen to a run from outside: killed at any moment, checkpoints damaged, disks full, folders gone. It always
-// goes on from a whole checkpoint, and ends with the bits of a run that nothing happened to.
+// resumes from a whole checkpoint, and ends with the bits of a run that nothing happened to.
 //
 // Clocks that jump are none of these: the programs read no clock but std::chrono::steady_clock, for the rates they print;
 // only TensorBoard's files have the time of day in them, as a label.

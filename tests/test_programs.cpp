@@ -335,7 +335,7 @@ TEST_CASE("train_gpt: Ctrl-C in every phase of the gate writes a checkpoint, and
     CHECK(read_log(w.at("my model.log.jsonl")).size() == 4000);
 }
 
-TEST_CASE("train_gpt: a run that is killed goes on from its last checkpoint") {
+TEST_CASE("train_gpt: a run that is killed resumes from its last checkpoint") {
     const std::string line =
         "train_gpt -i corpus.txt -b 2 -x 4000 --gate-warmup 300 --gate-end 600 -v 0 -n 400" + kShape;
     const Workplace whole, w;

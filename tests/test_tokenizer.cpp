@@ -8,6 +8,7 @@
 #include <fstream>
 #include <initializer_list>
 
+#include "io/files.h"
 #include "io/tokenizer.h"
 #include "io/words.h"
 #include "runtime/random.h"
@@ -66,11 +67,6 @@ void write_file(const std::string& path, std::string_view text) {
 
 // GPT-2's ids of single bytes: '!' is 0; below '!' and from 0x7F on they follow after the printable ones.
 uint16_t id_of(char c) { return c == ' ' ? 220 : c == '\n' ? 198 : uint16_t(c - '!'); }
-
-std::string read_text(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
-}
 
 std::vector<std::string> words_of(std::string_view text) {
     std::vector<std::string> all;

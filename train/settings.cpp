@@ -74,7 +74,7 @@ void add_file_options(Options& o, Settings& s) {
     o.add({.short_name = "-y", .long_name = "--resume", .to = &s.resume,
            .help = "resume the run saved next to -o; flags given here or by --config override the saved ones"});
     o.add({.short_name = "-n", .long_name = "--checkpoint-every", .to = &s.checkpoint_every, .metavar = "N",
-           .default_text = "only at the end", .help = "save a checkpoint every N updates"});
+           .default_text = "only at the end", .help = "save the state (a checkpoint) every N updates"});
     o.add({.long_name = "--keep", .to = &s.keep, .metavar = "K", .range = {.low = 1, .high = Checkpoints::kMost},
            .help = "keep the newest K states; if the newest is damaged, -y resumes from the one before it"});
     // clang-format on
@@ -119,7 +119,7 @@ void add_optimizer_options(Options& o, Settings& s) {
            .help = "final learning rate as a fraction of the peak"});
     o.add({.short_name = "-k", .long_name = "--lr-schedule", .to = &s.lr_schedule,
            .choices = {"cosine", "linear", "constant", "wsd"},
-           .help = "learning-rate schedule after the warm-up; wsd: constant, then linear over the last 20% of the run"});
+           .help = "learning-rate schedule after the warm-up; wsd (warm-up, stable, decay): constant, then linear over the last 20% of the run"});
     o.add({.short_name = "-c", .long_name = "--weight-decay", .to = &s.weight_decay, .range = {.low = 0, .high = 10},
            .help = "weight decay of matrices and embeddings"});
     o.add({.long_name = "--beta1", .to = &s.beta1, .range = {.low = 0, .high = 1, .high_open = true},
@@ -142,7 +142,8 @@ void add_taper_options(Options& o, Settings& s) {
     o.section("TaperNorm");
     // clang-format off
     o.add({.short_name = "-g", .long_name = "--gate-mode", .to = &s.gate, .choices = {"norm", "taper", "taper-all"},
-           .help = "norm: the baseline, which keeps every norm; taper: all norms taper but the final one; taper-all: all norms taper",
+           .help = "which norms taper, that is, pass through the gate from exact (1) to a fixed scaling (0): norm: none, the baseline; "
+                   "taper: all but the final one; taper-all: all",
            .alias = "--gate"});
     o.add({.long_name = "--gate-warmup", .to = &s.gate_warmup, .default_text = default_text("--gate-warmup"),
            .help = "updates with the gate at 1 (norms as usual), during which the scaling that replaces each norm is calibrated"});
