@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "io/atomic_file.h"
+#include "io/checksum.h"
 #include "io/files.h"
 #include "runtime/error.h"
 #include "runtime/random.h"
@@ -161,6 +162,20 @@ std::string TokenSource::where(size_t position) const {
     const size_t at = begin_ + position;
     const Run& run = corpus_->run_at(at);
     return strprintf("token %zu of %s", at - run.begin, in_quotes(run.name).c_str());
+}
+
+uint64_t TokenSource::fingerprint() const {
+    constexpr size_t kSamples = 64, kTokens = 4096;
+    const uint64_t count = size();
+    Checksum sum;
+    sum.add(&count, sizeof count);
+    std::vector<int> sample(std::min(size(), kTokens));
+    const size_t samples = std::min(kSamples, (size() + kTokens - 1) / kTokens);
+    for (size_t i = 0; i < samples; i++) {  // evenly, from the first tokens to the last
+        read(i ? (size() - sample.size()) * i / (samples - 1) : 0, sample.size(), sample.data());
+        sum.add(sample.data(), sample.size() * sizeof(int));
+    }
+    return sum.value();
 }
 
 bool TokenSource::from_shards() const { return corpus_->runs.front()->is_shard; }

@@ -38,6 +38,10 @@ class TokenSource {
     std::string name() const;
     std::string where(size_t position) const;
 
+    // A checksum of the size and of up to 64 samples of 4096 tokens at fixed places, the first and the last tokens among
+    // them; a source that is no longer than all samples is covered whole. Tells corpora apart without reading them.
+    uint64_t fingerprint() const;
+
     // Whether the tokens come from shards, already made by some tokenizer, rather than from text.
     bool from_shards() const;
 

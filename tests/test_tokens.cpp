@@ -111,6 +111,40 @@ TEST_CASE("tokens: a held-out tail") {
     CHECK(error_of([] { places(10).split_tail(std::nan("")); }) != "");
 }
 
+TEST_CASE("tokens: a fingerprint tells corpora apart by their length and by samples of their tokens") {
+    auto text = [](size_t size) { return std::string(size, 'a'); };
+    auto fingerprint = [](const std::string& bytes) { return tokens_from_text(bytes).fingerprint(); };
+    const size_t covered = 64 * 4096;
+    for (size_t size : {size_t(1), size_t(4096), size_t(4097), size_t(12345), covered}) {  // every token counts
+        CAPTURE(size);
+        const std::string plain = text(size);
+        CHECK(fingerprint(plain) == fingerprint(plain));
+        CHECK(fingerprint(plain) != fingerprint(text(size + 1)));
+        for (size_t at = 0; at < size; at += std::max<size_t>(1, size / 7)) {
+            std::string other = plain;
+            other[at] = 'b';
+            CHECK(fingerprint(other) != fingerprint(plain));
+        }
+    }
+    const std::string large = text(10 * covered);
+    size_t noticed = 0;
+    for (size_t at = 0; at < large.size(); at += 30011) {
+        std::string other = large;
+        other[at] = 'b', noticed += fingerprint(other) != fingerprint(large);
+    }
+    CHECK(noticed > 3);
+    CHECK(noticed < 30);  // of 88: it does not read everything
+    for (size_t at : {size_t(0), large.size() - 1}) {
+        std::string other = large;
+        other[at] = 'b';
+        CHECK(fingerprint(other) != fingerprint(large));
+    }
+    CHECK(tokens_from_text("").fingerprint() == tokens_from_text("").fingerprint());
+    const TokenSource both = tokens_from_text("abab");
+    CHECK(both.slice(0, 2).fingerprint() == both.slice(2, 4).fingerprint());
+    CHECK(both.slice(0, 2).fingerprint() != both.slice(1, 3).fingerprint());
+}
+
 TEST_CASE("tokens: bad files are refused in one line") {
     TemporaryFolder dir;
     const std::string path = dir / "bad.bin";
