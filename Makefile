@@ -43,6 +43,7 @@ endif
 .DELETE_ON_ERROR:
 all: $(PROGRAMS)
 data-tools: $(DATA_TOOLS)
+LDLIBS += -lcrypt
 # 1 where the compiler finds these headers, given these flags. (%: is C++'s other way to write the number sign.)
 have_headers = $(shell printf '%%:include <%s>\n' $(1) | $(CXX) $(2) -x c++ -E - >/dev/null 2>&1 && echo 1)
 # GPT-2's tokenizer splits text with PCRE2; without it the programs know bytes only.

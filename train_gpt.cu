@@ -40,6 +40,7 @@
 #include "runtime/device.h"
 #include "runtime/random.h"
 #include "tapernorm.cuh"
+#include "train/agreement.h"
 #include "train/batches.cuh"
 #include "train/outliers.h"
 #include "train/profile.h"
@@ -667,17 +668,16 @@ int train(Trainer<Device, Real>& t, Run& run) {
     return !stop ? 0 : interrupted ? interrupted : SIGTERM;  // another rank's signal, where this one had none
 }
 
-// Checks that all ranks run with the same settings on the same files.
+// Checks that all ranks begin with the same data and parameters.
 template <class Device, class Real>
 void check_ranks(Trainer<Device, Real>& t, const Run& run) {
-    const Settings& s = t.settings;
     if (t.model.ranks.size == 1) return;
+    std::vector<Fact> facts = common_data(run);
     const double squares = sum_of_squares(t.model.dev, static_cast<const Real*>(t.model.param_memory.data()),
                                           t.model.param_memory.bytes() / sizeof(Real));
-    t.model.ranks.agree({sizeof(Real), double(s.steps), double(s.batch), double(s.total_batch), double(s.zero),
-                         double(s.seed), double(run.train.size()), double(run.val.size()), double(t.step), squares},
-                        {"bytes of a number (--precision)", "--steps", "--batch", "--total-batch", "--zero", "--seed",
-                         "tokens of --train", "tokens of --val", "updates done", "squares of the parameters"});
+    facts.push_back({"updates done", std::to_string(t.step)});
+    facts.push_back({"sum of the squares of the parameters (--init)", strprintf("%.17g", squares)});
+    t.model.ranks.agree(facts);
 }
 
 template <class Device, class Real>
@@ -713,7 +713,8 @@ constexpr const char* kMemoryHint = "use a smaller -b (batch) or -t (sequence le
 // Chooses the device, the same kind on every rank, and prints it.
 static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
     const DeviceChoice choice = choose_device("--device", s.device, ranks.local_rank);
-    ranks.agree({double(choice.cuda)}, {"--device (1: cuda)"});
+    ranks.agree({{"--device", choice.cuda ? "cuda" : "cpu"},
+                 {"instruction set (TAPERNORM_ISA)", choice.cuda ? "" : isa_name(cpu.isa)}});
     if (s.gpus > 1 && !choice.cuda) fail("--gpus: %s; ranks on the CPU: mpirun -np %zu", choice.why.c_str(), s.gpus);
     std::printf("device    %s\n", choice.cuda
                                       ? strprintf("cuda: %s, %s", choice.why.c_str(), s.precision.c_str()).c_str()
@@ -734,6 +735,7 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
     Checkpoints checkpoints(state_path(s));
     Start start = find_start(s, options, arguments, checkpoints, ranks);
     ranks.set_time_limit(s.rank_timeout);
+    ranks.agree(common_settings(s, start));
     if (ranks.first()) check_outputs(s);
     Cpu cpu{int(s.threads)};
     cpu.memory_hint = kMemoryHint;

@@ -16,6 +16,7 @@ need() { # need <package> <program or header>
     esac >/dev/null 2>&1 || missing="$missing $1"
 }
 need g++ "$CXX"
+need libcrypt-dev crypt.h
 need nlohmann-json3-dev nlohmann/json.hpp
 need libtomlplusplus-dev toml++/toml.h
 [ "$*" = "--check need-build" ] || need doctest-dev doctest/doctest.h

@@ -343,6 +343,14 @@ bool Options::parse(int argc, const char* const* argv) {
     return true;
 }
 
+std::vector<std::pair<std::string, std::string>> Options::common() const {
+    std::vector<std::pair<std::string, std::string>> list;
+    for (const Option& o : rows_)
+        if (!o.per_rank)
+            list.push_back({label(o), is_flag(o) ? to_text(*std::get<bool*>(o.to) == flag_sets(o)) : value_text(o)});
+    return list;
+}
+
 std::string Options::help() const {
     constexpr size_t kLeft = 36;  // the width of the left column; a longer left side takes a line of its own
     std::string usage = "usage: " + program_, text, section = "-";

@@ -10,6 +10,7 @@
 #include <limits>
 #include <map>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -43,6 +44,7 @@ struct Option {
     std::string default_text = {};  // in the help instead of the default's value ("4 x C")
     std::string help;
     std::string section = {};  // "" for the one begun by Options::section
+    bool per_rank = false;     // whether the ranks of a run may differ in it, because it does not enter the numbers
     bool optional = false;     // whether a positional argument may be left out
     std::string alias = {};    // an old long name, which works and is not shown
     std::string retired = {};  // an old name that no longer works: the error says the long name
@@ -61,6 +63,9 @@ class Options {
     bool given(const std::string& long_name) const { return given_.contains(long_name); }  // also by the file
     bool typed(const std::string& long_name) const { return given(long_name) && given_.at(long_name); }
     const std::vector<std::string>& arguments() const { return arguments_; }  // all that was given, in long names
+
+    // Name and value of all settings as they are now, but for those that are per_rank.
+    std::vector<std::pair<std::string, std::string>> common() const;
 
     std::string help() const;
     std::string table() const;  // all settings as they are now, in aligned columns

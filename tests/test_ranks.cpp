@@ -11,53 +11,12 @@
 #include <map>
 #include <mutex>
 
+#include "tests/environment.h"
 #include "tests/gradient_check.h"
 #include "tests/temporary_folder.h"
 #include "tests/thread_ranks.h"
 
 namespace tapernorm::train {
-
-namespace {
-
-// Environment variables for the time of a test; those of launchers that are not named are unset.
-struct Environment {
-    static constexpr const char* kNames[] = {"OMPI_COMM_WORLD_SIZE",
-                                             "OMPI_COMM_WORLD_RANK",
-                                             "OMPI_COMM_WORLD_LOCAL_RANK",
-                                             "OMPI_COMM_WORLD_LOCAL_SIZE",
-                                             "RANK",
-                                             "WORLD_SIZE",
-                                             "LOCAL_RANK",
-                                             "LOCAL_WORLD_SIZE",
-                                             "MASTER_ADDR",
-                                             "MASTER_PORT",
-                                             "TORCHELASTIC_RUN_ID",
-                                             "SLURM_PROCID",
-                                             "SLURM_STEP_NUM_TASKS",
-                                             "SLURM_LOCALID",
-                                             "SLURM_STEP_NODELIST",
-                                             "SLURM_STEP_TASKS_PER_NODE",
-                                             "SLURM_JOB_ID",
-                                             "SLURM_STEP_ID",
-                                             "SLURM_NTASKS",
-                                             "PMIX_RANK",
-                                             "PMI_SIZE"};
-    std::map<std::string, std::string> before;
-
-    explicit Environment(const std::map<std::string, std::string>& values) {
-        for (const char* name : kNames) {
-            if (const char* value = std::getenv(name)) before[name] = value;
-            unsetenv(name);
-        }
-        for (const auto& [name, value] : values) setenv(name.c_str(), value.c_str(), 1);
-    }
-    ~Environment() {
-        for (const char* name : kNames) unsetenv(name);
-        for (const auto& [name, value] : before) setenv(name.c_str(), value.c_str(), 1);
-    }
-};
-
-}  // namespace
 
 // ---- who am I
 
@@ -86,6 +45,8 @@ TEST_CASE("ranks: what launchers say") {
     p = place(slurm);
     CHECK((!p.mpi && p.rank == 5 && p.size == 6 && p.local_rank == 1 && p.local_size == 2 && p.address == "gpu07"));
     CHECK((p.port >= 20000 && p.port < 40000));
+    slurm["SLURM_STEP_NODELIST"] = "gpu7";  // one machine: out of reach of others
+    CHECK(place(slurm).address == "127.0.0.1");
     slurm["PMIX_RANK"] = "5";
     CHECK(place(slurm).mpi);
     // A batch script has tasks and no step: one process.
@@ -125,7 +86,7 @@ TEST_CASE("ranks: sums in the order of ranks, broadcasts, agreement") {
             int number = 10 + ranks.rank;
             ranks.broadcast(&number, sizeof number, "the test");
             heard[size_t(ranks.rank)] = number;
-            ranks.agree({1, 2}, {"one", "two"});
+            ranks.agree({{"one", "1"}, {"two", "2"}});
         });
         CHECK(all_well(errors));
         double ones = 1e17;  // each 1 is lost, one after the other, as in this loop
@@ -136,10 +97,21 @@ TEST_CASE("ranks: sums in the order of ranks, broadcasts, agreement") {
             CHECK(heard[r] == 10);
         }
     }
-    const auto errors =
-        on_ranks(3, [](Ranks& ranks) { ranks.agree({5, ranks.rank == 2 ? 7.0 : 6.0}, {"--batch", "--steps"}); });
-    CHECK(errors[0] + errors[1] == "");
-    CHECK(errors[2].find("--steps: expected 6") == 0);
+    // All of them learn the first difference, and rank 0 says it.
+    auto errors = on_ranks(3, [](Ranks& ranks) {
+        ranks.agree({{"--batch", "5"}, {"--steps", ranks.rank == 2 ? "7" : "6"}, {"--lr", ranks.rank ? "1" : "2"}});
+    });
+    for (const std::string& error : errors)
+        CHECK(error.find("--lr: expected the same on all ranks, found '2' on rank 0 and '1' on rank 1") == 0);
+    errors = on_ranks(3, [](Ranks& ranks) { ranks.agree({{"--steps", ranks.rank == 2 ? "" : "6\n"}}); });
+    for (const std::string& error : errors)
+        CHECK(error.find("--steps: expected the same on all ranks, found '6\\x0a' on rank 0 and '' on rank 2") == 0);
+    errors = on_ranks(2, [](Ranks& ranks) {
+        std::vector<Fact> facts = {{"--steps", "6"}, {"--new", "1"}};
+        if (ranks.rank) facts.pop_back();
+        ranks.agree(facts);
+    });
+    for (const std::string& error : errors) CHECK(error == "rank 1 runs another version of this program than rank 0");
 }
 
 TEST_CASE("ranks: one that hangs or ends is named within the time limit") {
@@ -187,33 +159,6 @@ TEST_CASE("ranks: one that hangs or ends is named within the time limit") {
         }
     });
     CHECK(errors[0] == "stopped");
-}
-
-TEST_CASE("ranks: they meet over TCP, or say who is missing") {
-    auto meet = [](int port, int size, int present, double seconds) {
-        std::vector<std::string> errors(static_cast<size_t>(present));
-        std::vector<std::thread> threads;
-        for (int r = 0; r < present; r++)
-            threads.emplace_back([&, r] {
-                try {
-                    Ranks ranks(r, size, join_tcp(r, size, "127.0.0.1", port, seconds));
-                    std::vector<double> values = {double(r)};
-                    ranks.sum(values, "the test");
-                    if (values[0] != size * (size - 1) / 2) throw std::runtime_error("wrong sum");
-                } catch (const std::exception& error) {
-                    errors[size_t(r)] = error.what();
-                }
-            });
-        for (std::thread& thread : threads) thread.join();
-        return errors;
-    };
-    const int port = 20000 + int(getpid() % 20000);
-    CHECK(all_well(meet(port, 3, 3, 20)));
-    const auto errors = meet(port + 1, 4, 2, 0.3);
-    CHECK(errors[0].find("rank 2, 3 of 4 did not connect to port") == 0);
-    CHECK(errors[1] != "");
-    CHECK_THROWS_WITH_AS(join_tcp(1, 2, "127.0.0.1", port + 2, 0.2),
-                         doctest::Contains("cannot reach rank 0 at 127.0.0.1"), Error);
 }
 
 // ---- device memory

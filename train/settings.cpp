@@ -56,27 +56,28 @@ std::string default_text(const char* flag) {
     return "";
 }
 
+// per_rank: what files hold is compared instead of their names (agreement.cpp), and what rank 0 alone writes is its own.
 void add_file_options(Options& o, Settings& s) {
     o.section("Files");
     // clang-format off
     o.add({.short_name = "-i", .long_name = "--train", .to = &s.train, .metavar = "FILE",
            .default_text = "built-in stories",
-           .help = "the corpus: a text file or token shards in llm.c's format (a pattern such as 'data/train_*.bin')"});
+           .help = "the corpus: a text file or token shards in llm.c's format (a pattern such as 'data/train_*.bin')", .per_rank = true});
     o.add({.short_name = "-j", .long_name = "--val", .to = &s.val, .metavar = "FILE",
-           .default_text = "the last 10% of -i", .help = "text or shards to validate on"});
+           .default_text = "the last 10% of -i", .help = "text or shards to validate on", .per_rank = true});
     o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH", .default_text = "that of --init, else bytes",
            .help = "bytes, a folder with vocab.json and merges.txt, a tokenizer.json, or llm.c's gpt2_tokenizer.bin; stored in the "
-                   "model"});
+                   "model", .per_rank = true});
     o.add({.short_name = "-o", .long_name = "--out", .to = &s.out, .metavar = "FILE",
-           .help = "the model to write; the state (for -y), the log and the settings (for --config) are written next to it"});
+           .help = "the model to write; the state (for -y), the log and the settings (for --config) are written next to it", .per_rank = true});
     o.add({.long_name = "--init", .to = &s.init, .metavar = "PATH", .default_text = "random weights",
-           .help = "start from the weights of a -g norm model of train_gpt, a Hugging Face GPT-2 (its folder) or a checkpoint of llm.c"});
+           .help = "start from the weights of a -g norm model of train_gpt, a Hugging Face GPT-2 (its folder) or a checkpoint of llm.c", .per_rank = true});
     o.add({.short_name = "-y", .long_name = "--resume", .to = &s.resume,
            .help = "resume the run saved next to -o; flags given here or by --config override the saved ones"});
     o.add({.short_name = "-n", .long_name = "--checkpoint-every", .to = &s.checkpoint_every, .metavar = "N",
            .default_text = "only at the end", .help = "save the state (a checkpoint) every N updates"});
     o.add({.long_name = "--keep", .to = &s.keep, .metavar = "K", .range = {.low = 1, .high = Checkpoints::kMost},
-           .help = "keep the newest K states; if the newest is damaged, -y resumes from the one before it"});
+           .help = "keep the newest K states; if the newest is damaged, -y resumes from the one before it", .per_rank = true});
     // clang-format on
 }
 
@@ -84,7 +85,7 @@ void add_model_options(Options& o, Settings& s) {
     o.section("Model");
     // clang-format off
     o.add({.short_name = "-e", .long_name = "--model", .to = &s.depth, .metavar = "dN", .default_text = "none",
-           .help = "GPT-2's shape with N layers: d12 has 124M parameters (12 heads, 768 channels), d24 350M, d36 774M, d48 1.6B"});
+           .help = "GPT-2's shape with N layers: d12 has 124M parameters (12 heads, 768 channels), d24 350M, d36 774M, d48 1.6B", .per_rank = true});
     o.add({.long_name = "--n-layer", .to = &s.L, .metavar = "L", .range = {.low = 1, .high = 1000}, .help = "blocks"});
     o.add({.long_name = "--n-head", .to = &s.NH, .metavar = "NH", .range = {.low = 1, .high = 1024},
            .help = "attention heads"});
@@ -169,27 +170,27 @@ void add_run_options(Options& o, Settings& s) {
     o.add({.short_name = "-m", .long_name = "--val-batches", .to = &s.val_batches, .metavar = "N",
            .range = {.low = 1}, .help = "batches of B x T tokens per validation (ten times as many for the final one)"});
     o.add({.long_name = "--hellaswag", .to = &s.hellaswag, .metavar = "FILE", .default_text = "none",
-           .help = "evaluate on HellaSwag at every validation; FILE is llm.c's .bin or the original JSON lines"});
+           .help = "evaluate on HellaSwag at every validation; FILE is llm.c's .bin or the original JSON lines", .per_rank = true});
     o.add({.short_name = "-s", .long_name = "--sample-every", .to = &s.sample_every, .metavar = "N",
-           .help = "print generated text every N updates (0: never)"});
+           .help = "print generated text every N updates (0: never)", .per_rank = true});
     o.add({.long_name = "--tensorboard", .to = &s.tensorboard, .metavar = "DIR", .default_text = "none",
-           .help = "also write the log's numbers to DIR for TensorBoard"});
+           .help = "also write the log's numbers to DIR for TensorBoard", .per_rank = true});
     o.add({.long_name = "--log-norms", .to = &s.log_norms, .metavar = "N",
            .help = "every N updates, log the gradient norm of each tensor and the scale s(h) of the residual stream at each norm "
                    "(0: never)"});
     o.add({.long_name = "--seed", .to = &s.seed, .help = "seed of the initial weights, the data order and the samples"});
-    o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"}, .help = "device to run on"});
+    o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"}, .help = "device to run on", .per_rank = true});
     o.add({.long_name = "--precision", .to = &s.precision, .choices = {"bf16", "fp32"},
            .help = "precision of activations and gradients on a GPU; sums, the optimizer and the CPU use fp32"});
     o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = 1024}, .default_text = "all cores",
-           .help = "CPU threads per rank"});
+           .help = "CPU threads per rank", .per_rank = true});
     o.section("Multiple ranks");
     o.add({.long_name = "--gpus", .to = &s.gpus, .metavar = "N", .range = {.low = 1, .high = 1024},
            .help = "start one rank (process) on each of N GPUs of this machine; for CPUs or several machines, use mpirun, torchrun or srun"});
     o.add({.short_name = "-z", .long_name = "--zero", .to = &s.zero, .metavar = "Z", .range = {.low = 0, .high = 1},
            .help = "1: shard the optimizer's state across the ranks (ZeRO-1)"});
     o.add({.long_name = "--rank-timeout", .to = &s.rank_timeout, .metavar = "S", .range = {.low = 0, .low_open = true},
-           .help = "stop all ranks if one does not respond for S seconds"});
+           .help = "stop all ranks if one does not respond for S seconds", .per_rank = true});
     // clang-format on
 }
 

@@ -90,7 +90,15 @@ std::unique_ptr<Link> join_mpi(int rank, int size);
 // sockets[r]: connected to rank r, or -1; they belong to the link from now on.
 std::unique_ptr<Link> link_sockets(int rank, const std::vector<int>& sockets);
 
-// Every rank connects to rank 0, which listens at `port` of `address`; all of them within `seconds`.
-std::unique_ptr<Link> join_tcp(int rank, int size, const std::string& address, int port, double seconds);
+// Where ranks without MPI meet: rank 0 listens there, all of them come within `seconds` and know the same secret, which is
+// empty where the user gave none.
+struct Meeting {
+    std::string address;
+    int port;
+    double seconds;
+    std::string secret;
+};
+constexpr const char* kSecretVariables = "TAPERNORM_SECRET or TAPERNORM_SECRET_FILE";
+std::unique_ptr<Link> join_tcp(int rank, int size, const Meeting& meeting);
 
 }  // namespace tapernorm::train

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <utility>
 
 namespace tapernorm::train {
@@ -65,8 +67,9 @@ Place slurm_place() {
             p.local_size = std::max(p.local_size, std::atoi(at));
     p.local_size = std::max(p.local_size, p.local_rank + 1);
     p.mpi = has("PMIX_RANK");  // srun --mpi=pmix
-    p.address = has("MASTER_ADDR") ? std::getenv("MASTER_ADDR")
-                                   : first_host(has("SLURM_STEP_NODELIST") ? std::getenv("SLURM_STEP_NODELIST") : "");
+    const std::string hosts = has("SLURM_STEP_NODELIST") ? std::getenv("SLURM_STEP_NODELIST") : "";
+    const bool one_machine = !hosts.empty() && hosts.find_first_of("[,") == std::string::npos;
+    p.address = has("MASTER_ADDR") ? std::getenv("MASTER_ADDR") : one_machine ? "127.0.0.1" : first_host(hosts);
     const long step =
         std::atol(has("SLURM_JOB_ID") ? std::getenv("SLURM_JOB_ID") : "0") * 31 + number("SLURM_STEP_ID", 0);
     p.port = number("MASTER_PORT", int(20000 + step % 20000));
@@ -80,6 +83,27 @@ std::string first_host(const std::string& list) {
     if (open == std::string::npos || list[open] == ',') return list.substr(0, open);
     const size_t end = list.find_first_of(",-]", open);
     return list.substr(0, open) + list.substr(open + 1, end == std::string::npos ? end : end - open - 1);
+}
+
+std::string secret_from_environment() {
+    const bool named = has("TAPERNORM_SECRET_FILE");
+    std::string secret = has("TAPERNORM_SECRET") ? std::getenv("TAPERNORM_SECRET") : "";
+    if (!named && secret.empty()) return "";
+    if (named && !secret.empty()) fail("%s: expected one of them, found both", kSecretVariables);
+    const std::string name = named ? in_quotes(std::getenv("TAPERNORM_SECRET_FILE")) : "";
+    if (named) {
+        struct stat status{};
+        std::ifstream file(std::getenv("TAPERNORM_SECRET_FILE"));
+        if (!file || stat(std::getenv("TAPERNORM_SECRET_FILE"), &status) != 0 || !std::getline(file, secret))
+            fail("TAPERNORM_SECRET_FILE: cannot read a line of %s", name.c_str());
+        if (status.st_mode & 077)
+            fail("TAPERNORM_SECRET_FILE: other users may read %s; expected a file for you alone: chmod 600 it",
+                 name.c_str());
+    }
+    if (secret.empty() || secret.size() > 400 || secret.find('\0') != std::string::npos)
+        fail("%s: expected a line of 1 to 400 letters, found %zu", named ? "TAPERNORM_SECRET_FILE" : "TAPERNORM_SECRET",
+             secret.size());
+    return secret;
 }
 
 Place place_from_environment() {
@@ -110,7 +134,7 @@ void Ranks::join() {
     const Place p = place_from_environment();
     if (p.size == 1) return;
     rank = p.rank, size = p.size, local_rank = p.local_rank, local_size = p.local_size, launcher = p.launcher;
-    link_ = p.mpi ? join_mpi(rank, size) : join_tcp(rank, size, p.address, p.port, 300);
+    link_ = p.mpi ? join_mpi(rank, size) : join_tcp(rank, size, {p.address, p.port, 300, secret_from_environment()});
     if (rank > 0 && !std::freopen("/dev/null", "w", stdout)) fail("cannot open /dev/null");
 }
 
@@ -244,16 +268,67 @@ void Ranks::broadcast(void* data, size_t bytes, const char* what) {
         link_->exchange({}, {{0, data, bytes}}, what);
 }
 
-void Ranks::agree(const std::vector<double>& values, const std::vector<const char*>& names) {
-    std::vector<double> expected = values, here = {0};
-    sum(here, "the start of the run");  // a rank that cannot start says so before others wait for it elsewhere
-    broadcast(expected.data(), expected.size() * sizeof(double), "the start of the run");
-    for (size_t i = 0; i < values.size(); i++)
-        if (values[i] != expected[i])
-            fail(
-                "%s: expected %.17g, which rank 0 has, found %.17g on this rank; start all ranks with the same program, "
-                "flags and files",
-                names[i], expected[i], values[i]);
+std::vector<std::string> Ranks::gather(std::string text, const char* what) {
+    uint64_t length = text.size();
+    std::vector<uint64_t> lengths(size_t(size), length);
+    std::vector<std::string> texts(first() ? size_t(size) : 0, text);
+    std::vector<Message> counts, bodies;
+    if (!first()) {
+        link_->exchange({{0, &length, sizeof length}}, {}, what);
+        link_->exchange({{0, text.data(), text.size()}}, {}, what);
+        return texts;
+    }
+    for (int r = 1; r < size; r++) counts.push_back({r, &lengths[size_t(r)], sizeof length});
+    link_->exchange({}, counts, what);
+    for (int r = 1; r < size; r++) {
+        texts[size_t(r)].resize(lengths[size_t(r)]);
+        bodies.push_back({r, texts[size_t(r)].data(), texts[size_t(r)].size()});
+    }
+    link_->exchange({}, bodies, what);
+    return texts;
+}
+
+namespace {
+
+std::string packed(const std::vector<Fact>& facts) {
+    std::string text;
+    for (const Fact& f : facts) text += f.name + '\0' + f.value + '\0';
+    return text;
+}
+
+// "" where `theirs`, packed, is the same as `ours`.
+std::string first_difference(const std::vector<Fact>& ours, const std::string& theirs, int rank) {
+    size_t at = 0;
+    auto next = [&] {
+        const size_t end = std::min(theirs.find('\0', at), theirs.size());
+        const std::string part = theirs.substr(std::min(at, end), end - std::min(at, end));
+        return at = end + 1, part;
+    };
+    for (const Fact& fact : ours) {
+        const std::string name = next(), value = next();
+        if (name != fact.name) return strprintf("rank %d runs another version of this program than rank 0", rank);
+        if (value != fact.value)
+            return strprintf(
+                "%s: expected the same on all ranks, found %s on rank 0 and %s on rank %d; start all ranks "
+                "with the same program, flags and files",
+                name.c_str(), in_quotes(fact.value).c_str(), in_quotes(value).c_str(), rank);
+    }
+    return "";
+}
+
+}  // namespace
+
+void Ranks::agree(const std::vector<Fact>& facts) {
+    if (size == 1) return;
+    const char* what = "the start of the run";
+    const std::vector<std::string> all = gather(packed(facts), what);
+    std::string difference;
+    for (size_t r = 1; r < all.size() && difference.empty(); r++) difference = first_difference(facts, all[r], int(r));
+    uint64_t length = difference.size();
+    broadcast(&length, sizeof length, what);
+    difference.resize(length);
+    broadcast(difference.data(), length, what);
+    if (length) fail_together(difference);
 }
 
 int Ranks::fail_all(const char* program, const std::exception& error) {

@@ -9,6 +9,11 @@
 
 namespace tapernorm::train {
 
+// Something that all ranks must have in common: the value of a flag, or what is in a file.
+struct Fact {
+    std::string name, value;
+};
+
 class Ranks {
   public:
     int rank = 0, size = 1;
@@ -33,8 +38,8 @@ class Ranks {
     int sum(std::vector<double>& values, const char* what);
     // Rank 0's bytes to all.
     void broadcast(void* data, size_t bytes, const char* what);
-    // Fails on every rank whose values are not rank 0's; names: one per value.
-    void agree(const std::vector<double>& values, const std::vector<const char*>& names);
+    // Fails on all ranks unless all have the same facts; names the first that differs, both values and the rank.
+    void agree(const std::vector<Fact>& facts);
 
     // An error that every rank has found: rank 0 will say it.
     [[noreturn]] void fail_together(const std::string& text) const {
@@ -49,6 +54,9 @@ class Ranks {
     int fail_all(const char* program, const std::exception& error);
 
   private:
+    // Every rank's text on rank 0, nothing on the others.
+    std::vector<std::string> gather(std::string text, const char* what);
+
     std::unique_ptr<Link> link_;
 };
 
@@ -70,6 +78,9 @@ struct Place {
     int port = 0;
 };
 Place place_from_environment();
+
+// What the user gave the ranks by kSecretVariables, "" for nothing.
+std::string secret_from_environment();
 
 // The first host of SLURM's list: "n[003-005,9],m1" -> "n003".
 std::string first_host(const std::string& list);

@@ -1,0 +1,28 @@
+#include "train/agreement.h"
+
+#include "io/version.h"
+
+namespace tapernorm::train {
+
+std::vector<Fact> common_settings(const Settings& s, const Start& start) {
+    std::vector<Fact> facts = {{"the program", version_text()}};
+    Settings shown = s;
+    for (const auto& [name, value] : make_options(shown).common()) facts.push_back({name, value});
+    std::string checksum;
+    if (start.state) checksum = state_metadata(*start.state, "checksum");
+    facts.push_back({"the checksum of the state to resume", checksum});
+    return facts;
+}
+
+std::vector<Fact> common_data(const Run& run) {
+    std::vector<Fact> facts = {{"tokens in the vocabulary", std::to_string(run.config.V)},
+                               {"epsilon of the norms", strprintf("%.9g", double(run.config.eps))}};
+    for (const auto& [flag, corpus] : {std::pair{"--train (-i)", &run.train}, {"--val (-j)", &run.val}}) {
+        facts.push_back({strprintf("%s, its number of tokens", flag), std::to_string(corpus->size())});
+        facts.push_back({strprintf("%s, a checksum of samples of its tokens", flag),
+                         strprintf("%016llx", static_cast<unsigned long long>(corpus->fingerprint()))});
+    }
+    return facts;
+}
+
+}  // namespace tapernorm::train
