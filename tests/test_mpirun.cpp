@@ -131,12 +131,12 @@ MPI_TEST("mpirun: 1, 2 and 3 ranks, with and without ZeRO, are one run; its stat
 }
 
 MPI_TEST("mpirun: a rank that is killed or hangs ends all, and its number is said") {
-    {
+    for (int killed : {0, 1}) {
         LongRun run;
-        kill(process_of_rank(run.program.pid(), 1), SIGKILL);
+        kill(process_of_rank(run.program.pid(), killed), SIGKILL);
         const Outcome outcome = run.program.finish();
         CHECK(outcome.status != 0);
-        CHECK_MESSAGE(outcome.err.find("rank 1") != std::string::npos, outcome.err);
+        CHECK_MESSAGE(outcome.err.find("rank " + std::to_string(killed)) != std::string::npos, outcome.err);
     }
     {
         LongRun run("--rank-timeout 0.5");
@@ -166,6 +166,17 @@ MPI_TEST("mpirun: an error that all ranks have is one line; a signal to one of t
     CHECK_MESSAGE(outcome.err.find(
                       "--total-batch: expected a multiple of -b x -t x ranks = 1 x 16 x 3 = 48 tokens, found 64") !=
                       std::string::npos,
+                  outcome.err);
+    CHECK(count(outcome.err, "train_gpt: error:") == 1);
+    std::vector<std::string> two_kinds = mpirun(1, kRun);
+    const std::vector<std::string> other = mpirun(2, kRun + " -l 0.02");
+    two_kinds.push_back(":");
+    two_kinds.insert(two_kinds.end(), std::ranges::find(other, "-np"), other.end());
+    outcome = run_program_in(w.path, two_kinds);
+    CHECK(outcome.status != 0);
+    CHECK_MESSAGE(outcome.err.find(
+                      "rank 0 of 3: --lr (-l): expected the same on all ranks, found '0.01' on rank 0 and '0.02' on "
+                      "rank 1") != std::string::npos,
                   outcome.err);
     CHECK(count(outcome.err, "train_gpt: error:") == 1);
     CHECK(!std::filesystem::exists(w.at("model.bin")));
