@@ -86,7 +86,7 @@ bool is_nonce(const Nonce& nonce) {
 
 // What the one that received `challenge` says to prove that it is `speaker` and knows the secret.
 Proof prove(const std::string& secret, const std::string& speaker, const Nonce& own, const Nonce& challenge) {
-    const std::string key = secret + "|" + speaker + "|" + own.string(), salt = "$6$" + challenge.string();
+    const std::string key = secret + "|" + speaker + "|" + own.string(), salt = "$6$rounds=1000$" + challenge.string();
     auto work = std::make_unique<struct crypt_data>();
     const char* text = crypt_r(key.c_str(), salt.c_str(), work.get());
     Proof proof{};
