@@ -79,7 +79,7 @@ static Options make_options(Settings& s) {
                    "rows"});
     o.section("Sampling");
     o.add({.long_name = "--temperature", .to = &s.temperature, .range = {.low = 0, .high = 100},
-           .help = "divide the logits by this before sampling; 0: always take the most probable token"});
+           .help = "divide the logits by this before sampling; 0 (and below 1e-6): always take the most probable token"});
     o.add({.long_name = "--top-k", .to = &s.top_k, .metavar = "K", .default_text = "all",
            .help = "sample from the K most probable tokens"});
     o.add({.long_name = "--top-p", .to = &s.top_p, .metavar = "P", .range = {.low = 0, .high = 1},

@@ -20,6 +20,16 @@
 
 namespace tapernorm {
 
+// first: the number of the first choice.
+inline SampleSettings sample_settings(const Sampling& s, uint64_t first) {
+    return {.inverse_temperature = s.is_greedy() ? 0 : 1 / s.temperature,
+            .top_p = s.top_p,
+            .top_k = unsigned(s.top_k),
+            .seed = s.seed,
+            .stream = kSampleStream,
+            .first = first};
+}
+
 template <class Real>
 class DecodeGraph {
   public:
@@ -37,10 +47,11 @@ class DecodeGraph {
         memory_.allocate(true);
     }
 
-    // Whether the kernels support the size of its heads: rows of a multiple of 16 bytes. Others go through the host's loop.
-    static bool supports(const Config& c) {
-        const size_t hs = c.C / c.NH;
-        return hs % kVector<Real> == 0 && hs <= size_t(kSimpleMaxHs);
+    // Whether a step of all sequences fits the decoder's memory and the kernels the size of the heads: rows of a multiple of
+    // 16 bytes. Others go through the host's loop.
+    static bool supports(const Decoder<Cuda, Real>& decoder) {
+        const size_t hs = decoder.config_.C / decoder.config_.NH;
+        return decoder.sequences() <= decoder.block_ && hs % kVector<Real> == 0 && hs <= size_t(kSimpleMaxHs);
     }
 
     // As generate_on_host (inference/generate.cuh).
@@ -71,12 +82,7 @@ class DecodeGraph {
         const size_t longest = *std::max_element(decoder_.lengths_.begin(), decoder_.lengths_.end());
         if (longest + n - 1 > decoder_.config_.T)
             fail("decoding: %zu tokens after %zu exceed the context of %zu", n, longest, decoder_.config_.T);
-        const SampleSettings settings{s.temperature > 0 ? 1 / s.temperature : 0,
-                                      s.top_p,
-                                      unsigned(s.top_k),
-                                      s.seed,
-                                      kSampleStream,
-                                      first};
+        const SampleSettings settings = sample_settings(s, first);
         std::vector<int> positions;
         for (const size_t length : decoder_.lengths_) positions.push_back(int(length) - 1);
         device_copy_in(dev_, settings_, &settings, sizeof settings);

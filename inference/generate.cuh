@@ -90,7 +90,7 @@ template <class Real>
 class Generator<Cuda, Real> {
   public:
     explicit Generator(Decoder<Cuda, Real>& decoder) : decoder_(decoder) {
-        if (DecodeGraph<Real>::supports(decoder.config())) graph_.emplace(decoder);
+        if (DecodeGraph<Real>::supports(decoder)) graph_.emplace(decoder);
     }
     void generate(std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s, size_t first,
                   const OnStep& on_step) {

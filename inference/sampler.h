@@ -13,10 +13,13 @@
 namespace tapernorm {
 
 struct Sampling {
-    double temperature = 1;  // 0: greedy
+    double temperature = 1;  // see is_greedy
     size_t top_k = 0;        // only the k most probable tokens; 0: all
     double top_p = 1;        // only the most probable tokens that together reach p
     uint64_t seed = 1;
+
+    // Always the most probable token: at temperature 0, and near it, where 1 / temperature would not fit into a float.
+    bool is_greedy() const { return !(temperature >= 1e-6); }
 };
 
 constexpr uint64_t kSampleStream = 0x5a3b1e;  // the stream of random numbers that samples are drawn from
@@ -45,7 +48,7 @@ inline std::vector<float> sampling_weights(const float* logits, size_t V, double
 // The tokens that may be sampled, most probable first, with their probabilities: softmax(logits / temperature), cut by
 // top_k, then by top_p (at least one token stays), renormalized. Equal logits are ordered by token id.
 inline std::vector<TokenProbability> candidates(const float* logits, size_t V, const Sampling& s) {
-    if (s.temperature == 0) return {{int(argmax(logits, V)), 1.0}};
+    if (s.is_greedy()) return {{int(argmax(logits, V)), 1.0}};
     const std::vector<float> w = sampling_weights(logits, V, s.temperature);
     std::vector<int> order(V);
     std::iota(order.begin(), order.end(), 0);
@@ -107,7 +110,7 @@ class WeightBuckets {
 
 // The token for the step-th choice of this seed (inverse of the cumulative distribution over the candidates).
 inline int sample(const float* logits, size_t V, const Sampling& s, uint64_t step) {
-    if (s.temperature == 0) return int(argmax(logits, V));
+    if (s.is_greedy()) return int(argmax(logits, V));
     double u = random_uniform(s.seed, kSampleStream, step);
     if (s.top_k == 0 || s.top_k >= V) {
         const WeightBuckets buckets(logits, V, s.temperature);

@@ -395,7 +395,8 @@ TEST_CASE("infer: refuses bad prompts, flags and files in one line") {
     w.refused(infer + "--tokens 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17", {"17", "16"});
     w.refused(infer + "--prompt", {"--prompt"}, {""});
     w.refused(infer + "--prompt", {"--prompt"});
-    w.refused(infer + "--temperature -1", {"--temperature"});
+    for (const std::string value : {"-1", "-1e-9", "nan", "inf", "-inf", "101", "1e999", "x"})
+        w.refused(infer + "--temperature " + value, {"--temperature", "from 0 to 100", value});
     w.refused(infer + "--top-p 2", {"--top-p"});
     w.refused(infer + "--top-k x", {"--top-k"});
     w.refused(infer + "--show 0", {"--show"});

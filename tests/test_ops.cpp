@@ -2,6 +2,7 @@
 // bits for any number of threads.
 #include <doctest/doctest.h>
 
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -74,6 +75,49 @@ TEST_CASE("gelu: fp32 over its whole range, on every instruction set") {
         auto y = poisoned<float>(in.size());
         gelu_forward(dev, y.data(), in.data(), in.size());
         check_close(y, expected, 12 * 8 * kEps);
+    }
+}
+
+namespace {
+
+// exp_r as each instruction set computes it, in place: softmax_causal_backward of a row whose lse is 0.
+template <class Real>
+void leaf_exp(const Cpu& dev, std::vector<Real>& x) {
+    const Real zero = 0;
+    auto ds = poisoned<Real>(x.size());
+    leaf<Real>(dev).softmax_causal_backward(x.data(), ds.data(), &zero, &zero, x.size(), 1, x.size() - 1, 1);
+}
+
+}  // namespace
+
+// A constant expression, so that the compiler refuses what is undefined.
+static_assert(exp_r(-208.0f) == 0 && exp_r(-4e6f) == 0 && exp_r(1e30f) == exp_r(88.3f) && exp_r(0.0f) == 1);
+
+TEST_CASE("exp: all of fp32's range and double's, on every instruction set") {
+    std::vector<float> x = {-87.3f, std::nextafter(-87.3f, -100.0f), 88.3f, 0.0f, -0.0f};
+    for (uint64_t bits = 0; bits <= 0xffffffffu; bits += 9973) x.push_back(std::bit_cast<float>(uint32_t(bits)));
+    for (float v = -110; v < 90; v += 0.01f) x.push_back(v);  // results from below the least denormal up
+    for (const uint32_t bits : {0x7f800000u, 0xff800000u, 0x7fc00000u, 0xffc00000u, 0x7fffffffu, 0xffffffffu, 1u})
+        x.push_back(std::bit_cast<float>(bits));  // infinities, quiet NaNs with few and all bits, the least denormal
+    const std::vector<double> wide(x.begin(), x.end());
+    for (Isa isa : {Isa::base, Isa::avx2, Isa::avx512}) {
+        if (isa > best_isa()) continue;
+        const Cpu dev(1, isa);
+        std::vector<float> y = x;
+        std::vector<double> y_wide = wide;
+        leaf_exp(dev, y);
+        leaf_exp(dev, y_wide);
+        size_t wrong = 0;
+        for (size_t i = 0; i < x.size(); i++) {
+            const double exact = std::exp(double(std::min(x[i], 88.3f))), exact_wide = std::exp(wide[i]);
+            if (std::isnan(x[i]))
+                wrong += !std::isnan(y[i]) || !std::isnan(y_wide[i]);
+            else {
+                wrong += x[i] < -87.3f ? y[i] != 0 : !(std::abs(double(y[i]) - exact) <= 3e-7 * exact);
+                wrong += !(y_wide[i] == exact_wide || std::abs(y_wide[i] - exact_wide) <= 0x1p-51 * exact_wide);
+            }
+        }
+        CHECK_MESSAGE(wrong == 0, std::string(isa_name(isa)));
     }
 }
 

@@ -125,6 +125,21 @@ TEST_CASE("sampler: edges of the cuts") {
     CHECK(sample(equal.data(), 1, {1, 0, 1, 1}, 3) == 0);
 }
 
+TEST_CASE("sampler: a temperature too small to divide by is greedy; one above it divides") {
+    std::vector<float> z = {1, 3, 3.4e38f, -3.4e38f, 3.4e38f};  // the token is 2, the first of the largest
+    for (const double temperature : {0.0, 5e-324, 1e-39, 1e-38, 9.9e-7, -1.0, std::nan(""), 1e-6, 1e-3})
+        for (const size_t V : {3, 4})
+            for (const size_t top_k : {0, 2}) {
+                CAPTURE(temperature);
+                CHECK(sample(z.data(), V, {temperature, top_k, 1, 1}, 0) == 2);
+                CHECK(candidates(z.data(), V, {temperature, top_k, 1, 1})[0].probability == 1);
+            }
+    std::vector<int> both;
+    for (uint64_t i = 0; i < 20; i++) both.push_back(sample(z.data(), 5, {1e-6, 0, 1, 1}, i));
+    CHECK(*std::min_element(both.begin(), both.end()) == 2);
+    CHECK(*std::max_element(both.begin(), both.end()) == 4);
+}
+
 TEST_CASE("sampler: the same seed, the same tokens; another seed, others") {
     const std::vector<float> z = some_logits(100);
     auto text = [&](uint64_t seed) {

@@ -101,13 +101,7 @@ std::pair<std::vector<int>, std::vector<int>> choices(Cuda& dev, const std::vect
     const size_t V = logits.size(), C = 4, T = steps + 1;
     const std::vector<Real> rounded(logits.begin(), logits.end());
     const std::vector<float> as_float(rounded.begin(), rounded.end());
-    const SampleSettings settings{s.temperature > 0 ? 1 / s.temperature : 0,
-                                  s.top_p,
-                                  unsigned(s.top_k),
-                                  s.seed,
-                                  kSampleStream,
-                                  7};
-    const DeviceArray<SampleSettings> on_device(dev, std::vector<SampleSettings>{settings});
+    const DeviceArray<SampleSettings> on_device(dev, std::vector{sample_settings(s, 7)});
     const DeviceArray<Real> z(dev, rounded), wte(dev, std::vector<Real>(V * C, Real(1.0f))),
         wpe(dev, std::vector<Real>(T * C, Real(1.0f))), x(dev, C);
     const DeviceArray<int> ids(dev, steps), positions(dev, std::vector<int>{-1});
@@ -134,10 +128,11 @@ void sampling_agrees() {
         if (V == 100)
             for (size_t i = 0; i < V; i++) logits[i] = std::round(logits[i]);  // many ties
         for (const Sampling& s :
-             {Sampling{.temperature = 0}, Sampling{.temperature = 1}, Sampling{.temperature = 0.3, .seed = 2},
-              Sampling{.temperature = 30, .seed = 3}, Sampling{.temperature = 1, .top_k = 1},
-              Sampling{.temperature = 1, .top_k = 5, .seed = 4}, Sampling{.temperature = 1, .top_k = 1000},
-              Sampling{.temperature = 1, .top_p = 0}, Sampling{.temperature = 1, .top_p = 0.6, .seed = 5},
+             {Sampling{.temperature = 0}, Sampling{.temperature = 1e-39}, Sampling{.temperature = 1},
+              Sampling{.temperature = 0.3, .seed = 2}, Sampling{.temperature = 30, .seed = 3},
+              Sampling{.temperature = 1, .top_k = 1}, Sampling{.temperature = 1, .top_k = 5, .seed = 4},
+              Sampling{.temperature = 1, .top_k = 1000}, Sampling{.temperature = 1, .top_p = 0},
+              Sampling{.temperature = 1, .top_p = 0.6, .seed = 5},
               Sampling{.temperature = 2, .top_k = 9, .top_p = 0.9, .seed = 6}}) {
             CAPTURE(V);
             CAPTURE(s.temperature);
@@ -322,6 +317,29 @@ CUDA_TEST("cuda decoding: a head size that the kernels do not take goes through 
                                 [&](size_t, const int* t) { expected.push_back(*t); });
     CHECK(generator.graph() == nullptr);
     CHECK(tokens == expected);
+}
+
+CUDA_TEST("cuda decoding: more sequences than a step has rows for go through the host") {
+    Cuda dev;
+    Cpu cpu(1);
+    Config config = small_config(Fold::internal);
+    config.T = 4, config.L = 1;
+    const RandomModel<float> model(cpu, config);
+    GptTensors<float> host = model.tensors;
+    const DeviceWeights<Cuda, float> weights(dev, config, host);
+    const size_t sequences = 600;
+    std::vector<std::vector<int>> prompts;
+    for (size_t s = 0; s < sequences; s++) prompts.push_back({int(s % config.V)});
+    auto tokens_of = [&](auto& device, const GptTensors<float>& tensors) {
+        Decoder decoder(device, config, tensors, {}, 0, sequences);
+        Generator generator(decoder);
+        std::vector<float> logits = prefill(decoder, prompts, config.V);
+        std::vector<int> tokens;
+        generator.generate(logits, config.V, 3, {.temperature = 3}, 0,
+                           [&](size_t, const int* t) { tokens.insert(tokens.end(), t, t + sequences); });
+        return tokens;
+    };
+    CHECK(tokens_of(dev, weights.tensors) == tokens_of(cpu, host));
 }
 
 }  // namespace tapernorm
