@@ -52,6 +52,12 @@ TEST_CASE("ranks: what launchers say") {
     // A batch script has tasks and no step: one process.
     CHECK(place({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "8"}, {"SLURM_LOCALID", "0"}}).size == 1);
 
+    for (const std::string port : {"0", "65535"})
+        CHECK_THROWS_WITH_AS(place({{"RANK", "1"},
+                                    {"WORLD_SIZE", "2"},
+                                    {"MASTER_PORT", port},
+                                    {port == "0" ? "SLURM_JOB_ID" : "TORCHELASTIC_RUN_ID", "1"}}),
+                             doctest::Contains("MASTER_PORT: expected a port from 1 to 65535"), Error);
     CHECK_THROWS_WITH_AS(place({{"RANK", "x"}, {"WORLD_SIZE", "2"}}), doctest::Contains("RANK: expected a number"),
                          Error);
     CHECK_THROWS_WITH_AS(place({{"RANK", "2"}, {"WORLD_SIZE", "2"}, {"MASTER_PORT", "1"}}),

@@ -92,18 +92,19 @@ CUDA_TEST("cuda trainer: a rank that is killed or hangs ends the other, and its 
     if (too_few_gpus()) return;
     // Lazy: a collective runs when somebody waits for it, as on a GPU.
     const Variable devices("EMU_DEVICES", "2"), lazy("EMU_LAZY", "1"), limit("EMU_NCCL_TIMEOUT_MS", "3000");
-    for (const int signal : {SIGKILL, SIGSTOP}) {
+    for (const auto& [signal, victim] : {std::pair{SIGKILL, 0}, {SIGKILL, 1}, {SIGSTOP, 1}}) {
         const Workplace w;
         Program run(w.path, command("-x 10000000 -v 0 --gate-warmup 2 --gate-end 4 --gpus 2 --rank-timeout 2"));
         REQUIRE(run.wait_until([](const std::string& text) { return text.find("\nstep ") != std::string::npos; }));
         const std::vector<pid_t> ranks = children(run.pid());
         REQUIRE(ranks.size() == 2);
-        kill(ranks[1], signal);
+        kill(ranks[size_t(victim)], signal);
         const Outcome outcome = run.finish();
         CHECK(outcome.status != 0);
         auto said = [&](const std::string& text) { return outcome.err.find(text) != std::string::npos; };
         // One that stops in the middle of a collective, which every rank has begun, leaves NCCL's error instead of its number.
-        CHECK_MESSAGE((signal == SIGKILL ? said("rank 1 of 2 was ended by signal 9")
+        CHECK_MESSAGE((signal == SIGKILL ? said(strprintf("rank %d of 2 was ended by signal 9", victim)) &&
+                                               said(strprintf("train_gpt: error: rank %d of 2: ", 1 - victim))
                                          : said("rank 0 of 2: rank 1 did not come to ") || said("rank 0 of 2: NCCL: ")),
                       outcome.err);
         for (pid_t rank : ranks) CHECK(kill(rank, 0) != 0);  // nobody is left behind

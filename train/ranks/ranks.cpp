@@ -45,6 +45,10 @@ void check(const Place& p) {
         fail(
             "%s: rank %d of %d, %d of %d on this machine: ranks count from 0; check the launcher's environment variables",
             p.launcher.c_str(), p.rank, p.size, p.local_rank, p.local_size);
+    if (p.size > 1 && !p.mpi && (p.port < 1 || p.port > 65535))
+        fail(
+            "MASTER_PORT: expected a port from 1 to 65535 (below that if torchrun itself takes it), found port %d for the ranks",
+            p.port);
 }
 
 Place torchrun_place() {
