@@ -663,21 +663,10 @@ int train(Trainer<Device, Real>& t, Run& run) {
         if (logs) logs->write(r.step, fields);
         if (s.sample_every && r.step % s.sample_every == 0 && run.decode && t.model.ranks.first())
             progress.note(sample_text(t, *run.decode, run.prompt, 200));
-        if (s.checkpoint_every && r.step % s.checkpoint_every == 0 && r.step < s.steps) try_checkpoint(t, run);
+        if (s.checkpoint_every && r.step % s.checkpoint_every == 0 && r.step < s.steps)
+            check_drift(t), try_checkpoint(t, run);
     }
     return !stop ? 0 : interrupted ? interrupted : SIGTERM;  // another rank's signal, where this one had none
-}
-
-// Checks that all ranks begin with the same data and parameters.
-template <class Device, class Real>
-void check_ranks(Trainer<Device, Real>& t, const Run& run) {
-    if (t.model.ranks.size == 1) return;
-    std::vector<Fact> facts = common_data(run);
-    const double squares = sum_of_squares(t.model.dev, static_cast<const Real*>(t.model.param_memory.data()),
-                                          t.model.param_memory.bytes() / sizeof(Real));
-    facts.push_back({"updates done", std::to_string(t.step)});
-    facts.push_back({"sum of the squares of the parameters (--init)", strprintf("%.17g", squares)});
-    t.model.ranks.agree(facts);
 }
 
 template <class Device, class Real>
@@ -688,7 +677,7 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
         load_state(t, *run.state), run.state.reset();  // its disk space is free once it is replaced
     else if (run.init)
         initialize_from(t.model, [&](const TensorSpec& spec, auto* numbers) { run.init->read(spec, numbers); });
-    check_ranks(t, run);
+    if (ranks.size > 1) check_parameters(t, common_data(run), kStartAlike);
     print_start(t, run);
     if (run.init)
         std::printf("%s: validation loss %.6f before the first update\n", run.init->path().c_str(),
@@ -697,6 +686,7 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
         std::printf("complete  %zu updates are done and -x is %zu; to continue, give a larger -x\n", t.step, s.steps);
     watch_signals();
     const int signal = train(t, run);
+    check_drift(t);
     save_checkpoint(t, run);
     if (signal) {
         std::printf("\ninterrupted after update %zu; resume with: ./train_gpt -y -o %s\n", t.step,

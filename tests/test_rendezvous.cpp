@@ -412,7 +412,7 @@ TEST_CASE("agreement: ranks that begin from different files are noticed") {
     const auto before = w.contents();
     refused("-g norm -d 64 -y -x 4", "", "the checksum of the state to resume: expected the same on all ranks");
     refused("-g norm -d 64 --init r0.bin -x 4 -l 0.01", "--init r1.bin",
-            "sum of the squares of the parameters (--init): ");
+            "sum of the squares of the parameters after update 0: ");
     CHECK(w.contents() == before);
 }
 

@@ -312,17 +312,15 @@ std::string first_difference(const std::vector<Fact>& ours, const std::string& t
         const std::string name = next(), value = next();
         if (name != fact.name) return strprintf("rank %d runs another version of this program than rank 0", rank);
         if (value != fact.value)
-            return strprintf(
-                "%s: expected the same on all ranks, found %s on rank 0 and %s on rank %d; start all ranks "
-                "with the same program, flags and files",
-                name.c_str(), in_quotes(fact.value).c_str(), in_quotes(value).c_str(), rank);
+            return strprintf("%s: expected the same on all ranks, found %s on rank 0 and %s on rank %d", name.c_str(),
+                             in_quotes(fact.value).c_str(), in_quotes(value).c_str(), rank);
     }
     return "";
 }
 
 }  // namespace
 
-void Ranks::agree(const std::vector<Fact>& facts) {
+void Ranks::agree(const std::vector<Fact>& facts, const char* hint) {
     if (size == 1) return;
     const char* what = "the start of the run";
     const std::vector<std::string> all = gather(packed(facts), what);
@@ -332,7 +330,7 @@ void Ranks::agree(const std::vector<Fact>& facts) {
     broadcast(&length, sizeof length, what);
     difference.resize(length);
     broadcast(difference.data(), length, what);
-    if (length) fail_together(difference);
+    if (length) fail_together(difference + "; " + hint);
 }
 
 int Ranks::fail_all(const char* program, const std::exception& error) {

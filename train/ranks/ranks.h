@@ -14,6 +14,8 @@ struct Fact {
     std::string name, value;
 };
 
+constexpr const char* kStartAlike = "start all ranks with the same program, flags and files";
+
 class Ranks {
   public:
     int rank = 0, size = 1;
@@ -39,7 +41,7 @@ class Ranks {
     // Rank 0's bytes to all.
     void broadcast(void* data, size_t bytes, const char* what);
     // Fails on all ranks unless all have the same facts; names the first that differs, both values and the rank.
-    void agree(const std::vector<Fact>& facts);
+    void agree(const std::vector<Fact>& facts, const char* hint = kStartAlike);
 
     // An error that every rank has found: rank 0 will say it.
     [[noreturn]] void fail_together(const std::string& text) const {

@@ -119,8 +119,8 @@ struct Socket {
     }
 };
 
-template <class Message>
-bool send_now(int s, const Message& message) {  // it fits the socket's buffer
+template <class Part>
+bool send_now(int s, const Part& message) {  // it fits the socket's buffer
     return send(s, &message, sizeof message, MSG_DONTWAIT | MSG_NOSIGNAL) == ssize_t(sizeof message);
 }
 
@@ -372,8 +372,8 @@ class Visit {
     }
 
     // Reads a message; false: rank 0 had no time, or it is another program.
-    template <class Message>
-    bool hear(const Socket& s, Message& message) {
+    template <class Part>
+    bool hear(const Socket& s, Part& message) {
         char* bytes = reinterpret_cast<char*>(&message);
         const Time until = soon();
         for (size_t received = 0; received < sizeof message;) {
