@@ -106,7 +106,7 @@ demo: deps
 # Tests that run no code of the project's templates, only its programs and its library, need no optimization of their own.
 $(addprefix $(BUILD)/,$(patsubst %.cpp,%.o,$(shell grep -L '^#include ".*\.cu' $(TEST_SOURCES)))): EXTRA = -O1
 $(TEST_SOURCES:%.cpp=$(BUILD)/%.o): | need-tests
-$(BUILD)/run_tests: $(TEST_SOURCES:%.cpp=$(BUILD)/%.o) $(TRAIN) $(LIBRARY)
+$(BUILD)/run_tests: $(TEST_SOURCES:%.cpp=$(BUILD)/%.o) $(TRAIN) $(LIBRARY) | $(SHIM)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) -o $@
 # Recursive, so that what deps installs is seen by the build. Runs side by side: threads that wait must not spin then.
 test: deps

@@ -1,21 +1,34 @@
 #!/usr/bin/env bash
-# Runs fuzz targets (make fuzz): dev/fuzz.sh FOLDER SECONDS TARGET...
-# FOLDER/corpus/TARGET keeps what was found to be interesting, FOLDER/findings the inputs that broke something.
+# Runs fuzz targets (make fuzz): dev/fuzz.sh FOLDER TARGET..., each for FUZZ_SECONDS, or FUZZ_RUNS times where that is set.
+# FOLDER/corpus/TARGET keeps what was found to be interesting, FOLDER/findings the inputs that broke something. What was
+# executed is added to dev/results/fuzzing.tsv, one line per target; --totals adds it up.
 set -euo pipefail
-folder=$1 seconds=$2
-shift 2
+table=dev/results/fuzzing.tsv
+totals() {
+    awk -F '\t' 'NR > 1 { runs[$1] += $4; seconds[$1] += $5; findings[$1] += $6 }
+        END { for (t in runs) printf "%-16s %12d executions in %6.1f h, %d findings\n", t, runs[t], seconds[t] / 3600, findings[t] }' $table | sort
+}
+[ "$1" = --totals ] && { totals; exit; }
+folder=$1
+shift
+limit="-max_total_time=${FUZZ_SECONDS:-600}"
+[ -n "${FUZZ_RUNS:-}" ] && limit="-runs=$FUZZ_RUNS"
 dev/fuzz_seeds.sh "$folder/seeds"
 mkdir -p "$folder/findings"
 [ -w /dev/shm ] && export TMPDIR=/dev/shm # inputs are files: better no disk between
 failed=""
 for target in "$@"; do
-    mkdir -p "$folder/corpus/$target" "$folder/seeds/$target"
-    # No reader may allocate more than a small multiple of its file: inputs have at most 64 KiB.
-    if "$folder/fuzz_$target" -max_total_time="$seconds" -max_len=65536 -malloc_limit_mb=64 -rss_limit_mb=1024 -timeout="${FUZZ_TIMEOUT:-25}" \
+    mkdir -p "$folder/corpus/$target" tests/fuzz/corpus/"$target"
+    start=$SECONDS finding=0
+    # No reader may allocate more than a small multiple of its file: inputs have at most 4 MiB.
+    "$folder/fuzz_$target" "$limit" -max_len=4194304 -malloc_limit_mb=256 -rss_limit_mb=2048 -timeout="${FUZZ_TIMEOUT:-25}" \
         -dict=tests/fuzz/dictionary -artifact_prefix="$folder/findings/$target-" -print_final_stats=1 -verbosity=0 -close_fd_mask=1 \
-        "$folder/corpus/$target" "$folder/seeds/$target" >"$folder/$target.log" 2>&1; then
-        runs=$(sed -n 's/stat::number_of_executed_units: *//p' "$folder/$target.log")
-        echo "fuzz $target: clean; $runs runs in $seconds s, corpus of $(find "$folder/corpus/$target" -type f | wc -l) inputs"
+        "$folder/corpus/$target" "$folder/seeds/$target" tests/fuzz/corpus/"$target" >"$folder/$target.log" 2>&1 || finding=1
+    runs=$(sed -n 's/stat::number_of_executed_units: *//p' "$folder/$target.log")
+    printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$target" "$(date -u +%F)" "$(git describe --always --dirty)" "${runs:-0}" $((SECONDS - start)) \
+        $finding >> $table
+    if [ $finding = 0 ]; then
+        echo "fuzz $target: clean; $runs executions in $((SECONDS - start)) s"
     else
         echo "fuzz $target: a finding: see $folder/$target.log and $folder/findings"
         failed=1

@@ -4,8 +4,8 @@
 set -euo pipefail
 seeds=$1
 bin=${TAPERNORM_BIN:-.}
-[ -e "$seeds/done" ] && exit 0
-mkdir -p "$seeds"/{safetensors,model,foreign_model,state,tokens,tokenizer,run_log,options,settings_file}
+[ "$seeds/done" -nt "$0" ] && exit 0
+mkdir -p "$seeds"/{safetensors,model,foreign_model,state,tokens,tokenizer,run_log,options,settings_file,instruction_sets,hellaswag,prompts}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 for i in 1 2 3 4 5 6 7 8 9; do echo "The cat number $i sat on the mat and saw $((7 * i)) birds."; done > "$work/corpus.txt"
@@ -46,4 +46,14 @@ cp "$work/corpus.txt" "$seeds/tokens/text"
 { cat "$work/bpe/vocab.json"; printf '\xff'; cat "$work/bpe/merges.txt"; printf '\xff'; head -c 60 "$work/corpus.txt"; } \
     > "$seeds/tokenizer/bpe"
 printf '%s\n' -i corpus.txt -e d12 -d 32 --gate-warmup 5% -k wsd --no-shuffle -l=3e-4 > "$seeds/options/line"
+# Bytes of tests/fuzz/logits_case.h: every norm, gate and fold.
+for norm in 0 1; do for mode in 0 1 2; do for fold in 0 1 2 3; do
+    printf "\\x1\\x1\\x$((mode + 3))\\x$((40 + fold))\\x30\\x$norm\\x$mode\\x$fold\\x$((mode))\\x3The cat sat" > "$seeds/instruction_sets/$norm$mode$fold"
+done; done; done
+printf '%s\n' '{"ctx": "The cat", "endings": ["sat", "ran \\u00e4"], "label": 0}' '{"ctx": "A", "endings": ["b"], "label": "0"}' \
+    > "$seeds/hellaswag/lines"
+# llm.c's: 256 int32 (magic, version, items, longest), then uint16: start, bytes, number, label, endings, counts and ids.
+{ printf '\x8a\xd8\x34\x01\1\0\0\0\1\0\0\0'; head -c 1012 /dev/zero; printf '\xff\xff'
+    for n in 18 0 0 1 1 7 1 8; do printf "\\x$(printf %x $n)\0"; done; } > "$seeds/hellaswag/llmc"
+printf '1,2,30\xffThe cat\xffThe cat\r\nsat\n' > "$seeds/prompts/all"
 touch "$seeds/done"

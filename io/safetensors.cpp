@@ -258,8 +258,10 @@ std::string make_header(const std::string& path, const std::map<std::string, std
         if (!tensor_bytes(t.dtype, t.shape, &size) || __builtin_add_overflow(begin, size, &end))
             fail("cannot write %s: tensor %s has a shape with more bytes than 64 bits can count",
                  in_quotes(path).c_str(), in_quotes(t.name).c_str());
+        std::string shape = shape_text(t.shape);  // nlohmann's array would need memory in its destructor
+        std::erase(shape, ' ');
         header += strprintf(",%s:{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}", name.c_str(),
-                            dtype_name(t.dtype), json(t.shape).dump().c_str(), begin, end);
+                            dtype_name(t.dtype), shape.c_str(), begin, end);
         bytes->push_back(size);
         begin = end;
     }

@@ -1,15 +1,44 @@
 // How a program ends: its exit status, and the error it prints if it fails.
 #pragma once
+#include <unistd.h>
+
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
+#include <new>
 
 namespace tapernorm {
+
+inline const char* running_program = "";
+
+inline void print_out_of_memory() {
+    std::fflush(stdout);
+    std::fprintf(stderr, "%s: error: out of memory; use a smaller model, batch or context, or close other programs\n",
+                 running_program);
+}
+
+// Memory may also end where no exception may leave, such as in nlohmann's destructor, which allocates.
+[[noreturn]] inline void end_of_program() {
+    try {
+        if (std::current_exception()) throw;
+    } catch (const std::bad_alloc&) {
+        print_out_of_memory();
+        _exit(1);
+    } catch (...) {  // a bug, to be seen as one
+    }
+    std::abort();
+}
 
 // What main returns: the result of body, or 1 if body throws, after printing why.
 template <class Body>
 int exit_status(const char* program, Body&& body) {
+    running_program = program;
+    std::set_terminate(end_of_program);
     try {
         return body();
+    } catch (const std::bad_alloc&) {
+        print_out_of_memory();
+        return 1;
     } catch (const std::exception& error) {
         std::fflush(stdout);
         std::fprintf(stderr, "%s: error: %s\n", program, error.what());

@@ -1,13 +1,15 @@
-# Fuzzing, races of threads, crashes, and what `make test-all` adds to `make test`. Included by the Makefile.
+# Fuzzing, races of threads, torture, and what `make test-all` adds to `make test`. Included by the Makefile.
 #
 # make test-rest    what make test-all runs beside make test
-# make fuzz         the readers of tests/fuzz under libFuzzer, AddressSanitizer and UBSan (clang), FUZZ_SECONDS=600 each
+# make fuzz         the readers of tests/fuzz under libFuzzer, AddressSanitizer and UBSan (clang), FUZZ_SECONDS=600 or FUZZ_RUNS each
+# make fuzz-corpus  the smallest part of what make fuzz found that reaches as much, to tests/fuzz/corpus
+# make fuzz-coverage  which lines of each reader that corpus and the seeds reach (clang)
 # make fuzz-replay  the same readers, by any compiler, on their seeds and on RUNS changed ones, the same each time
 # make tsan         the CPU's threads under ThreadSanitizer (clang)
-# make crash-test   200 kills -9 at random moments of a run; make test has ten
+# make torture      1200 kills, torn files and failing calls (TORTURE), of which make test has 24; and make fuzz
 # make help-check   whether dev/guides quotes what the programs print (dev/readme.py)
 # make o0-test      the CPU's tests without optimization, where two types of one name (an ODR violation) are an error
-.PHONY: test-rest help-check fuzz fuzz-replay-programs fuzz-replay tsan crash-test o0-test
+.PHONY: test-rest help-check fuzz fuzz-corpus fuzz-coverage fuzz-replay-programs fuzz-replay tsan torture o0-test
 test-rest:
 	$(MAKE) o0-test
 	$(MAKE) fuzz-replay RUNS=2000
@@ -23,27 +25,40 @@ help-check: $(PROGRAMS) $(DATA_TOOLS) bench_infer
 FUZZ_CXX ?= $(firstword $(shell command -v clang++ clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++-14))
 FUZZ_TARGETS = $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
 SANITIZED = -std=c++20 -fno-math-errno -fno-omit-frame-pointer -Wall -Wextra -Wno-unknown-pragmas
-# No OpenMP but its number of threads, 1, so that a finding can be repeated; and the inner loops as they are shipped.
-FUZZ_OBJECTS = $(patsubst %.cpp,$(1)/%.o,$(LIBRARY_SOURCES) $(TRAIN_SOURCES)) $(LEAVES:%=$(BUILD)/%)
+# No OpenMP but its number of threads, 1, so that a finding can be repeated.
+FUZZ_OBJECTS = $(patsubst %.cpp,$(1)/%.o,$(LIBRARY_SOURCES) $(TRAIN_SOURCES)) $(LEAVES:%=$(1)/%)
 
-# From the seeds of dev/fuzz_seeds.sh and what earlier runs found (build/fuzz/corpus).
+# From the seeds of dev/fuzz_seeds.sh, the corpus that is kept here, and what earlier runs found (build/fuzz/corpus).
 FUZZ = $(BUILD)/fuzz
-FUZZ_SECONDS ?= 600
+export FUZZ_SECONDS FUZZ_RUNS
 FUZZ_COMMAND = $(FUZZ_CXX) $(CPPFLAGS) $(SANITIZED) -O1 -g1 -fsanitize=fuzzer-no-link,address,undefined \
                -fno-sanitize-recover=undefined -Wno-pass-failed
 $(eval $(call objects,$(FUZZ),$(FUZZ_COMMAND),$(FUZZ_COMMAND) -x c++))
 $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%): $(FUZZ)/fuzz_%: $(FUZZ)/tests/fuzz/fuzz_%.o $(call FUZZ_OBJECTS,$(FUZZ))
 	$(FUZZ_CXX) -fsanitize=fuzzer,address,undefined $^ $(LDLIBS) -lgomp -o $@
+
+# Line by line, without a fuzzer: by the replay below.
+COVERAGE = $(BUILD)/fuzz-coverage
+COVERAGE_COMMAND = $(FUZZ_CXX) $(CPPFLAGS) $(SANITIZED) -O1 -fprofile-instr-generate -fcoverage-mapping -Wno-pass-failed
+$(eval $(call objects,$(COVERAGE),$(COVERAGE_COMMAND),$(COVERAGE_COMMAND) -x c++))
+COVERED = $(FUZZ_TARGETS:%=$(COVERAGE)/fuzz_%)
+$(COVERED): $(COVERAGE)/fuzz_%: $(COVERAGE)/tests/fuzz/fuzz_%.o $(COVERAGE)/tests/fuzz/replay.o $(call FUZZ_OBJECTS,$(COVERAGE))
+	$(FUZZ_CXX) -fprofile-instr-generate $^ $(LDLIBS) -lgomp -o $@
+
 HAVE_FUZZER = $(if $(FUZZ_CXX),$(shell printf '%s\n' '%:include <omp.h>' \
     'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return omp_get_thread_num(); }' | \
     $(FUZZ_CXX) -x c++ -fsanitize=fuzzer,address - -lgomp -o /dev/null 2>/dev/null && echo 1))
-ifneq ($(filter fuzz,$(MAKECMDGOALS)),)
+ifneq ($(filter fuzz%,$(MAKECMDGOALS)),)
 ifeq ($(HAVE_FUZZER),1)
 fuzz: $(PROGRAMS) bpe_train $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%)
-	dev/fuzz.sh $(FUZZ) $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+	dev/fuzz.sh $(FUZZ) $(FUZZ_TARGETS)
+fuzz-corpus: $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%)
+	dev/fuzz_corpus.sh $(FUZZ) $(FUZZ_TARGETS)
+fuzz-coverage: $(PROGRAMS) bpe_train $(COVERED)
+	dev/fuzz_coverage.sh $(COVERAGE) $(FUZZ_TARGETS)
 else
-fuzz:
-	@echo "fuzz: skipped: no clang with libFuzzer (packages clang, libclang-rt-dev and libomp-dev)"
+fuzz fuzz-corpus fuzz-coverage:
+	@echo "$@: skipped: no clang with libFuzzer (packages clang, libclang-rt-dev and libomp-dev)"
 endif
 endif
 
@@ -60,7 +75,7 @@ fuzz-replay: fuzz-replay-programs
 	TAPERNORM_BIN=$(BIN) dev/fuzz_seeds.sh $(REPLAY)/seeds
 	@[ -w /dev/shm ] && export TMPDIR=/dev/shm; set -e; for target in $(FUZZ_TARGETS); do \
 	    echo "fuzz_$$target: seeds and $(RUNS) changed ones"; \
-	    $(REPLAY)/fuzz_$$target $(REPLAY)/seeds/$$target $(RUNS) >/dev/null; done
+	    $(REPLAY)/fuzz_$$target $(RUNS) $(REPLAY)/seeds/$$target tests/fuzz/corpus/$$target >/dev/null; done
 
 # Ops, model, training and ranks with several threads, by Clang: its OpenMP runtime tells ThreadSanitizer of its barriers
 # (Archer), GCC's does not.
@@ -82,8 +97,15 @@ else
 endif
 endif
 
-crash-test: $(PROGRAMS) $(BUILD)/run_tests
-	CRASH_KILLS=200 $(BUILD)/run_tests -tc="crash*"
+# In front of the C library: makes its calls fail.
+SHIM = $(BUILD)/torture_shim.so
+$(SHIM): tests/torture/shim.c
+	@mkdir -p $(@D)
+	$(CXX) -x c -O1 -Wall -Wextra -Werror -shared -fPIC $< -o $@
+TORTURE ?= 1200
+torture: $(TESTED) $(BUILD)/run_tests
+	TAPERNORM_BIN=$(BIN) TORTURE=$(TORTURE) $(BUILD)/run_tests -tc="torture*,crash*"
+	$(MAKE) fuzz
 
 # Without optimization every function is called as it was compiled last: two types of one name then crash. The inner loops are
 # those that are shipped. -flto compares the types and functions of all files.
@@ -91,7 +113,7 @@ O0 = $(BUILD)/O0
 O0_FLAGS = $(filter-out $(OPT),$(CXXFLAGS)) -O0 -flto
 $(eval $(call objects,$(O0),$(CXX) $(CPPFLAGS) $(O0_FLAGS),$(CXX) $(CPPFLAGS) $(O0_FLAGS) -x c++))
 $(O0)/train/ranks/mpi_link.o: EXTRA = $(MPI)
-$(O0)/run_tests: $(patsubst %.cpp,$(O0)/%.o,$(wildcard tests/*.cpp) $(LIBRARY_SOURCES) $(TRAIN_SOURCES)) $(LEAVES:%=$(BUILD)/%)
+$(O0)/run_tests: $(patsubst %.cpp,$(O0)/%.o,$(wildcard tests/*.cpp) $(LIBRARY_SOURCES) $(TRAIN_SOURCES)) $(LEAVES:%=$(BUILD)/%) | $(SHIM)
 	$(CXX) $(LDFLAGS) -O0 -flto=auto -Wodr -Wlto-type-mismatch -Werror=odr -Werror=lto-type-mismatch $^ $(LDLIBS) $(MPI_LIBS) -o $@
 o0-test: $(PROGRAMS) bench_infer $(O0)/run_tests
 	$(O0)/run_tests

@@ -56,9 +56,54 @@ void check_same_result(const Workplace& w, const Workplace& whole) {
 
 }  // namespace
 
-TEST_CASE("crash: kill -9 at random moments; the run resumes and ends with the bits of an undisturbed one") {
-    const char* wanted = std::getenv("CRASH_KILLS");  // make crash-test: 200
-    const size_t kills = wanted ? std::stoul(wanted) : 10;
+namespace {
+
+// How often one of the three tortures happens: make torture wants TORTURE of them in all, make test a few.
+size_t tortures(size_t few) {
+    const char* wanted = std::getenv("TORTURE");
+    return wanted ? std::stoul(wanted) / 3 : few;
+}
+
+// Of the newest whole state on the disk; 0: there is none.
+size_t newest_step(const Workplace& w) {
+    size_t step = 0;
+    for (const char* state : {"model.state.bin", "model.state.1.bin"}) try {
+            const SafetensorsFile file(w.at(state));
+            file.verify();
+            step = std::max<size_t>(step, std::stoul(file.metadata().at("step")));
+        } catch (const Error&) {
+        }
+    return step;
+}
+
+// Nothing but warnings, each of one line, and at most one error behind them.
+void check_clean(const Outcome& outcome) {
+    CAPTURE(outcome.err);
+    CHECK((outcome.status == 0 || outcome.status == 1));
+    std::istringstream lines(outcome.err);
+    size_t errors = 0;
+    for (std::string line; std::getline(lines, line);) {
+        const bool error = line.starts_with("train_gpt: error: ");
+        CHECK((error || line.starts_with("warning: ")));
+        CHECK(std::none_of(line.begin(), line.end(), [](char c) { return (c >= 0 && c < 32) || c == 127; }));
+        errors += error;
+    }
+    CHECK(errors == size_t(outcome.status));
+}
+
+// Goes on to the end as a user does: with -y where there is a state, from the start where that is refused.
+void finish(const Workplace& w) {
+    Outcome outcome = w.run(next_command(w, kRun));
+    check_clean(outcome);
+    if (outcome.status != 0) outcome = w.run(kRun);
+    CAPTURE(outcome.err);
+    CHECK(outcome.status == 0);
+}
+
+// Kills a run several times, each after a part of the time that a whole one takes, does something to its files (after), and
+// lets it go on; then undisturbed to the end (check).
+void kill_runs(size_t kills, uint64_t seed, const std::function<void(const Workplace&, uint64_t attempt)>& after,
+               const std::function<void(const Workplace&, const Workplace& whole)>& check) {
     const Workplace whole;
     const auto begin = std::chrono::steady_clock::now();
     whole.ok(kRun);
@@ -66,24 +111,135 @@ TEST_CASE("crash: kill -9 at random moments; the run resumes and ends with the b
     size_t killed = 0;
     for (uint64_t attempt = 0; killed < kills && attempt < 3 * kills + 10;) {
         const Workplace w;
-        std::string command = kRun;
-        // Several kills a run, each after a part of the time that a whole run takes; then undisturbed to the end.
+        size_t confirmed = 0;
         for (int part = 0; part < 3 && killed < kills; part++, attempt++) {
-            Program program(w.path, w.command(command));
-            std::this_thread::sleep_for(one_run * random_uniform(1, kills, attempt) * 0.7);
+            CAPTURE(attempt);
+            Program program(w.path, w.command(next_command(w, kRun)));
+            std::this_thread::sleep_for(one_run * random_uniform(seed, kills, attempt) * 0.7);
             program.send(SIGKILL);
             if (program.finish().status == 128 + SIGKILL) killed++;
             check_states(w);
-            command = next_command(w, kRun);
+            CHECK(newest_step(w) >= confirmed);  // a checkpoint that had its name once is there, or a newer one
+            after(w, attempt);
+            confirmed = newest_step(w);
         }
         CAPTURE(attempt);
-        const Outcome last = w.run(command);
-        CAPTURE(last.err);
-        CHECK(last.status == 0);  // a kill between two renames leaves no newest state, which is said in one line
-        CHECK((last.err == "" || last.err.starts_with("warning: 'model.state.bin' is missing; resuming from")));
-        check_same_result(w, whole);
+        finish(w);
+        check(w, whole);
     }
     CHECK(killed == kills);
+}
+
+// What a power cut can leave of a file: its end is missing, or a sector is zeros.
+void tear(const std::string& path, uint64_t attempt) {
+    constexpr size_t kSector = 512;
+    std::string bytes = read_file(path);
+    const size_t sectors = (bytes.size() + kSector - 1) / kSector;
+    const size_t at = random_bits(3, 0, attempt) % std::max<size_t>(sectors, 1) * kSector;
+    if (random_bits(3, 1, attempt) % 2)
+        bytes.resize(at);
+    else
+        std::fill_n(bytes.begin() + std::ptrdiff_t(at), std::min(kSector, bytes.size() - at), '\0');
+    write_file(path, bytes);
+}
+
+}  // namespace
+
+TEST_CASE("torture: kill -9 at random moments; the run resumes and ends with the bits of an undisturbed one") {
+    kill_runs(tortures(10), 1, [](const Workplace&, uint64_t) {}, check_same_result);
+}
+
+TEST_CASE("torture: killed, and the newest file torn; the run ends with the bits of an undisturbed one") {
+    const auto tear_newest = [](const Workplace& w, uint64_t attempt) {
+        std::string newest;
+        std::filesystem::file_time_type time;
+        for (const auto& entry : std::filesystem::directory_iterator(w.path))
+            if (entry.path().filename() != "corpus.txt" && entry.file_size() > 0 &&
+                (newest.empty() || entry.last_write_time() > time))
+                newest = entry.path().string(), time = entry.last_write_time();
+        if (!newest.empty()) tear(newest, attempt);
+    };
+    kill_runs(tortures(6), 2, tear_newest, [](const Workplace& w, const Workplace& whole) {
+        CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+        // Lines of a torn log may be missing; what is there is right.
+        const std::string log = without_times(read_file(whole.at("model.log.jsonl")));
+        std::istringstream lines(without_times(read_file(w.at("model.log.jsonl"))));
+        for (std::string line; std::getline(lines, line);) CHECK_MESSAGE(log.find(line + "\n") != log.npos, line);
+    });
+}
+
+namespace {
+
+struct Fault {
+    const char* call;
+    int error;
+};
+
+// Runs a command with the shim of tests/torture in front of the C library: the calls number at .. at + length - 1 of this kind
+// fail. at = 0: none. Returns the number of calls, too.
+std::pair<Outcome, size_t> run_with_fault(const Workplace& w, const std::string& line, const Fault& fault, size_t at,
+                                          size_t length) {
+    const auto folder = std::filesystem::read_symlink("/proc/self/exe").parent_path();
+    std::string shim = (folder / "torture_shim.so").string();
+    if (!std::filesystem::exists(shim)) shim = (folder.parent_path() / "torture_shim.so").string();
+    REQUIRE(std::filesystem::exists(shim));
+    const std::pair<const char*, std::string> variables[] = {{"LD_PRELOAD", shim},
+                                                             {"TORTURE_CALL", fault.call},
+                                                             {"TORTURE_ERROR", std::to_string(fault.error)},
+                                                             {"TORTURE_AT", std::to_string(at)},
+                                                             {"TORTURE_FOR", std::to_string(length)},
+                                                             {"TORTURE_COUNT", w.at("calls")}};
+    for (const auto& [name, value] : variables) setenv(name, value.c_str(), 1);
+    const Outcome outcome = w.run(line);
+    for (const auto& [name, value] : variables) unsetenv(name);
+    const std::string calls = read_file(w.at("calls"));  // empty where the program ended by _exit
+    std::filesystem::remove(w.at("calls"));
+    return {outcome, calls.empty() ? at : std::stoul(calls)};
+}
+
+}  // namespace
+
+TEST_CASE(
+    "torture: calls of the system that fail: one line each, and the run can go on to the bits of an undisturbed one") {
+    constexpr Fault kFaults[] = {{"write", ENOSPC}, {"malloc", ENOMEM}, {"write", EIO},   {"fsync", EIO},
+                                 {"rename", EIO},   {"malloc", ENOMEM}, {"open", ENOSPC}, {"write", 0}};
+    const Workplace whole, killed;
+    whole.ok(kRun);
+    Program half(killed.path, killed.command(kRun));  // some runs begin with the checkpoints of one that was killed
+    half.wait_until([&](const std::string&) { return newest_step(killed) >= 10; });
+    half.send(SIGKILL), half.finish();
+    std::map<std::string, size_t> calls;
+    const size_t wanted = tortures(8);
+    for (uint64_t attempt = 0, happened = 0; happened < wanted; attempt++) {
+        REQUIRE(attempt < 4 * wanted);
+        const Fault& fault = kFaults[attempt % std::size(kFaults)];
+        if (!calls.count(fault.call)) calls[fault.call] = run_with_fault(Workplace(), kRun, fault, 0, 0).second;
+        const size_t at = 1 + random_bits(4, 0, attempt) % calls[fault.call],
+                     length = attempt / std::size(kFaults) % 2 ? 1 : 20;
+        CAPTURE(fault.call);
+        CAPTURE(fault.error);
+        CAPTURE(at);
+        CAPTURE(length);
+        const Workplace w;
+        const bool resumed = random_bits(4, 1, attempt) % 2;
+        CAPTURE(resumed);
+        if (resumed)
+            std::filesystem::copy(killed.path, w.path,
+                                  std::filesystem::copy_options::recursive |
+                                      std::filesystem::copy_options::overwrite_existing);
+        const size_t confirmed = newest_step(w);
+        const auto [outcome, reached] = run_with_fault(w, next_command(w, kRun), fault, at, length);
+        happened += reached >= at;
+        check_clean(outcome);
+        check_states(w);
+        CHECK(newest_step(w) >= confirmed);
+        if (outcome.status == 0) CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+        finish(w);
+        if (outcome.err.find("cannot write the log") == std::string::npos)
+            check_same_result(w, whole);
+        else
+            CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+    }
 }
 
 #if defined(__x86_64__)

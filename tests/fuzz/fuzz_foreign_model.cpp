@@ -3,8 +3,14 @@
 
 #include "model/model_file.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/safetensors_mutator.h"
 
 namespace tapernorm {
+
+extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned seed) {
+    const size_t config = as_text(data, size).find('\xff');
+    return mutate_safetensors(data, size, max_size, seed, config == std::string_view::npos ? size : config + 1);
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::string_view input = as_text(data, size);

@@ -3,11 +3,16 @@
 #include "io/tokenizer.h"
 #include "model/model_file.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/safetensors_mutator.h"
 
 namespace tapernorm {
 
+extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned seed) {
+    return mutate_safetensors(data, size, max_size, seed);
+}
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-    const std::string path = file_with(safetensors_bytes(as_text(data, size)));
+    const std::string path = file_with(with_checksum(safetensors_bytes(as_text(data, size))));
     return expect_clean([&] {
         Cpu dev(1, Isa::base);
         const auto model = load_model(dev, path);

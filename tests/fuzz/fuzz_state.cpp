@@ -1,23 +1,12 @@
 // A state file, as -y reads it: its checks, its flags, its numbers. One that is taken trains on, and what is saved then opens.
 #define TAPERNORM_NO_MAIN
-#include "io/checksum.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/safetensors_mutator.h"
 #include "train_gpt.cu"
 
 namespace tapernorm::train {
 
 namespace {
-
-// With the right checksum in the place of its own, which no fuzzer guesses.
-std::string with_checksum(std::string bytes) {
-    const std::string key = "\"checksum\":\"";
-    const size_t place = bytes.find(key) + key.size(), digits = 16;
-    if (place < key.size() || place + digits > bytes.size()) return bytes;
-    bytes.replace(place, digits, digits, '0');
-    Checksum sum;
-    sum.add(bytes.data(), bytes.size());
-    return bytes.replace(place, digits, strprintf("%016llx", (unsigned long long)sum.value()));
-}
 
 void resume(const std::string& folder, const std::string& corpus) {
     Settings s;
@@ -41,6 +30,10 @@ void resume(const std::string& folder, const std::string& corpus) {
 }
 
 }  // namespace
+
+extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned seed) {
+    return mutate_safetensors(data, size, max_size, seed);
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::string path = file_with(with_checksum(safetensors_bytes(as_text(data, size))), "model.state.bin");

@@ -1,6 +1,7 @@
-// A fuzz target without libFuzzer, for `make test`: every file of a folder, then RUNS changed ones, always the same.
+// A fuzz target without libFuzzer, for `make test`: every file of some folders, then RUNS changed ones, always the
+// same.
 //
-//   fuzz_state FOLDER RUNS
+//   fuzz_state RUNS FOLDER...
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -67,25 +68,52 @@ void run(const std::string& input) {
     LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(input.data()), input.size());
 }
 
+constexpr size_t kMostBytes = 1 << 20;
+
+std::string changed(std::string text, const std::vector<std::string>& seeds, Random& random) {
+    for (size_t changes = 1 + random.below(4); changes > 0; changes--) change(text, seeds, random);
+    return text;
+}
+
+Random* mutation;  // of LLVMFuzzerMutate
+
 }  // namespace
+
+// A target's own mutator, where it has one; and libFuzzer's, which that one may call.
+extern "C" [[gnu::weak]] size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned seed);
+extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size) {
+    const std::string text(as_text(data, size)), other = changed(text, {text}, *mutation).substr(0, max_size);
+    std::copy(other.begin(), other.end(), data);
+    return other.size();
+}
 
 }  // namespace tapernorm
 
 using namespace tapernorm;
 
 int main(int argc, char** argv) {
-    if (argc != 3) return std::fprintf(stderr, "usage: %s FOLDER RUNS\n", argv[0]), 1;
+    if (argc < 3) return std::fprintf(stderr, "usage: %s RUNS FOLDER...\n", argv[0]), 1;
     std::vector<std::filesystem::path> paths;
-    for (const auto& entry : std::filesystem::directory_iterator(argv[1])) paths.push_back(entry.path());
+    std::error_code missing;  // not every target has a kept corpus
+    for (int i = 2; i < argc; i++)
+        for (const auto& entry : std::filesystem::directory_iterator(argv[i], missing)) paths.push_back(entry.path());
     std::sort(paths.begin(), paths.end());
     std::vector<std::string> seeds;
     for (const auto& path : paths) run(seeds.emplace_back(bytes_of(path)));
-    if (seeds.empty()) return std::fprintf(stderr, "%s: no file\n", argv[1]), 1;
-    const size_t runs = std::stoul(argv[2]);
+    if (seeds.empty()) return std::fprintf(stderr, "%s: no file\n", argv[2]), 1;
+    const size_t runs = std::stoul(argv[1]);
     for (size_t i = 0; i < runs; i++) {
         Random random{i};
         std::string input = seeds[random.below(seeds.size())];
-        for (size_t changes = 1 + random.below(4); changes > 0; changes--) change(input, seeds, random);
+        if (LLVMFuzzerCustomMutator && random.below(2)) {
+            mutation = &random;
+            const size_t size = input.size();
+            input.resize(std::max(size, kMostBytes));
+            input.resize(LLVMFuzzerCustomMutator(reinterpret_cast<uint8_t*>(input.data()), size, input.size(),
+                                                 unsigned(random.below(1 << 30))));
+        } else {
+            input = changed(input, seeds, random);
+        }
         run(input);
     }
     std::fprintf(stderr, "%s: %zu files, %zu changed ones\n", argv[0], seeds.size(), runs);

@@ -1,0 +1,27 @@
+// The same model and tokens by the inner loops of every instruction set that this machine has: the logits are those of the
+// same model in double, within rounding.
+#include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/logits_case.h"
+
+namespace tapernorm {
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+    const LogitsCase c(as_text(data, size));
+    Cpu reference(1, Isa::base);
+    const RandomModel<double> exact(reference, c.config);
+    const RandomModel<float> model(reference, c.config);
+    const std::vector<double> expected = c.logits<Cpu, double>(reference, exact.tensors, exact.taper_scale);
+    const double bound = logits_bound(expected);
+    for (const Isa isa : {Isa::base, Isa::avx2, Isa::avx512}) {
+        if (isa > best_isa()) break;
+        Cpu dev(1, isa);
+        const PackedModel panels(dev, c.config, model.tensors, WeightType::fp32);
+        for (const PackedModel* packed : {static_cast<const PackedModel*>(nullptr), &panels}) {
+            const std::vector<double> found = c.logits<Cpu, float>(dev, model.tensors, model.taper_scale, packed);
+            require(max_difference(found.data(), expected.data(), found.size()) <= bound, isa_name(isa));
+        }
+    }
+    return 0;
+}
+
+}  // namespace tapernorm

@@ -1,0 +1,55 @@
+// A small model, tokens and the way they are fed, from any bytes: so that a fuzzer chooses the shape, the norm, the gate and
+// what is folded, and different programs can compute the same logits.
+#pragma once
+#include <string_view>
+#include <vector>
+
+#include "inference/decoder.cuh"
+#include "tests/random_model.h"
+
+namespace tapernorm {
+
+struct LogitsCase {
+    Config config;
+    double gate;
+    std::vector<int> tokens;  // at most config.T
+    size_t prompt;            // how many of them are fed at once; the others follow one by one
+
+    explicit LogitsCase(std::string_view bytes) {
+        size_t at = 0;
+        const auto below = [&](size_t limit) {
+            return at < bytes.size() ? static_cast<unsigned char>(bytes[at++]) % limit : 0;
+        };
+        config.L = 1 + below(3), config.NH = 1 + below(4), config.C = config.NH * (1 + below(20));
+        config.V = 2 + below(150), config.T = 1 + below(200);
+        config.norm = NormKind(below(2)), config.mode = GateMode(below(3)), config.fold = Fold(below(4));
+        config.eps = default_eps(config.norm);
+        gate = double(below(3)) / 2;
+        prompt = 1 + below(config.T);
+        do tokens.push_back(int(below(config.V)));
+        while (at < bytes.size() && tokens.size() < config.T);
+    }
+
+    // The logits of all tokens.
+    template <class Device, class Real>
+    std::vector<double> logits(Device& dev, const GptTensors<Real>& weights, const std::vector<float>& taper_scale,
+                               const PackedModel* packed = nullptr) const {
+        Decoder<Device, Real> decoder(dev, config, weights, taper_scale, gate, 1, packed);
+        std::vector<Acc<Real>> out(tokens.size() * config.V);
+        const size_t first = std::min(prompt, tokens.size());
+        decoder.feed(tokens.data(), first, Logits::all, out.data());
+        for (size_t i = first; i < tokens.size(); i++)
+            decoder.feed(&tokens[i], 1, Logits::last, out.data() + i * config.V);
+        return {out.begin(), out.end()};
+    }
+};
+
+// What fp32 may differ from double: rounding of 2^-24 per operation, some hundreds of them after each other in these models,
+// relative to the largest logit.
+inline double logits_bound(const std::vector<double>& logits) {
+    double largest = 1;
+    for (const double x : logits) largest = std::max(largest, std::abs(x));
+    return 1e-4 * largest;
+}
+
+}  // namespace tapernorm
