@@ -150,7 +150,11 @@ void check_state(const SafetensorsFile& state) {
     if (const std::string& version = state_metadata(state, "state_version"); version != "1")
         fail("%s: state version: expected 1, found %s; use the version of this program that wrote the file",
              state.path().c_str(), in_quotes(version).c_str());
-    check_tensors(state, read_config(state));
+    const Config config = read_config(state);
+    if (config.fold != Fold::none)
+        fail("%s: metadata \"folded\": expected none in the state of a run, found %s; the file is damaged",
+             state.path().c_str(), fold_name(config.fold));
+    check_tensors(state, config);
 }
 
 }  // namespace tapernorm::train
