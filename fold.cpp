@@ -232,14 +232,14 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     Cpu dev{int(threads)};
     dev.memory_hint = "folding holds the model twice in double and twice in fp32; use a machine with more memory";
     const std::unique_ptr<HostModel> model = load_model(dev, in);
-    std::printf("read      %s: %s\n", in.c_str(), describe(model->info).c_str());
+    std::printf("read      %s: %s\n", printable(in).c_str(), describe(model->info).c_str());
     refuse_unfinished(in, model->info);
     check_writable(out);
 
     Model64 exact(dev, model->info.config);
     ModelInfo info = model->info;
     info.config.fold = fold_for(info.config.mode);
-    info.taper_scale.clear();
+    info.taper_scale.clear(), info.unread.clear();
     Model64 folded_exact(dev, info.config);
     auto convert = []<class From, class To>(const std::vector<Tensor<From>>& from, const std::vector<Tensor<To>>& to) {
         for (size_t i = 0; i < to.size(); i++)
@@ -251,7 +251,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     convert(tensor_list(info.config, folded_exact.tensors), tensor_list(info.config, folded.tensors));
     check(dev, *model, exact, folded, folded_exact);
     save_model(out, info, folded.tensors, dtype == "bf16" ? Dtype::BF16 : Dtype::F32);
-    std::printf("wrote     %s: %s\n", out.c_str(), describe(info).c_str());
+    std::printf("wrote     %s: %s\n", printable(out).c_str(), describe(info).c_str());
     return 0;
 }
 

@@ -29,6 +29,7 @@
 #include "inference/prompts.h"
 #include "inference/sampler.h"
 #include "io/options.h"
+#include "io/terminal.h"
 #include "io/tokenizer.h"
 #include "model/model_file.h"
 #include "runtime/exit_status.h"
@@ -60,8 +61,8 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--batch", .to = &s.batch, .metavar = "B", .range = {.low = 1, .high = 1024},
            .help = "lines of --prompts to complete at a time; does not change the results"});
     o.add({.long_name = "--eval", .to = &s.eval, .metavar = "FILE", .default_text = "none",
-           .help = "print the model's loss on the text in FILE: nats per token, perplexity, bits per byte; with --weights "
-                   "bf16 or int8 also the change from fp32"});
+           .help = "print the model's loss on the text or the token shards in FILE: nats per token, perplexity, bits per byte; "
+                   "with --weights bf16 or int8 also the change from fp32"});
     o.add({.long_name = "--hellaswag", .to = &s.hellaswag, .metavar = "FILE", .default_text = "none",
            .help = "print the model's HellaSwag scores; FILE is llm.c's .bin or the original JSON lines"});
     o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH", .default_text = "the model's own",
@@ -96,16 +97,10 @@ static std::string token_text(const std::optional<Tokenizer>& tokenizer, int id)
     if (!tokenizer || size_t(id) >= tokenizer->vocab_size()) return "";
     std::string text = "\"";
     for (char c : tokenizer->token(size_t(id))) {
-        if (c == '\n')
-            text += "\\n";
-        else if (c == '"' || c == '\\')
-            text += std::string("\\") + c;
-        else if (static_cast<unsigned char>(c) < 32 || c == 127)
-            text += strprintf("\\x%02x", unsigned(static_cast<unsigned char>(c)));
-        else
-            text += c;
+        if (c == '"' || c == '\\') text += '\\';
+        text += c == '\n' ? "\\n" : std::string(1, c);
     }
-    return text + "\"";
+    return printable(text) + "\"";
 }
 
 static double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -132,7 +127,7 @@ void last_token(const Settings& s, Decoder<Device, Real>& decoder, const Prompt&
     std::nth_element(times.begin(), times.begin() + ptrdiff_t(times.size() / 2), times.end());
     const double median = times[times.size() / 2];
     std::printf("prompt    %zu tokens: %s\n\nnext token, by probability:\n", prompt.tokens.size(),
-                prompt.text.empty() ? s.tokens.c_str() : prompt.text.c_str());
+                printable(prompt.text.empty() ? s.tokens : prompt.text, "\n\t").c_str());
     const auto next = candidates(logits.data(), c.V, {.temperature = 1, .top_k = std::min(s.show, c.V)});
     double top = logits[size_t(next[0].token)], sum = 0;
     for (float z : logits) sum += std::exp(double(z) - top);
@@ -159,15 +154,14 @@ void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& p
         dump_logits(s.dump, logits, c.V);
         logits.erase(logits.begin(), logits.end() - ptrdiff_t(c.V));
     }
-    std::fwrite(prompt.text.data(), 1, prompt.text.size(), stdout);
+    TextOutput out;
+    out.write(prompt.text);
     const size_t V = tokenizer ? std::min(c.V, tokenizer->vocab_size()) : c.V;
     const auto decode = std::chrono::steady_clock::now();
     generate_stream(decoder, logits, prompt.tokens, V, s.n, s.sampling(), s.model, [&](size_t i, int token) {
-        const std::string text =
-            tokenizer ? std::string(tokenizer->token(size_t(token))) : strprintf(i == 0 ? "%d" : ",%d", token);
-        std::fwrite(text.data(), 1, text.size(), stdout);
-        std::fflush(stdout);
+        out.write(tokenizer ? std::string(tokenizer->token(size_t(token))) : strprintf(i == 0 ? "%d" : ",%d", token));
     });
+    out.end();
     const double seconds = seconds_since(decode);
     std::printf("\n\nprompt %zu tokens in %.1f ms; %zu generated in %.2f s (%.2f ms per token)\n", prompt.tokens.size(),
                 prefill_seconds * 1e3, s.n, seconds, seconds * 1e3 / double(std::max<size_t>(s.n, 1)));
@@ -178,6 +172,7 @@ template <class Device, class Real>
 void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::vector<Prompt>& prompts,
                   const Config& c, const Tokenizer& tokenizer) {
     const size_t V = std::min(c.V, tokenizer.vocab_size());
+    const bool terminal = isatty(STDOUT_FILENO);
     const auto start = std::chrono::steady_clock::now();
     Generator<Device, Real> generator(decoder);
     for (size_t first = 0; first < prompts.size(); first += s.batch) {
@@ -189,7 +184,10 @@ void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::
             const Prompt& p = prompts[first + b];
             const std::vector<uint16_t> ids(tokens[b].begin() + ptrdiff_t(p.tokens.size()), tokens[b].end());
             const nlohmann::ordered_json line = {{"prompt", p.text}, {"text", tokenizer.decode(ids)}, {"tokens", ids}};
-            std::printf("%s\n", line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+            const auto replace = nlohmann::json::error_handler_t::replace;
+            std::string text = line.dump(-1, ' ', false, replace);
+            if (terminal && printable(text) != text) text = line.dump(-1, ' ', true, replace);
+            std::printf("%s\n", text.c_str());
         }
         std::fflush(stdout);
     }
@@ -204,22 +202,30 @@ struct Inputs {
     Prompt prompt;
     std::vector<Prompt> prompts;
     std::vector<Choice> choices;
+    EvalTokens eval;
 };
 
 static void read_inputs(const Settings& s, const Options& options, const ModelInfo& info, Inputs& in) {
+    std::string why_none;
     try {
-        if (s.tokenizer.empty()) in.tokenizer = Tokenizer::from_metadata(info.tokenizer, s.model);
-    } catch (const Error&) {
-        // Ids still work; a prompt of text says what is missing.
+        const Tokenizer tokenizer =
+            s.tokenizer.empty() ? Tokenizer::from_metadata(info.tokenizer, s.model) : Tokenizer::from_path(s.tokenizer);
+        check_tokenizer(tokenizer, info, s.model);
+        in.tokenizer = tokenizer;
+    } catch (const Error& error) {
+        if (!s.tokenizer.empty()) throw;
+        why_none = error.what();  // ids still work; a prompt of text says this
     }
-    if (!s.tokenizer.empty()) in.tokenizer = Tokenizer::from_path(s.tokenizer);
-    const PromptReader prompts(s.model, info, in.tokenizer);
+    const PromptReader prompts(s.model, info, in.tokenizer, why_none);
+    const Tokenize encode = [&](std::string_view text) {
+        return prompts.require_tokenizer().encode_parallel(text, true, int(s.engine.threads));
+    };
     if (!s.hellaswag.empty())
         in.choices = read_hellaswag(s.hellaswag, in.tokenizer, info.config.V, info.config.T);
     else if (!s.prompts.empty())
         in.prompts = prompts.from_lines(s.prompts);
     else if (!s.eval.empty())
-        prompts.require_tokenizer();
+        in.eval = read_eval_tokens(s.eval, in.tokenizer, encode, info.config.V);
     else if (!s.tokens.empty())
         in.prompt = prompts.from_ids(s.tokens);
     else
@@ -229,7 +235,7 @@ static void read_inputs(const Settings& s, const Options& options, const ModelIn
 template <class Device, class Real>
 void run(const Settings& s, const Engine<Device, Real>& engine, const Inputs& in) {
     const Config& c = engine.info.config;
-    if (!s.eval.empty()) return report_loss(engine, s.eval, *in.tokenizer);
+    if (!s.eval.empty()) return report_loss(engine, in.eval);
     auto decoder = engine.decoder(s.prompts.empty() ? 1 : std::min(s.batch, in.prompts.size()));
     if (!s.prompts.empty()) return generate_all(s, decoder, in.prompts, c, *in.tokenizer);
     if (!s.hellaswag.empty()) {
@@ -269,7 +275,7 @@ static void check_flags(const Settings& s, const Options& o) {
     const std::unique_ptr<HostModel> model = load_model(cpu, s.model);
     Inputs in;
     read_inputs(s, options, model->info, in);
-    std::fprintf(s.prompts.empty() ? stdout : stderr, "model     %s: %s\ndevice    %s\n", s.model.c_str(),
+    std::fprintf(s.prompts.empty() ? stdout : stderr, "model     %s: %s\ndevice    %s\n", printable(s.model).c_str(),
                  describe(model->info).c_str(), describe(s.engine, cpu, choice).c_str());
     with_engine(s.engine, choice, cpu, s.model, *model, [&](const auto& engine) { run(s, engine, in); });
     if (std::fflush(stdout) != 0 || std::ferror(stdout)) fail("cannot write to the standard output: is its disk full?");

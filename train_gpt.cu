@@ -680,7 +680,7 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     if (ranks.size > 1) check_parameters(t, common_data(run), kStartAlike);
     print_start(t, run);
     if (run.init)
-        std::printf("%s: validation loss %.6f before the first update\n", run.init->path().c_str(),
+        std::printf("%s: validation loss %.6f before the first update\n", printable(run.init->path()).c_str(),
                     evaluate(t, run.val, s.val_batches));
     if (s.resume && t.step >= s.steps)
         std::printf("complete  %zu updates are done and -x is %zu; to continue, give a larger -x\n", t.step, s.steps);

@@ -38,12 +38,12 @@ using WordCounts = std::unordered_map<std::string_view, uint64_t>;
 
 // The words of all files with their frequencies; the words point into the files. <|endoftext|> separates documents and
 // is not a word.
-WordCounts count_words(const std::vector<MappedFile>& files, int threads) {
+WordCounts count_words(const std::vector<TextFile>& files, int threads) {
     constexpr size_t kPartBytes = 1 << 20;
     std::vector<std::string_view> parts;
     size_t total = 0;
-    for (const MappedFile& file : files) {
-        const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    for (const TextFile& file : files) {
+        const std::string_view text = file.text();
         total += text.size();
         for (size_t at = 0; at < text.size();) {
             const size_t end = word_safe_cut(text, at + kPartBytes);
@@ -214,7 +214,7 @@ Vocabulary PairTrainer::train(size_t vocab_limit, uint64_t min_frequency) {
 
 void train(const TrainConfig& config) {
     constexpr size_t kAlphabet = 256, kSpecials = 1;
-    std::vector<MappedFile> files;
+    std::vector<TextFile> files;
     for (const std::string& path : matching_files(config.text)) files.emplace_back(path);
     std::filesystem::create_directories(config.out);
     check_writable((std::filesystem::path(config.out) / "vocab.json").string());
@@ -229,8 +229,8 @@ void train(const TrainConfig& config) {
         Tokenizer::from_text(vocab_json_text(vocabulary.tokens), merges_txt_text(vocabulary.tokens, vocabulary.merges),
                              in_quotes(config.out));
     tokenizer.save(config.out);
-    std::printf("%s: %s, %zu bytes, %zu merges, <|endoftext|>\n", config.out.c_str(), tokenizer.name().c_str(),
-                kAlphabet, vocabulary.merges.size());
+    std::printf("%s: %s, %zu bytes, %zu merges, <|endoftext|>\n", printable(config.out).c_str(),
+                tokenizer.name().c_str(), kAlphabet, vocabulary.merges.size());
 }
 
 }  // namespace

@@ -1,15 +1,16 @@
 // Corpora as documents: plain text, JSON lines and tar archives, read passage by passage in constant memory.
 #pragma once
 #include <algorithm>
-#include <cstdlib>
+#include <charconv>
 #include <cstring>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "data/download.h"
+#include "io/json.h"
 #include "io/tokenizer.h"
 #include "io/words.h"
 
@@ -76,12 +77,13 @@ class TextReader : public DocumentReader {
         buffer_.resize(full);
         buffer_.resize(have + source_->read(buffer_.data() + have, full - have));
         ended_ = buffer_.size() < full;
+        if (!std::exchange(begun_, true)) check_text(source_->name(), buffer_);
     }
 
     std::unique_ptr<ByteSource> source_;
     std::string buffer_;
     size_t at_ = 0;  // what is before has been handed out
-    bool ended_ = false, new_document_ = true, after_marker_ = false, saw_marker_ = false;
+    bool begun_ = false, ended_ = false, new_document_ = true, after_marker_ = false, saw_marker_ = false;
 };
 
 // One JSON object per line; the threads that tokenize take the text out of it (text_of).
@@ -99,6 +101,7 @@ class LineReader : public DocumentReader {
                 buffer_.resize(have + kPassageBytes);
                 buffer_.resize(have + source_->read(buffer_.data() + have, kPassageBytes));
                 ended_ = buffer_.size() < have + kPassageBytes;
+                if (!std::exchange(begun_, true)) check_text(source_->name(), buffer_);
                 end = buffer_.find('\n', have);
             }
             if (at_ == buffer_.size()) return false;
@@ -113,8 +116,21 @@ class LineReader : public DocumentReader {
     std::unique_ptr<ByteSource> source_;
     std::string buffer_;
     size_t at_ = 0, line_ = 0;
-    bool ended_ = false;
+    bool begun_ = false, ended_ = false;
 };
+
+// The size in a tar header, in octal digits; fails for anything else.
+inline size_t tar_size(const char (&header)[512], const std::string& source) {
+    const char *begin = header + 124, *end = std::find(begin, begin + 12, '\0');
+    while (begin < end && *begin == ' ') begin++;
+    while (begin < end && end[-1] == ' ') end--;
+    size_t size = 0;
+    const auto [after, error] = std::from_chars(begin, end, size, 8);
+    if (error != std::errc() || after != end)
+        fail("%s is damaged: expected the size of a file in octal digits, found %s; get it again", source.c_str(),
+             in_quotes({header + 124, 12}).c_str());
+    return size;
+}
 
 // A tar archive of text files, each a document. Headers have 512 bytes, with the size in octal digits at 124 and the
 // kind at 156; contents are padded to a multiple of 512.
@@ -132,12 +148,17 @@ class TarReader : public DocumentReader {
             if (std::all_of(header, header + sizeof header, [](char c) { return c == 0; })) continue;
             if (std::memcmp(header + 257, "ustar", 5) != 0)
                 fail("%s is damaged or not a tar archive; get it again", source_->name().c_str());
-            const size_t size = std::strtoull(std::string(header + 124, 12).c_str(), nullptr, 8);
-            std::string content((size + 511) / 512 * 512, '\0');
-            if (source_->read(content.data(), content.size()) < content.size())
-                fail("%s ends within a file; the copy is incomplete, get it again", source_->name().c_str());
+            const size_t size = tar_size(header, source_->name()), padded = (size + 511) / 512 * 512;
+            std::string content;
+            while (content.size() < padded) {  // piece by piece: the archive must have what a header promises
+                const size_t have = content.size(), more = std::min(padded - have, kPassageBytes);
+                content.resize(have + more);
+                if (source_->read(content.data() + have, more) < more)
+                    fail("%s ends within a file; the copy is incomplete, get it again", source_->name().c_str());
+            }
             if (header[156] != '0' && header[156] != '\0') continue;  // directories, long names
             content.resize(size);
+            check_text(source_->name() + ": " + in_quotes(std::string(header, strnlen(header, 100))), content);
             passage = {tidy(content), true, source_->name()};
             if (!passage.text.empty()) return true;
         }
@@ -163,7 +184,8 @@ class TarReader : public DocumentReader {
 class NestedTarReader : public DocumentReader {
   public:
     explicit NestedTarReader(const std::string& path) : path_(path) {
-        const std::string list = ByteSource({"tar", "-tf", path}, in_quotes(path)).read_all();
+        if (!path_.starts_with('/')) path_ = "./" + path_;  // tar takes -a for a flag and a:b for a file of the host a
+        const std::string list = ByteSource({"tar", "-tf", path_}, in_quotes(path)).read_all();
         for (size_t at = 0, end; at < list.size(); at = end + 1) {
             end = std::min(list.find('\n', at), list.size());
             const std::string member = list.substr(at, end - at);
@@ -180,7 +202,7 @@ class NestedTarReader : public DocumentReader {
             const std::string& member = members_[opened_++];
             // The shell reports only the failure of a pipe's last program; xz notices a short input.
             inner_ = std::make_unique<TarReader>(
-                std::make_unique<ByteSource>(std::vector<std::string>{"sh", "-c", "tar -xOf \"$1\" \"$2\" | xz -dc",
+                std::make_unique<ByteSource>(std::vector<std::string>{"sh", "-c", "tar -xOf \"$1\" -- \"$2\" | xz -dc",
                                                                       "sh", path_, member},
                                              in_quotes(path_ + ":" + member)));
         }
@@ -203,15 +225,12 @@ inline std::unique_ptr<DocumentReader> open_reader(const std::string& path, cons
         return std::make_unique<LineReader>(std::move(source));
     if (format == "tar" || (format == "auto" && plain.ends_with(".tar")))
         return std::make_unique<TarReader>(std::move(source));
-    if (plain.ends_with(".parquet"))
-        fail("%s is a Parquet file, which prepare cannot read; data/README.md says how to turn it into JSON lines",
-             in_quotes(path).c_str());
     return std::make_unique<TextReader>(std::move(source));
 }
 
 inline std::string text_of(const Passage& passage, const std::string& field) {
     if (passage.line == 0) return passage.text;
-    const auto json = nlohmann::json::parse(passage.text, nullptr, false);
+    const auto json = parse_json(passage.text);
     if (!json.is_object())
         fail("%s, line %zu is not a JSON object; expected one object per line", passage.source.c_str(), passage.line);
     const auto found = json.find(field);

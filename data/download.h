@@ -28,6 +28,8 @@ namespace fs = std::filesystem;
 class ByteSource {
   public:
     explicit ByteSource(const std::string& path) : name_(in_quotes(path)) {
+        // Fails for a folder or a FIFO; /dev/stdin is a stream on purpose.
+        const MappedFile regular = path.starts_with("/dev/") ? MappedFile() : MappedFile(path);
         if (path.ends_with(".gz")) {
             start({"gzip", "-dc", "--", path});
         } else if (path.ends_with(".xz")) {
@@ -132,7 +134,7 @@ inline std::string header_value(const std::string& path, const std::string& head
 }
 
 inline int run_curl(const std::string& url, const std::string& part, const std::string& headers) {
-    std::fprintf(stderr, "downloading %s\n", url.c_str());
+    std::fprintf(stderr, "downloading %s\n", printable(url).c_str());
     const std::string meter = isatty(STDERR_FILENO) ? "--progress-bar" : "--silent";
     std::vector<std::string> command =
         {"curl",          "--fail", "--location",    "--show-error", meter,      "--retry", "5",
@@ -174,7 +176,7 @@ inline void download(std::string url, const std::string& path, std::string sha25
     }
     fs::remove(headers);
     if (sha256.empty()) {
-        std::fprintf(stderr, "%s: no checksum is known; only the length was checked\n", path.c_str());
+        std::fprintf(stderr, "%s: no checksum is known; only the length was checked\n", printable(path).c_str());
     } else if (const std::string actual = sha256_of(part); actual != sha256) {
         fs::remove(part);
         fail(

@@ -34,7 +34,7 @@ static int run_make_stories(int argc, char** argv) {
         if (!options.parse(argc, argv)) return 0;
         const std::string text = story_corpus(bytes, seed);
         write_text(path, text);
-        std::printf("%s: %zu bytes\n", path.c_str(), text.size());
+        std::printf("%s: %zu bytes\n", printable(path).c_str(), text.size());
         return 0;
     });
 }

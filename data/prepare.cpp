@@ -216,12 +216,13 @@ Tokenizer open_tokenizer(const PrepareConfig& config) {
 std::string file_name(const std::string& url) { return url.substr(url.rfind('/') + 1); }
 
 void report(const PrepareConfig& config, const std::string& name, size_t train_tokens, size_t val_tokens) {
-    const std::string shards = config.out + "/" + name;
-    std::printf(
-        "%s: %zu tokens for training, %zu for validation. To train on them:\n  ./train_gpt -i \"%s_train_*.bin\"",
-        config.out.c_str(), train_tokens, val_tokens, shards.c_str());
-    if (val_tokens) std::printf(" -j \"%s_val_*.bin\"", shards.c_str());
-    std::printf(" --tokenizer %s\n", config.out.c_str());
+    std::string shards;
+    for (const char c : config.out + "/" + name)
+        shards += std::strchr("*?[\\", c) ? std::string("\\") + c : std::string(1, c);
+    std::printf("%s: %zu tokens for training, %zu for validation. To train on them:\n  ./train_gpt -i %s",
+                printable(config.out).c_str(), train_tokens, val_tokens, shell_word(shards + "_train_*.bin").c_str());
+    if (val_tokens) std::printf(" -j %s", shell_word(shards + "_val_*.bin").c_str());
+    std::printf(" --tokenizer %s\n", shell_word(config.out).c_str());
 }
 
 // The corpus consists of tokens already: its shards are only downloaded.
@@ -273,8 +274,10 @@ size_t default_val_tokens(const std::vector<Input>& inputs, const PrepareConfig&
         std::error_code error;
         const auto size = fs::file_size(input.path, error);
         if (error)
-            fail("CORPUS: %s is not a file; name a file or a pattern of files, in quotes",
-                 in_quotes(input.path).c_str());
+            fail(
+                "CORPUS: %s is not a file, so that its size is not known; name a file or a pattern of files, in quotes, or "
+                "give --val-tokens for a stream",
+                in_quotes(input.path).c_str());
         bytes += double(size) * (packed ? 3 : 1);
     }
     const double tokens = config.tokenizer == "bytes" ? bytes : bytes / 4.3;  // English, GPT-2's vocabulary

@@ -96,7 +96,7 @@ static int run_program(int argc, char** argv) {
     const std::unique_ptr<HostModel> model = s.model.empty() ? random_model(cpu, s) : load_model(cpu, s.model);
     const std::string name = s.model.empty() ? "random weights" : s.model;
     const ModelInfo& info = model->info;
-    std::printf("model     %s: %s\ndevice    %s\n", name.c_str(), describe(info).c_str(),
+    std::printf("model     %s: %s\ndevice    %s\n", printable(name).c_str(), describe(info).c_str(),
                 describe(s.engine, cpu, choice).c_str());
     with_engine(s.engine, choice, cpu, name, *model, [&]<class Device, class Real>(const Engine<Device, Real>& engine) {
         InferenceBench<Device, Real>(engine, bench_states(info.config, info.gate, s.model.empty()), s.seconds)

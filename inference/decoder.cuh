@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "inference/packed_model.h"
+#include "io/tokens.h"
 #include "model/config.h"
 #include "ops/attention.cuh"
 #include "ops/embedding.cuh"
@@ -119,6 +120,8 @@ class Decoder {
         while (span < spans.size() && tokens.size() < block_) {
             const TokenSpan& p = spans[span];
             const size_t n = std::min(block_, p.n - done), first = lengths_[p.sequence];
+            check_ids({p.tokens + done, n}, config_.V,
+                      [&](size_t i) { return strprintf("token %zu of sequence %zu", first + i, p.sequence); });
             const bool single = p.n == 1;
             if (n > block_ - tokens.size() || (packed_ && !parts_.empty() && single != parts_[0].single)) break;
             parts_.push_back({p.sequence, tokens.size(), first, n, done + n == p.n, single});

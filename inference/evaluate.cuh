@@ -3,13 +3,14 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <string_view>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "inference/engine.cuh"
 #include "inference/logits.h"
-#include "io/atomic_file.h"
 #include "io/tokenizer.h"
+#include "io/tokens.h"
 #include "ops/cross_entropy.cuh"
 
 namespace tapernorm {
@@ -42,25 +43,48 @@ Evaluation evaluate_tokens(Cpu& cpu, Decoder<Device, Real>& decoder, const Confi
     return e;
 }
 
-// The report of --eval: the loss of a text file, and what bf16 or int8 weights change about it.
+// What --eval measures: the tokens of a text or of token shards, all of the model's vocabulary.
+struct EvalTokens {
+    std::string source;  // "text      'FILE'", for the report
+    std::vector<int> tokens;
+    size_t bytes = 0, first_bytes = 0;  // that all tokens and the first stand for; 0 where there is no tokenizer
+};
+
+// encode: null where bytes are tokens.
+inline EvalTokens read_eval_tokens(const std::string& path, const std::optional<Tokenizer>& tokenizer,
+                                   const Tokenize& encode, size_t V) {
+    const TokenSource source = open_tokens(path, encode);
+    if (source.size() < 2)
+        fail("--eval %s: expected a text of at least 2 tokens, found %zu", path.c_str(), source.size());
+    EvalTokens eval{(source.from_shards() ? "shards    " : "text      ") + source.name(), {}};
+    eval.tokens.resize(source.size());
+    source.read(0, source.size(), eval.tokens.data());
+    check_ids(eval.tokens, V, [&](size_t i) { return source.where(i); });
+    auto bytes_of = [&](int id) {
+        return size_t(id) < tokenizer->vocab_size() ? tokenizer->token(size_t(id)).size() : 0;
+    };
+    if (!tokenizer) return eval;
+    eval.first_bytes = bytes_of(eval.tokens[0]);
+    for (int id : eval.tokens) eval.bytes += bytes_of(id);
+    return eval;
+}
+
+// The report of --eval: the loss, and what bf16 or int8 weights change about it.
 template <class Device, class Real>
-void report_loss(const Engine<Device, Real>& engine, const std::string& path, const Tokenizer& tokenizer) {
-    const MappedFile file(path);
-    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
-    const std::vector<uint16_t> ids = tokenizer.encode_parallel(text, true, engine.cpu.threads);
-    if (ids.size() < 2) fail("--eval %s: expected a text of at least 2 tokens, found %zu", path.c_str(), ids.size());
-    const size_t bytes = text.size() - tokenizer.token(ids[0]).size();
+void report_loss(const Engine<Device, Real>& engine, const EvalTokens& eval) {
     const Config& c = engine.info.config;
-    const std::vector<int> tokens(ids.begin(), ids.end());
+    const std::vector<int>& tokens = eval.tokens;
     auto decoder = engine.decoder();
     const auto start = std::chrono::steady_clock::now();
     const Evaluation e = evaluate_tokens(engine.cpu, decoder, c, tokens);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     require_finite(engine.name, {float(e.loss())});
-    std::printf("text      %s: %zu tokens, %zu bytes; windows of %zu tokens\n", path.c_str(), ids.size(), text.size(),
-                c.T);
-    std::printf("loss      %.6f nats per token, perplexity %.4f, %.6f bits per byte; %.0f tokens/s\n", e.loss(),
-                std::exp(e.loss()), e.loss_sum / std::log(2.0) / double(bytes), double(e.predicted) / seconds);
+    const double bits = e.loss_sum / std::log(2.0);
+    std::printf("%s: %zu tokens, %s; windows of %zu tokens\n", eval.source.c_str(), tokens.size(),
+                eval.bytes ? strprintf("%zu bytes", eval.bytes).c_str() : "no tokenizer", c.T);
+    std::printf("loss      %.6f nats per token, perplexity %.4f, %.6f bits per %s; %.0f tokens/s\n", e.loss(),
+                std::exp(e.loss()), bits / double(eval.bytes ? eval.bytes - eval.first_bytes : e.predicted),
+                eval.bytes ? "byte" : "token", double(e.predicted) / seconds);
     if constexpr (std::is_same_v<Device, Cpu>)
         if (engine.packed->type != WeightType::fp32) {
             const PackedModel exact(engine.cpu, c, engine.weights, WeightType::fp32);

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <nlohmann/json.hpp>
 
 #include "io/atomic_file.h"
+#include "io/files.h"
+#include "io/json.h"
+#include "io/tokens.h"
 #include "runtime/error.h"
 
 namespace tapernorm {
@@ -85,7 +87,7 @@ std::vector<int> encode(const Tokenizer& tokenizer, const std::string& text) {
 }
 
 Choice parse_line(const std::string& where, std::string_view line, const Tokenizer& tokenizer) {
-    const json item = json::parse(line, nullptr, false);
+    const json item = parse_json(line);
     auto refuse = [&] {
         fail("%s: expected {\"ctx\": \"...\", \"endings\": [\"...\", ...], \"label\": 0}, found %s", where.c_str(),
              in_quotes(line).c_str());
@@ -111,6 +113,7 @@ std::vector<Choice> read_json_lines(const std::string& path, const MappedFile& f
             "%s: its texts need a tokenizer, and the model has none; give --tokenizer, or llm.c's .bin, which holds ids",
             path.c_str());
     const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    check_text(path, text);
     std::vector<Choice> choices;
     for (size_t at = 0, number = 1; at < text.size(); number++) {
         const size_t end = std::min(text.find('\n', at), text.size());
@@ -141,14 +144,9 @@ std::vector<Choice> read_hellaswag(const std::string& path, const std::optional<
         const size_t keep =
             std::min(choice.context.size(), T - longest);  // the context's end, where all of it is too long
         choice.context.erase(choice.context.begin(), choice.context.end() - ptrdiff_t(keep));
-        auto check = [&](const std::vector<int>& ids) {
-            for (int id : ids)
-                if (size_t(id) >= V)
-                    fail("%s: item %zu: expected ids below the model's vocabulary size (%zu), found %d", path.c_str(),
-                         i, V, id);
-        };
-        check(choice.context);
-        for (const std::vector<int>& ending : choice.endings) check(ending);
+        auto where = [&](size_t t) { return strprintf("%s: item %zu: token %zu", path.c_str(), i, t); };
+        check_ids(choice.context, V, where);
+        for (const std::vector<int>& ending : choice.endings) check_ids(ending, V, where);
     }
     return choices;
 }

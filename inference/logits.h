@@ -38,7 +38,7 @@ double log_probability(const Number* logits, size_t V, int token) {
 // Writes logits [rows, V] to a safetensors file, and says so.
 inline void dump_logits(const std::string& path, const std::vector<float>& logits, size_t V) {
     write_safetensors(path, {}, {{"logits", Dtype::F32, {logits.size() / V, V}, logits.data()}});
-    std::printf("logits    %s: [%zu, %zu]\n", path.c_str(), logits.size() / V, V);
+    std::printf("logits    %s: [%zu, %zu]\n", printable(path).c_str(), logits.size() / V, V);
 }
 
 }  // namespace tapernorm

@@ -4,7 +4,8 @@
 #include <charconv>
 #include <string_view>
 
-#include "io/atomic_file.h"
+#include "io/files.h"
+#include "io/tokens.h"
 #include "runtime/error.h"
 
 namespace tapernorm {
@@ -28,21 +29,14 @@ std::vector<int> parse_ids(const std::string& list) {
 
 void PromptReader::check(const std::string& what, const std::vector<int>& tokens) const {
     const Config& c = info_.config;
-    for (size_t i = 0; i < tokens.size(); i++)
-        if (size_t(tokens[i]) >= c.V)
-            fail("%s: token %zu: expected an id below the model's vocabulary size (%zu), found %d", what.c_str(), i,
-                 c.V, tokens[i]);
+    check_ids(tokens, c.V, [&](size_t i) { return strprintf("%s: token %zu", what.c_str(), i); });
     if (tokens.size() > c.T)
         fail("%s: expected at most %zu tokens (the context of %s), found %zu; shorten it", what.c_str(), c.T,
              model_.c_str(), tokens.size());
 }
 
 const Tokenizer& PromptReader::require_tokenizer() const {
-    if (!tokenizer_)
-        fail(
-            "%s: its tokenizer (%s) is not in the file and there is no vocab.json beside it; give --tokenizer, or ids with "
-            "--tokens",
-            model_.c_str(), info_.tokenizer.at("tokenizer").c_str());
+    if (!tokenizer_) fail("%s; or give ids with --tokens", why_none_.c_str());
     return *tokenizer_;
 }
 
@@ -73,8 +67,8 @@ Prompt PromptReader::from_opening(const std::string& text) const {
 }
 
 std::vector<Prompt> PromptReader::from_lines(const std::string& path) const {
-    const MappedFile file(path);
-    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    const TextFile file(path);
+    const std::string_view text = file.text();
     std::vector<Prompt> prompts;
     for (size_t at = 0; at < text.size();) {
         const size_t end = std::min(text.find('\n', at), text.size());

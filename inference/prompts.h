@@ -17,9 +17,10 @@ struct Prompt {
 // Reads prompts for one model. Everything it is given must outlive it.
 class PromptReader {
   public:
-    // model: the model's file, for messages.
-    PromptReader(const std::string& model, const ModelInfo& info, const std::optional<Tokenizer>& tokenizer)
-        : model_(model), info_(info), tokenizer_(tokenizer) {}
+    // model: the model's file, for messages. why_none: why there is no tokenizer, where there is none.
+    PromptReader(const std::string& model, const ModelInfo& info, const std::optional<Tokenizer>& tokenizer,
+                 const std::string& why_none)
+        : model_(model), info_(info), tokenizer_(tokenizer), why_none_(why_none) {}
 
     const Tokenizer& require_tokenizer() const;
     Prompt from_ids(const std::string& list) const;                 // "1,2,3"
@@ -34,6 +35,7 @@ class PromptReader {
     const std::string& model_;
     const ModelInfo& info_;
     const std::optional<Tokenizer>& tokenizer_;
+    const std::string& why_none_;
 };
 
 }  // namespace tapernorm

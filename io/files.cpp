@@ -24,9 +24,74 @@ std::vector<std::string> matching_files(const std::string& pattern) {
     return names;
 }
 
-std::string read_text(const std::string& path) {
-    const MappedFile file(path);
-    return {reinterpret_cast<const char*>(file.data()), file.size()};
+namespace {
+
+using namespace std::string_view_literals;
+
+struct FileKind {
+    size_t at;
+    std::string_view magic;
+    const char *name, *remedy;
+};
+
+constexpr const char* kUnpack = "unpack it first";
+constexpr const char* kConvert = "convert it to UTF-8 first: iconv -f UTF-16 -t UTF-8";
+constexpr const char* kTexts = "name a text";
+constexpr FileKind kKinds[] = {
+    {0, "\x1f\x8b"sv, "packed by gzip", "unpack it first (gunzip)"},
+    {0, "\x28\xb5\x2f\xfd"sv, "packed by zstd", "unpack it first (zstd -d)"},
+    {0, "\xfd\x37zXZ\0"sv, "packed by xz", "unpack it first (unxz)"},
+    {4, "\x31\x41\x59\x26\x53\x59"sv, "packed by bzip2", "unpack it first (bunzip2)"},
+    {0, "\x04\x22\x4d\x18"sv, "packed by lz4", "unpack it first (lz4 -d)"},
+    {0, "7z\xbc\xaf\x27\x1c"sv, "a 7z archive", kUnpack},
+    {0, "PK\3\4"sv, "a zip archive (or a model of PyTorch, which is one)", kUnpack},
+    {257, "ustar"sv, "a tar archive", "unpack it first (tar -x), or give it to ./prepare"},
+    {0, "PAR1\x15"sv, "a Parquet file", "data/README.md says how to turn it into JSON lines"},
+    {0, "ARROW1\0"sv, "an Arrow file", "turn it into JSON lines first"},
+    {0, "%PDF-"sv, "a PDF", "extract its text first (pdftotext)"},
+    {0, "\xff\xfe\0\0"sv, "text in UTF-32", "convert it to UTF-8 first: iconv -f UTF-32 -t UTF-8"},
+    {0, "\0\0\xfe\xff"sv, "text in UTF-32", "convert it to UTF-8 first: iconv -f UTF-32 -t UTF-8"},
+    {0, "\xff\xfe"sv, "text in UTF-16", kConvert},
+    {0, "\xfe\xff"sv, "text in UTF-16", kConvert},
+    {0, "GGUF\3\0\0\0"sv, "a GGUF model", kTexts},
+    {0, "\x93NUMPY"sv, "an array of NumPy", kTexts},
+    {0, "\x88\xd8\x34\x01"sv, "a token shard",
+     "train_gpt and infer --eval take it as it is; here name the text it is made of"},
+    {0, "\xa1\xd9\x34\x01"sv, "a token shard of Llama 3 (uint32 ids)",
+     "name shards of uint16 ids, or the text they are made of"},
+    {0, "\x8a\xd8\x34\x01"sv, "llm.c's evaluation file", "infer --hellaswag and train_gpt --hellaswag take it"},
+    {0, "\xc6\xd7\x34\x01"sv, "a checkpoint of llm.c", kTexts},
+    {0, "\xc7\xd7\x34\x01"sv, "a state of llm.c", kTexts},
+    {0, "\xc8\xd7\x34\x01"sv, "a tokenizer of llm.c", kTexts},
+};
+
+// The length of a JSON header in 8 bytes, then the header: of the bytes of a length, text has none that is zero.
+bool is_safetensors(std::string_view text) {
+    return text.size() > 8 && text.substr(4, 4) == "\0\0\0\0"sv && text[8] == '{';
+}
+
+}  // namespace
+
+void check_text(const std::string& name, std::string_view text) {
+    for (const FileKind& kind : kKinds)
+        if (text.size() >= kind.at && text.substr(kind.at).starts_with(kind.magic))
+            fail("%s: expected text, found %s; %s", name.c_str(), kind.name, kind.remedy);
+    if (is_safetensors(text))
+        fail("%s: expected text, found a model, a state or another safetensors file; %s", name.c_str(), kTexts);
+    const size_t zero = text.substr(0, 1 << 16).find('\0');
+    if (zero != text.npos)
+        fail(
+            "%s: expected text, but byte %zu is zero; name a text in UTF-8 (iconv makes it of UTF-16), or token shards where "
+            "tokens are read (./prepare and llm.c's data scripts make them)",
+            name.c_str(), zero);
+}
+
+std::string read_text(const std::string& path, size_t limit) {
+    const TextFile file(path);
+    if (file.text().size() > limit)
+        fail("%s: expected at most %zu bytes, found %zu; it is not the file that its name says",
+             in_quotes(path).c_str(), limit, file.text().size());
+    return std::string(file.text());
 }
 
 void write_text(const std::string& path, const std::string& text) {

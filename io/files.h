@@ -1,7 +1,11 @@
 // Files as texts, and the files that a pattern names.
 #pragma once
+#include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "io/atomic_file.h"
 
 namespace tapernorm {
 
@@ -9,7 +13,23 @@ namespace tapernorm {
 // that is no pattern is returned as it is, whether or not the file exists; a pattern that matches nothing is an error.
 std::vector<std::string> matching_files(const std::string& pattern);
 
-std::string read_text(const std::string& path);
+// Fails unless what begins like this is text: a packed file, a model, token ids, UTF-16 and the like would all "work" as text,
+// and give results about noise. The error says what it is and what to do. name: the file's, as the
+// message shows it.
+void check_text(const std::string& name, std::string_view text);
+
+// A file that must be text, mapped into memory.
+class TextFile {
+  public:
+    explicit TextFile(const std::string& path) : file_(path) { check_text(in_quotes(path), text()); }
+    std::string_view text() const { return {reinterpret_cast<const char*>(file_.data()), file_.size()}; }
+
+  private:
+    MappedFile file_;
+};
+
+// The same as a string; a file of more than `limit` bytes is an error, before any of it is read.
+std::string read_text(const std::string& path, size_t limit = SIZE_MAX);
 void write_text(const std::string& path, const std::string& text);  // replaces the file as a whole, see AtomicFile
 
 }  // namespace tapernorm

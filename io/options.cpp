@@ -214,11 +214,14 @@ void Options::read_config(const std::string& path) {
     const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
     const std::string expected_line =
         "expected NAME = VALUE, with texts and percentages in quotes (gate-mode = \"taper\")";
-    // No tables: we need none, and toml++ 3.3 (Debian 12) aborts on some that are malformed.
+    // No tables: we need none, and toml++ 3.3 (Debian 12) aborts on some that are malformed, and overflows the stack where the
+    // dots of a key nest them deeply.
+    constexpr size_t kMostDots = 1000;
     std::istringstream file_lines{std::string(text)};
     size_t number = 1;
     for (std::string line; std::getline(file_lines, line); number++)
-        if (const size_t at = line.find_first_not_of(" \t"); at != line.npos && line[at] == '[')
+        if (const size_t at = line.find_first_not_of(" \t");
+            (at != line.npos && line[at] == '[') || size_t(std::ranges::count(line, '.')) > kMostDots)
             fail_at(number, expected_line + ", found " + in_quotes(line));
     toml::table table;
     try {
@@ -388,7 +391,7 @@ std::string Options::table() const {
                     name_width = std::max(name_width, name(r).size());
             }
             std::string& line = lines[row % height];
-            const std::string value = value_text(rows_[row]);
+            const std::string value = printable(value_text(rows_[row]));
             line = padded(line, indent) + padded(name(row), name_width + 2) + (value.empty() ? "-" : value);
             width = std::max(width, line.size());
         }

@@ -23,14 +23,40 @@ inline std::string duration(double seconds) {
     return strprintf("%ldh%02ldm", s / 3600, s / 60 % 60);
 }
 
-// A path as one word of a command, to be pasted into a shell.
+// A path as one word of a command, to be pasted into a shell. Where it holds what must not reach a terminal, in the quotes
+// of bash, zsh and ksh that know \xNN.
 inline std::string shell_word(const std::string& path) {
-    auto plain = [](unsigned char c) { return std::isalnum(c) || std::strchr("/._-+,=@%:", c); };
-    if (std::all_of(path.begin(), path.end(), plain)) return path;
-    std::string word = "'";
-    for (char c : path) word += c == '\'' ? std::string("'\\''") : std::string(1, c);
-    return word + "'";
+    auto plain = [](unsigned char c) { return c < 128 && (std::isalnum(c) || (c && std::strchr("/._-+,=@%:", c))); };
+    if (!path.empty() && std::all_of(path.begin(), path.end(), plain)) return path;
+    const bool is_printable = printable(path) == path;
+    std::string word;
+    for (char c : path)
+        if (is_printable)
+            word += c == '\'' ? std::string("'\\''") : std::string(1, c);
+        else
+            word += plain(static_cast<unsigned char>(c)) ? std::string(1, c) : escaped_byte(c);
+    return (is_printable ? "'" : "$'") + word + "'";
 }
+
+// What a model or a user wrote, on standard output: printable on a terminal (line feeds and tabs stay), and every byte as it is
+// in a file or a pipe.
+class TextOutput {
+  public:
+    void write(std::string_view piece) {
+        if (terminal_)
+            put(pieces_.add(piece));
+        else
+            put(piece);
+        std::fflush(stdout);
+    }
+    void end() { put(pieces_.rest()); }
+
+  private:
+    static void put(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
+
+    const bool terminal_ = isatty(STDOUT_FILENO);
+    PrintablePieces pieces_;
+};
 
 // The last line of a stream, overwritten in place on a terminal. Elsewhere only lines to keep are printed.
 class LiveLine {
@@ -52,7 +78,7 @@ class LiveLine {
     // keep: the next line goes below this one, not over it.
     void show(const std::string& text, bool keep) {
         if (!keep && !terminal_) return;
-        std::fprintf(stream_, "%s%s%s", terminal_ ? "\r\033[K" : "", text.c_str(), keep ? "\n" : "");
+        std::fprintf(stream_, "%s%s%s", terminal_ ? "\r\033[K" : "", printable(text, "\n\t").c_str(), keep ? "\n" : "");
         std::fflush(stream_);
         open_ = !keep;
     }

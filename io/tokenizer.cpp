@@ -5,12 +5,12 @@
 #include <bit>
 #include <cstring>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <queue>
 #include <unordered_map>
 
 #include "io/atomic_file.h"
 #include "io/files.h"
+#include "io/json.h"
 #include "io/parallel_each.h"
 #include "io/words.h"
 #include "runtime/error.h"
@@ -56,7 +56,7 @@ std::string bytes_from_printable(std::string_view key) {
     }();
     std::string bytes;
     for (size_t at = 0; at < key.size();) {
-        uint32_t code;
+        uint32_t code = 0;
         const size_t length = utf8_char(key, at, code);
         if (!length || code >= char_to_byte.size() || char_to_byte[code] < 0) return std::string(key);
         bytes += char(char_to_byte[code]);
@@ -69,7 +69,7 @@ constexpr size_t kMaxVocabSize = 65536;  // ids are 16 bits in memory and in tok
 
 // The keys of vocab.json in the order of their ids.
 std::vector<std::string> parse_vocab(std::string_view text, const std::string& source) {
-    const auto json = nlohmann::json::parse(text, nullptr, false);
+    const auto json = parse_json(text);
     if (!json.is_object()) fail("%s: expected vocab.json to be a JSON object {\"token\": id, ...}", source.c_str());
     if (json.size() > kMaxVocabSize)
         fail("%s: expected a vocabulary of at most %zu tokens, because ids have 16 bits, found %zu", source.c_str(),

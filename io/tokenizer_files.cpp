@@ -1,8 +1,8 @@
 // Where tokenizers are found: in a model file, beside one, in a folder, in Hugging Face's single tokenizer.json.
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "io/files.h"
+#include "io/json.h"
 #include "io/tokenizer.h"
 #include "runtime/error.h"
 
@@ -13,6 +13,8 @@ using nlohmann::json;
 
 namespace {
 
+constexpr size_t kLargestFile = 64 << 20;  // of GPT-2's, and most others, the largest has 2 MB
+
 struct TwoFiles {
     std::string vocab_json, merges_txt;
 };
@@ -21,7 +23,7 @@ struct TwoFiles {
 // ByteLevel expression and by nothing before it. Tokens besides those of the BPE (<|endoftext|>) are in added_tokens.
 TwoFiles split_tokenizer_json(const std::string& path) {
     const std::string source = in_quotes(path);
-    const json all = json::parse(read_text(path), nullptr, false);
+    const json all = parse_json(read_text(path, kLargestFile));
     auto refuse = [&](const char* what) {
         fail("%s: %s; expected a byte-level BPE like that of GPT-2; give such a one, or its vocab.json and merges.txt",
              source.c_str(), what);
@@ -81,7 +83,7 @@ Tokenizer Tokenizer::from_path(const std::string& path) {
         if (!fs::exists(file, ignored))
             fail("the tokenizer %s needs %s, which does not exist; data/README.md says where to get GPT-2's files",
                  in_quotes(path).c_str(), in_quotes(file).c_str());
-    return from_text(read_text(vocab), read_text(merges), in_quotes(path));
+    return from_text(read_text(vocab, kLargestFile), read_text(merges, kLargestFile), in_quotes(path));
 }
 
 Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& metadata, const std::string& model_path) {
@@ -108,9 +110,9 @@ Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& met
             in_quotes(model_path).c_str(), in_quotes(name->second).c_str(), tokenizer.name().c_str());
     }
     fail(
-        "%s holds no tokenizer, and there is no vocab.json and merges.txt beside it; name one with --tokenizer DIR (or "
-        "--tokenizer bytes)",
-        in_quotes(model_path).c_str());
+        "%s: its tokenizer (%s) is not in the file, and there is no vocab.json and merges.txt beside it; name one with "
+        "--tokenizer DIR (or --tokenizer bytes)",
+        in_quotes(model_path).c_str(), name == metadata.end() ? "unknown" : name->second.c_str());
 }
 
 }  // namespace tapernorm

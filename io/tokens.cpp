@@ -50,10 +50,9 @@ using Run = Corpus::Run;
 
 constexpr size_t kHeaderWords = 256, kHeaderBytes = kHeaderWords * sizeof(int32_t);
 constexpr int32_t kShardMagic = 20240520, kShardVersion = 1;
-constexpr int32_t kLlamaMagic = 20240801;  // llm.c's shards of uint32 tokens
 
-bool has_magic(const MappedFile& file, int32_t magic) {
-    return file.size() >= sizeof magic && std::memcmp(file.data(), &magic, sizeof magic) == 0;
+bool is_shard(const MappedFile& file) {
+    return file.size() >= sizeof kShardMagic && std::memcmp(file.data(), &kShardMagic, sizeof kShardMagic) == 0;
 }
 
 void open_shard(Run* run) {
@@ -80,14 +79,7 @@ void open_shard(Run* run) {
 }
 
 void open_text(Run* run, const unsigned char* text, size_t bytes, const Tokenize& tokenize) {
-    // Raw token files without a header, models and archives would all "work" as text, and train on noise.
-    const size_t looked_at = std::min(bytes, size_t(1) << 16);
-    const void* zero = bytes ? std::memchr(text, 0, looked_at) : nullptr;
-    if (zero)
-        fail(
-            "%s is neither a token shard (magic number %d) nor text: byte %zu is zero; name a text file or token "
-            "shards (./prepare and llm.c's data scripts make them)",
-            in_quotes(run->name).c_str(), kShardMagic, size_t(static_cast<const unsigned char*>(zero) - text));
+    check_text(in_quotes(run->name), {reinterpret_cast<const char*>(text), bytes});
     if (tokenize) {
         run->tokens = tokenize(std::string_view(reinterpret_cast<const char*>(text), bytes));
         run->ids = run->tokens.data();
@@ -197,10 +189,7 @@ TokenSource open_tokens(const std::string& path_or_pattern, const Tokenize& toke
         auto run = std::make_unique<Run>();
         run->name = name;
         run->file = MappedFile(name);
-        if (has_magic(run->file, kLlamaMagic))
-            fail("%s: expected a shard of uint16 tokens (magic number %d), found uint32 tokens of Llama 3 (%d)",
-                 in_quotes(name).c_str(), kShardMagic, kLlamaMagic);
-        if (has_magic(run->file, kShardMagic)) {
+        if (is_shard(run->file)) {
             open_shard(run.get());
         } else {
             open_text(run.get(), run->file.data(), run->file.size(), tokenize);
@@ -255,11 +244,7 @@ void Loader::next(int* inputs, int* targets) {
     for (size_t b = 0; b < B_; b++) {
         const size_t begin = row_begin(position_ + options_.rank * B_ + b);
         source_.read(begin, T_ + 1, row_.data());
-        for (size_t t = 0; t <= T_; t++)
-            if (size_t(row_[t]) >= options_.vocab_size)
-                fail(
-                    "%s is the id %d, but the vocabulary has %zu tokens; the corpus was made with a different tokenizer",
-                    source_.where(begin + t).c_str(), row_[t], options_.vocab_size);
+        check_ids(row_, options_.vocab_size, [&](size_t t) { return source_.where(begin + t); });
         std::copy_n(row_.data(), T_, inputs + b * T_);
         std::copy_n(row_.data() + 1, T_, targets + b * T_);
     }

@@ -13,9 +13,21 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/error.h"
+
 namespace tapernorm {
 
 using Tokenize = std::function<std::vector<uint16_t>(std::string_view)>;
+
+// Fails unless every id is one of a vocabulary of V tokens: whatever ids come from (a corpus, a prompt, a test's items) goes
+// through here before a model sees it. where(i) names the id i, for the message: "token 17 of 'FILE'".
+template <class Where>
+void check_ids(std::span<const int> ids, size_t V, Where&& where) {
+    for (size_t i = 0; i < ids.size(); i++)
+        if (ids[i] < 0 || size_t(ids[i]) >= V)
+            fail("%s is the id %d, but the vocabulary has %zu tokens; it was made with a different tokenizer",
+                 std::string(where(i)).c_str(), ids[i], V);
+}
 
 struct Corpus;  // the mapped files or the text itself
 

@@ -12,31 +12,6 @@
 
 namespace tapernorm {
 
-size_t utf8_char(std::string_view text, size_t at, uint32_t& code) {
-    const auto byte = [&](size_t i) -> uint32_t {
-        return at + i < text.size() ? static_cast<unsigned char>(text[at + i]) : 0;
-    };
-    const auto tail = [&](size_t i) { return (byte(i) & 0xC0) == 0x80; };
-    const uint32_t b = byte(0);
-    if (b < 0x80) {
-        code = b;
-        return 1;
-    }
-    if (b < 0xE0 && tail(1)) {
-        code = (b & 0x1F) << 6 | (byte(1) & 0x3F);
-        return b >= 0xC2 ? 2 : 0;
-    }
-    if (b >= 0xE0 && b < 0xF0 && tail(1) && tail(2)) {
-        code = (b & 0x0F) << 12 | (byte(1) & 0x3F) << 6 | (byte(2) & 0x3F);
-        return code >= 0x800 && (code < 0xD800 || code > 0xDFFF) ? 3 : 0;
-    }
-    if (b >= 0xF0 && b < 0xF5 && tail(1) && tail(2) && tail(3)) {
-        code = (b & 0x07) << 18 | (byte(1) & 0x3F) << 12 | (byte(2) & 0x3F) << 6 | (byte(3) & 0x3F);
-        return code >= 0x10000 && code <= 0x10FFFF ? 4 : 0;
-    }
-    return 0;
-}
-
 namespace {
 
 // Unicode's White_Space property, which is the meaning of \s in the expression.
@@ -56,7 +31,7 @@ size_t word_safe_cut(std::string_view text, size_t at) {
         if (here >= 0x80 || !is_white_space(here)) continue;
         size_t before = at - 1;
         while (before > 0 && at - before < 4 && (text[before] & 0xC0) == 0x80) --before;
-        uint32_t code;
+        uint32_t code = 0;
         if (utf8_char(text, before, code) == at - before && !is_white_space(code)) return at;
     }
     return text.size();
@@ -74,7 +49,7 @@ size_t find_invalid_utf8(std::string_view text, size_t at) {
             at += 8;
             continue;
         }
-        uint32_t code;
+        uint32_t code = 0;
         const size_t length = utf8_char(text, at, code);
         if (!length) return at;
         at += length;

@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "runtime/printable.h"  // utf8_char
+
 namespace tapernorm {
 
 // The words of a text one by one, by GPT-2's regular expression; joined they are the text.
@@ -29,9 +31,5 @@ class Words {
 // The first place at or after `at` where a text can be cut so that the two parts have the words of the whole; text.size()
 // if there is none.
 size_t word_safe_cut(std::string_view text, size_t at);
-
-// The length of the valid UTF-8 character at text[at], with its code point in `code`; 0 if there is none. Surrogates, overlong
-// forms and code points above U+10FFFF are not valid.
-size_t utf8_char(std::string_view text, size_t at, uint32_t& code);
 
 }  // namespace tapernorm

@@ -177,7 +177,7 @@ std::optional<Tokenizer> tokenizer_for(const std::string& path, const std::strin
 
 void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
     if (plain) {
-        std::printf("load      GPT2LMHeadModel.from_pretrained(\"%s\")\n", dir.c_str());
+        std::printf("load      GPT2LMHeadModel.from_pretrained(\"%s\")\n", printable(dir).c_str());
         return;
     }
     const char* why = info.config.norm == NormKind::rmsnorm ? "that class has LayerNorm, not RMSNorm"
@@ -186,7 +186,7 @@ void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
     std::printf(
         "load      AutoModelForCausalLM.from_pretrained(\"%s\", trust_remote_code=True)\n"
         "          (GPT2LMHeadModel cannot hold this model: %s. The folder's modeling_tapernorm.py can.)\n",
-        dir.c_str(), why);
+        printable(dir).c_str(), why);
 }
 
 }  // namespace
@@ -209,11 +209,9 @@ int export_command(int argc, const char* const* argv) {
     Cpu dev;
     const std::unique_ptr<HostModel> model = load_model(dev, in);
     const ModelInfo& info = model->info;
-    std::printf("read      %s: %s\n", in.c_str(), describe(info).c_str());
+    std::printf("read      %s: %s\n", printable(in).c_str(), describe(info).c_str());
     const std::optional<Tokenizer> tokenizer = tokenizer_for(tokenizer_path, in, info);
-    if (tokenizer && tokenizer->vocab_size() > info.config.V)
-        fail("--tokenizer: %s has %zu tokens; expected at most the %zu of %s", tokenizer->name().c_str(),
-             tokenizer->vocab_size(), info.config.V, in.c_str());
+    if (tokenizer) check_tokenizer(*tokenizer, info, in);
     make_folder(dir);
     const Dtype dtype = dtype_text == "bf16" ? Dtype::BF16 : Dtype::F32;
     const bool plain = fits_gpt2_lm_head_model(info);
@@ -232,11 +230,11 @@ int export_command(int argc, const char* const* argv) {
     else
         std::printf(
             "note      no tokenizer was written: %s names %s but does not contain it; add one with --tokenizer\n",
-            in.c_str(), in_quotes(info.tokenizer.at("tokenizer")).c_str());
+            printable(in).c_str(), in_quotes(info.tokenizer.at("tokenizer")).c_str());
     // Written last, because only with it is the folder a model.
     write_text(dir + "/config.json", config_json(info, eps, dtype, tokenizer).dump(2) + "\n");
-    std::printf("wrote     %s: %s, %s\n", dir.c_str(), plain ? "GPT2LMHeadModel" : "TaperNormGPT2LMHeadModel",
-                dtype_text.c_str());
+    std::printf("wrote     %s: %s, %s\n", printable(dir).c_str(),
+                plain ? "GPT2LMHeadModel" : "TaperNormGPT2LMHeadModel", dtype_text.c_str());
     print_result(dir, info, plain);
     return 0;
 }

@@ -15,7 +15,7 @@ namespace tapernorm {
 std::string hugging_face_weights(const std::string& path);
 
 // weights: a result of hugging_face_weights. Settings in config.json with which the same weights would compute another function
-// are errors; buffers such as attn.bias are ignored.
+// are errors, and so are tensors that this program would not read; masks such as attn.bias hold no weights and are left out.
 std::unique_ptr<ModelFile> open_hugging_face(const std::string& weights);
 
 // ---- llm.c: 256 int32 (magic 20240326, version 3 for fp32 or 5 for bf16, T, V, L, NH, C, Vp), then each kind of tensor

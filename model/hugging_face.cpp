@@ -1,9 +1,10 @@
 // Reads GPT-2 models in Hugging Face's format.
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <set>
 
+#include "io/files.h"
+#include "io/json.h"
 #include "io/tokenizer.h"
 #include "model/foreign_model.h"
 
@@ -17,19 +18,17 @@ namespace {
 constexpr const char* kConfig = "config.json";
 constexpr const char* kWeights = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
+constexpr const char* kHead = "lm_head.weight";
 constexpr const char* kPyTorch = "pytorch_model.bin";
+constexpr const char* kAdapter = "adapter_config.json";
 
 std::string beside(const std::string& file, const char* name) { return (fs::path(file).parent_path() / name).string(); }
 
 json read_json_object(const std::string& path, size_t limit) {
-    const MappedFile file(path);
-    if (file.size() > limit)
-        fail("%s: expected at most %zu bytes, found %zu; it is not the file that its name says", path.c_str(), limit,
-             file.size());
-    json parsed = json::parse(file.data(), file.data() + file.size(), nullptr, false);
+    json parsed = parse_json(read_text(path, limit));
     if (!parsed.is_object())
         fail("%s: expected a JSON object, found %s; the file is damaged or its copy is incomplete", path.c_str(),
-             parsed.is_discarded() ? "no valid JSON" : parsed.type_name());
+             parsed.is_discarded() ? "no valid JSON (or too many levels of it)" : parsed.type_name());
     return parsed;
 }
 
@@ -108,7 +107,7 @@ Config read_settings(const Settings& s) {
 
 // The files that an index names. They are beside it: a name with a folder in it is not the name of a shard.
 std::vector<std::string> shards(const std::string& index) {
-    const json parsed = read_json_object(index, 100 << 20);
+    const json parsed = read_json_object(index, 10 << 20);
     const auto map = parsed.find("weight_map");
     std::set<std::string> names;
     if (map != parsed.end() && map->is_object())
@@ -138,12 +137,18 @@ class HuggingFaceModel : public ModelFile {
                 "%s is not a model of this program (its metadata has no \"format_version\"), and a Hugging Face GPT-2 would "
                 "need %s, which does not exist",
                 weights.c_str(), config.c_str());
+        if (const std::string adapter = beside(weights, kAdapter); fs::exists(adapter, ignored))
+            fail(
+                "%s: an adapter (LoRA) belongs to this model, and would be left out; merge it first: merge_and_unload() of "
+                "peft, then save_pretrained",
+                adapter.c_str());
         const Settings settings(config);
         info_.config = read_settings(settings);
         const bool sharded = weights.ends_with(".json");
         for (const std::string& file : sharded ? shards(weights) : std::vector{weights}) files_.emplace_back(file);
         check_tensors();
         check_head(settings);
+        find_unread();
         info_.tokenizer = tokenizer_beside(weights, info_.config.V);
     }
 
@@ -166,16 +171,38 @@ class HuggingFaceModel : public ModelFile {
                       [&](const TensorSpec& t, float*&) { checked_tensor(file_of(t.name), t.name, t.shape); });
     }
 
-    // A tied head is wte, whatever lm_head.weight holds. An untied head has no place in a model with all its norms.
+    // The head is wte. Where there is an lm_head.weight that is not, the model is another one, whatever config.json says.
     void check_head(const Settings& settings) const {
-        if (settings.flag("tie_word_embeddings", true)) return;
+        const bool tied = settings.flag("tie_word_embeddings", true);
+        if (tied && !find_tensor(file_of(kHead), kHead)) return;
         const TensorSpec wte{"transformer.wte.weight", {info_.config.V, info_.config.C}, {}, true};
-        const TensorSpec head{"lm_head.weight", wte.shape, {}, true};
+        const TensorSpec head{kHead, wte.shape, {}, true};
         std::vector<float> a(wte.count()), b(a.size());
         convert(wte, a.data()), convert(head, b.data());
         if (a != b)
-            fail("%s: lm_head.weight is not wte.weight (\"tie_word_embeddings\": false); expected GPT-2's tied head",
-                 path_.c_str());
+            fail("%s: lm_head.weight is not wte.weight (\"tie_word_embeddings\": %s); expected GPT-2's tied head",
+                 path_.c_str(), tied ? "true" : "false");
+    }
+
+    // Older files have the causal masks of all heads, h.N.attn.bias and masked_bias: not weights.
+    static bool is_mask(const std::string& tensor) {
+        return tensor.ends_with(".attn.bias") || tensor.ends_with(".attn.masked_bias");
+    }
+
+    void find_unread() {
+        std::set<std::string> known = {kHead};
+        GptTensors<float> none{};
+        visit_tensors(info_.config, none, [&](const TensorSpec& t, float*&) { known.insert(t.name); });
+        std::vector<std::string> tensors;
+        size_t masks = 0;
+        for (const SafetensorsFile& file : files_)
+            for (const TensorEntry& e : file.entries())
+                if (is_mask(e.name))
+                    masks++;
+                else
+                    tensors.push_back(e.name);
+        refuse_unread(path_, known, tensors);
+        if (masks) info_.unread = strprintf("its %zu attention masks", masks);
     }
 
     template <class Real>

@@ -1,7 +1,6 @@
 // Reads GPT-2 checkpoints of llm.c.
 #include <cstdint>
 #include <cstring>
-#include <fstream>
 
 #include "model/foreign_model.h"
 
@@ -111,8 +110,9 @@ class LlmcCheckpoint : public ModelFile {
 
 bool is_llmc_checkpoint(const std::string& path) {
     int32_t magic = 0;
-    std::ifstream file(path, std::ios::binary);
-    return file.read(reinterpret_cast<char*>(&magic), sizeof magic) && magic == kMagic;
+    const MappedFile file(path);
+    if (file.size() >= sizeof magic) std::memcpy(&magic, file.data(), sizeof magic);
+    return magic == kMagic;
 }
 
 std::unique_ptr<ModelFile> open_llmc_checkpoint(const std::string& path) {

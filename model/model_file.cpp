@@ -18,6 +18,24 @@ const TensorEntry* find_tensor(const SafetensorsFile& file, const std::string& n
     return name.starts_with(prefix) ? file.find(std::string_view(name).substr(prefix.size())) : nullptr;
 }
 
+std::string full_name(const std::string& tensor) {
+    return tensor.starts_with("transformer.") || tensor.starts_with("lm_head.") ? tensor : "transformer." + tensor;
+}
+
+void refuse_unread(const std::string& path, const std::set<std::string>& known,
+                   const std::vector<std::string>& tensors) {
+    std::set<std::string> seen;
+    std::vector<std::string> unread;
+    for (const std::string& tensor : tensors)
+        if (const std::string name = full_name(tensor); !known.contains(name) || !seen.insert(name).second)
+            unread.push_back(tensor);
+    if (unread.empty()) return;
+    fail(
+        "%s: %zu of its tensors have no place in this model, %s the first; expected those of a GPT-2 of its layers, each once "
+        "(merge adapters first, and check n_layer)",
+        path.c_str(), unread.size(), in_quotes(unread[0]).c_str());
+}
+
 const TensorEntry& checked_tensor(const SafetensorsFile& file, const std::string& name,
                                   const std::vector<size_t>& shape) {
     const TensorEntry* entry = find_tensor(file, name);
@@ -256,6 +274,13 @@ static ModelInfo read_model_info(const SafetensorsFile& file) {
              file.path().c_str(), c.V);
     check_tensors(file, c);
     info.taper_scale = read_taper_scales(file, c);
+    std::set<std::string> known;
+    GptTensors<float> none{};
+    visit_tensors(c, none, [&](const TensorSpec& t, float*&) { known.insert(t.name); });
+    for (const std::string& site : taper_site_names(c)) known.insert(site + ".taper_scale");
+    std::vector<std::string> tensors;
+    for (const TensorEntry& e : file.entries()) tensors.push_back(e.name);
+    refuse_unread(file.path(), known, tensors);
     return info;
 }
 
@@ -288,9 +313,9 @@ class OurModel : public ModelFile {
 }  // namespace
 
 std::unique_ptr<ModelFile> ModelFile::open(const std::string& path) {
-    if (is_llmc_checkpoint(path)) return open_llmc_checkpoint(path);
     const std::string weights = hugging_face_weights(path);
     if (weights.ends_with(".json")) return open_hugging_face(weights);
+    if (is_llmc_checkpoint(weights)) return open_llmc_checkpoint(weights);
     SafetensorsFile file(weights);
     if (file.metadata().contains("state_version"))
         fail("%s is the state of a run, which is for resuming it; expected the model beside it", path.c_str());
@@ -300,6 +325,21 @@ std::unique_ptr<ModelFile> ModelFile::open(const std::string& path) {
 
 std::unique_ptr<HostModel> load_model(Cpu& dev, const std::string& path) {
     return std::make_unique<HostModel>(dev, ModelFile::open(path));
+}
+
+void check_tokenizer(const Tokenizer& tokenizer, const ModelInfo& info, const std::string& model) {
+    constexpr size_t kPadding = 128;
+    const std::string& own = info.tokenizer.at("tokenizer");
+    const size_t n = tokenizer.vocab_size(), V = info.config.V;
+    const bool sure = own == "bytes" || info.tokenizer.contains("tokenizer.vocab");  // otherwise often a guess
+    if (sure && tokenizer.name() != own)
+        fail("--tokenizer: expected %s, which %s was trained with, found %s", own.c_str(), model.c_str(),
+             tokenizer.name().c_str());
+    if (n > V || V > (n + kPadding - 1) / kPadding * kPadding)
+        fail(
+            "the tokenizer %s has %zu tokens, but the vocabulary of %s has %zu (its tokenizer is %s); name the one that it "
+            "was trained with: --tokenizer DIR",
+            tokenizer.name().c_str(), n, model.c_str(), V, own.c_str());
 }
 
 void save_model(const std::string& path, const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype) {
@@ -339,9 +379,10 @@ std::string describe(const ModelInfo& info) {
                                          : strprintf("tapering, gate %.4g", info.gate);
     return strprintf(
         "GPT-2, %zu layers, %zu heads, %zu channels, context %zu, vocabulary %zu (%s), %.2fM parameters; "
-        "%s, -g %s, step %zu; %s",
-        c.L, c.NH, c.C, c.T, c.V, info.tokenizer.at("tokenizer").c_str(), double(parameter_count(c)) * 1e-6,
-        c.norm == NormKind::layernorm ? "LayerNorm" : "RMSNorm", gate_mode_name(c.mode), info.step, state.c_str());
+        "%s, -g %s, step %zu; %s%s%s",
+        c.L, c.NH, c.C, c.T, c.V, printable(info.tokenizer.at("tokenizer")).c_str(), double(parameter_count(c)) * 1e-6,
+        c.norm == NormKind::layernorm ? "LayerNorm" : "RMSNorm", gate_mode_name(c.mode), info.step, state.c_str(),
+        info.unread.empty() ? "" : "; without ", printable(info.unread).c_str());
 }
 
 }  // namespace tapernorm

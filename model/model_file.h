@@ -3,10 +3,12 @@
 #pragma once
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "io/safetensors.h"
+#include "io/tokenizer.h"
 #include "model/config.h"
 #include "runtime/arena.h"
 
@@ -18,6 +20,7 @@ struct ModelInfo {
     size_t step = 0;                                                          // updates done
     std::map<std::string, std::string> tokenizer = {{"tokenizer", "bytes"}};  // Tokenizer::metadata()
     std::vector<float> taper_scale;  // c of every tapering site (taper_site_names); 1 before calibration
+    std::string unread = {};         // what its file holds besides, and no model needs: "24 attention masks"
 };
 
 class ModelFile;
@@ -87,11 +90,23 @@ class ModelFile {
     bool foreign_;
 };
 
+// Fails unless the tokenizer is the model's: of its name, where the file holds or is sure of one, and of its size. A vocabulary
+// of up to the next multiple of 128 is padding (for GPU kernels). model: the model's file, for messages.
+void check_tokenizer(const Tokenizer& tokenizer, const ModelInfo& info, const std::string& model);
+
 std::unique_ptr<HostModel> load_model(Cpu& dev, const std::string& path);
 
 // Replaces `path` as a whole, or fails and leaves it as it was. dtype: F32 or BF16.
 void save_model(const std::string& path, const ModelInfo& info, const GptTensors<float>& tensors,
                 Dtype dtype = Dtype::F32);
+
+// Fails where a file has tensors that are not in `known` (names as in the table): what they do would be missing from every
+// result. tensors: those of the file, as it spells them.
+void refuse_unread(const std::string& path, const std::set<std::string>& known,
+                   const std::vector<std::string>& tensors);
+
+// The name in the table of a tensor that a file may spell without "transformer.".
+std::string full_name(const std::string& tensor);
 
 // The entry of that name, or null; in the file, "transformer." may be missing, as it is in some of Hugging Face's files.
 const TensorEntry* find_tensor(const SafetensorsFile& file, const std::string& name);

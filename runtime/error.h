@@ -7,6 +7,8 @@
 #include <string>
 #include <string_view>
 
+#include "runtime/printable.h"
+
 namespace tapernorm {
 
 struct Error : std::runtime_error {
@@ -34,35 +36,35 @@ inline std::string vstrprintf(const char* format, va_list args) {
 // "; HINT" for the end of an error about too little memory, or nothing where the program gave no hint.
 inline std::string memory_hint_text(const char* hint) { return *hint ? std::string("; ") + hint : ""; }
 
-// Quoted for a one-line message: control characters and quotes as \xNN, long texts cut in the middle.
+// Quoted for a one-line message: printable, with quotes and backslashes as \xNN too; long texts are cut in the middle.
 inline std::string in_quotes(std::string_view text) {
     constexpr size_t kLongest = 160;
     std::string out = "'";
-    for (size_t i = 0; i < text.size(); i++) {
-        if (text.size() > kLongest && i == kLongest / 2) {
+    bool cut = text.size() <= kLongest;
+    for (size_t at = 0; at < text.size();) {
+        if (!cut && at >= kLongest / 2) {
+            cut = true;
             out += "...";
-            i = text.size() - kLongest / 2;
+            at = text.size() - kLongest / 2;
+            while (at < text.size() && (text[at] & 0xc0) == 0x80) at++;  // not within a character
+            continue;
         }
-        const unsigned char c = static_cast<unsigned char>(text[i]);
-        out += c < 0x20 || c == 0x7f || c == '\'' || c == '\\' ? strprintf("\\x%02x", unsigned(c))
-                                                               : std::string(1, char(c));
+        const bool plain = text[at] != '\'' && text[at] != '\\';
+        const size_t length = plain ? printable_char(text, at) : 0;
+        out += length ? std::string(text.substr(at, length)) : escaped_byte(text[at]);
+        at += length ? length : 1;
     }
     return out + "'";
 }
 
-// Throws the formatted line as an Error. Control characters, which the names of files and flags may have, become \xNN: the
-// message stays one line, and cannot drive the terminal.
+// Throws the formatted line as an Error. What the names of files and flags may hold becomes printable: the message stays one
+// line, and cannot drive the terminal.
 [[noreturn, gnu::format(printf, 1, 2)]] inline void fail(const char* format, ...) {
     va_list args;
     va_start(args, format);
     const std::string text = vstrprintf(format, args);
     va_end(args);
-    std::string line;
-    for (const char c : text) {
-        const unsigned char byte = static_cast<unsigned char>(c);
-        line += byte < 32 || byte == 127 ? strprintf("\\x%02x", unsigned(byte)) : std::string(1, c);
-    }
-    throw Error(line);
+    throw Error(printable(text));
 }
 
 }  // namespace tapernorm

@@ -7,6 +7,8 @@
 #include <exception>
 #include <new>
 
+#include "runtime/printable.h"
+
 namespace tapernorm {
 
 inline const char* running_program = "";
@@ -41,7 +43,7 @@ int exit_status(const char* program, Body&& body) {
         return 1;
     } catch (const std::exception& error) {
         std::fflush(stdout);
-        std::fprintf(stderr, "%s: error: %s\n", program, error.what());
+        std::fprintf(stderr, "%s: error: %s\n", program, printable(error.what()).c_str());  // not all are Errors
         return 1;
     }
 }

@@ -56,14 +56,22 @@ struct Outcome {
 
 class Program {
   public:
-    // file_limit: bytes that a file may grow to (RLIMIT_FSIZE), as if the disk were full there; 0: none.
-    Program(const std::string& folder, const std::vector<std::string>& command, size_t file_limit = 0) {
+    // file_limit: bytes that a file may grow to (RLIMIT_FSIZE), as if the disk were full there; 0: none. terminal: standard
+    // output is one.
+    Program(const std::string& folder, const std::vector<std::string>& command, size_t file_limit = 0,
+            bool terminal = false) {
         const std::string path = program_path(command.at(0));
         std::vector<char*> argv;
         for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
         argv.push_back(nullptr);
         int out[2], err[2];
         if (pipe2(out, O_CLOEXEC) != 0 || pipe2(err, O_CLOEXEC) != 0) throw std::runtime_error("no pipe");
+        if (terminal) {
+            close(out[0]), close(out[1]);
+            out[0] = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+            if (out[0] < 0 || grantpt(out[0]) != 0 || unlockpt(out[0]) != 0) throw std::runtime_error("no terminal");
+            out[1] = open(ptsname(out[0]), O_RDWR | O_NOCTTY | O_CLOEXEC);
+        }
         pid_ = fork();
         if (pid_ < 0) throw std::runtime_error("no process");
         if (pid_ == 0) {
@@ -120,7 +128,7 @@ class Program {
             char buffer[4096];
             const ssize_t n = read(fds_[i], buffer, sizeof buffer);
             if (n > 0) (i == 0 ? outcome_.out : outcome_.err).append(buffer, size_t(n));
-            if (n == 0) close(std::exchange(fds_[i], -1));
+            if (n == 0 || (n < 0 && errno == EIO)) close(std::exchange(fds_[i], -1));  // EIO: a terminal's end
         }
         return true;
     }

@@ -232,7 +232,7 @@ TEST_CASE("hellaswag: counted by hand; damaged files are one line") {
     }
     std::string foreign = good;
     foreign[1036 + 1] = 1;  // the first token of the first context: 256 and more
-    refuse(foreign, "below the model's vocabulary");
+    refuse(foreign, "the vocabulary has 256");
     for (const std::string line :
          {"", "\n\n", "[]", "{}", R"({"ctx": "a", "endings": ["b"], "label": 1})",
           R"({"ctx": "a", "endings": [], "label": 0})", R"({"ctx": "", "endings": ["b"], "label": 0})",

@@ -2,6 +2,7 @@
 // With GPT2_TOKENIZER=DIR (vocab.json and merges.txt of GPT-2) the real one too.
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -537,6 +538,78 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: tar archives, a document a file") {
         out += "2";
         CHECK(contains(run({dir + "/torn.tar"}).second, "ends within a file"));
     }
+    // A size that the archive does not have costs no memory, whatever it is; one that is no number is damage.
+    for (const char* size : {"77777777777", "777777777777", "-1", "\xff\xff\xff\xff\xff\xff\xff\xff", "12x", ""}) {
+        std::string lying = archive;
+        std::memset(&lying[512 + 124], 0, 12);
+        std::memcpy(&lying[512 + 124], size, std::strlen(size));
+        write_file(dir + "/lying.tar", lying);
+        out += "2";
+        const auto [status, output] = run({dir + "/lying.tar"});
+        CHECK(status == 1);
+        CHECK(contains(output, size[0] == '7' ? "ends within a file" : "octal digits"));
+    }
+    write_file(dir + "/binary.tar", member("d/1.txt", '0', std::string("\x1f\x8b", 2)));
+    CHECK(contains(run({dir + "/binary.tar"}).second, "binary.tar': 'd/1.txt': expected text, found packed by gzip"));
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: half a surrogate pair in JSON becomes U+FFFD; deep nesting is one line") {
+    write_file(dir + "/half.jsonl", R"({"text": "he\ud83dll\ud83d\ude42"})");
+    CHECK(run({dir + "/half.jsonl", "--val-tokens", "0"}).first == 0);
+    CHECK(tokens_of(out + "/half_train_*.bin") ==
+          joined({{261}, hello.tokenizer().encode("he\xef\xbf\xbdll\xf0\x9f\x99\x82")}));
+    const std::string deep(300'000, '[');
+    write_file(dir + "/deep.jsonl", "{\"text\": \"a\"}\n{\"x\": " + deep + std::string(300'000, ']') + "}\n");
+    out += "2";
+    CHECK(contains(run({dir + "/deep.jsonl"}).second, "line 2 is not a JSON object"));
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare and bpe_train: what is no text is refused by what it is") {
+    using namespace std::string_literals;
+    fs::create_directories(dir + "/folder");
+    REQUIRE(mkfifo((dir + "/fifo").c_str(), 0600) == 0);
+    write_file(dir + "/packed.txt", "\x1f\x8b\x08" + std::string(3000, 'x'));
+    write_file(dir + "/wide.txt", "\xff\xfe"s + "a\0b\0"s);
+    write_file(dir + "/packed.jsonl", "\x28\xb5\x2f\xfd" + std::string(3000, 'x'));
+    write_token_shard(dir + "/shard.bin", Ids(300, 7));
+    const std::pair<std::string, std::string> cases[] = {{"folder", "directory"},  {"fifo", "not a regular file"},
+                                                         {"packed.txt", "gunzip"}, {"wide.txt", "iconv"},
+                                                         {"packed.jsonl", "zstd"}, {"shard.bin", "token shard"}};
+    for (const auto& [name, needle] : cases)
+        for (const bool given : {false, true}) {
+            std::vector<std::string> arguments = {dir + "/" + name};
+            if (given) arguments.insert(arguments.end(), {"--val-tokens", "0"});
+            const auto [status, output] = run(arguments);
+            CHECK(status == 1);
+            CHECK_MESSAGE(contains(output, name), output);
+            if (given) CHECK_MESSAGE(contains(output, needle), output);
+            const auto [bpe_status, bpe_output] = run_program(run_bpe_train, {dir + "/" + name, "--out", dir + "/bpe"});
+            CHECK(bpe_status == 1);
+            CHECK(contains(bpe_output, name));
+            CHECK_MESSAGE(contains(bpe_output, needle), bpe_output);
+        }
+    CHECK(!fs::exists(dir + "/bpe/vocab.json"));
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: the command that it prints is safe to paste, whatever the folder's name") {
+    write_file(dir + "/it's.txt", "hello hello hello");
+    out = dir + "/my `out` $HOME \"x\" [1] \x1b[2J";
+    const auto [status, output] = run({dir + "/it's.txt", "--val-tokens", "1"});
+    CHECK_MESSAGE(status == 0, output);
+    CHECK(printable(output, "\n\t") == output);
+    // The shell gives train_gpt the pattern, which matches the shards and nothing else.
+    const std::string command = output.substr(output.find("  ./train_gpt"));
+    const std::string words = dir + "/words";
+    const std::string as_words = "printf '%s\\n' " + command.substr(command.find("-i"));
+    write_file(dir + "/run.sh", as_words.substr(0, as_words.find_last_not_of('\n') + 1) + " > " + shell_word(words));
+    CHECK(std::system(("bash " + shell_word(dir + "/run.sh")).c_str()) == 0);
+    std::istringstream lines(read_text(words));
+    std::vector<std::string> list;
+    for (std::string line; std::getline(lines, line);) list.push_back(line);
+    REQUIRE(list.size() == 6);
+    CHECK(matching_files(list[1]) == std::vector{out + "/it's_train_000001.bin"});
+    CHECK(matching_files(list[3]) == std::vector{out + "/it's_val_000000.bin"});
+    CHECK(list[5] == out);
 }
 
 TEST_CASE_FIXTURE(PrepareFixture, "prepare: a named corpus is downloaded, continued, and split as it comes") {
@@ -569,7 +642,7 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: what cannot be downloaded or read") 
     CHECK(contains(run({"openwebtext"}).second, "cannot download file://"));
     CHECK(contains(run({"fineweb-edu"}).second, "comes as tokens of GPT-2's vocabulary"));
     CHECK(contains(run({dir + "/none.txt"}).second, "no file has this name"));
-    write_file(dir + "/table.parquet", "PAR1");
+    write_file(dir + "/table.parquet", "PAR1\x15\x04");
     CHECK(contains(run({dir + "/table.parquet"}).second, "Parquet"));
     write_file(dir + "/torn.txt.gz", "no gzip");
     CHECK(contains(run({dir + "/torn.txt.gz"}).second, "gzip failed"));

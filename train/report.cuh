@@ -151,8 +151,8 @@ void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) 
     for (const auto& [purpose, bytes] : memory_table(t)) held += bytes;
     std::printf("\nvalidation loss %.4f (%s) after %zu updates\n", val_loss, in_bits(val_loss, run).c_str(), t.step);
     std::printf("%s, of which tensors %.1f MiB\n", memory_in_use(t.model.dev).c_str(), double(held) / 1048576);
-    std::printf("model %s, state %s, log %s, settings %s\n", s.out.c_str(), state_path(s).c_str(), log_path(s).c_str(),
-                settings_path(s).c_str());
+    std::printf("model %s, state %s, log %s, settings %s\n", printable(s.out).c_str(), printable(state_path(s)).c_str(),
+                printable(log_path(s)).c_str(), printable(settings_path(s)).c_str());
     const std::string out = shell_word(s.out);
     if (const double g = t.gate_now(); t.model.config.mode != GateMode::norm && g != 0)
         std::printf("next: the gate is still %.4g; continue: ./train_gpt -y -o %s -x %zu\n", g, out.c_str(),

@@ -4,10 +4,10 @@
 
 #include <charconv>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <string_view>
 
 #include "io/atomic_file.h"
+#include "io/json.h"
 #include "runtime/error.h"
 
 namespace tapernorm::train {
@@ -28,7 +28,7 @@ std::string json_text(const RunLog::Value& value) {
 }
 
 bool belongs_before(std::string_view line, size_t resume_step) {
-    const json record = json::parse(line.begin(), line.end(), nullptr, false);
+    const json record = parse_json(line);
     if (!record.is_object()) return false;
     const auto step = record.find("step");
     return step != record.end() && step->is_number_unsigned() && step->get<uint64_t>() <= resume_step;

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
+#include <string_view>
 #include <variant>
 
 #include "io/atomic_file.h"
@@ -328,8 +328,11 @@ void check_outputs(const Settings& s) {
     if (settings_path(s) == s.out)
         fail("--out: %s would be both the model and its settings; expected another ending, such as .bin",
              s.out.c_str());
-    std::ifstream settings(settings_path(s));
-    if (std::string line; std::getline(settings, line) && !line.starts_with(kSettingsHeader))
+    std::error_code unknown;
+    const MappedFile settings =
+        std::filesystem::exists(settings_path(s), unknown) ? MappedFile(settings_path(s)) : MappedFile();
+    const std::string_view text(reinterpret_cast<const char*>(settings.data()), settings.size());
+    if (!text.empty() && !text.starts_with(kSettingsHeader))
         fail("--out: the settings of this run would replace %s, which train_gpt has not written; expected another name",
              settings_path(s).c_str());
     for (const std::string& out : {s.out, state_path(s), log_path(s), settings_path(s)}) {

@@ -57,6 +57,7 @@ Config make_config(const Settings& s, const Run& run, const Start& start) {
         if (c.V < V && tokenizer != "unknown")
             fail("--train: the corpus has a vocabulary of %zu tokens (%s); expected the %zu of %s", V,
                  tokenizer.c_str(), c.V, start.origin.path.c_str());
+        if (run.decode) check_tokenizer(*run.decode, {c, 1, 0, start.tokenizer, {}}, start.origin.path);
         if (!start.foreign && own != tokenizer)
             fail("--tokenizer: expected %s, which %s was trained with, found %s", own.c_str(),
                  start.origin.path.c_str(), tokenizer.c_str());

@@ -76,11 +76,10 @@ int expect_clean(F&& read) {
     try {
         read();
     } catch (const Error& e) {
-        for (const char* c = e.what(); *c; c++)
-            if (static_cast<unsigned char>(*c) < 0x20 || *c == 0x7f) {
-                std::fprintf(stderr, "control character in the message: %s\n", e.what());
-                std::abort();
-            }
+        if (printable(e.what()) != e.what()) {
+            std::fprintf(stderr, "control character in the message: %s\n", e.what());
+            std::abort();
+        }
     }
     return 0;
 }

@@ -338,9 +338,9 @@ int Ranks::fail_all(const char* program, const std::exception& error) {
     bool said = dynamic_cast<const RankStopped*>(&error) != nullptr;
     if (!first() && link_) said |= link_->stopped_by_first_rank(3);
     if (!said && size == 1)
-        std::fprintf(stderr, "%s: error: %s\n", program, error.what());
+        std::fprintf(stderr, "%s: error: %s\n", program, printable(error.what()).c_str());
     else if (!said)
-        std::fprintf(stderr, "%s: error: %s: %s\n", program, describe().c_str(), error.what());
+        std::fprintf(stderr, "%s: error: %s: %s\n", program, describe().c_str(), printable(error.what()).c_str());
     if (link_) link_->stop_all();
     return 1;
 }

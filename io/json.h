@@ -1,0 +1,16 @@
+// JSON from files of any origin.
+#pragma once
+#include <cstddef>
+#include <nlohmann/json.hpp>
+#include <string_view>
+
+namespace tapernorm {
+
+constexpr size_t kDeepestJson =
+    100;  // levels of brackets; code that walks through more of them could overflow its stack
+
+// The value of a text; discarded (is_discarded()) where it is no JSON or nests deeper than kDeepestJson. One half of a
+// surrogate pair, as Python writes it for what it could not decode, becomes U+FFFD.
+nlohmann::json parse_json(std::string_view text);
+
+}  // namespace tapernorm
