@@ -15,12 +15,12 @@
 
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "inference/decoder.cuh"
+#include "io/claims.h"
 #include "io/options.h"
 #include "model/model_file.h"
 #include "runtime/exit_status.h"
@@ -225,9 +225,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
                  .help = "CPU threads for the check"});
     // clang-format on
     if (!options.parse(argc, argv)) return 0;
-    std::error_code ignored;
-    if (in == out || std::filesystem::equivalent(in, out, ignored))
-        fail("%s: input and output are the same file; give the folded model another name", in.c_str());
+    claim_output("FOLDED", out);
 
     Cpu dev{int(threads)};
     dev.memory_hint = "folding holds the model twice in double and twice in fp32; use a machine with more memory";
@@ -235,6 +233,10 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     std::printf("read      %s: %s\n", printable(in).c_str(), describe(model->info).c_str());
     refuse_unfinished(in, model->info);
     check_writable(out);
+    check_replaceable("FOLDED", out, "a folded model", [](const SafetensorsFile& file) {
+        return file.metadata().contains("format_version") && file.metadata().contains("folded") &&
+               file.metadata().at("folded") != "none";
+    });
 
     Model64 exact(dev, model->info.config);
     ModelInfo info = model->info;

@@ -13,7 +13,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -28,6 +27,7 @@
 #include "inference/logits.h"
 #include "inference/prompts.h"
 #include "inference/sampler.h"
+#include "io/claims.h"
 #include "io/options.h"
 #include "io/terminal.h"
 #include "io/tokenizer.h"
@@ -255,10 +255,11 @@ static void check_flags(const Settings& s, const Options& o) {
         if (o.given(flag) && (!s.eval.empty() || !s.hellaswag.empty() || !s.prompts.empty()))
             fail("%s and %s: expected one of them, found both", flag, modes[0]);
     if (o.given("--prompt") && !s.tokens.empty()) fail("--tokens and --prompt: expected one of them, found both");
-    std::error_code ignored;
-    if (std::filesystem::equivalent(s.dump, s.model, ignored))
-        fail("--dump: %s is the model; expected another name", s.dump.c_str());
-    if (!s.dump.empty()) check_writable(s.dump);
+    if (s.dump.empty()) return;
+    check_writable(s.dump);
+    claim_output("--dump", s.dump);
+    check_replaceable("--dump", s.dump, "a file of logits",
+                      [](const SafetensorsFile& file) { return file.find("logits") && file.entries().size() == 1; });
 }
 
 [[maybe_unused]] static int run_program(int argc, char** argv) {

@@ -409,6 +409,8 @@ struct Trainer {
         return model.config.mode == GateMode::norm ? 1 : gate_schedule(k, gate_warmup, gate_end);
     }
     double gate_now() const { return gate(std::max<size_t>(step, 1)); }  // at the last update
+    double lr_at(size_t k) const { return lr_schedule(settings, k); }
+    double lr_now() const { return lr_at(std::max<size_t>(step, 1)); }
     ScaleLoss scale_loss(size_t k) const { return {k > gate_warmup ? settings.scale_loss : 0, scale_target}; }
 
     // This rank's part of update k: gradients and sums over its micro-batches. ready: see Gpt::backward, of the last of them.
@@ -659,7 +661,7 @@ int train(Trainer<Device, Real>& t, Run& run) {
                               {{"hellaswag_acc", scores.acc()}, {"hellaswag_acc_norm", scores.acc_norm()}});
             }
         }
-        if (!logs && t.model.ranks.first()) logs.emplace(s, resumed_at);
+        if (!logs && t.model.ranks.first()) logs.emplace(s, run, resumed_at);
         if (logs) logs->write(r.step, fields);
         if (s.sample_every && r.step % s.sample_every == 0 && run.decode && t.model.ranks.first())
             progress.note(sample_text(t, *run.decode, run.prompt, 200));
@@ -673,12 +675,17 @@ template <class Device, class Real>
 int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     Trainer<Device, Real> t(dev, s, run.config, run.train, ranks);
     initialize(t.model, s.seed);
-    if (run.state)
-        load_state(t, *run.state), run.state.reset();  // its disk space is free once it is replaced
-    else if (run.init)
+    double last_rate = 0;
+    if (run.state) {
+        load_state(t, *run.state);
+        if (run.state->metadata().contains("lr")) last_rate = std::stod(state_metadata(*run.state, "lr"));
+        run.state.reset();  // its disk space is free once it is replaced
+    }
+    if (run.init)
         initialize_from(t.model, [&](const TensorSpec& spec, auto* numbers) { run.init->read(spec, numbers); });
     if (ranks.size > 1) check_parameters(t, common_data(run), kStartAlike);
     print_start(t, run);
+    if (last_rate > 0) print_change_of_rate(t, last_rate);
     if (run.init)
         std::printf("%s: validation loss %.6f before the first update\n", printable(run.init->path()).c_str(),
                     evaluate(t, run.val, s.val_batches));
@@ -719,14 +726,14 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
     Options options = make_options(s);
     if (!options.parse(argc, argv)) return 0;
     if (s.gpus > 1) ranks.fork_local(s.gpus);
+    s.out = model_path(s.out);
     std::vector<std::string> arguments = options.arguments();
-    for (const std::string& a : arguments)  // a state keeps them as lines
-        if (a.find('\n') != a.npos) fail("%s: expected one line", in_quotes(a).c_str());
-    Checkpoints checkpoints(state_path(s));
+    Checkpoints checkpoints(state_path(s.out));
     Start start = find_start(s, options, arguments, checkpoints, ranks);
     ranks.set_time_limit(s.rank_timeout);
     ranks.agree(common_settings(s, start));
-    if (ranks.first()) check_outputs(s);
+    std::optional<RunLock> lock;
+    if (ranks.first()) check_outputs(s), lock.emplace(s.out);
     Cpu cpu{int(s.threads)};
     cpu.memory_hint = kMemoryHint;
     [[maybe_unused]] const bool gpu = choose_gpu(s, cpu, ranks);
@@ -734,6 +741,8 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
     std::printf("%s\n", make_options(shown).table().c_str());
     Run run = open_run(s, std::move(start));
     run.arguments = arguments, run.checkpoints = checkpoints;
+    run.computed_with = gpu ? "CUDA" : isa_name(cpu.isa);
+    if (ranks.first()) check_run(s, run);
 #ifdef TN_CUDA
     if (gpu) {
         Cuda cuda(ranks.local_rank, kMemoryHint);

@@ -25,7 +25,9 @@ def main():
         logged = {}
         for line in pathlib.Path(folder, "model.log.jsonl").read_text().splitlines():
             record = json.loads(line)
-            step = record.pop("step")
+            step = record.pop("step", None)
+            if step is None:
+                continue  # which run it is
             for key, value in record.items():
                 logged.setdefault(key, []).append((step, struct.unpack("f", struct.pack("f", value))[0]))
         board = EventAccumulator(str(pathlib.Path(folder, "board")))

@@ -38,7 +38,7 @@ def tensors(path):
 
 def log(path):
     updates = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in update.items() if "second" not in k} for update in updates]
+    return [{k: v for k, v in update.items() if "second" not in k} for update in updates if "step" in update]
 
 
 def text(path):

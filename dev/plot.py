@@ -18,6 +18,7 @@ import math
 import pathlib
 import sys
 import tempfile
+import urllib.parse
 
 
 import plot_style
@@ -81,7 +82,7 @@ def read_settings(log_path):
     hidden = ("arguments", "state_version", "position")
     shown = {key: value for key, value in metadata.items() if key not in hidden}
     if "arguments" in metadata:
-        shown["flags"] = " ".join(metadata["arguments"].split("\n")).strip()
+        shown["flags"] = urllib.parse.unquote(" ".join(metadata["arguments"].split("\n")).strip(), errors="replace")
     return shown
 
 

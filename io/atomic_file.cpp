@@ -8,12 +8,15 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <system_error>
+#include <thread>
 #include <utility>
 
+#include "io/claims.h"
 #include "runtime/error.h"
 
 namespace tapernorm {
@@ -21,6 +24,10 @@ namespace tapernorm {
 namespace fs = std::filesystem;
 
 namespace {
+
+struct FileBusy : Error {
+    using Error::Error;
+};
 
 const char* remedy(int error) {
     switch (error) {
@@ -59,7 +66,7 @@ std::string directory_of(const std::string& path) {
     return parent.empty() ? "." : parent;
 }
 
-// Opens PATH.tmp for one writer. A temporary file left by a crash is taken over; one that is being written is not. On failure
+// Opens the temporary file for one writer. A temporary file left by a crash is taken over; one that is being written is not. On failure
 // returns -1 with errno set, to EWOULDBLOCK where another process holds the file.
 int open_temporary(const std::string& temporary) {
     for (;;) {
@@ -83,10 +90,10 @@ int open_temporary(const std::string& temporary) {
 
 }  // namespace
 
-AtomicFile::AtomicFile(const std::string& path) : path_(path) {
+AtomicFile::AtomicFile(const std::string& path, double patience) : path_(path) {
     if (path.empty()) fail("cannot write a file without a name");
     target_ = resolve_links(path);
-    temporary_ = target_ + ".tmp";
+    temporary_ = target_ + ".tapernorm-tmp";
     struct stat info;
     const bool exists = stat(target_.c_str(), &info) == 0;
     if (exists && S_ISDIR(info.st_mode))
@@ -99,9 +106,14 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path) {
     if (!exists && target_.back() == '/')
         fail("cannot write %s: it names a directory; name a file in it", in_quotes(path).c_str());
 
-    fd_ = open_temporary(temporary_);
-    if (fd_ < 0 && errno == EWOULDBLOCK)
-        fail("cannot write %s: another process is writing it; give this run another name", in_quotes(path).c_str());
+    const auto begin = std::chrono::steady_clock::now();
+    while ((fd_ = open_temporary(temporary_)) < 0 && errno == EWOULDBLOCK) {
+        if (std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() >= patience)
+            throw FileBusy(strprintf(
+                "cannot write %s: another process is still writing it after %g seconds; wait for it, or give another name",
+                in_quotes(path).c_str(), patience));
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
     if (fd_ < 0 && errno == ENOENT)
         fail("cannot write %s: the directory %s does not exist; create it first (mkdir -p)", in_quotes(path).c_str(),
              in_quotes(directory_of(target_)).c_str());
@@ -155,13 +167,22 @@ std::string numbered(const std::string& path, size_t number) {
     return (p.parent_path() / p.stem()).string() + "." + std::to_string(number) + p.extension().string();
 }
 
-void check_writable(const std::string& path) { AtomicFile probe(path); }
+void check_writable(const std::string& path) {
+    try {
+        AtomicFile probe(path, 0);
+    } catch (const FileBusy&) {
+        // Another process will be done with it before long.
+    }
+}
 
-MappedFile::MappedFile(const std::string& path) {
+MappedFile::MappedFile(const std::string& path, FileUse use) {
     const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         fail("cannot read %s: %s%s", in_quotes(path).c_str(), std::strerror(errno),
-             errno == ENOENT ? "; check the path" : "");
+             errno == ENOENT
+                 ? (access((path + ".bin").c_str(), F_OK) == 0 ? "; did you mean the one with .bin at its end?"
+                                                               : "; check the path")
+                 : "");
     struct stat info;
     const int error = fstat(fd, &info) == 0 ? 0 : errno;
     if (error || !S_ISREG(info.st_mode)) {
@@ -169,6 +190,12 @@ MappedFile::MappedFile(const std::string& path) {
         if (error) fail("cannot read %s: %s", in_quotes(path).c_str(), std::strerror(error));
         fail("cannot read %s: it is %s; name a file", in_quotes(path).c_str(),
              S_ISDIR(info.st_mode) ? "a directory" : "not a regular file");
+    }
+    try {
+        if (use == FileUse::input) claim_input(path, fd);
+    } catch (const Error&) {
+        close(fd);
+        throw;
     }
     size_ = size_t(info.st_size);
     void* p = size_ ? mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0) : nullptr;

@@ -1,5 +1,5 @@
 // Files as bytes. AtomicFile writes a file that is either the old one or the new one, never half of each: under a temporary
-// name in the same directory (PATH.tmp), flushed to the disk, renamed. MappedFile reads one.
+// name in the same directory (PATH.tapernorm-tmp, which no other program uses), flushed to the disk, renamed. MappedFile reads one.
 #pragma once
 #include <cstddef>
 #include <string>
@@ -11,8 +11,9 @@ namespace tapernorm {
 class AtomicFile {
   public:
     // Fails at once if the directory is missing or not writable, or if `path` is a directory, a device or a write-protected
-    // file. A symbolic link is followed: its target is replaced, and the link stays.
-    explicit AtomicFile(const std::string& path);
+    // file. A symbolic link is followed: its target is replaced, and the link stays. Where another process is writing the same
+    // file, waits for it up to `patience` seconds.
+    explicit AtomicFile(const std::string& path, double patience = 60);
     ~AtomicFile();  // without commit(): removes the temporary, the old file stays as it was
     AtomicFile(const AtomicFile&) = delete;
     AtomicFile& operator=(const AtomicFile&) = delete;
@@ -39,12 +40,16 @@ std::string numbered(const std::string& path, size_t number);
 // Fails if writing `path` would, before hours of work depend on it. Leaves no trace.
 void check_writable(const std::string& path);
 
+// Whether a file is only read, or one that this program may also replace (see io/claims.h).
+enum class FileUse { input, own };
+
 // A whole file mapped into memory, read only. The pages are those of the file as it was opened: replacing the file by
 // renaming does not disturb them; shortening it in place does, and the system then ends the program.
 class MappedFile {
   public:
     MappedFile() = default;
-    explicit MappedFile(const std::string& path);  // fails unless `path` is a readable regular file
+    // Fails unless `path` is a readable regular file.
+    explicit MappedFile(const std::string& path, FileUse use = FileUse::input);
     ~MappedFile();
     MappedFile(MappedFile&& other) noexcept;
     MappedFile& operator=(MappedFile&& other) noexcept;

@@ -207,7 +207,7 @@ void Options::set(const Option& o, const std::string& text, bool typed) {
 }
 
 void Options::read_config(const std::string& path) {
-    const MappedFile file(path);
+    const MappedFile file(path, FileUse::own);  // a run started again by its own settings writes them again
     const auto fail_at = [&](size_t line, const std::string& text) {
         fail("%s: line %zu: %s", path.c_str(), line, text.c_str());
     };

@@ -1,5 +1,7 @@
 #include "io/safetensors.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -297,7 +299,7 @@ std::string shape_text(const std::vector<size_t>& shape) {
     return text + "]";
 }
 
-SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(path) {
+SafetensorsFile::SafetensorsFile(const std::string& path, FileUse use) : path_(path), file_(path, use) {
     if (file_.size() < kLengthBytes)
         fail("%s is not a safetensors file: it has %zu bytes, but the shortest has %zu; name another file",
              in_quotes(path).c_str(), file_.size(), kLengthBytes + 2);
@@ -374,26 +376,50 @@ void SafetensorsFile::verify() const {
              in_quotes(stored->second).c_str(), found.c_str());
 }
 
-void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata,
-                       const std::vector<TensorOut>& tensors, const WriteOptions& options) {
-    std::vector<size_t> bytes;
+SafetensorsImage::SafetensorsImage(const std::string& path, const std::map<std::string, std::string>& metadata,
+                                   std::vector<TensorOut> tensors, bool checksum)
+    : tensors_(std::move(tensors)) {
     auto with_checksum = metadata;
-    if (options.checksum) with_checksum["checksum"] = kNoChecksum;
-    std::string header = make_header(path, with_checksum, tensors, &bytes);
-    const uint64_t length = header.size();
-    if (options.checksum) {
-        Checksum sum;
-        sum.add(&length, sizeof length);
-        sum.add(header.data(), header.size());
-        for (size_t i = 0; i < tensors.size(); i++) sum.add(tensors[i].data, bytes[i]);
-        const std::string digits = strprintf("%016llx", (unsigned long long)sum.value());
-        header.replace(checksum_place(header, kNoChecksum), digits.size(), digits);
-    }
+    if (checksum) with_checksum["checksum"] = kNoChecksum;
+    header_ = make_header(path, with_checksum, tensors_, &bytes_);
+    if (!checksum) return;
+    const uint64_t length = header_.size();
+    Checksum sum;
+    sum.add(&length, sizeof length);
+    sum.add(header_.data(), header_.size());
+    for (size_t i = 0; i < tensors_.size(); i++) sum.add(tensors_[i].data, bytes_[i]);
+    checksum_ = strprintf("%016llx", (unsigned long long)sum.value());
+    header_.replace(checksum_place(header_, kNoChecksum), checksum_.size(), checksum_);
+}
+
+void SafetensorsImage::write(const std::string& path, size_t keep, const std::function<void()>& ready) const {
+    const uint64_t length = header_.size();
     AtomicFile file(path);
     file.write(&length, sizeof length);
-    file.write(header.data(), header.size());
-    for (size_t i = 0; i < tensors.size(); i++) file.write(tensors[i].data, bytes[i]);
-    file.commit(options.keep);
+    file.write(header_.data(), header_.size());
+    for (size_t i = 0; i < tensors_.size(); i++) file.write(tensors_[i].data, bytes_[i]);
+    if (ready) ready();
+    file.commit(keep);
+}
+
+void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata,
+                       const std::vector<TensorOut>& tensors, const WriteOptions& options) {
+    SafetensorsImage(path, metadata, tensors, options.checksum).write(path, options.keep, options.ready);
+}
+
+void check_replaceable(const char* flag, const std::string& path, const char* what,
+                       const std::function<bool(const SafetensorsFile&)>& ours) {
+    struct stat info;
+    if (stat(path.c_str(), &info) != 0) return;
+    bool replaceable = false;
+    try {
+        replaceable = ours(SafetensorsFile(path, FileUse::own));
+    } catch (const Error&) {
+        // Not even a safetensors file.
+    }
+    if (!replaceable)
+        fail("%s: %s exists and is not %s, which alone may be replaced; expected another name", flag,
+             in_quotes(path).c_str(), what);
 }
 
 float float_from_f16(uint16_t x) {

@@ -8,6 +8,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
@@ -37,7 +38,7 @@ struct TensorEntry {
 class SafetensorsFile {
   public:
     // Maps the file and checks its whole header; no later access can leave the file.
-    explicit SafetensorsFile(const std::string& path);
+    explicit SafetensorsFile(const std::string& path, FileUse use = FileUse::input);
 
     const std::string& path() const { return path_; }
     const std::map<std::string, std::string>& metadata() const { return metadata_; }
@@ -71,15 +72,41 @@ struct TensorOut {
     const void* data;  // row major, in `dtype`
 };
 
-struct WriteOptions {
-    bool checksum = false;  // metadata "checksum": that of the whole file, with its own digits as zeros
-    size_t keep = 1;        // how many versions of the file to keep, with the new one: see AtomicFile::commit
+// A file in memory that is complete but for its writing.
+class SafetensorsImage {
+  public:
+    // checksum: adds the metadata "checksum", that of the whole file with its own digits as zeros. `path` is for messages;
+    // the tensors' data must outlive the image.
+    SafetensorsImage(const std::string& path, const std::map<std::string, std::string>& metadata,
+                     std::vector<TensorOut> tensors, bool checksum);
+    const std::string& checksum() const { return checksum_; }  // "" without
+
+    // Replaces `path` as a whole, or fails and leaves it as it was. keep: how many versions of the file stay, with the new
+    // one (AtomicFile::commit).
+    // ready: called when all is on the disk but the new name.
+    void write(const std::string& path, size_t keep = 1, const std::function<void()>& ready = {}) const;
+
+  private:
+    std::vector<TensorOut> tensors_;
+    std::vector<size_t> bytes_;
+    std::string header_, checksum_;
 };
 
-// Replaces `path` as a whole, or fails and leaves it as it was. Tensors keep their order; the data section is 64-byte aligned,
-// and so is every tensor whose predecessors all have multiples of 64 bytes.
+struct WriteOptions {
+    bool checksum = false;
+    size_t keep = 1;
+    std::function<void()> ready = {};
+};
+
+// Both in one. Tensors keep their order; the data section is 64-byte aligned, and so is every tensor whose predecessors all
+// have multiples of 64 bytes.
 void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata,
                        const std::vector<TensorOut>& tensors, const WriteOptions& options = {});
+
+// Fails where `path` exists and is not a safetensors file that `ours` knows as what this program writes there: a wrong name
+// must not cost a user's file. flag: where the name comes from; what: "a folded model".
+void check_replaceable(const char* flag, const std::string& path, const char* what,
+                       const std::function<bool(const SafetensorsFile&)>& ours);
 
 // Rounds to nearest, ties to even; a NaN stays a (quiet) NaN with its sign.
 inline uint16_t bf16_from_float(float x) {

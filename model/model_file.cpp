@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -284,6 +285,28 @@ static ModelInfo read_model_info(const SafetensorsFile& file) {
     return info;
 }
 
+std::string state_path(const std::string& model) {
+    return (model.ends_with(".bin") ? model.substr(0, model.size() - 4) : model) + ".state.bin";
+}
+
+// A run that is killed between its two files leaves a state that names a newer model.
+static void warn_if_older_than_state(const SafetensorsFile& model) {
+    const std::string path = state_path(model.path());
+    std::map<std::string, std::string> state;
+    try {
+        state = SafetensorsFile(path, FileUse::own).metadata();
+    } catch (const Error&) {
+        return;  // most models have no state beside them
+    }
+    if (!state.contains("model") || state["model"] == model.metadata().at("checksum")) return;
+    std::fprintf(
+        stderr,
+        "warning: %s (update %s) is not the model of the newest checkpoint, %s (update %s); ./train_gpt -y -o %s "
+        "writes that\n",
+        in_quotes(model.path()).c_str(), Metadata(model).text("step").c_str(), in_quotes(path).c_str(),
+        in_quotes(state["step"]).c_str(), in_quotes(model.path()).c_str());
+}
+
 namespace {
 
 // A file written by train_gpt or fold.
@@ -291,6 +314,7 @@ class OurModel : public ModelFile {
   public:
     explicit OurModel(SafetensorsFile file) : ModelFile(file.path(), false), file_(std::move(file)) {
         info_ = read_model_info(file_);
+        if (file_.metadata().contains("checksum")) file_.verify(), warn_if_older_than_state(file_);
     }
     const float* in_place(const TensorSpec& t) const override {
         const TensorEntry& e = checked_tensor(file_, t.name, t.shape);
@@ -342,7 +366,8 @@ void check_tokenizer(const Tokenizer& tokenizer, const ModelInfo& info, const st
             tokenizer.name().c_str(), n, model.c_str(), V, own.c_str());
 }
 
-void save_model(const std::string& path, const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype) {
+ModelImage::ModelImage(const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype)
+    : taper_scale_(info.taper_scale) {
     const Config& c = info.config;
     std::map<std::string, std::string> metadata = config_metadata(c);
     metadata["format_version"] = kFormatVersion;
@@ -350,12 +375,11 @@ void save_model(const std::string& path, const ModelInfo& info, const GptTensors
     metadata["step"] = std::to_string(info.step);
     metadata.insert(info.tokenizer.begin(), info.tokenizer.end());
     std::vector<TensorOut> out;
-    std::vector<std::vector<uint16_t>> rounded;  // keeps the bf16 copies alive
     GptTensors<float> t = tensors;
     visit_tensors(c, t, [&](const TensorSpec& spec, float*& slot) {
         const void* data = slot;
         if (dtype == Dtype::BF16) {
-            auto& copy = rounded.emplace_back(spec.count());
+            auto& copy = rounded_.emplace_back(spec.count());
             for (size_t i = 0; i < copy.size(); i++) copy[i] = bf16_from_float(slot[i]);
             data = copy.data();
         }
@@ -363,8 +387,12 @@ void save_model(const std::string& path, const ModelInfo& info, const GptTensors
     });
     const std::vector<std::string> sites = taper_site_names(c);
     for (size_t i = 0; i < sites.size(); i++)
-        out.push_back({sites[i] + ".taper_scale", Dtype::F32, {1}, &info.taper_scale[i]});
-    write_safetensors(path, metadata, out);
+        out.push_back({sites[i] + ".taper_scale", Dtype::F32, {1}, &taper_scale_[i]});
+    image_.emplace("the model", metadata, std::move(out), true);
+}
+
+void save_model(const std::string& path, const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype) {
+    ModelImage(info, tensors, dtype).write(path);
 }
 
 std::string describe(const ModelInfo& info) {

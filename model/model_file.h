@@ -3,6 +3,7 @@
 #pragma once
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -94,9 +95,24 @@ class ModelFile {
 // of up to the next multiple of 128 is padding (for GPU kernels). model: the model's file, for messages.
 void check_tokenizer(const Tokenizer& tokenizer, const ModelInfo& info, const std::string& model);
 
+// The state of the run that writes this model: "a.bin" -> "a.state.bin". Its metadata "model" is the checksum of the model
+// that was written with it.
+std::string state_path(const std::string& model);
+
 std::unique_ptr<HostModel> load_model(Cpu& dev, const std::string& path);
 
-// Replaces `path` as a whole, or fails and leaves it as it was. dtype: F32 or BF16.
+// A model's file, ready to be written, with a checksum. dtype: F32 or BF16; F32 tensors must outlive the image.
+class ModelImage {
+  public:
+    ModelImage(const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype = Dtype::F32);
+    const std::string& checksum() const { return image_->checksum(); }
+    void write(const std::string& path) const { image_->write(path); }  // as a whole, or leaves it as it was
+
+  private:
+    std::vector<std::vector<uint16_t>> rounded_;
+    std::vector<float> taper_scale_;
+    std::optional<SafetensorsImage> image_;
+};
 void save_model(const std::string& path, const ModelInfo& info, const GptTensors<float>& tensors,
                 Dtype dtype = Dtype::F32);
 

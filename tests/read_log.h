@@ -1,4 +1,4 @@
-// Reads the logs of runs.
+// Reads the logs of runs: the lines of their updates, behind the one that says which run it is.
 #pragma once
 #include <nlohmann/json.hpp>
 #include <string>
@@ -11,7 +11,10 @@ namespace tapernorm {
 inline std::vector<nlohmann::json> read_log(const std::string& path) {
     std::vector<nlohmann::json> lines;
     std::istringstream in(read_file(path));
-    for (std::string line; std::getline(in, line);) lines.push_back(nlohmann::json::parse(line));
+    for (std::string line; std::getline(in, line);) {
+        nlohmann::json record = nlohmann::json::parse(line);
+        if (record.contains("step")) lines.push_back(std::move(record));
+    }
     return lines;
 }
 

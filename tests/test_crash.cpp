@@ -29,6 +29,7 @@ std::string without_times(const std::string& log) {
     std::string lines;
     std::istringstream in(log);
     for (std::string line; std::getline(in, line);) {
+        if (line.starts_with("{\"run\"")) continue;  // which depends on how often checkpoints are written
         const size_t begin = line.find(", \"tokens_per_second\": "), end = line.find_first_of(",}", begin + 2);
         lines += line.erase(begin, end - begin) + "\n";
     }
@@ -51,7 +52,7 @@ void check_states(const Workplace& w) {
 void check_same_result(const Workplace& w, const Workplace& whole) {
     CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
     CHECK(without_times(read_file(w.at("model.log.jsonl"))) == without_times(read_file(whole.at("model.log.jsonl"))));
-    for (const auto& [name, contents] : w.contents()) CHECK_MESSAGE(!name.ends_with(".tmp"), name);
+    for (const auto& [name, contents] : w.contents()) CHECK_MESSAGE(!name.ends_with(".tapernorm-tmp"), name);
 }
 
 }  // namespace
@@ -282,7 +283,7 @@ bool kill_at_call(const Workplace& w, const std::string& line, size_t at, bool& 
         struct user_regs_struct registers{};
         ptrace(PTRACE_GETREGS, child, nullptr, &registers);
         if (WSTOPSIG(status) == SIGTRAP && (entry = !entry) && changes_files(registers.orig_rax, writing)) {
-            const bool saving = calls > 0 || std::filesystem::exists(w.at("model.state.bin.tmp"));
+            const bool saving = calls > 0 || std::filesystem::exists(w.at("model.state.bin.tapernorm-tmp"));
             if (saving && calls++ == at) kill(child, SIGKILL);
         }
         ptrace(PTRACE_SYSCALL, child, nullptr, nullptr);  // fails where it is dead already, which waitpid says next
@@ -404,7 +405,7 @@ TEST_CASE("crash: a disk that is full leaves the older files whole; with room ag
                   outcome.err);
     CHECK(outcome.err.find("No space left on device") != std::string::npos);
     for (const auto& [file, bytes] : before) CHECK_MESSAGE(read_file(disk.path + "/" + file) == bytes, file);
-    CHECK(!std::filesystem::exists(disk.path + "/model.state.bin.tmp"));
+    CHECK(!std::filesystem::exists(disk.path + "/model.state.bin.tapernorm-tmp"));
 
     std::filesystem::remove(filler);
     w.ok("train_gpt -y -o disk/model.bin -x 12");

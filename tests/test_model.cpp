@@ -302,12 +302,12 @@ TEST_CASE("trainer: resuming at any update gives the same bits, and so does anot
                 Trainer<Cpu, float> first(dev, run.settings, run.config, run.corpus);
                 initialize(first.model, 1);
                 while (first.step < stop) first.update();
-                Checkpoints states(state_path(run.settings));
+                Checkpoints states(state_path(run.settings.out));
                 save_state(first, {}, states);
             }
             Cpu other(int(1 + stop % 3));
             Trainer<Cpu, float> second(other, run.settings, run.config, run.corpus);
-            load_state(second, SafetensorsFile(state_path(run.settings)));
+            load_state(second, SafetensorsFile(state_path(run.settings.out)));
             CHECK(second.step == stop);
             CHECK(second.losses.losses.size() == stop);
             CHECK(second.gradients.norms.size() == (stop < 4 ? stop : stop - 4));  // begun anew at the taper start

@@ -404,12 +404,14 @@ TEST_CASE("train_gpt: starts from a model, reads in sequence or shuffled, recomp
     CHECK(trained("--seed 1") == trained("--seed 1 -r 2"));
     CHECK(trained("--seed 1") != trained("--seed 2"));
     CHECK(trained("--seed 1 --no-shuffle") == trained("--seed 2 --no-shuffle"));
-    // In place: the model to start from is replaced; resuming does not need it.
-    w.ok(kTrain + " --init base.bin -o base.bin -x 3 -k constant -u 0");
-    w.ok("train_gpt -y -o base.bin -x 6");
-    write_file(w.at("again.bin"), base);
-    w.ok(kTrain + " --init again.bin -o again.bin -k constant -u 0");
-    CHECK(read_file(w.at("base.bin")) == read_file(w.at("again.bin")));
+    // Resuming does not need the model to start from.
+    w.refused(kTrain + " --init base.bin -o base.bin", {"--out", "base.bin"});
+    w.ok(kTrain + " --init base.bin -o tuned.bin -x 3 -k constant -u 0");
+    std::filesystem::remove(w.at("base.bin"));
+    w.ok("train_gpt -y -o tuned.bin -x 6");
+    write_file(w.at("base.bin"), base);
+    w.ok(kTrain + " --init base.bin -o again.bin -k constant -u 0");
+    CHECK(read_file(w.at("tuned.bin")) == read_file(w.at("again.bin")));
 }
 
 TEST_CASE("train_gpt: token shards and a validation text of its own") {

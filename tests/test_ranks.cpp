@@ -302,10 +302,10 @@ RunTrace train_on(RankRun& run, int size, bool zero, size_t steps = 12, bool res
     const auto errors = on_ranks(size, [&](Ranks& ranks) {
         Cpu dev(1);
         RunTrace& trace = traces[size_t(ranks.rank)];
-        Checkpoints checkpoints(state_path(run.settings));
+        Checkpoints checkpoints(state_path(run.settings.out));
         Trainer<Cpu, Real> t(dev, run.settings, run.config, run.corpus, ranks);
         initialize(t.model, 1);
-        if (resume) load_state(t, SafetensorsFile(state_path(run.settings)));
+        if (resume) load_state(t, SafetensorsFile(state_path(run.settings.out)));
         while (t.step < steps) {
             const StepReport r = t.update();
             trace.numbers.insert(trace.numbers.end(), {r.loss, r.scale_loss, r.grad_norm, r.stream_scale});
@@ -324,7 +324,7 @@ RunTrace train_on(RankRun& run, int size, bool zero, size_t steps = 12, bool res
         CHECK(trace.parameters == traces[0].parameters);
     }
     if (!run.save) return traces[0];
-    std::ifstream file(state_path(run.settings), std::ios::binary);
+    std::ifstream file(state_path(run.settings.out), std::ios::binary);
     traces[0].state = {std::istreambuf_iterator<char>(file), {}};
     return traces[0];
 }

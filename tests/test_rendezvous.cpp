@@ -331,11 +331,13 @@ TEST_CASE("rendezvous: a rank whose other is killed says what it lost") {
 // ---- agreement
 
 TEST_CASE("agreement: every flag enters the comparison but those that are each rank's own") {
-    const std::set<std::string> own = {"--train (-i)",  "--val (-j)",  "--tokenizer",
-                                       "--out (-o)",    "--init",      "--keep",
-                                       "--model (-e)",  "--hellaswag", "--sample-every (-s)",
-                                       "--tensorboard", "--device",    "--threads",
-                                       "--rank-timeout"};
+    const std::set<std::string> own = {"--train (-i)",  "--val (-j)",
+                                       "--tokenizer",   "--overwrite",
+                                       "--out (-o)",    "--init",
+                                       "--keep",        "--model (-e)",
+                                       "--hellaswag",   "--sample-every (-s)",
+                                       "--tensorboard", "--device",
+                                       "--threads",     "--rank-timeout"};
     Settings s;
     std::set<std::string> common;
     for (const auto& [name, value] : make_options(s).common()) common.insert(name);

@@ -77,14 +77,28 @@ TEST_CASE("run log: resuming drops later lines and a torn one") {
     write_bytes(path, one + two + two + three + torn);
     RunLog(path, 2).write(3, {});
     CHECK(read_bytes(path) == one + two + two + "{\"step\": 3}\n");
-    CHECK(!fs::exists(path + ".tmp"));
+    CHECK(!fs::exists(path + ".tapernorm-tmp"));
     write_bytes(path, one + "no JSON\n[]\n{\"step\": -1}\n{\"step\": \"1\"}\n\n" + two);
+    RunLog(path, 2);
+    CHECK(read_bytes(path).ends_with("\n" + two));  // only the end is looked at, however long the log is
+    write_bytes(path, one + two + "no JSON\n[]\n{\"step\": -1}\n{\"step\": \"1\"}\n\n");
     RunLog(path, 2);
     CHECK(read_bytes(path) == one + two);
     RunLog(path, 0);
     CHECK(read_bytes(path) == "");
     RunLog(dir / "new", 5).write(6, {});
     CHECK(read_bytes(dir / "new") == "{\"step\": 6}\n");
+    const std::string head = "{\"run\": \"0123\"}\n";
+    RunLog(dir / "owned", std::nullopt, "0123").write(1, {});
+    CHECK(read_bytes(dir / "owned") == head + "{\"step\": 1}\n");
+    CHECK(run_of_log(dir / "owned") == "0123");
+    RunLog(dir / "owned", 0, "0123").write(1, {});  // the head stays, and is not written twice
+    CHECK(read_bytes(dir / "owned") == head + "{\"step\": 1}\n");
+    for (const std::string other : {"", "no JSON\n", "{\"step\": 1}\n", "{\"run\": 1}\n", "[\"run\"]\n"}) {
+        write_bytes(path, other);
+        CHECK(run_of_log(path) == "");
+    }
+    CHECK(run_of_log(dir / "nowhere") == "");
 }
 
 TEST_CASE("run log: a log that cannot be written is one warning, and the run continues") {

@@ -11,6 +11,7 @@
 #include <fstream>
 #include <limits>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "io/safetensors.h"
@@ -116,7 +117,7 @@ TEST_CASE("safetensors: what is written comes back, aligned, with the old file's
     struct stat info;
     REQUIRE(stat(path.c_str(), &info) == 0);
     CHECK((info.st_mode & 0777) == 0640);
-    CHECK(!fs::exists(path + ".tmp"));
+    CHECK(!fs::exists(path + ".tapernorm-tmp"));
 
     const SafetensorsFile file(path);
     CHECK(file.metadata().at("norm") == "layernorm");
@@ -307,7 +308,7 @@ TEST_CASE("safetensors: a failed write leaves the old file and no temporary") {
     CHECK(contains(message, "File too large"));
     CHECK(contains(message, "untouched"));
     CHECK(read_bytes(path) == before);
-    CHECK(!fs::exists(path + ".tmp"));
+    CHECK(!fs::exists(path + ".tapernorm-tmp"));
 
     CHECK(contains(error_of(
                        [&] { write_safetensors(path, {}, {{"w", Dtype::U8, {1}, "a"}, {"w", Dtype::U8, {1}, "b"}}); }),
@@ -329,7 +330,7 @@ TEST_CASE("safetensors: check_writable finds early what a save would find late")
     CHECK(contains(error_of([&] { check_writable(path + "/model.bin"); }), "Not a directory"));
     check_writable(path);
     CHECK(read_bytes(path) == "old");
-    CHECK(!fs::exists(path + ".tmp"));
+    CHECK(!fs::exists(path + ".tapernorm-tmp"));
     if (geteuid() != 0) {  // root may write anything
         chmod(path.c_str(), 0444);
         CHECK(contains(error_of([&] { check_writable(path); }), "write-protected"));
@@ -340,13 +341,23 @@ TEST_CASE("safetensors: check_writable finds early what a save would find late")
     }
     {
         AtomicFile writer(path);
-        CHECK(contains(error_of([&] { check_writable(path); }), "another process is writing it"));
+        check_writable(path);  // it will be done before long
+        CHECK(contains(error_of([&] { AtomicFile(path, 0.01); }), "another process is still writing it"));
+        write_bytes(path + ".tmp", "a user's own");
         writer.write("new", 3);
+        std::thread second([&] {  // waits for the first
+            AtomicFile next(path);
+            next.write("the next", 8);
+            next.commit();
+        });
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
         writer.commit();
+        second.join();
     }
-    CHECK(read_bytes(path) == "new");
+    CHECK(read_bytes(path) == "the next");
+    CHECK(read_bytes(path + ".tmp") == "a user's own");
 
-    write_bytes(path + ".tmp", "left by a crash, longer than what follows");
+    write_bytes(path + ".tapernorm-tmp", "left by a crash, longer than what follows");
     AtomicFile again(path);
     again.write("newer", 5);
     again.commit();

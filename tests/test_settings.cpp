@@ -19,7 +19,8 @@ size_t count_of(const std::string& text, const std::string& part) {
 // No value is its default.
 Settings unusual_settings() {
     Settings s;
-    s.train = "a b.txt", s.val = "it's \"quoted\" # text", s.out = "C:\\out\\m.bin", s.init = "[x]", s.resume = true;
+    s.train = "a b.txt", s.val = "it's \"quoted\" # text", s.out = "C:\\out\\m.bin", s.init = "[x]";
+    s.resume = s.overwrite = true;
     s.checkpoint_every = 11, s.keep = 3, s.seed = 12345678901234567890u, s.threads = 5, s.device = "cpu";
     s.precision = "fp32", s.tokenizer = "é{}", s.depth = "d12", s.L = 2, s.NH = 3, s.C = 48, s.T = 77,
     s.norm = "rmsnorm";
@@ -126,7 +127,6 @@ TEST_CASE("train_gpt: refuses files of settings in one line that names them") {
     write_file(w.at("mark.toml"), "\xef\xbb\xbflr = -1\n");
     w.refused("train_gpt --config mark.toml", {"mark.toml", "line 1", "--lr"});
     w.refused("train_gpt --config -o x.bin", {"--config", "-o"});
-    w.refused(kTiny + " -o m.toml", {"--out", "m.toml"});
     w.refused(kTiny + " -sg=3", {"-sg=3", "--skip-grad"});
     std::filesystem::create_directory(w.at("folder"));
     write_file(w.at("key.toml"), "lr = 1\nlrr = 2\n");

@@ -2,8 +2,8 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <nlohmann/json.hpp>
 
+#include "tests/read_log.h"
 #include "tests/run_program.h"
 #include "train/watch.cuh"
 
@@ -33,9 +33,7 @@ TEST_CASE("watch: --log-norms adds every tensor's gradient norm and every site's
         plain.ok(kTiny + more);
         w.ok(kTiny + more + " --log-norms 3 --tensorboard board/run");
         CHECK(read_file(w.at("model.bin")) == read_file(plain.at("model.bin")));  // looking changes nothing
-        std::istringstream log(read_file(w.at("model.log.jsonl")));
-        for (std::string text; std::getline(log, text);) {
-            const auto line = nlohmann::json::parse(text);
+        for (const auto& line : read_log(w.at("model.log.jsonl"))) {
             double squares = 0;
             size_t norms = 0, sites = 0;
             for (const auto& [key, value] : line.items()) {

@@ -21,6 +21,8 @@ void AppendedFile::open(bool empty_first) {
     if (fd_ < 0) warn(std::strerror(errno));
 }
 
+bool AppendedFile::empty() const { return fd_ >= 0 && lseek(fd_, 0, SEEK_END) == 0; }
+
 void AppendedFile::append(const std::string& text) {
     if (fd_ < 0) return;
     const off_t before = lseek(fd_, 0, SEEK_END);

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 
@@ -9,15 +10,16 @@
 
 namespace tapernorm::train {
 
-std::unique_ptr<SafetensorsFile> Checkpoints::open_newest(std::string& note) {
+std::unique_ptr<SafetensorsFile> Checkpoints::open_newest(std::string& note, const Check& check) {
     std::string problem;  // with the newest state
     for (size_t number = 0; number < kMost; number++) {
         const std::string path = numbered(path_, number);
         std::error_code ignored;
         if (!std::filesystem::exists(path, ignored)) continue;
         try {
-            auto file = std::make_unique<SafetensorsFile>(path);
+            auto file = std::make_unique<SafetensorsFile>(path, FileUse::own);
             file->verify();
+            if (check) check(*file);
             if (number > 0)
                 note = strprintf("%s; resuming from the checkpoint before it, %s",
                                  problem.empty() ? strprintf("%s is missing", in_quotes(path_).c_str()).c_str()
@@ -34,13 +36,33 @@ std::unique_ptr<SafetensorsFile> Checkpoints::open_newest(std::string& note) {
 }
 
 void Checkpoints::write(const std::map<std::string, std::string>& metadata, const std::vector<TensorOut>& tensors,
-                        size_t keep) {
+                        size_t keep, const std::function<void()>& ready) {
     // A damaged newest one is replaced; it must not push out a whole one.
-    write_safetensors(path_, metadata, tensors, {.checksum = true, .keep = whole_ ? keep : 1});
+    write_safetensors(path_, metadata, tensors, {.checksum = true, .keep = whole_ ? keep : 1, .ready = ready});
     // What is left of a larger K or of an older run; a crash between two renames leaves one number free.
     for (size_t number = resumed_ ? keep : 1, missing = 0; missing < 2; number++)
         missing = unlink(numbered(path_, number).c_str()) == 0 ? 0 : missing + 1;
     resumed_ = whole_ = true;
+}
+
+std::string escaped(const std::string& bytes) {
+    std::string line;
+    for (const char c : bytes) {
+        const unsigned char byte = static_cast<unsigned char>(c);
+        line += byte < 0x20 || byte >= 0x7f || c == '%' ? strprintf("%%%02X", byte) : std::string(1, c);
+    }
+    return line;
+}
+
+std::string unescaped(const std::string& line) {
+    std::string bytes;
+    for (size_t i = 0; i < line.size(); i++) {
+        unsigned byte = 0;
+        const bool code = line[i] == '%' && i + 2 < line.size() && std::sscanf(line.c_str() + i + 1, "%2x", &byte) == 1;
+        bytes += code ? char(byte) : line[i];
+        i += code ? 2 : 0;
+    }
+    return bytes;
 }
 
 const std::string& state_metadata(const SafetensorsFile& file, const char* key) {

@@ -1,6 +1,7 @@
 // The newest checkpoints of a run: PATH, the one before it under the number 1 (model.state.1.bin), and so on. Each is a
 // safetensors file with a checksum, so that a damaged one is noticed and the one before can be used.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -14,18 +15,26 @@ class Checkpoints {
 
     explicit Checkpoints(std::string path) : path_(std::move(path)) {}
 
-    // The newest one that is whole. Where that is not PATH itself, `note` says in one line why not and which it is. Null
-    // where there is none at all; fails where there are some and all are damaged. Later writes continue this series.
-    std::unique_ptr<SafetensorsFile> open_newest(std::string& note);
+    // The newest one that is whole and that `check` does not fail for. Where that is not PATH itself, `note` says in one line
+    // why not and which it is. Null where there is none at all; fails where there are some and none is good. Later writes
+    // continue this series.
+    using Check = std::function<void(const SafetensorsFile&)>;
+    std::unique_ptr<SafetensorsFile> open_newest(std::string& note, const Check& check = {});
 
-    // Adds one; `keep` of them stay. Without open_newest before, those of an older run under this name go.
-    void write(const std::map<std::string, std::string>& metadata, const std::vector<TensorOut>& tensors, size_t keep);
+    // Adds one; `keep` of them stay. Without open_newest before, those of an older run under this name go. ready: called when
+    // all is on the disk but the new name.
+    void write(const std::map<std::string, std::string>& metadata, const std::vector<TensorOut>& tensors, size_t keep,
+               const std::function<void()>& ready = {});
 
   private:
     std::string path_;
     bool resumed_ = false;  // the numbered ones are of this run
     bool whole_ = false;    // PATH is whole and of this run: it takes the number 1 when the next one comes
 };
+
+// Any bytes as one line of UTF-8, for flags in a state's metadata: control characters, bytes from 0x80 on and % become %XX.
+std::string escaped(const std::string& bytes);
+std::string unescaped(const std::string& line);
 
 // An entry of a state file's metadata; fails if it is missing, or is not a whole number.
 const std::string& state_metadata(const SafetensorsFile& file, const char* key);

@@ -12,6 +12,7 @@
 
 #include "io/terminal.h"
 #include "runtime/arena.h"
+#include "train/run_files.h"
 #include "train/run_log.h"
 #include "train/start.h"
 #include "train/tensorboard.h"
@@ -144,6 +145,20 @@ inline std::string in_bits(double loss, const Run& run) {
     return strprintf("%.4f bits per byte", bits * double(tokens.size()) / double(std::max<size_t>(bytes, 1)));
 }
 
+// The flags with which a longer run goes on at its last learning rate; nothing where its schedule does so anyway.
+template <class Device, class Real>
+std::string flags_to_keep_rate(const Trainer<Device, Real>& t) {
+    return t.settings.lr_schedule == "constant" ? "" : strprintf(" -k constant -l %.3g", t.lr_now());
+}
+
+// Where -x is longer than it was, the schedule stretches, and the rate may jump.
+template <class Device, class Real>
+void print_change_of_rate(const Trainer<Device, Real>& t, double last) {
+    if (const double next = t.lr_at(t.step + 1); t.step < t.settings.steps && (next > 1.5 * last || next < last / 1.5))
+        std::printf("rate      %.3g until update %zu, then %.3g, as -x is %zu now; to go on at the old rate:%s\n", last,
+                    t.step, next, t.settings.steps, strprintf(" -k constant -l %.3g", last).c_str());
+}
+
 template <class Device, class Real>
 void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) {
     const Settings& s = t.settings;
@@ -151,12 +166,13 @@ void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) 
     for (const auto& [purpose, bytes] : memory_table(t)) held += bytes;
     std::printf("\nvalidation loss %.4f (%s) after %zu updates\n", val_loss, in_bits(val_loss, run).c_str(), t.step);
     std::printf("%s, of which tensors %.1f MiB\n", memory_in_use(t.model.dev).c_str(), double(held) / 1048576);
-    std::printf("model %s, state %s, log %s, settings %s\n", printable(s.out).c_str(), printable(state_path(s)).c_str(),
-                printable(log_path(s)).c_str(), printable(settings_path(s)).c_str());
+    std::printf("model %s, state %s, log %s, settings %s\n", printable(s.out).c_str(),
+                printable(state_path(s.out)).c_str(), printable(log_path(s.out)).c_str(),
+                printable(settings_path(s.out)).c_str());
     const std::string out = shell_word(s.out);
     if (const double g = t.gate_now(); t.model.config.mode != GateMode::norm && g != 0)
-        std::printf("next: the gate is still %.4g; continue: ./train_gpt -y -o %s -x %zu\n", g, out.c_str(),
-                    t.gate_end);
+        std::printf("next: the gate is still %.4g; continue: ./train_gpt -y -o %s -x %zu%s\n", g, out.c_str(),
+                    t.gate_end, flags_to_keep_rate(t).c_str());
     else
         std::printf("next: ./fold %s folded.bin && ./infer folded.bin --last-token\n", out.c_str());
 }
@@ -189,7 +205,9 @@ struct Logs {
     RunLog log;
     std::optional<TensorBoardLog> board;
 
-    Logs(const Settings& s, std::optional<size_t> resumed_at) : log(log_path(s), resumed_at) {
+    // Until the first checkpoint an earlier run under this name keeps its log.
+    Logs(const Settings& s, const Run& run, std::optional<size_t> resumed_at)
+        : log(run.aside.empty() ? log_path(s.out) : new_log_path(s.out), resumed_at, run.id) {
         if (!s.tensorboard.empty()) board.emplace(s.tensorboard, resumed_at);
     }
     void write(size_t step, const RunLog::Fields& fields) {

@@ -2,8 +2,11 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cmath>
+#include <cstring>
 #include <string_view>
 
 #include "io/atomic_file.h"
@@ -27,32 +30,36 @@ std::string json_text(const RunLog::Value& value) {
     return std::string(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
 }
 
-bool belongs_before(std::string_view line, size_t resume_step) {
+// Whether a line says what was at `resume_step` or before, or which run the log belongs to.
+bool stays(std::string_view line, size_t resume_step) {
     const json record = parse_json(line);
     if (!record.is_object()) return false;
     const auto step = record.find("step");
-    return step != record.end() && step->is_number_unsigned() && step->get<uint64_t>() <= resume_step;
+    if (step == record.end()) return record.contains("run");
+    return step->is_number_unsigned() && step->get<uint64_t>() <= resume_step;
 }
 
-// Keeps the lines of up to `resume_step`; the old file stays whole until the new one is.
+// Cuts off the lines after the last one of `resume_step` or before, however long the log is.
 void drop_later_lines(const std::string& path, size_t resume_step) {
     if (access(path.c_str(), F_OK) != 0) return;
-    const MappedFile old(path);
-    const std::string_view text(reinterpret_cast<const char*>(old.data()), old.size());
-    AtomicFile kept(path);
-    for (size_t begin = 0; begin < text.size();) {
-        const size_t end = text.find('\n', begin);
-        if (end == std::string_view::npos) break;  // torn
-        const std::string_view line = text.substr(begin, end + 1 - begin);
-        if (belongs_before(line, resume_step)) kept.write(line.data(), line.size());
-        begin = end + 1;
+    size_t end = 0;
+    {
+        const MappedFile file(path, FileUse::own);
+        const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+        for (end = text.rfind('\n') + 1; end > 0;) {  // what follows the last line break is torn
+            const size_t begin = end > 1 ? text.rfind('\n', end - 2) + 1 : 0;
+            if (stays(text.substr(begin, end - begin), resume_step)) break;
+            end = begin;
+        }
+        if (end == text.size()) return;
     }
-    kept.commit();
+    if (truncate(path.c_str(), off_t(end)) != 0) fail("could not shorten it: %s", std::strerror(errno));
 }
 
 }  // namespace
 
-RunLog::RunLog(const std::string& path, std::optional<size_t> resume_step) : file_(path, "log") {
+RunLog::RunLog(const std::string& path, std::optional<size_t> resume_step, const std::string& run)
+    : file_(path, "log") {
     try {
         if (resume_step) drop_later_lines(path, *resume_step);
     } catch (const Error& e) {
@@ -60,6 +67,16 @@ RunLog::RunLog(const std::string& path, std::optional<size_t> resume_step) : fil
         return;
     }
     file_.open(!resume_step);
+    if (!run.empty() && file_.empty()) file_.append("{\"run\": " + json_text(run) + "}\n");
+}
+
+std::string run_of_log(const std::string& path) {
+    if (access(path.c_str(), F_OK) != 0) return "";
+    const MappedFile file(path, FileUse::own);
+    const std::string_view start(reinterpret_cast<const char*>(file.data()), std::min<size_t>(file.size(), 256));
+    const json record = parse_json(start.substr(0, start.find('\n')));
+    const auto run = record.is_object() ? record.find("run") : record.end();
+    return run != record.end() && run->is_string() ? run->get<std::string>() : "";
 }
 
 void RunLog::write(size_t step, const Fields& fields) {

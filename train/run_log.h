@@ -1,4 +1,5 @@
-// The log beside the model: one JSON object per line, {"step": 10, "loss": 3.25, ...}, flushed line by line.
+// The log beside the model: one JSON object per line, {"step": 10, "loss": 3.25, ...}, flushed line by line. The first says
+// whose it is: {"run": "5f2c90aa01234567"}.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -17,9 +18,10 @@ class RunLog {
     using Value = std::variant<double, int64_t, uint64_t, std::string>;
     using Fields = std::vector<std::pair<std::string, Value>>;
 
-    // A fresh run empties the file. A resumed one drops what was logged after `resume_step` (those updates
-    // will run again) and a last line torn by a crash; the file is replaced as a whole.
-    explicit RunLog(const std::string& path, std::optional<size_t> resume_step = std::nullopt);
+    // A fresh run empties the file. A resumed one cuts off what was logged after `resume_step` (those updates
+    // will run again) and a last line torn by a crash. run: the run's id, "" for none.
+    explicit RunLog(const std::string& path, std::optional<size_t> resume_step = std::nullopt,
+                    const std::string& run = "");
 
     // Numbers in the shortest form that reads back to the same bits; NaN and infinities as null. A log that
     // cannot be written (disk full) is one warning on stderr, and the run continues.
@@ -28,5 +30,8 @@ class RunLog {
   private:
     AppendedFile file_;
 };
+
+// The id of the run that a log belongs to; "" where it does not say.
+std::string run_of_log(const std::string& path);
 
 }  // namespace tapernorm::train

@@ -6,9 +6,11 @@
 #include <variant>
 
 #include "io/atomic_file.h"
+#include "io/claims.h"
 #include "model/model_file.h"
 #include "runtime/error.h"
 #include "train/checkpoints.h"
+#include "train/run_files.h"
 
 namespace tapernorm::train {
 
@@ -69,7 +71,10 @@ void add_file_options(Options& o, Settings& s) {
            .help = "bytes, a folder with vocab.json and merges.txt, a tokenizer.json, or llm.c's gpt2_tokenizer.bin; stored in the "
                    "model", .per_rank = true});
     o.add({.short_name = "-o", .long_name = "--out", .to = &s.out, .metavar = "FILE",
-           .help = "the model to write; the state (for -y), the log and the settings (for --config) are written next to it", .per_rank = true});
+           .help = "the model to write (.bin is added where it is missing); the state (for -y), the log and the settings (for "
+                   "--config) are written next to it; files of an earlier run of this name are renamed to NAME.old.*", .per_rank = true});
+    o.add({.long_name = "--overwrite", .to = &s.overwrite,
+           .help = "replace the files of an earlier run of this name instead", .per_rank = true});
     o.add({.long_name = "--init", .to = &s.init, .metavar = "PATH", .default_text = "random weights",
            .help = "start from the weights of a -g norm model of train_gpt, a Hugging Face GPT-2 (its folder) or a checkpoint of llm.c", .per_rank = true});
     o.add({.short_name = "-y", .long_name = "--resume", .to = &s.resume,
@@ -256,13 +261,6 @@ std::string present_name(const std::string& flag) {
     return flag == "-sg" ? "--skip-grad" : flag == "-sl" ? "--skip-loss-z" : flag;
 }
 
-// "model.bin" -> "model.state.bin"
-std::string beside(const std::string& out, const std::string& ending) {
-    const size_t slash = out.find_last_of('/'), dot = out.find_last_of('.');
-    const bool extension = dot != std::string::npos && (slash == std::string::npos || dot > slash + 1) && dot > 0;
-    return (extension ? out.substr(0, dot) : out) + ending;
-}
-
 }  // namespace
 
 Options make_options(Settings& s) {
@@ -287,7 +285,8 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
     settle_batch(s, ranks);
     if (s.micro_steps(ranks) == 1) complete.implied.push_back("--total-batch");
     complete.settings = s;
-    complete.settings.depth.clear(), complete.settings.resume = false;  // the sizes say the shape
+    complete.settings.depth.clear();  // the sizes say the shape
+    complete.settings.resume = complete.settings.overwrite = false;
     settle_gate(s);
     if (ranks.size > 1 && s.threads == 0) s.threads = size_t(threads_for_rank(ranks.local_size));
     return complete;
@@ -297,7 +296,8 @@ Options resume_settings(Settings& s, std::vector<std::string>& arguments, const 
     const Settings now = s;
     std::vector<std::string> all;
     for (size_t at = 0, end; (end = saved.arguments.find('\n', at)) != std::string::npos; at = end + 1)
-        all.push_back(present_name(saved.arguments.substr(at, end - at)));
+        all.push_back(present_name(saved.escaped ? unescaped(saved.arguments.substr(at, end - at))
+                                                 : saved.arguments.substr(at, end - at)));
     all.insert(all.end(), {"--gate-warmup", saved.gate_warmup, "--gate-end", saved.gate_end});
     if (!saved.total_batch.empty()) all.insert(all.end(), {"--total-batch", saved.total_batch});
     all.insert(all.end(), arguments.begin(), arguments.end());
@@ -316,32 +316,28 @@ Options resume_settings(Settings& s, std::vector<std::string>& arguments, const 
     return options;
 }
 
-std::string state_path(const Settings& s) { return beside(s.out, ".state.bin"); }
-std::string log_path(const Settings& s) { return beside(s.out, ".log.jsonl"); }
-std::string settings_path(const Settings& s) { return beside(s.out, ".toml"); }
-
 std::string settings_text(CompleteSettings complete) {
     return strprintf("%s\n", kSettingsHeader) + make_options(complete.settings).config(complete.implied);
 }
 
 void check_outputs(const Settings& s) {
-    if (settings_path(s) == s.out)
-        fail("--out: %s would be both the model and its settings; expected another ending, such as .bin",
-             s.out.c_str());
-    std::error_code unknown;
-    const MappedFile settings =
-        std::filesystem::exists(settings_path(s), unknown) ? MappedFile(settings_path(s)) : MappedFile();
-    const std::string_view text(reinterpret_cast<const char*>(settings.data()), settings.size());
-    if (!text.empty() && !text.starts_with(kSettingsHeader))
+    const std::string settings_file = settings_path(s.out), state = state_path(s.out), log = log_path(s.out);
+    auto own_file = [](const std::string& path) {
+        std::error_code unknown;
+        return std::filesystem::exists(path, unknown) ? MappedFile(path, FileUse::own) : MappedFile();
+    };
+    auto start_of = [](const MappedFile& file, size_t bytes) {
+        return std::string_view(reinterpret_cast<const char*>(file.data()), std::min(file.size(), bytes));
+    };
+    const MappedFile settings = own_file(settings_file), model = own_file(s.out);
+    if (settings.size() > 0 && !start_of(settings, SIZE_MAX).starts_with(kSettingsHeader))
         fail("--out: the settings of this run would replace %s, which train_gpt has not written; expected another name",
-             settings_path(s).c_str());
-    for (const std::string& out : {s.out, state_path(s), log_path(s), settings_path(s)}) {
-        std::error_code ignored;
-        for (const std::string& corpus : {s.train, s.val})
-            if (std::filesystem::equivalent(out, corpus, ignored))
-                fail("--out: %s is a corpus of this run; expected another name", out.c_str());
-        check_writable(out);
-    }
+             settings_file.c_str());
+    // A model begins with the length of its header and the header's brace; what a broken disk leaves may be zeros.
+    const std::string_view start = start_of(model, 9);
+    if (start.size() == 9 && start[8] != '{' && start.find_first_not_of('\0') != start.npos)
+        fail("--out: %s exists and is not a model; expected another name", in_quotes(s.out).c_str());
+    for (const std::string& out : {s.out, state, log, settings_file}) check_writable(out), claim_output("--out", out);
 }
 
 }  // namespace tapernorm::train

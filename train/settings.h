@@ -13,7 +13,7 @@ namespace tapernorm::train {
 
 struct Settings {
     std::string train, val, tokenizer, out = "model.bin", init;
-    bool resume = false;
+    bool resume = false, overwrite = false;
     size_t checkpoint_every = 0, keep = 2;
 
     std::string depth;
@@ -69,20 +69,16 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
 // Returns the options, all of them parsed.
 struct SavedSettings {
     std::string path, arguments;  // arguments: one per line
+    bool escaped = false;         // see escaped(); not so in states of version 1
     // What they were in updates and tokens; they stay also where they were percentages of a run that -x makes longer now.
     std::string gate_warmup, gate_end, total_batch;
 };
 Options resume_settings(Settings& s, std::vector<std::string>& arguments, const SavedSettings& saved);
 
-// Names of the files beside the model: "model.bin" -> "model.state.bin".
-std::string state_path(const Settings& s);
-std::string log_path(const Settings& s);
-std::string settings_path(const Settings& s);
-
 // The file at settings_path, of what settle returned.
 std::string settings_text(CompleteSettings complete);
 
-// Before hours of work: fails where a file of the run cannot be written or is one of its corpora.
+// Before hours of work: fails where a file of the run cannot be written, or is somebody else's; claims them as outputs.
 void check_outputs(const Settings& s);
 
 }  // namespace tapernorm::train

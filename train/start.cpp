@@ -1,11 +1,16 @@
 #include "train/start.h"
 
+#include <cmath>
 #include <cstdio>
 #include <string_view>
 #include <utility>
 
 #include "data/stories.h"
+#include "io/checksum.h"
+#include "io/terminal.h"
 #include "runtime/error.h"
+#include "train/run_files.h"
+#include "train/run_log.h"
 
 namespace tapernorm::train {
 
@@ -26,18 +31,21 @@ std::unique_ptr<ModelFile> open_init(const std::string& path) {
 
 std::unique_ptr<SafetensorsFile> open_state(const Settings& s, Checkpoints& checkpoints, const Ranks& ranks) {
     std::string note;
-    auto state = checkpoints.open_newest(note);
+    auto state = checkpoints.open_newest(note, check_state);
     if (!note.empty() && ranks.first()) std::fprintf(stderr, "warning: %s\n", note.c_str());
     if (!state)
         fail("--resume: no state %s; expected the one that a run with -o %s writes; start it without -y",
-             state_path(s).c_str(), s.out.c_str());
-    check_state(*state);
+             state_path(s.out).c_str(), s.out.c_str());
     return state;
 }
 
 SavedSettings saved_settings(const SafetensorsFile& state) {
-    SavedSettings saved{state.path(), state_metadata(state, "arguments"), state_metadata(state, "gate_warmup"),
-                        state_metadata(state, "gate_end"), ""};
+    SavedSettings saved{.path = state.path(),
+                        .arguments = state_metadata(state, "arguments"),
+                        .gate_warmup = state_metadata(state, "gate_warmup"),
+                        .gate_end = state_metadata(state, "gate_end"),
+                        .total_batch = ""};
+    saved.escaped = state_metadata(state, "state_version") != "1";
     if (state.metadata().count("total_batch")) saved.total_batch = state_metadata(state, "total_batch");
     return saved;
 }
@@ -77,6 +85,11 @@ std::optional<Tokenizer> find_tokenizer(const Settings& s, const Start& start) {
     }
 }
 
+// "120000 tokens, 5f2c90aa01234567".
+std::string fingerprint_text(const TokenSource& corpus) {
+    return strprintf("%zu tokens, %016llx", corpus.size(), (unsigned long long)corpus.fingerprint());
+}
+
 // Shards were tokenized elsewhere: without a tokenizer that says more than bytes, they are taken for those of the model to
 // start from, or for GPT-2's.
 Run open_corpora(const Settings& s, const Start& start) {
@@ -111,6 +124,47 @@ Run open_corpora(const Settings& s, const Start& start) {
     return run;
 }
 
+void warn_of_changes(const Run& run, const SafetensorsFile& state) {
+    auto before = [&](const char* key) {
+        const auto found = state.metadata().find(key);
+        return found == state.metadata().end() ? "" : found->second;
+    };
+    auto compare = [&](const char* key, const char* flag, const TokenSource& corpus) {
+        const std::string then = before(key), now = fingerprint_text(corpus);
+        if (!then.empty() && then != now)
+            std::fprintf(stderr,
+                         "warning: %s: %s is not what the run was trained on so far: expected %s, found %s (tokens and "
+                         "a checksum of samples); it goes on with other data\n",
+                         flag, corpus.name().c_str(), in_quotes(then).c_str(), in_quotes(now).c_str());
+    };
+    compare("corpus", "--train", run.train), compare("val_corpus", "--val", run.val);
+    if (const std::string then = before("computed_with"); !then.empty() && then != run.computed_with)
+        std::fprintf(
+            stderr,
+            "warning: until update %s this run was computed with %s, now with %s: its numbers will differ in the last "
+            "digits from those of a run that was not moved\n",
+            before("step").c_str(), in_quotes(then).c_str(), run.computed_with.c_str());
+}
+
+// The files of an earlier run under this name keep their place until the first checkpoint.
+void announce_earlier_run(const Settings& s, Run& run) {
+    const std::vector<std::string> files = existing_files(s.out);
+    if (files.empty()) return;
+    run.aside = aside_path(s.out);
+    std::string updates;
+    try {
+        const SafetensorsFile state(state_path(s.out), FileUse::own);
+        updates = " (" + std::to_string(state_number(state, "step")) + " updates)";
+    } catch (const Error&) {
+        // A run that had no checkpoint, or whose state is damaged: its files are kept all the same.
+    }
+    const std::string model = shell_word(s.out), aside = shell_word(run.aside);
+    std::printf(
+        "earlier   %s is of an earlier run%s, whose files become %s and so on at the first checkpoint; to resume it "
+        "instead: ./train_gpt -y -o %s; afterwards: ./train_gpt -y -o %s\n",
+        model.c_str(), updates.c_str(), aside.c_str(), model.c_str(), aside.c_str());
+}
+
 }  // namespace
 
 Start find_start(Settings& s, const Options& options, std::vector<std::string>& arguments, Checkpoints& checkpoints,
@@ -135,6 +189,8 @@ Start find_start(Settings& s, const Options& options, std::vector<std::string>& 
     }
     start.settings =
         settle(s, options, resumed ? *resumed : options, start.from_file() ? &start.origin : nullptr, ranks);
+    // The state has its vocabulary: the folder that it came from may be gone.
+    if (s.resume && !options.given("--tokenizer") && start.tokenizer.contains("tokenizer.vocab")) s.tokenizer.clear();
     return start;
 }
 
@@ -144,18 +200,73 @@ Run open_run(const Settings& s, Start start) {
     if (!s.hellaswag.empty()) run.hellaswag = read_hellaswag(s.hellaswag, run.decode, run.config.V, run.config.T);
     run.settings_file = settings_text(start.settings);
     run.state = std::move(start.state), run.init = std::move(start.init);
+    if (run.state && run.state->metadata().contains("run")) {
+        run.id = state_metadata(*run.state, "run");
+    } else {
+        // The same settings on the same corpora are the same run: it has the same bits.
+        Checksum sum;
+        const std::string what = run.settings_file + fingerprint_text(run.train) + fingerprint_text(run.val);
+        sum.add(what.data(), what.size());
+        run.id = strprintf("%016llx", (unsigned long long)sum.value());
+    }
     return run;
 }
 
 void check_state(const SafetensorsFile& state) {
-    if (const std::string& version = state_metadata(state, "state_version"); version != "1")
-        fail("%s: state version: expected 1, found %s; use the version of this program that wrote the file",
+    if (const std::string& version = state_metadata(state, "state_version"); version != "1" && version != "2")
+        fail("%s: state version: expected 1 or 2, found %s; use the version of this program that wrote the file",
              state.path().c_str(), in_quotes(version).c_str());
-    const Config config = read_config(state);
-    if (config.fold != Fold::none)
+    const Config c = read_config(state);
+    if (c.fold != Fold::none)
         fail("%s: metadata \"folded\": expected none in the state of a run, found %s; the file is damaged",
-             state.path().c_str(), fold_name(config.fold));
-    check_tensors(state, config);
+             state.path().c_str(), fold_name(c.fold));
+    check_tensors(state, c);
+    for (const char* number : {"step", "position", "gate_warmup", "gate_end"}) state_number(state, number);
+    state_metadata(state, "arguments");
+    auto check_numbers = [&]<class Real>(const TensorEntry& entry, bool infinite, std::vector<Real> numbers) {
+        numbers.resize(entry.count());
+        state.read(entry, numbers.data());
+        for (const Real x : numbers)
+            if (std::isnan(x) || (!infinite && std::isinf(x)))
+                fail("%s: tensor %s: expected finite numbers, found %g; the run had diverged", state.path().c_str(),
+                     in_quotes(entry.name).c_str(), double(x));
+    };
+    auto check = [&](const std::string& name, const std::vector<size_t>& shape, bool infinite) {
+        const TensorEntry& entry = checked_tensor(state, name, shape);
+        if (entry.dtype == Dtype::F64)
+            check_numbers(entry, infinite, std::vector<double>());
+        else
+            check_numbers(entry, infinite, std::vector<float>());
+    };
+    GptTensors<float> none{};
+    visit_tensors(c, none, [&](const TensorSpec& spec, float*&) {
+        check(spec.name, spec.shape, false);
+        // The mean of the squares of large gradients may be infinite: AdamW then stands still.
+        check("m." + spec.name, spec.shape, true), check("v." + spec.name, spec.shape, true);
+    });
+    check("state.stream", {3}, false);
+    if (const size_t sites = c.tapering_sites()) {
+        check("state.calibration", {3 * sites}, false);
+        check("state.taper_scale", {sites}, false);
+    }
+    for (const char* window : {"state.losses", "state.gradient_norms"})
+        if (const TensorEntry* entry = state.find(window)) check(window, {entry->count()}, true);
+}
+
+std::map<std::string, std::string> run_metadata(const Run& run) {
+    return {{"run", run.id},
+            {"corpus", fingerprint_text(run.train)},
+            {"val_corpus", fingerprint_text(run.val)},
+            {"computed_with", run.computed_with}};
+}
+
+void check_run(const Settings& s, Run& run) {
+    if (!run.state) return s.overwrite ? void() : announce_earlier_run(s, run);
+    if (const std::string owner = run_of_log(log_path(s.out)); !owner.empty() && owner != run.id)
+        fail("--resume: %s is the log of another run (%s) than %s (%s); move it away, or give the name of its own run",
+             in_quotes(log_path(s.out)).c_str(), in_quotes(owner).c_str(), in_quotes(run.state->path()).c_str(),
+             run.id.c_str());
+    warn_of_changes(run, *run.state);
 }
 
 }  // namespace tapernorm::train

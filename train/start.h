@@ -39,9 +39,12 @@ struct Run {
     std::optional<Tokenizer> decode;               // where there is a vocabulary to decode samples with
     std::string prompt;                            // that samples complete
     Config config = {};
-    std::vector<Choice> hellaswag = {};           // scored with every validation
-    std::vector<std::string> arguments = {};      // the flags, for the state file
-    std::string settings_file = {};               // the text of the file of settings
+    std::vector<Choice> hellaswag = {};       // scored with every validation
+    std::vector<std::string> arguments = {};  // the flags, for the state file
+    std::string id = {};                      // of the run, in its state and at the head of its log
+    std::string computed_with = {};           // the instruction set, or "cuda"
+    std::string aside = {};                   // the name that an earlier run's files get at the first checkpoint; or ""
+    std::string settings_file = {};           // the text of the file of settings
     Checkpoints checkpoints = Checkpoints("");    // the states, as they are written
     std::unique_ptr<SafetensorsFile> state = {};  // to resume
     std::unique_ptr<ModelFile> init = {};         // to take the weights from
@@ -50,8 +53,16 @@ struct Run {
 // Opens the corpora; takes over start's files.
 Run open_run(const Settings& s, Start start);
 
-// Fails unless the state is of this version and has the tensors of the model that it describes. To be called before
-// anything is allocated.
+// Fails unless the state is of a version that we know and everything in it can be loaded. To be called before anything is
+// allocated.
 void check_state(const SafetensorsFile& state);
+
+// What a state says of its run: whose it is, what it was computed from and with. Ends with the id, the corpora, and the
+// instruction set, as metadata.
+std::map<std::string, std::string> run_metadata(const Run& run);
+
+// What a run must know of what is on the disk under its name, said on rank 0: a fresh run, of an earlier one, whose files it
+// will set aside; a resumed one, of a log that is not its own (an error), of a corpus or an instruction set that have changed.
+void check_run(const Settings& s, Run& run);
 
 }  // namespace tapernorm::train

@@ -1,18 +1,22 @@
 // Checkpoints: the state file, from which a run resumes to the bit, and the model file.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "io/atomic_file.h"
+#include "io/files.h"
 #include "model/model_file.h"
 #include "train/checkpoints.h"
 #include "train/outliers.h"
 #include "train/ranks/shards.h"
+#include "train/run_files.h"
 #include "train/start.h"
 
 namespace tapernorm::train {
@@ -59,10 +63,10 @@ struct HostTensors {
 };
 
 // The state file holds all that the next update depends on, the parameters included, so that one file is one whole
-// checkpoint whatever happens to the others.
+// checkpoint whatever happens to the others. more: metadata of the run (run_metadata) and of its tokenizer.
 template <class Device, class Real>
 void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& arguments, Checkpoints& checkpoints,
-                const std::map<std::string, std::string>& tokenizer = {}) {
+                const std::map<std::string, std::string>& more = {}, const std::function<void()>& ready = {}) {
     HostTensors<Device, Real> tensors{t.model};
     tensors.add_parameters(), tensors.add_state("m.", t.m), tensors.add_state("v.", t.v);
     if (!t.model.ranks.first()) return;
@@ -81,17 +85,18 @@ void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& argume
     add("state.losses", Dtype::F64, losses.size(), losses.data());
     add("state.gradient_norms", Dtype::F64, gradients.size(), gradients.data());
     std::string lines;
-    for (const std::string& a : arguments) lines += a + "\n";
+    for (const std::string& a : arguments) lines += escaped(a) + "\n";
     std::map<std::string, std::string> metadata = config_metadata(t.model.config);
-    metadata.insert(tokenizer.begin(), tokenizer.end());
-    metadata.insert({{"state_version", "1"},
+    metadata.insert(more.begin(), more.end());
+    metadata.insert({{"state_version", "2"},
                      {"step", std::to_string(t.step)},
+                     {"lr", strprintf("%.17g", t.lr_now())},
                      {"position", std::to_string(t.batches.position())},
                      {"total_batch", std::to_string(t.settings.total_batch)},
                      {"gate_warmup", std::to_string(t.gate_warmup)},
                      {"gate_end", std::to_string(t.gate_end)},
                      {"arguments", lines}});
-    checkpoints.write(metadata, tensors.out, t.settings.keep);
+    checkpoints.write(metadata, tensors.out, t.settings.keep, ready);
 }
 
 template <class Device, class Real>
@@ -100,7 +105,7 @@ void read_moments(Gpt<Device, Real>& model, const SafetensorsFile& file, const s
     const auto list = tensor_list(model.config, model.params);
     for (size_t i = 0; i < list.size(); i++) {
         std::vector<Acc<Real>> values(list[i].spec.count());
-        read_tensor(file, prefix + list[i].spec.name, list[i].spec.shape, values.data());
+        file.read(checked_tensor(file, prefix + list[i].spec.name, list[i].spec.shape), values.data());
         set_parts(model.dev, model.shards, parts, i, values.data());
     }
 }
@@ -120,13 +125,14 @@ void check_gate_schedule(const Trainer<Device, Real>& t, const SafetensorsFile& 
             file.path().c_str(), before, t.step, t.gate(t.step + 1), t.gate_end, end);
 }
 
+// file: one that check_state has accepted.
 template <class Device, class Real>
 void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
     t.step = state_number(file, "step");
     check_gate_schedule(t, file);
     t.batches.seek(state_number(file, "position"));
     auto numbers = [&]<class T>(const char* name, std::vector<T>& values) {
-        if (!values.empty()) read_tensor(file, name, {values.size()}, values.data());
+        if (!values.empty()) file.read(checked_tensor(file, name, {values.size()}), values.data());
     };
     Calibration& c = t.calibration;
     std::vector<double> averages(3 * c.sites.size()), stream(3);
@@ -166,23 +172,51 @@ std::unique_ptr<HostModel> host_model(Trainer<Device, Real>& t, const ModelInfo&
     return host;
 }
 
-// The state first: a crash between the two leaves a state from which the model is written again. Rank 0 writes; the others
-// give it what they alone have, all of it before the first file, which may fail on rank 0.
+// Parameters that are no longer numbers can neither be resumed nor used: the checkpoint before them must stay.
+template <class Device, class Real>
+void check_parameters(Trainer<Device, Real>& t) {
+    Gpt<Device, Real>& model = t.model;
+    const double squares = sum_of_squares(model.dev, static_cast<const Real*>(model.param_memory.data()),
+                                          model.param_memory.bytes() / sizeof(Real));
+    if (!std::isfinite(squares))
+        model.ranks.fail_together(strprintf(
+            "step %zu: the parameters are not finite: the run diverged; nothing was written since the last checkpoint; "
+            "try a smaller -l",
+            t.step));
+}
+
+// A fresh run's first checkpoint ends the time in which an earlier run of this name could still be resumed under it.
+inline void make_room(Run& run, const std::string& model) {
+    if (!run.aside.empty()) {
+        set_aside(model, run.aside);
+        std::rename(new_log_path(model).c_str(), log_path(model).c_str());
+        run.aside.clear();
+    }
+}
+
+// The state first, which names the model that belongs to it: a crash between the two leaves a state from which the model is
+// written again, and a model that everyone can tell is an older one. Rank 0 writes; the others give it what they alone have,
+// all of it before the first file, which may fail on rank 0.
 template <class Device, class Real>
 void save_checkpoint(Trainer<Device, Real>& t, Run& run) {
+    check_parameters(t);
     Gpt<Device, Real>& model = t.model;
+    const std::string& out = t.settings.out;
     if (!model.ranks.first() && !model.shards.sharded()) return;
     const ModelInfo info{model.config, t.gate_now(), t.step, run.tokenizer, model.taper_scale};
     const std::unique_ptr<HostModel> host = host_model(t, info);
-    save_state(t, run.arguments, run.checkpoints, run.tokenizer);
-    if (!model.ranks.first()) return;
-    AtomicFile settings(settings_path(t.settings));
-    settings.write(run.settings_file.data(), run.settings_file.size());
-    settings.commit();
+    std::map<std::string, std::string> metadata = run_metadata(run);
+    metadata.insert(run.tokenizer.begin(), run.tokenizer.end());
+    std::optional<ModelImage> image;
     if constexpr (std::is_same_v<Real, float> && std::is_same_v<Device, Cpu>)
-        save_model(t.settings.out, info, model.params);
-    else
-        save_model(t.settings.out, info, host->tensors);
+        image.emplace(info, model.params);
+    else if (host)
+        image.emplace(info, host->tensors);
+    if (model.ranks.first()) metadata["model"] = image->checksum();
+    save_state(t, run.arguments, run.checkpoints, metadata, [&] { make_room(run, out); });
+    if (!model.ranks.first()) return;
+    write_text(settings_path(out), run.settings_file);
+    image->write(out);
 }
 
 // In the middle of a run: a disk that is full now may have room again later, and the checkpoint of before is whole.

@@ -132,7 +132,7 @@ class Trainer:
                   "start": run.start.key if run.start else None, "val_loss": float(final[1]) if final else None,
                   "error": None if final else done.stderr.strip().splitlines()[-1],
                   "date": datetime.date.today().isoformat(), "commit": self.commit,
-                  **summary([json.loads(line) for line in log.read_text().splitlines()])}
+                  **summary([e for e in map(json.loads, log.read_text().splitlines()) if "step" in e])}
         if run.key not in read_records():  # else only its weights were missing
             with RECORDS.open("a") as file:
                 file.write(json.dumps(record) + "\n")  # one write, whole whoever else appends

@@ -130,11 +130,11 @@ void resume_exactly() {
             Trainer<Cuda, Real> first(dev, run.settings, run.config, run.corpus);
             initialize(first.model, 1);
             while (first.step < stop) first.update();
-            Checkpoints states(state_path(run.settings));
+            Checkpoints states(state_path(run.settings.out));
             save_state(first, {}, states);
         }
         Trainer<Cuda, Real> second(dev, run.settings, run.config, run.corpus);
-        load_state(second, SafetensorsFile(state_path(run.settings)));
+        load_state(second, SafetensorsFile(state_path(run.settings.out)));
         const Trace rest = trace(second, run);
         CHECK(rest.parameters == whole.parameters);
         CHECK(rest.loss.back() == whole.loss.back());
@@ -197,12 +197,12 @@ CUDA_TEST("cuda trainer: a state of one number type resumes in the other, its we
         initialize(first.model, 1);
         while (first.step < 3) first.update();
         expected = parameters(first);
-        Checkpoints states(state_path(run.settings));
+        Checkpoints states(state_path(run.settings.out));
         save_state(first, {}, states);
     }
     Cpu cpu;
     Trainer<Cpu, float> second(cpu, run.settings, run.config, run.corpus);
-    load_state(second, SafetensorsFile(state_path(run.settings)));
+    load_state(second, SafetensorsFile(state_path(run.settings.out)));
     CHECK(parameters(second) == expected);
 }
 
@@ -219,7 +219,7 @@ CUDA_TEST("cuda: the model file of a GPU run, normalized, tapering, tapered and 
             initialize(t.model, 1);
             while (t.step < steps) t.update();
             Run files{run.corpus, run.corpus, {{"tokenizer", "bytes"}}, std::nullopt, ""};
-            files.checkpoints = Checkpoints(state_path(run.settings));
+            files.checkpoints = Checkpoints(state_path(run.settings.out));
             save_checkpoint(t, files);
         }
         Cpu cpu;

@@ -12,7 +12,7 @@ void resume(const std::string& folder, const std::string& corpus) {
     Settings s;
     s.out = folder + "/model.bin", s.resume = true;
     const Options now = make_options(s);
-    Checkpoints checkpoints(state_path(s));
+    Checkpoints checkpoints(state_path(s.out));
     std::vector<std::string> arguments = {"-y"};
     Start start = find_start(s, now, arguments, checkpoints, single_rank());
     // Other files than the state itself, and sizes that its flags ask for, are the user's.
@@ -25,7 +25,7 @@ void resume(const std::string& folder, const std::string& corpus) {
     t.update();
     save_state(t, arguments, checkpoints, run.tokenizer);
     std::string note;
-    check_state(*Checkpoints(state_path(s)).open_newest(note));
+    check_state(*Checkpoints(state_path(s.out)).open_newest(note));
     require(note.empty(), "the state that was saved is not the newest");
 }
 

@@ -1,0 +1,16 @@
+// No file may be both read and written: what a program opens for reading and what it is going to write are compared by device and
+// inode, so that a link, or another spelling of a path, is seen. Programs claim their outputs before they begin; MappedFile
+// claims what it opens. Which of the two comes first does not matter.
+#pragma once
+#include <string>
+
+namespace tapernorm {
+
+// The file open as `fd`. Fails if it is a claimed output.
+void claim_input(const std::string& path, int fd);
+
+// The file that `path` names, if there is one, or a link leads to. Fails if it is a claimed input. flag: where the name comes
+// from, such as "--out".
+void claim_output(const std::string& flag, const std::string& path);
+
+}  // namespace tapernorm

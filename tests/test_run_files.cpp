@@ -1,0 +1,332 @@
+// A run and its files: whose they are, which of them belong together, and that what is written can be read again.
+#include <doctest/doctest.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <set>
+
+#include "io/safetensors.h"
+#include "io/tokens.h"
+#include "model/model_file.h"
+#include "tests/errors.h"
+#include "tests/read_log.h"
+#include "tests/run_program.h"
+#include "train/checkpoints.h"
+#include "train/run_files.h"
+#include "train/run_log.h"
+
+namespace tapernorm::train {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string metadata(const std::string& path, const std::string& key) {
+    const SafetensorsFile file(path, FileUse::own);
+    const auto found = file.metadata().find(key);
+    return found == file.metadata().end() ? "" : found->second;
+}
+
+// The files of a run with their contents, under the names that a run `as` would give them.
+std::map<std::string, std::string> run_files(const Workplace& w, const std::string& name, const std::string& as = "") {
+    std::map<std::string, std::string> files;
+    for (const std::string& path : existing_files(w.at(name + ".bin")))
+        files[(as.empty() ? name : as) + path.substr(w.at(name).size())] = read_file(path);
+    return files;
+}
+
+// A tiny run that is long enough to be interrupted.
+const std::string kLong = "train_gpt -i corpus.txt -b 2 -x 100000 -v 0 -m 1" + kShape;
+
+}  // namespace
+
+TEST_CASE("run files: names are as different as the runs'") {
+    std::set<std::string> seen;
+    const std::vector<std::string> names = {"lr0.001", "lr0.002", "lr0", "a",     "a.b",
+                                            "a.txt",   "a.log",   "d/a", "d.e/a", ".a"};
+    for (const std::string& name : names) {
+        const std::string model = model_path(name);
+        CHECK(model == name + ".bin");
+        CHECK(model_path(model) == model);
+        for (const std::string& path : {model, state_path(model), log_path(model), settings_path(model)})
+            CHECK(seen.insert(path).second);
+    }
+    for (const char* bad : {"", ".bin", "d/", "d/.bin", "a.state", "a.state.bin", "a.state.1", "a.state.17.bin"})
+        CHECK(error_of([&] { model_path(bad); }).starts_with("--out: "));
+    CHECK(model_path("estate") == "estate.bin");
+    CHECK(model_path("v1.2") == "v1.2.bin");
+}
+
+TEST_CASE("run files: two runs whose names differ behind a dot keep their files apart") {
+    const Workplace w;
+    w.ok(kTiny + " -l 0.001 -o lr0.001");
+    const auto first = run_files(w, "lr0.001");
+    w.ok(kTiny + " -l 0.002 -o lr0.002");
+    CHECK(first.size() == 4);
+    CHECK(run_files(w, "lr0.001") == first);
+    CHECK(run_files(w, "lr0.002").size() == 4);
+    CHECK(metadata(w.at("lr0.001.state.bin"), "run") != metadata(w.at("lr0.002.state.bin"), "run"));
+    w.ok("train_gpt -y -o lr0.001 -x 8 -k constant -l 0.001");
+    CHECK(metadata(w.at("lr0.001.state.bin"), "run") ==
+          metadata(w.at("lr0.001.bin").replace(w.at("lr0.001.bin").size() - 4, 4, ".state.bin"), "run"));
+    CHECK(metadata(w.at("lr0.001.state.bin"), "step") == "8");
+    CHECK(metadata(w.at("lr0.002.state.bin"), "step") == "6");
+}
+
+TEST_CASE("run files: a fresh run keeps those of the earlier one under another name") {
+    const Workplace w;
+    w.ok(kTiny + " -x 6 -n 2 -o m");
+    const auto first = run_files(w, "m");
+    CHECK(first.size() == 5);  // with one older state
+    const std::string out = w.ok(kTiny + " -l 0.02 -o m");
+    CHECK(out.find("m.bin is of an earlier run (6 updates)") != std::string::npos);
+    CHECK(out.find("./train_gpt -y -o") != std::string::npos);
+    CHECK(run_files(w, "m.old", "m") == first);
+    const auto second = run_files(w, "m");
+    w.ok(kTiny + " -l 0.03 -o m.bin");
+    CHECK(run_files(w, "m.old", "m") == first);
+    CHECK(run_files(w, "m.old2", "m") == second);
+    w.ok(kTiny + " -l 0.04 -o m --overwrite");
+    CHECK(run_files(w, "m.old3").empty());
+    CHECK(run_files(w, "m").size() == 4);  // and of the first run no older state
+    // What was set aside is a run like any other.
+    Workplace whole;
+    whole.ok(kTiny + " -x 6 -n 2 -o m");
+    whole.ok("train_gpt -y -o m -x 8");
+    w.ok("train_gpt -y -o m.old -x 8");
+    CHECK(read_file(w.at("m.old.bin")) == read_file(whole.at("m.bin")));
+    for (const auto& [name, contents] : w.contents()) {
+        CHECK_MESSAGE(!name.ends_with(".new"), name);
+        CHECK_MESSAGE(!name.ends_with(".lock"), name);
+    }
+}
+
+TEST_CASE("run files: a fresh run that ends before its first checkpoint leaves the earlier one as it was") {
+    const Workplace w;
+    w.ok(kTiny);
+    const auto before = run_files(w, "model");
+    Program killed(w.path, w.command(kLong));
+    REQUIRE(killed.wait_until([](const std::string& text) { return text.find("step ") != std::string::npos; }));
+    killed.send(SIGKILL);
+    killed.finish();
+    CHECK(run_files(w, "model") == before);
+    w.ok("train_gpt -y -x 8");  // the earlier one, and its log alone
+    const auto log = read_log(w.at("model.log.jsonl"));
+    CHECK(log.size() == 8);
+    for (size_t i = 0; i < log.size(); i++) CHECK(log[i].at("step") == i + 1);
+    CHECK(run_of_log(w.at("model.log.jsonl")) == metadata(w.at("model.state.bin"), "run"));
+}
+
+TEST_CASE("run files: -y refuses the log of another run") {
+    const Workplace w;
+    w.ok(kTiny + " -o a");
+    w.ok(kTiny + " -l 0.02 -o b");
+    const std::string own = read_file(w.at("a.log.jsonl"));
+    fs::copy_file(w.at("b.log.jsonl"), w.at("a.log.jsonl"), fs::copy_options::overwrite_existing);
+    w.refused("train_gpt -y -o a -x 8", {"a.log.jsonl", "another run"});
+    write_file(w.at("a.log.jsonl"), own.substr(own.find('\n') + 1));  // of a version that did not say
+    w.ok("train_gpt -y -o a -x 8");
+    fs::remove(w.at("a.log.jsonl"));
+    w.ok("train_gpt -y -o a -x 9");
+    CHECK(run_of_log(w.at("a.log.jsonl")) == metadata(w.at("a.state.bin"), "run"));
+    // A copy under another name goes on under that name.
+    for (const char* end : {".bin", ".state.bin"})
+        fs::copy_file(w.at(std::string("a") + end), w.at(std::string("c") + end));
+    w.ok("train_gpt -y -o c -x 10");
+    CHECK(metadata(w.at("a.state.bin"), "step") == "9");
+}
+
+TEST_CASE("run files: a name has one run at a time") {
+    const Workplace w;
+    fs::create_directory(w.at("d"));
+    Program first(w.path, w.command(kLong + " -o run"));
+    REQUIRE(first.wait_until([](const std::string& text) { return text.find("step ") != std::string::npos; }));
+    for (const std::string name : {"run", "run.bin", "./run", "d/../run.bin"}) {
+        const Outcome second = w.run(kLong + " -o " + name);
+        CHECK(second.status == 1);
+        CHECK(second.err.find("process " + std::to_string(first.pid())) != std::string::npos);
+    }
+    CHECK(w.run("train_gpt -y -o run").status == 1);
+    first.send(SIGKILL);
+    first.finish();
+    CHECK(fs::exists(w.at("run.lock")));
+    w.ok(kTiny + " -o run");  // the dead one holds nothing
+    CHECK(!fs::exists(w.at("run.lock")));
+    // Through a link, it is the run that the link leads to.
+    fs::create_symlink("run.bin", w.at("link.bin"));
+    const RunLock lock(w.at("run.bin"));
+    CHECK(w.run(kTiny + " -o link").status == 1);
+}
+
+TEST_CASE("claims: no program writes what it reads, by whatever name") {
+    const Workplace w;
+    w.ok(kTiny + " -g norm -o base");
+    w.ok(kTiny + " -o m");
+    w.ok("fold m.bin folded.bin");
+    write_token_shard(w.at("part_1.bin"), std::vector<uint16_t>(900, 7));
+    write_token_shard(w.at("part_2.bin"), std::vector<uint16_t>(900, 8));
+    write_file(w.at("prompts.txt"), "Once\n");
+    fs::create_hard_link(w.at("folded.bin"), w.at("hard.bin"));
+    fs::create_symlink("corpus.txt", w.at("soft.bin"));
+    const std::string shards = kTiny + " -n 1 -t 4 --n-embd 8 -i part_*.bin";
+    w.refused(shards + " -o part_2", {"--out", "part_2.bin"});
+    w.refused(kTiny + " -o soft", {"--out", "soft.bin"});
+    w.refused(kTrain + " --init base.bin -o base", {"--out", "base.bin"});
+    w.refused(kTiny + " -o base --tokenizer base.log.jsonl", {"base.log.jsonl"});
+    w.refused(kTiny + " -i m.log.jsonl -o m", {"--out", "m.log.jsonl"});
+    w.refused(kTiny + " -j m.toml -o m", {"--out", "m.toml"});
+    w.refused("fold m.bin m.bin", {"FOLDED", "m.bin"});
+    w.refused("infer folded.bin -n 1 --dump hard.bin", {"--dump", "hard.bin"});
+    // Nor what it did not make.
+    for (const std::string name : {"m.state.bin", "base.bin", "corpus.txt", "m.log.jsonl", "part_1.bin"}) {
+        w.refused("fold m.bin " + name, {"FOLDED", name});
+        w.refused("infer folded.bin -n 1 --dump " + name, {"--dump", name});
+    }
+    w.refused(kTiny + " -o part_1", {"--out", "part_1.bin"});
+    w.ok("fold m.bin folded.bin");
+    w.ok("infer folded.bin -n 1 --prompt a --dump logits.st");
+    w.ok("infer folded.bin -n 1 --prompt b --dump logits.st");
+}
+
+TEST_CASE("checkpoints: a gradient that was no number does not end up as a state that cannot be read") {
+    const Workplace w;
+    const std::string line =
+        "train_gpt --n-layer 2 --n-head 1 --n-embd 16 -t 16 -b 2 -v 0 -m 1 -x 60 -u 60 -l 5 -i corpus.txt -o j";
+    const Outcome run = w.run(line);
+    CHECK(run.status == 0);
+    CHECK(run.out.find("| skipped") != std::string::npos);
+    CHECK(w.run("train_gpt -y -x 61 -o j").status == 0);
+    CHECK(metadata(w.at("j.state.bin"), "step") == "61");
+}
+
+TEST_CASE("checkpoints: -y falls back to the state before one that is whole and cannot be loaded") {
+    const Workplace w, whole;
+    w.ok(kTiny + " -n 2"), whole.ok(kTiny);
+    const SafetensorsFile state(w.at("model.state.bin"), FileUse::own);
+    const std::vector<std::pair<std::string, float>> damages = {{"transformer.wte.weight", NAN},
+                                                                {"m.transformer.wpe.weight", NAN},
+                                                                {"state.stream", NAN},
+                                                                {"transformer.wpe.weight", INFINITY}};
+    for (const auto& [name, value] : damages) {
+        std::vector<TensorOut> tensors;
+        std::vector<std::string> memory;
+        for (const TensorEntry& e : state.entries())
+            memory.emplace_back(reinterpret_cast<const char*>(state.data(e)), e.end - e.begin);
+        for (size_t i = 0; i < memory.size(); i++) {
+            const TensorEntry& e = state.entries()[i];
+            if (e.name == name && e.dtype == Dtype::F32) std::memcpy(memory[i].data() + 4, &value, 4);
+            const double wide = value;
+            if (e.name == name && e.dtype == Dtype::F64) std::memcpy(memory[i].data() + 8, &wide, 8);
+            tensors.push_back({e.name, e.dtype, e.shape, memory[i].data()});
+        }
+        const Workplace damaged;
+        for (const auto& entry : fs::directory_iterator(w.path))
+            fs::copy(entry.path(), damaged.path, fs::copy_options::overwrite_existing);
+        write_safetensors(damaged.at("model.state.bin"), state.metadata(), tensors, {.checksum = true});
+        const Outcome resumed = damaged.run("train_gpt -y");
+        CAPTURE(resumed.err);
+        CHECK(resumed.status == 0);
+        CHECK(resumed.err.find("model.state.1.bin") != std::string::npos);
+        CHECK(resumed.err.find(name) != std::string::npos);
+        CHECK(read_file(damaged.at("model.bin")) == read_file(whole.at("model.bin")));
+    }
+}
+
+TEST_CASE("checkpoints: paths with any bytes in them come back from the state") {
+    for (const std::string name : {"a\nb", "gr\xfc\xdf", "50%25", "q'\"\\q", "Ü"}) {
+        const Workplace w;
+        fs::rename(w.at("corpus.txt"), w.at(name + ".txt"));
+        std::vector<std::string> command =
+            w.command("train_gpt -b 2 -x 4 --gate-warmup 1 --gate-end 3" + kShape, {"-i", name + ".txt", "-o", name});
+        CAPTURE(name);
+        CHECK(run_program_in(w.path, command).status == 0);
+        const Outcome resumed = run_program_in(w.path, w.command("train_gpt -y -x 6 -o", {name}));
+        CHECK_MESSAGE(resumed.status == 0, resumed.err);
+        CHECK(metadata(w.at(name + ".state.bin"), "step") == "6");
+        if (name == "gr\xfc\xdf") continue;  // no text of TOML: --config says so
+        const Outcome again =
+            run_program_in(w.path, w.command("train_gpt -o other --config", {name + ".toml", "-i", name + ".txt"}));
+        CHECK_MESSAGE(again.status == 0, again.err);
+    }
+    for (const std::string text : {"", "plain", "a\nb", "100%", "%41", "\xff\x01%"}) {
+        CHECK(unescaped(escaped(text)) == text);
+        CHECK(escaped(text).find_first_of("\n\xff") == std::string::npos);
+    }
+}
+
+TEST_CASE("checkpoints: -y does not need the folder of the tokenizer") {
+    const Workplace w, whole;
+    for (const Workplace* in : {&w, &whole}) {
+        CHECK(run_program_in(in->path, {"bpe_train", "corpus.txt", "-o", "words", "-v", "300"}).status == 0);
+        in->ok(
+            "train_gpt -i corpus.txt -b 2 -x 4 --gate-warmup 1 --gate-end 3 --tokenizer words -t 8 --n-layer 1 --n-embd 16 --n-head 2");
+    }
+    fs::remove_all(w.at("words"));
+    w.ok("train_gpt -y -x 6"), whole.ok("train_gpt -y -x 6");
+    CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+}
+
+TEST_CASE("checkpoints: -y says what is not as it was") {
+    const Workplace w;
+    w.ok(kTiny + " -o m");
+    const std::string corpus = read_file(w.at("corpus.txt"));
+    std::string changed = corpus;
+    changed[100] = changed[100] == 'x' ? 'y' : 'x';
+    write_file(w.at("corpus.txt"), changed);
+    CHECK(w.run("train_gpt -y -x 8 -k constant -o m").err.find("warning: --train: 'corpus.txt' is not what") == 0);
+    write_file(w.at("corpus.txt"), changed + changed);
+    const Outcome longer = w.run("train_gpt -y -x 9 -k constant -o m");
+    CHECK(longer.err.find("warning: --train: ") != std::string::npos);
+    CHECK(longer.err.find("warning: --val: ") != std::string::npos);
+    // The rate of a longer run.
+    write_file(w.at("corpus.txt"), corpus);
+    w.ok(kTiny + " -o n -x 20");
+    const std::string out = w.ok("train_gpt -y -o n -x 400");
+    const size_t at = out.find("to go on at the old rate:");
+    REQUIRE(at != std::string::npos);
+    w.ok(kTiny + " -o n2 -x 20");
+    const std::string flags = out.substr(at + 25, out.find('\n', at) - at - 25);
+    CHECK(w.ok("train_gpt -y -o n2 -x 400 " + flags).find("to go on at the old rate") == std::string::npos);
+    const double before = read_log(w.at("n2.log.jsonl"))[19].at("lr"),
+                 after = read_log(w.at("n2.log.jsonl"))[20].at("lr");
+    CHECK(after == doctest::Approx(before).epsilon(0.01));
+    // Another instruction set.
+    if (best_isa() == Isa::base) return;
+    w.ok(kTiny + " -o i");
+    setenv("TAPERNORM_ISA", "base", 1);
+    CHECK(w.run("train_gpt -y -o i -x 8 -k constant").err.find("computed with") != std::string::npos);
+    unsetenv("TAPERNORM_ISA");
+}
+
+TEST_CASE("models: a flipped byte is noticed, and so is a model that is older than its state") {
+    const Workplace w;
+    w.ok(kTiny + " -x 6 -n 3 -g norm");
+    const std::string model = read_file(w.at("model.bin"));
+    for (const double part : {0.4, 0.7, 0.999}) {
+        std::string damaged = model;
+        damaged[size_t(part * double(model.size()))] ^= 1;
+        write_file(w.at("bad.bin"), damaged);
+        w.refused("fold bad.bin folded.bin", {"bad.bin", "checksum"});
+        w.refused("infer bad.bin -n 1", {"bad.bin", "checksum"});
+        CHECK(run_program_in(w.path, {"train_gpt", "export", "bad.bin", "folder"}).err.find("checksum") !=
+              std::string::npos);
+        w.refused(kTrain + " --init bad.bin -o new", {"bad.bin", "checksum"});
+    }
+    const std::string older = model;
+    w.ok("train_gpt -y -x 9 -k constant");
+    CHECK(w.ok("infer model.bin -n 1 --prompt a").find("update") == std::string::npos);
+    write_file(w.at("model.bin"), older);
+    for (const std::string line : {"infer model.bin -n 1 --prompt a", "fold model.bin folded.bin"}) {
+        const Outcome outcome = w.run(line);
+        CHECK(outcome.status == 0);
+        CHECK(outcome.err.find("warning: 'model.bin' (update 6)") == 0);
+        CHECK(outcome.err.find("update '9'") != std::string::npos);
+    }
+    w.ok("train_gpt -y");
+    CHECK(w.run("infer model.bin -n 1 --prompt a").err == "");
+}
+
+}  // namespace tapernorm::train

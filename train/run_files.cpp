@@ -1,0 +1,122 @@
+#include "train/run_files.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+
+#include "io/atomic_file.h"
+#include "model/model_file.h"
+#include "runtime/error.h"
+#include "train/checkpoints.h"
+
+namespace tapernorm::train {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// "runs/a.bin" -> "runs/a"
+std::string run_name(const std::string& model) {
+    return model.ends_with(".bin") ? model.substr(0, model.size() - 4) : model;
+}
+
+// Whether a run of this name would have another run's state as its model: "a.state", "a.state.1".
+bool names_a_state(std::string name) {
+    const size_t dot = name.find_last_of('.');
+    if (dot != name.npos && dot + 1 < name.size() && name.find_first_not_of("0123456789", dot + 1) == name.npos)
+        name.resize(dot);
+    return name.ends_with(".state");
+}
+
+// `path` under the name of the run `to`.
+std::string moved(const std::string& path, const std::string& model, const std::string& to) {
+    return run_name(to) + path.substr(run_name(model).size());
+}
+
+}  // namespace
+
+std::string model_path(const std::string& out) {
+    const std::string name = run_name(out);
+    if (name.empty() || name.back() == '/')
+        fail("--out: expected the name of a file, found %s", in_quotes(out).c_str());
+    if (names_a_state(name))
+        fail("--out: %s would be the state of another run; expected a name without .state", in_quotes(out).c_str());
+    return name + ".bin";
+}
+
+std::string log_path(const std::string& model) { return run_name(model) + ".log.jsonl"; }
+std::string settings_path(const std::string& model) { return run_name(model) + ".toml"; }
+std::string new_log_path(const std::string& model) { return log_path(model) + ".new"; }
+
+std::vector<std::string> existing_files(const std::string& model) {
+    std::vector<std::string> files = {model, log_path(model), settings_path(model)};
+    for (size_t number = 0; number <= Checkpoints::kMost; number++)
+        files.push_back(numbered(state_path(model), number));
+    std::erase_if(files, [](const std::string& path) {
+        std::error_code ignored;
+        return !fs::exists(fs::symlink_status(path, ignored));
+    });
+    return files;
+}
+
+std::string aside_path(const std::string& model) {
+    for (size_t number = 1;; number++) {
+        const std::string to = run_name(model) + ".old" + (number > 1 ? std::to_string(number) : "") + ".bin";
+        if (existing_files(to).empty()) return to;
+    }
+}
+
+void set_aside(const std::string& model, const std::string& to) {
+    for (const std::string& path : existing_files(model))
+        if (rename(path.c_str(), moved(path, model, to).c_str()) != 0)
+            fail("cannot rename %s, a file of an earlier run, to %s: %s; give another --out", in_quotes(path).c_str(),
+                 in_quotes(moved(path, model, to)).c_str(), std::strerror(errno));
+}
+
+RunLock::RunLock(const std::string& model) {
+    lock(model);
+    std::error_code error;
+    const fs::path target = fs::canonical(model, error);
+    if (!error && fs::is_symlink(model, error)) lock(target.string());
+}
+
+RunLock::~RunLock() {
+    for (const Held& h : held_) unlink(h.path.c_str()), close(h.fd);
+}
+
+void RunLock::lock(const std::string& model) {
+    const std::string path = run_name(model) + ".lock";
+    for (;;) {
+        const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
+        if (fd < 0)
+            fail("--out: cannot make %s, which shows others that this run is on: %s; remove it, or give another name",
+                 in_quotes(path).c_str(), std::strerror(errno));
+        // Some network file systems have no locks: then there is nothing to rely on but the user.
+        if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+            char owner[32] = {};
+            const ssize_t size = read(fd, owner, sizeof owner - 1);
+            owner[size > 0 ? std::strspn(owner, "0123456789") : 0] = '\0';
+            close(fd);
+            fail("--out: %s is being written by another run, process %s; wait for it, or give another name",
+                 in_quotes(model).c_str(), *owner ? owner : "unknown");
+        }
+        struct stat opened, named;
+        if (fstat(fd, &opened) == 0 && stat(path.c_str(), &named) == 0 && opened.st_ino == named.st_ino &&
+            opened.st_dev == named.st_dev) {
+            held_.push_back({path, fd});
+            const std::string pid = std::to_string(getpid()) + "\n";
+            (void)!ftruncate(fd, 0), (void)!pwrite(fd, pid.data(), pid.size(), 0);
+            return;
+        }
+        close(fd);  // its owner has removed it between our open and our lock
+    }
+}
+
+}  // namespace tapernorm::train

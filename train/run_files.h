@@ -1,0 +1,47 @@
+// The files of a run and whose they are. A run has one name, "runs/a" of -o runs/a.bin or -o runs/a, and its files are
+// runs/a.bin (the model), .state.bin, .state.1.bin ... (older states), .log.jsonl, .toml (its settings) and, while it runs, .lock:
+// two names never share a file.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace tapernorm::train {
+
+// -o's text -> the model's path, with .bin at its end. Fails for what names no file, or a state of another run.
+std::string model_path(const std::string& out);
+
+// The files beside the model: "a.bin" -> "a.log.jsonl". (state_path is in model/model_file.h.)
+std::string log_path(const std::string& model);
+std::string settings_path(const std::string& model);
+// The log of a run before its first checkpoint, where the files of an earlier run are still in place.
+std::string new_log_path(const std::string& model);
+
+// Which of a run's files exist, the lock and the new log left out.
+std::vector<std::string> existing_files(const std::string& model);
+
+// The first of "a.old.bin", "a.old2.bin" ... of which no file exists.
+std::string aside_path(const std::string& model);
+
+// Gives the files of the run `model` the names of the run `to`, none of which exist.
+void set_aside(const std::string& model, const std::string& to);
+
+// Held as long as the run lasts. The system lets go of it when the process ends, however it ends.
+class RunLock {
+  public:
+    // Fails where another process has it, with that process's number. Behind a symbolic link the run that it leads to is locked too.
+    explicit RunLock(const std::string& model);
+    ~RunLock();
+    RunLock(const RunLock&) = delete;
+    RunLock& operator=(const RunLock&) = delete;
+
+  private:
+    void lock(const std::string& model);
+
+    struct Held {
+        std::string path;
+        int fd;
+    };
+    std::vector<Held> held_;
+};
+
+}  // namespace tapernorm::train
