@@ -22,6 +22,7 @@
 #include "inference/decoder.cuh"
 #include "io/claims.h"
 #include "io/options.h"
+#include "io/terminal.h"
 #include "model/model_file.h"
 #include "runtime/exit_status.h"
 #include "runtime/random.h"
@@ -203,7 +204,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
         fail(
             "%s: its gate is %.6g; expected 0, which it reaches when the taper ends; continue its training (./train_gpt -y "
             "-o %s) or train with a smaller --gate-end",
-            path.c_str(), info.gate, path.c_str());
+            path.c_str(), info.gate, shell_word(path).c_str());
 }
 
 [[maybe_unused]] static int run_program(int argc, char** argv) {

@@ -31,11 +31,11 @@ class ByteSource {
         // Fails for a folder or a FIFO; /dev/stdin is a stream on purpose.
         const MappedFile regular = path.starts_with("/dev/") ? MappedFile() : MappedFile(path);
         if (path.ends_with(".gz")) {
-            start({"gzip", "-dc", "--", path});
+            start({"gzip", "-dc"}, path);
         } else if (path.ends_with(".xz")) {
-            start({"xz", "-dc", "--", path});
+            start({"xz", "-dc"}, path);
         } else if (path.ends_with(".zst")) {
-            start({"zstd", "-dcq", "--", path});
+            start({"zstd", "-dcq"}, path);
         } else if (fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC); fd_ < 0) {
             fail("cannot read %s: %s", name_.c_str(), std::strerror(errno));
         }
@@ -71,7 +71,8 @@ class ByteSource {
     }
 
   private:
-    void start(const std::vector<std::string>& command) {
+    // input: the program's standard input, if any. (By its name, a program could repeat it to the terminal as it is.)
+    void start(const std::vector<std::string>& command, const std::string& input = "") {
         command_ = command[0];
         int ends[2];
         if (pipe(ends) != 0) fail("cannot run %s: %s", command_.c_str(), std::strerror(errno));
@@ -83,6 +84,7 @@ class ByteSource {
         posix_spawn_file_actions_t actions;
         posix_spawn_file_actions_init(&actions);
         posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+        if (!input.empty()) posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, input.c_str(), O_RDONLY, 0);
         const int error = posix_spawnp(&child_, argv[0], &actions, nullptr, argv.data(), environ);
         posix_spawn_file_actions_destroy(&actions);
         close(ends[1]);

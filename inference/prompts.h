@@ -2,6 +2,7 @@
 #pragma once
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "io/tokenizer.h"
@@ -19,8 +20,8 @@ class PromptReader {
   public:
     // model: the model's file, for messages. why_none: why there is no tokenizer, where there is none.
     PromptReader(const std::string& model, const ModelInfo& info, const std::optional<Tokenizer>& tokenizer,
-                 const std::string& why_none)
-        : model_(model), info_(info), tokenizer_(tokenizer), why_none_(why_none) {}
+                 std::string why_none = "")
+        : model_(model), info_(info), tokenizer_(tokenizer), why_none_(std::move(why_none)) {}
 
     const Tokenizer& require_tokenizer() const;
     Prompt from_ids(const std::string& list) const;                 // "1,2,3"
@@ -35,7 +36,7 @@ class PromptReader {
     const std::string& model_;
     const ModelInfo& info_;
     const std::optional<Tokenizer>& tokenizer_;
-    const std::string& why_none_;
+    std::string why_none_;
 };
 
 }  // namespace tapernorm

@@ -5,6 +5,7 @@
 
 #include "io/files.h"
 #include "io/json.h"
+#include "io/terminal.h"
 #include "io/tokenizer.h"
 #include "model/foreign_model.h"
 
@@ -229,12 +230,13 @@ std::string hugging_face_weights(const std::string& path) {
             fail("%s is a folder without %s; expected a model file or the folder of a Hugging Face GPT-2", path.c_str(),
                  kWeights);
     }
-    const std::string folder = fs::path(weights).parent_path().string();
-    if (fs::path(weights).filename().string().starts_with("pytorch_model"))
+    if (fs::path(weights).filename().string().starts_with("pytorch_model")) {
+        const std::string folder = fs::path(weights).parent_path().string();
         fail(
-            "%s is in PyTorch's own format, which only Python reads; convert it once: python3 -c \"from transformers import "
-            "GPT2LMHeadModel as M; M.from_pretrained('%s').save_pretrained('converted')\"",
-            weights.c_str(), folder.empty() ? "." : folder.c_str());
+            "%s is in PyTorch's own format, which only Python reads; convert it once: python3 -c \"import sys; from transformers "
+            "import GPT2LMHeadModel as M; M.from_pretrained(sys.argv[1]).save_pretrained('converted')\" %s",
+            weights.c_str(), folder.empty() ? "." : shell_word(folder).c_str());
+    }
     return weights;
 }
 

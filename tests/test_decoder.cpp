@@ -7,6 +7,7 @@
 #include "inference/decoder.cuh"
 #include "inference/generate.cuh"
 #include "inference/packed_model.h"
+#include "tests/errors.h"
 #include "tests/random_model.h"
 
 namespace tapernorm {
@@ -28,6 +29,21 @@ std::vector<int> sequence_tokens(size_t s, size_t n, size_t V) {
 }
 
 }  // namespace
+
+TEST_CASE("decoder: an id beyond the vocabulary never reaches the embedding, in any sequence") {
+    Cpu dev(1);
+    const RandomModel<float> model(dev, small_config(Fold::none));
+    const int V = int(model.config.V);
+    Decoder<Cpu, float> decoder(dev, model.config, model.tensors, model.taper_scale, 0, 2);
+    for (const int bad : {V, V + 1000, -1}) {
+        const std::vector<int> good = {0, V - 1}, wrong = {0, V - 1, bad};
+        std::vector<float> logits(2 * size_t(V));
+        const std::string error =
+            error_of([&] { decoder.feed({{0, good.data(), 2}, {1, wrong.data(), 3}}, Logits::last, logits.data()); });
+        CHECK(contains(error, strprintf("token 2 of sequence 1 is the id %d", bad)));
+        decoder.rewind(0, 0), decoder.rewind(0, 1);
+    }
+}
 
 TEST_CASE("decoder: sequences of different lengths, together and alone") {
     Cpu dev(2);

@@ -240,6 +240,63 @@ TEST_CASE("foreign models: settings of config.json that we do not have are refus
     w.refused("train_gpt --init free", {"--init", "free/model.safetensors", "epsilon"});
 }
 
+TEST_CASE("foreign models: tensors that nobody would read are refused by name; masks are none of the model") {
+    Base w;
+    const json config = config_of_base();
+    w.hugging_face("hf", config);
+    const std::string weights = w.at("hf/model.safetensors");
+    const SafetensorsFile base(w.at("base.bin"));
+    auto with = [&](const std::vector<std::pair<std::string, std::string>>& more,
+                    const json& settings) {  // name, copied from
+        std::vector<TensorOut> out;
+        for (const TensorEntry& e : base.entries()) out.push_back({e.name, e.dtype, e.shape, base.data(e)});
+        for (const auto& [name, from] : more) {
+            const TensorEntry& e = *base.find(from);
+            out.push_back({name, e.dtype, e.shape, base.data(e)});
+        }
+        write_safetensors(weights, {}, out);
+        write_file(w.at("hf/config.json"), settings.dump());
+    };
+    const std::string wte = "transformer.wte.weight", fc = "transformer.h.0.mlp.c_fc.weight";
+    // A layer more than config.json has, adapters, other heads, a tensor that is there twice, in both of its spellings.
+    for (const std::string name :
+         {"transformer.h.1.mlp.c_fc.weight", "h.7.mlp.c_fc.weight",
+          "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight", "transformer.h.0.crossattention.c_attn.weight",
+          "lm_head.bias", "score.weight", "v_head.summary.weight", "wte.weight"}) {
+        with({{name, fc}}, config);
+        w.refused("infer hf -n 1", {"hf/model.safetensors", name});
+    }
+    w.refused("fold hf out.bin", {"wte.weight"});
+    w.refused(kTrain + " --init hf", {"wte.weight"});
+    // A head of its own, whatever config.json says; the same numbers as wte are no other head.
+    for (const bool tied : {true, false}) {
+        json settings = config;
+        settings["tie_word_embeddings"] = tied;
+        with({{"lm_head.weight", wte}}, settings);
+        w.check_same("hf");
+        std::string changed = read_file(weights);
+        changed.back() = char(changed.back() ^ 1);  // the last tensor's last number
+        write_file(weights, changed);
+        w.refused("infer hf -n 1", {"lm_head.weight", tied ? "true" : "false"});
+    }
+    with({{"transformer.h.0.attn.bias", fc}, {"transformer.h.0.attn.masked_bias", fc}}, config);
+    w.check_same("hf");
+    CHECK(w.ok("infer hf -n 1 --tokens 97").find("without its 2 attention masks") != std::string::npos);
+    // An adapter beside the model belongs to it.
+    with({}, config);
+    w.ok("infer hf -n 1 --tokens 97");
+    write_file(w.at("hf/adapter_config.json"), "{}");
+    w.refused("infer hf -n 1", {"hf/adapter_config.json", "merge"});
+    // The same for a file of our own.
+    std::vector<TensorOut> out;
+    for (const TensorEntry& e : base.entries()) out.push_back({e.name, e.dtype, e.shape, base.data(e)});
+    out.push_back({"transformer.h.1.ln_1.bias", Dtype::F32, {16}, base.data(base.entries()[0])});
+    auto metadata = base.metadata();
+    metadata.erase("checksum");
+    write_safetensors(w.at("more.bin"), metadata, out);
+    w.refused("infer more.bin -n 1", {"more.bin", "transformer.h.1.ln_1.bias"});
+}
+
 TEST_CASE("foreign models: a damaged llm.c checkpoint is one clear line") {
     Base w;
     const std::string good = w.llmc(3);

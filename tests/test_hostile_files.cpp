@@ -132,6 +132,12 @@ TEST_CASE("programs: hostile names of files are printable on success, too") {
     // The name of a tokenizer is whatever the file says.
     with_metadata(w.at(folded), w.at("named.bin"), {{"tokenizer", kHostile}});
     CHECK(contains(quiet("infer named.bin --tokens 97 -n 0", {}), "(a\\x1b[2J"));
+    // Commands in errors can be pasted as well.
+    with_metadata(w.at(model), w.at("$(id) \x1b.bin"), {{"gate", "0.5"}});
+    w.refused("fold", {"-o $'\\x24\\x28id\\x29\\x20\\x1b.bin'"}, {"$(id) \x1b.bin", "out.bin"});
+    fs::create_directory(w.at("it's $(id)"));
+    write_file(w.at("it's $(id)/pytorch_model.bin"), "");
+    w.refused("fold", {"'it'\\''s $(id)'"}, {"it's $(id)", "out.bin"});
     // Exceptions of the library name paths as they are.
     const Outcome thrown = run_program_in(w.path, {"train_gpt", "export", model, "corpus.txt/" + kHostile});
     CHECK(thrown.status == 1);

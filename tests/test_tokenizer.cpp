@@ -646,6 +646,10 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: what cannot be downloaded or read") 
     CHECK(contains(run({dir + "/table.parquet"}).second, "Parquet"));
     write_file(dir + "/torn.txt.gz", "no gzip");
     CHECK(contains(run({dir + "/torn.txt.gz"}).second, "gzip failed"));
+    write_file(dir + "/a\x1b[2J.txt.gz", "no gzip");  // whose name gzip would show as it is
+    const std::string output = run({dir + "/a\x1b[2J.txt.gz"}).second;
+    CHECK(contains(output, "gzip failed"));
+    CHECK(printable(output, "\n\t") == output);
     write_file(dir + "/empty.txt", "");
     CHECK(contains(run({dir + "/empty.txt"}).second, "holds no text"));
 }
