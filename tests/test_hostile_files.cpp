@@ -258,6 +258,8 @@ TEST_CASE("infer: a tokenizer that is not the model's is refused, by size and by
                                                                                  {"large.bin ", "bytes"}})
             w.refused("infer " + model + " " + mode + " --tokenizer " + tokenizer, {words(model)[0], "tokenizer"});
     w.ok("infer words.bin --eval corpus.txt --tokenizer words");
+    for (const std::string tokenizer : {"large", "more", "bytes"})
+        w.refused("train_gpt -y -o words.bin -x 7 --tokenizer " + tokenizer, {"words.state.bin"});
     const Outcome exported = run_program_in(w.path, words("train_gpt export words.bin out --tokenizer more"));
     CHECK(contains(exported.err, "--tokenizer: expected bpe259-"));
     // Where the name is a guess, the size decides: up to a multiple of 128 is padding.

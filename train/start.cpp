@@ -143,7 +143,7 @@ void warn_of_changes(const Run& run, const SafetensorsFile& state) {
             stderr,
             "warning: until update %s this run was computed with %s, now with %s: its numbers will differ in the last "
             "digits from those of a run that was not moved\n",
-            before("step").c_str(), in_quotes(then).c_str(), run.computed_with.c_str());
+            printable(before("step")).c_str(), in_quotes(then).c_str(), run.computed_with.c_str());
 }
 
 // The files of an earlier run under this name keep their place until the first checkpoint.
