@@ -16,6 +16,8 @@ limit="-max_total_time=${FUZZ_SECONDS:-600}"
 dev/fuzz_seeds.sh "$folder/seeds"
 mkdir -p "$folder/findings"
 [ -w /dev/shm ] && export TMPDIR=/dev/shm # inputs are files: better no disk between
+commit=$(git rev-parse --short HEAD)
+[ -z "$(git status --porcelain -- . ':!dev/results' ':!tests/fuzz/corpus')" ] || commit+=-dirty
 failed=""
 for target in "$@"; do
     mkdir -p "$folder/corpus/$target" tests/fuzz/corpus/"$target"
@@ -25,7 +27,7 @@ for target in "$@"; do
         -dict=tests/fuzz/dictionary -artifact_prefix="$folder/findings/$target-" -print_final_stats=1 -verbosity=0 -close_fd_mask=1 \
         "$folder/corpus/$target" "$folder/seeds/$target" tests/fuzz/corpus/"$target" >"$folder/$target.log" 2>&1 || finding=1
     runs=$(sed -n 's/stat::number_of_executed_units: *//p' "$folder/$target.log")
-    printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$target" "$(date -u +%F)" "$(git describe --always --dirty)" "${runs:-0}" $((SECONDS - start)) \
+    printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$target" "$(date -u +%F)" "$commit" "${runs:-0}" $((SECONDS - start)) \
         $finding >> $table
     if [ $finding = 0 ]; then
         echo "fuzz $target: clean; $runs executions in $((SECONDS - start)) s"

@@ -206,6 +206,25 @@ void Options::set(const Option& o, const std::string& text, bool typed) {
                                                         : o.long_name + "=" + text);
 }
 
+// The first line with a byte beyond ASCII outside of texts and comments, which TOML has no use for; 0: there is none.
+static size_t line_beyond_ascii(std::string_view text) {
+    char quote = 0;  // of the text that we are in; '#' in a comment
+    size_t line = 1;
+    for (size_t i = 0; i < text.size(); i++) {
+        const char c = text[i];
+        line += c == '\n';
+        if (quote == 0 && (c == '"' || c == '\'' || c == '#'))
+            quote = c;
+        else if (c == (quote == '#' ? '\n' : quote))
+            quote = 0;
+        else if (quote == '"' && c == '\\')
+            i++;
+        else if (quote == 0 && c < 0)
+            return line;
+    }
+    return 0;
+}
+
 void Options::read_config(const std::string& path) {
     const MappedFile file(path, FileUse::own);  // a run started again by its own settings writes them again
     const auto fail_at = [&](size_t line, const std::string& text) {
@@ -223,6 +242,9 @@ void Options::read_config(const std::string& path) {
         if (const size_t at = line.find_first_not_of(" \t");
             (at != line.npos && line[at] == '[') || size_t(std::ranges::count(line, '.')) > kMostDots)
             fail_at(number, expected_line + ", found " + in_quotes(line));
+    // (Its tables of Unicode have holes that are undefined behaviour.)
+    if (const size_t line = line_beyond_ascii(text))
+        fail_at(line, expected_line + ", found letters beyond ASCII outside of quotes");
     toml::table table;
     try {
         table = toml::parse(text);

@@ -9,6 +9,7 @@
 
 #include "inference/generate.cuh"
 #include "tests/cuda/cuda_test.h"
+#include "tests/fuzz/logits_case.h"
 #include "tests/random_model.h"
 
 namespace tapernorm {
@@ -340,6 +341,29 @@ CUDA_TEST("cuda decoding: more sequences than a step has rows for go through the
         return tokens;
     };
     CHECK(tokens_of(dev, weights.tensors) == tokens_of(cpu, host));
+}
+
+CUDA_TEST("cuda decoding: the models of the fuzz target instruction_sets give the logits of double, within its bound") {
+    Cuda dev;
+    Cpu cpu(1);
+    std::vector<std::string> cases;
+    for (uint64_t i = 0; i < 24; i++) {  // bytes as the fuzzer makes them: shapes, norms, gates, folds
+        cases.emplace_back();
+        for (uint64_t byte = 0; byte < 30; byte++) cases.back() += char(random_bits(9, i, byte));
+    }
+    for (const std::string& bytes : cases) {
+        const LogitsCase c(bytes);
+        const RandomModel<double> exact(cpu, c.config);
+        const RandomModel<float> model(cpu, c.config);
+        GptTensors<float> host = model.tensors;
+        const DeviceWeights<Cuda, float> weights(dev, c.config, host);
+        const std::vector<double> expected = c.logits<Cpu, double>(cpu, exact.tensors, exact.taper_scale);
+        const std::vector<double> found = c.logits<Cuda, float>(dev, weights.tensors, model.taper_scale);
+        CAPTURE(c.config.C);
+        CAPTURE(c.config.NH);
+        CAPTURE(int(c.config.fold));
+        CHECK(max_difference(found.data(), expected.data(), found.size()) <= logits_bound(expected));
+    }
 }
 
 }  // namespace tapernorm

@@ -77,6 +77,9 @@ class SafetensorsMutator {
                     metadata_ = value.get<std::map<std::string, std::string>>();
                     continue;
                 }
+                for (const char* list : {"data_offsets", "shape"})
+                    for (const auto& n : value.at(list))
+                        if (!n.is_number_unsigned()) return false;
                 const size_t begin = value.at("data_offsets").at(0), end = value.at("data_offsets").at(1);
                 if (begin > end || end > data.size()) return false;
                 tensors_.push_back(
