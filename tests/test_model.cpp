@@ -317,6 +317,65 @@ TEST_CASE("trainer: resuming at any update gives the same bits, and so does anot
     }
 }
 
+TEST_CASE("trainer: whatever state it is in, saved, loaded and saved again it has the same bytes") {
+    const TemporaryFolder folder;
+    Cpu dev(1);
+    for (uint64_t trial = 0; trial < 30; trial++) {
+        CAPTURE(trial);
+        const GateMode modes[] = {GateMode::norm, GateMode::taper, GateMode::taper_all};
+        const TinyRun run(folder.path, modes[trial % 3]);
+        uint64_t drawn = 0;
+        auto below = [&](uint64_t n) { return uint64_t(random_uniform(trial, 1, drawn++) * double(n)); };
+        // From the smallest denormal to the largest number, with zeros of both signs.
+        auto any_number = [&]<class Real>(Real) {
+            const Real extremes[] = {0,
+                                     Real(-0.0),
+                                     std::numeric_limits<Real>::denorm_min(),
+                                     std::numeric_limits<Real>::max(),
+                                     std::numeric_limits<Real>::lowest(),
+                                     std::numeric_limits<Real>::min()};
+            return below(4) ? Real(random_normal(trial, 2, drawn++)) : extremes[below(6)];
+        };
+        Trainer<Cpu, float> t(dev, run.settings, run.config, run.corpus);
+        initialize(t.model, trial);
+        for (uint64_t updates = below(4); updates-- > 0;) t.update();
+        for (const auto& tensor : tensor_list(run.config, t.model.params))
+            for (size_t i = 0; i < tensor.spec.count(); i++) tensor.data[i] = any_number(float());
+        for (size_t i = 0; i < t.m.size(); i++)
+            for (size_t j = 0; j < t.model.shards.parts()[i].count; j++)
+                t.m[i][j] = any_number(float()), t.v[i][j] = below(9) ? std::abs(any_number(float())) : INFINITY;
+        for (auto& c : t.model.taper_scale) c = any_number(float());
+        for (auto& site : t.calibration.sites)
+            site = {any_number(double()), any_number(double()), any_number(double())};
+        t.calibration.stream_scale = any_number(double()), t.scale_target = any_number(double());
+        t.calibration.updates = below(1 << 20);
+        for (uint64_t n = below(2 * LossWindow::kSize); n-- > 0;) t.losses.add(any_number(double()));
+        for (uint64_t n = below(2 * GradientWindow::kSize); n-- > 0;)
+            t.gradients.add(below(3) ? std::abs(any_number(double())) : INFINITY);
+        t.step = below(1 << 30);
+        t.batches.seek(below(uint64_t(1) << 40));
+
+        const std::string path = state_path(run.settings.out);
+        auto bytes = [&] {
+            std::ifstream file(path, std::ios::binary);
+            return std::string(std::istreambuf_iterator<char>(file), {});
+        };
+        Checkpoints states(path);
+        const std::vector<std::string> arguments = {"--train=a\nb\xff%0A"};
+        save_state(t, arguments, states);
+        const std::string saved = bytes();
+        Trainer<Cpu, float> again(dev, run.settings, run.config, run.corpus);
+        {
+            std::string note;
+            const auto file = Checkpoints(path).open_newest(note, check_state);
+            REQUIRE(file);
+            load_state(again, *file);
+        }
+        save_state(again, arguments, states);
+        CHECK(bytes() == saved);
+    }
+}
+
 TEST_CASE("trainer: a loss that is not finite stops the run before anything changes") {
     const TemporaryFolder folder;
     const TinyRun run(folder.path, GateMode::taper);
