@@ -14,6 +14,7 @@
 #include <unordered_map>
 
 #include "io/atomic_file.h"
+#include "io/claims.h"
 #include "io/files.h"
 #include "io/options.h"
 #include "io/parallel_each.h"
@@ -217,7 +218,10 @@ void train(const TrainConfig& config) {
     std::vector<TextFile> files;
     for (const std::string& path : matching_files(config.text)) files.emplace_back(path);
     std::filesystem::create_directories(config.out);
-    check_writable((std::filesystem::path(config.out) / "vocab.json").string());
+    for (const char* file : {"vocab.json", "merges.txt"}) {
+        const std::string path = (std::filesystem::path(config.out) / file).string();
+        check_writable(path), check_no_input("--out", path);
+    }
     PairTrainer trainer(count_words(files, int(config.threads)));
     Vocabulary vocabulary = trainer.train(config.vocab_size - kSpecials, config.min_frequency);
     vocabulary.tokens.emplace_back(kEndOfText);

@@ -291,7 +291,9 @@ void prepare(PrepareConfig config) {
     std::string name = config.corpus;
     if (named == corpora.end()) {
         name = fs::path(config.corpus).filename().string();
-        name = name.substr(0, name.find('.'));
+        // Only endings that we know: a.1.txt and a.2.txt are two corpora.
+        for (const char* ending : {".gz", ".xz", ".zst", ".txt", ".jsonl", ".tar"})
+            if (name.ends_with(ending)) name.resize(name.size() - std::strlen(ending));
         std::erase_if(name, [](char c) { return std::strchr("*?[]", c) != nullptr; });
         if (name.empty()) name = "corpus";
     }

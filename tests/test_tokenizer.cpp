@@ -482,6 +482,21 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: text with markers, splits and shards
     CHECK(contains(again.second, "exists already"));
 }
 
+TEST_CASE_FIXTURE(PrepareFixture,
+                  "prepare: names of shards are as different as those of the corpora; bpe_train spares its text") {
+    for (const char* name : {"a.1.txt", "a.2.txt", "a.jsonl.gz.txt"}) {
+        write_file(dir + "/" + name, "hello hello hello hello\n");
+        CHECK(run({dir + "/" + name, "--val-tokens", "1"}).first == 0);
+    }
+    for (const char* name : {"a.1", "a.2", "a.jsonl.gz"})
+        CHECK_MESSAGE(fs::exists(out + "/" + name + "_val_000000.bin"), name);
+    write_file(out + "/vocab.json", "hello hello hello hello\n");
+    const auto [status, output] = run_program(run_bpe_train, {out + "/vocab.json", "--out", out, "-v", "260"});
+    CHECK(status == 1);
+    CHECK(output.find("--out: ") != std::string::npos);
+    CHECK(read_text(out + "/vocab.json") == "hello hello hello hello\n");
+}
+
 TEST_CASE_FIXTURE(PrepareFixture, "prepare: bytes have a blank line between documents") {
     write_file(dir + "/tales.txt", "one<|endoftext|>two");
     vocabulary = "bytes";
