@@ -4,6 +4,7 @@
 //   ./infer folded.bin --last-token              the paper's mode: only the last position's logits are computed
 //   ./infer folded.bin --prompt "Once" -n 300    generation with a KV cache
 //   ./infer folded.bin --prompts lines.txt       the same for every line of a file, many at a time; JSON lines
+//   ./infer folded.bin --prompt "Once" --samples 5   five texts, each with random numbers of its own; JSON lines
 //   ./infer folded.bin --eval text.txt           loss, perplexity, bits per byte
 //
 // Speed is measured by a program of its own: make bench_infer (dev/bench_infer.cu).
@@ -38,12 +39,14 @@ namespace tapernorm::infer {
 
 struct Settings {
     std::string model, prompt, tokens, prompts, eval, hellaswag, tokenizer, dump;
-    bool last_token = false, greedy = false;
-    size_t n = 256, top_k = 0, seed = 1, show = 8, batch = 16;
+    bool last_token = false, greedy = false, ignore_eos = false;
+    size_t n = 256, top_k = 0, seed = 1, stream = 1, samples = 1, show = 8, batch = 16;
     double temperature = 0.8, top_p = 1;
     EngineSettings engine;
 
-    Sampling sampling() const { return {greedy ? 0 : temperature, top_k, top_p, seed}; }
+    Sampling sampling() const { return {greedy ? 0 : temperature, top_k, top_p, seed, stream}; }
+    // Many texts, as JSON lines.
+    bool many() const { return !prompts.empty() || samples > 1; }
 };
 
 static Options make_options(Settings& s) {
@@ -57,9 +60,10 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--tokens", .to = &s.tokens, .metavar = "IDS", .default_text = "none",
            .help = "token ids to continue, such as 1,2,3, instead of a text"});
     o.add({.long_name = "--prompts", .to = &s.prompts, .metavar = "FILE", .default_text = "none",
-           .help = "complete every line of FILE; prints one JSON object per line"});
+           .help = "complete every line of FILE, none of them empty; prints one JSON object per text"});
     o.add({.long_name = "--batch", .to = &s.batch, .metavar = "B", .range = {.low = 1, .high = 1024},
-           .help = "lines of --prompts to complete at a time; does not change the results"});
+           .help = "texts of --prompts and --samples to generate at a time; on the CPU this does not change them; a GPU's "
+                   "logits differ by rounding, and so may a text"});
     o.add({.long_name = "--eval", .to = &s.eval, .metavar = "FILE", .default_text = "none",
            .help = "print the model's loss on the text or the token shards in FILE: nats per token, perplexity, bits per byte; "
                    "with --weights bf16 or int8 also the change from fp32"});
@@ -74,7 +78,8 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--show", .to = &s.show, .metavar = "K", .range = {.low = 1},
            .help = "number of next tokens that --last-token prints"});
     o.add({.short_name = "-n", .long_name = "--generate", .to = &s.n, .metavar = "N",
-           .help = "number of tokens to generate"});
+           .help = "number of tokens to generate; fewer, where <|endoftext|> ends the text"});
+    o.add({.long_name = "--ignore-eos", .to = &s.ignore_eos, .help = "go on after <|endoftext|>"});
     o.add({.long_name = "--dump", .to = &s.dump, .metavar = "FILE", .default_text = "none",
            .help = "write the prompt's logits [rows, V] to a safetensors file: with --last-token the last row, else all "
                    "rows"});
@@ -87,6 +92,11 @@ static Options make_options(Settings& s) {
            .help = "sample from the smallest set of most probable tokens whose total probability reaches P"});
     o.add({.long_name = "--greedy", .to = &s.greedy, .help = "always take the most probable token"});
     o.add({.long_name = "--seed", .to = &s.seed, .help = "seed for sampling"});
+    o.add({.long_name = "--samples", .to = &s.samples, .metavar = "S", .range = {.low = 1, .high = 1e6},
+           .help = "texts to generate after each prompt; prints one JSON object per text"});
+    o.add({.long_name = "--stream", .to = &s.stream, .metavar = "N", .range = {.low = 1, .high = 1e15},
+           .help = "the seed's stream of random numbers for the first text; each text has the next one, so that with its "
+                   "stream a line of --prompts, or a sample, is the same alone"});
     add_engine_options(o, s.engine);
     // clang-format on
     return o;
@@ -101,6 +111,12 @@ static std::string token_text(const std::optional<Tokenizer>& tokenizer, int id)
         text += c == '\n' ? "\\n" : std::string(1, c);
     }
     return printable(text) + "\"";
+}
+
+// The token that ends a text: none for bytes, and none that is known for ids without a tokenizer.
+static std::optional<int> end_token(const Settings& s, const std::optional<Tokenizer>& tokenizer) {
+    if (s.ignore_eos || !tokenizer) return std::nullopt;
+    return tokenizer->end_of_text();
 }
 
 static double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -139,7 +155,7 @@ void last_token(const Settings& s, Decoder<Device, Real>& decoder, const Prompt&
     if (!s.dump.empty()) dump_logits(s.dump, logits, c.V);
 }
 
-// Prints the prompt and n tokens after it, as they come.
+// Prints the prompt and what follows it, as it comes.
 template <class Device, class Real>
 void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& prompt, const Config& c,
               const std::optional<Tokenizer>& tokenizer) {
@@ -157,50 +173,62 @@ void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& p
     TextOutput out;
     out.write(prompt.text);
     const size_t V = tokenizer ? std::min(c.V, tokenizer->vocab_size()) : c.V;
+    const std::optional<int> end = end_token(s, tokenizer);
+    size_t generated = 0;
     const auto decode = std::chrono::steady_clock::now();
     generate_stream(decoder, logits, prompt.tokens, V, s.n, s.sampling(), s.model, [&](size_t i, int token) {
+        if (token == end) return false;
+        generated++;
         out.write(tokenizer ? std::string(tokenizer->token(size_t(token))) : strprintf(i == 0 ? "%d" : ",%d", token));
+        return true;
     });
     out.end();
     const double seconds = seconds_since(decode);
     std::printf("\n\nprompt %zu tokens in %.1f ms; %zu generated in %.2f s (%.2f ms per token)\n", prompt.tokens.size(),
-                prefill_seconds * 1e3, s.n, seconds, seconds * 1e3 / double(std::max<size_t>(s.n, 1)));
+                prefill_seconds * 1e3, generated, seconds, seconds * 1e3 / double(std::max<size_t>(generated, 1)));
 }
 
-// Completes every prompt as if it were alone, --batch of them at a time; prints one JSON object per line.
+// Completes every prompt --samples times, each time as if it were alone, --batch texts at a time; prints one JSON object for
+// each. Text i, from 0, has the stream --stream + i.
 template <class Device, class Real>
 void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::vector<Prompt>& prompts,
-                  const Config& c, const Tokenizer& tokenizer) {
-    const size_t V = std::min(c.V, tokenizer.vocab_size());
+                  const Config& c, const std::optional<Tokenizer>& tokenizer) {
+    const size_t V = tokenizer ? std::min(c.V, tokenizer->vocab_size()) : c.V, texts = prompts.size() * s.samples;
+    const std::optional<int> end = end_token(s, tokenizer);
     const bool terminal = isatty(STDOUT_FILENO);
     const auto start = std::chrono::steady_clock::now();
+    size_t generated = 0;
     Generator<Device, Real> generator(decoder);
-    for (size_t first = 0; first < prompts.size(); first += s.batch) {
-        const size_t B = std::min(s.batch, prompts.size() - first);
+    for (size_t first = 0; first < texts; first += s.batch) {
+        const size_t B = std::min(s.batch, texts - first);
         std::vector<std::vector<int>> tokens;
-        for (size_t b = 0; b < B; b++) tokens.push_back(prompts[first + b].tokens);
-        generate_together(generator, tokens, V, s.n, s.sampling(), s.model);
+        for (size_t b = 0; b < B; b++) tokens.push_back(prompts[(first + b) / s.samples].tokens);
+        Sampling sampling = s.sampling();
+        sampling.stream += first;
+        generate_together(generator, tokens, V, s.n, sampling, end, s.model);
         for (size_t b = 0; b < B; b++) {
-            const Prompt& p = prompts[first + b];
+            const Prompt& p = prompts[(first + b) / s.samples];
             const std::vector<uint16_t> ids(tokens[b].begin() + ptrdiff_t(p.tokens.size()), tokens[b].end());
-            const nlohmann::ordered_json line = {{"prompt", p.text}, {"text", tokenizer.decode(ids)}, {"tokens", ids}};
+            nlohmann::ordered_json line = {{"stream", sampling.stream + b}};
+            if (tokenizer) line.update({{"prompt", p.text}, {"text", tokenizer->decode(ids)}});
+            line["tokens"] = ids;
             const auto replace = nlohmann::json::error_handler_t::replace;
             std::string text = line.dump(-1, ' ', false, replace);
             if (terminal && printable(text) != text) text = line.dump(-1, ' ', true, replace);
             std::printf("%s\n", text.c_str());
+            generated += ids.size();
         }
         std::fflush(stdout);
     }
     const double seconds = seconds_since(start);
-    std::fprintf(stderr, "%zu prompts, %zu tokens generated in %.2f s (%.0f tokens/s)\n", prompts.size(),
-                 prompts.size() * s.n, seconds, double(prompts.size() * s.n) / seconds);
+    std::fprintf(stderr, "%zu prompts, %zu texts, %zu tokens generated in %.2f s (%.0f tokens/s)\n", prompts.size(),
+                 texts, generated, seconds, double(generated) / seconds);
 }
 
 // What the mode reads besides the model; checked before anything is computed.
 struct Inputs {
     std::optional<Tokenizer> tokenizer;
-    Prompt prompt;
-    std::vector<Prompt> prompts;
+    std::vector<Prompt> prompts;  // one, or the lines of --prompts
     std::vector<Choice> choices;
     EvalTokens eval;
 };
@@ -227,23 +255,24 @@ static void read_inputs(const Settings& s, const Options& options, const ModelIn
     else if (!s.eval.empty())
         in.eval = read_eval_tokens(s.eval, in.tokenizer, encode, info.config.V);
     else if (!s.tokens.empty())
-        in.prompt = prompts.from_ids(s.tokens);
+        in.prompts = {prompts.from_ids(s.tokens)};
     else
-        in.prompt = options.given("--prompt") ? prompts.from_text(s.prompt) : prompts.from_opening(story_prompts()[0]);
+        in.prompts = {options.given("--prompt") ? prompts.from_text(s.prompt)
+                                                : prompts.from_opening(story_prompts()[0])};
 }
 
 template <class Device, class Real>
 void run(const Settings& s, const Engine<Device, Real>& engine, const Inputs& in) {
     const Config& c = engine.info.config;
     if (!s.eval.empty()) return report_loss(engine, in.eval);
-    auto decoder = engine.decoder(s.prompts.empty() ? 1 : std::min(s.batch, in.prompts.size()));
-    if (!s.prompts.empty()) return generate_all(s, decoder, in.prompts, c, *in.tokenizer);
+    auto decoder = engine.decoder(s.many() ? std::min(s.batch, in.prompts.size() * s.samples) : 1);
+    if (s.many()) return generate_all(s, decoder, in.prompts, c, in.tokenizer);
     if (!s.hellaswag.empty()) {
         std::printf("hellaswag %s\n", evaluate_hellaswag(decoder, in.choices, c.V).text().c_str());
         return;
     }
-    if (s.last_token) return last_token(s, decoder, in.prompt, c, in.tokenizer);
-    generate(s, decoder, in.prompt, c, in.tokenizer);
+    if (s.last_token) return last_token(s, decoder, in.prompts[0], c, in.tokenizer);
+    generate(s, decoder, in.prompts[0], c, in.tokenizer);
 }
 
 static void check_flags(const Settings& s, const Options& o) {
@@ -254,6 +283,8 @@ static void check_flags(const Settings& s, const Options& o) {
     for (const char* flag : {"--prompt", "--tokens", "--dump"})
         if (o.given(flag) && (!s.eval.empty() || !s.hellaswag.empty() || !s.prompts.empty()))
             fail("%s and %s: expected one of them, found both", flag, modes[0]);
+    for (const char* flag : {"--eval", "--hellaswag", "--last-token", "--dump"})
+        if (s.samples > 1 && o.given(flag)) fail("%s and --samples: expected one of them, found both", flag);
     if (o.given("--prompt") && !s.tokens.empty()) fail("--tokens and --prompt: expected one of them, found both");
     if (s.dump.empty()) return;
     check_writable(s.dump);
@@ -276,7 +307,7 @@ static void check_flags(const Settings& s, const Options& o) {
     const std::unique_ptr<HostModel> model = load_model(cpu, s.model);
     Inputs in;
     read_inputs(s, options, model->info, in);
-    std::fprintf(s.prompts.empty() ? stdout : stderr, "model     %s: %s\ndevice    %s\n", printable(s.model).c_str(),
+    std::fprintf(s.many() ? stderr : stdout, "model     %s: %s\ndevice    %s\n", printable(s.model).c_str(),
                  describe(model->info).c_str(), describe(s.engine, cpu, choice).c_str());
     with_engine(s.engine, choice, cpu, s.model, *model, [&](const auto& engine) { run(s, engine, in); });
     if (std::fflush(stdout) != 0 || std::ferror(stdout)) fail("cannot write to the standard output: is its disk full?");

@@ -612,7 +612,9 @@ std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, co
     generator.generate(logits, std::min(logits.size(), tokenizer.vocab_size()),
                        std::min(tokens, t.settings.T - ids.size() + 1),
                        {.temperature = 0.7, .top_k = 40, .seed = t.settings.seed + t.step}, 0,
-                       [&](size_t, const int* token) { text += tokenizer.token(size_t(std::max(*token, 0))); });
+                       [&](size_t, const int* token) {
+                           return text += tokenizer.token(size_t(std::max(*token, 0))), true;
+                       });
     return text;
 }
 

@@ -250,7 +250,8 @@ class InferenceBench {
                     // A first token from the prompt's logits, then as many steps as on the host.
                     const size_t i = (first + n) % list.size();
                     const double start = now();
-                    generators[i]->generate(logits[i], V, steps + 1, {.temperature = 0}, 0, [](size_t, const int*) {});
+                    generators[i]->generate(logits[i], V, steps + 1, {.temperature = 0}, 0,
+                                            [](size_t, const int*) { return true; });
                     turn.seconds[i] = (now() - start) / double(steps);
                     if (const auto* graph = generators[i]->graph()) launches_[i] = graph->nodes();
                 }

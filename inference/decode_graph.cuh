@@ -26,7 +26,7 @@ inline SampleSettings sample_settings(const Sampling& s, uint64_t first) {
             .top_p = s.top_p,
             .top_k = unsigned(s.top_k),
             .seed = s.seed,
-            .stream = kSampleStream,
+            .stream = sample_stream(s.stream),
             .first = first};
 }
 
@@ -56,12 +56,13 @@ class DecodeGraph {
 
     // As generate_on_host (inference/generate.cuh).
     void generate(const std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& sampling, size_t first,
-                  const std::function<void(size_t, const int*)>& on_step) {
+                  const std::function<bool(size_t, const int*)>& on_step) {
         if (n == 0) return;
         begin(logits, n, sampling, first);
         V_ = V;
         for (size_t i = 0; i < n + kAhead; i++) {
-            if (i >= kAhead) deliver(i - kAhead, on_step);
+            if (i >= kAhead && !deliver(i - kAhead, on_step))
+                return copied_[(std::min(i, n) - 1) % kAhead].synchronize();  // nothing is on its way to read_ any more
             if (i >= n) continue;
             if (i + 1 == n)
                 choose();  // nothing follows the last token
@@ -155,9 +156,9 @@ class DecodeGraph {
         copied_[i % kAhead].record(dev_.copy_stream);
     }
 
-    void deliver(size_t i, const std::function<void(size_t, const int*)>& on_step) {
+    bool deliver(size_t i, const std::function<bool(size_t, const int*)>& on_step) {
         copied_[i % kAhead].synchronize();
-        on_step(i, read_.data() + i % kAhead * rows_);
+        return on_step(i, read_.data() + i % kAhead * rows_);
     }
 
     Cuda& dev_;

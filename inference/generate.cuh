@@ -40,8 +40,8 @@ class RecentTokens {
 };
 
 // Called for every step i in turn with its tokens, one for each sequence; -1: the logits were NaN or Inf, and what follows
-// in that sequence means nothing.
-using OnStep = std::function<void(size_t i, const int* tokens)>;
+// in that sequence means nothing. Returns whether to go on: if not, the sequences may already hold more than it was told.
+using OnStep = std::function<bool(size_t i, const int* tokens)>;
 
 // n tokens for each of the first sequences. The first token is chosen from logits [sequences, V of the model], which are
 // overwritten. All tokens but the last are fed to the decoder, so no sequence may hold more than config.T - n + 1 tokens
@@ -55,12 +55,14 @@ void generate_on_host(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& lo
     for (size_t i = 0; i < n; i++) {
         for (size_t row = 0; row < rows; row++) {
             const Acc<Real>* z = &logits[row * stride];
+            Sampling own = s;
+            own.stream += row;
             if constexpr (std::is_same_v<Acc<Real>, float>)
-                tokens[row] = all_finite(z, stride) ? sample(z, V, s, first + i) : -1;
+                tokens[row] = all_finite(z, stride) ? sample(z, V, own, first + i) : -1;
             else
-                tokens[row] = sample(std::vector<float>(z, z + V).data(), V, s, first + i);
+                tokens[row] = sample(std::vector<float>(z, z + V).data(), V, own, first + i);
         }
-        on_step(i, tokens.data());
+        if (!on_step(i, tokens.data())) return;
         for (size_t row = 0; row < rows; row++) {
             tokens[row] = std::max(tokens[row], 0);
             next[row] = {row, &tokens[row], 1};
@@ -119,50 +121,64 @@ TokenSpan next_span(Decoder<Device, Real>& decoder, size_t sequence, std::span<c
     return {sequence, tokens.data() + tokens.size() - n, n};
 }
 
-// n tokens after a prompt that was fed to the first sequence, also beyond its context; logits [V of the model]: those of
-// the prompt's last token. Only ids below V are chosen. model: its file, for messages.
+// n tokens after a prompt that was fed to the first sequence, also beyond its context, or fewer, where on_token says not to
+// go on; logits [V of the model]: those of the prompt's last token. Only ids below V are chosen. model: its file, for
+// messages.
 template <class Device, class Real>
 void generate_stream(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& logits, std::span<const int> prompt,
                      size_t V, size_t n, const Sampling& s, const std::string& model,
-                     const std::function<void(size_t i, int token)>& on_token) {
+                     const std::function<bool(size_t i, int token)>& on_token) {
     const size_t T = decoder.config().T;
     Generator<Device, Real> generator(decoder);
     RecentTokens tokens(prompt, half_context(T));
+    bool go_on = true;
     for (size_t done = 0; done < n;) {
         const size_t more = std::min(n - done, T - decoder.length() + 1);  // as many as the context holds
         generator.generate(logits, V, more, s, done, [&](size_t i, const int* token) {
             if (*token < 0) fail_not_finite(model);
             tokens.push(*token);
-            on_token(done + i, *token);
+            return go_on = on_token(done + i, *token);
         });
+        if (!go_on) return;
         done += more;
         if (done < n) decoder.feed({next_span(decoder, 0, tokens.all())}, Logits::last, logits.data());
     }
 }
 
-// Appends n tokens to every prompt (one for each of the decoder's first sequences), the same tokens as if it were alone.
+// Appends n tokens to every prompt (one for each of the decoder's first sequences), or fewer: the token `end` ends a sequence
+// and is not appended. The same tokens as if each were alone with its stream of random numbers, up to the rounding of logits.
 template <class Device, class Real>
 void generate_together(Generator<Device, Real>& generator, std::vector<std::vector<int>>& tokens, size_t V, size_t n,
-                       const Sampling& s, const std::string& model) {
+                       const Sampling& s, std::optional<int> end, const std::string& model) {
     Decoder<Device, Real>& decoder = generator.decoder();
     const size_t B = tokens.size(), T = decoder.config().T;
     std::vector<Acc<Real>> logits(B * decoder.config().V);
     std::vector<TokenSpan> spans;
     for (size_t b = 0; b < B; b++) decoder.rewind(0, b), spans.push_back({b, tokens[b].data(), tokens[b].size()});
+    std::vector<bool> ended(B, false);  // these go on with the others, but nobody reads what they generate
+    size_t open = B;
     auto keep = [&](size_t, const int* next) {
         for (size_t b = 0; b < B; b++) {
+            if (ended[b]) continue;
             if (next[b] < 0) fail_not_finite(model);
-            tokens[b].push_back(next[b]);
+            if (next[b] == end)
+                ended[b] = true, open--;
+            else
+                tokens[b].push_back(next[b]);
         }
+        return open > 0;
     };
-    for (size_t done = 0; done < n;) {
+    for (size_t done = 0; done < n && open > 0;) {
         decoder.feed(spans, Logits::last, logits.data());
         size_t more = n - done;  // or as many as every context holds
         for (size_t b = 0; b < B; b++) more = std::min(more, T - decoder.length(b) + 1);
         generator.generate(logits, V, more, s, done, keep);
         done += more;
         spans.clear();
-        for (size_t b = 0; b < B && done < n; b++) spans.push_back(next_span(decoder, b, tokens[b]));
+        for (size_t b = 0; b < B && done < n; b++) {
+            if (ended[b]) decoder.rewind(0, b);  // it may be shorter than half a context
+            spans.push_back(next_span(decoder, b, tokens[b]));
+        }
     }
 }
 

@@ -76,7 +76,7 @@ std::vector<Prompt> PromptReader::from_lines(const std::string& path) const {
         if (line.ends_with('\r')) line.pop_back();
         const std::string what = strprintf("line %zu of %s", prompts.size() + 1, path.c_str());
         const std::vector<uint16_t> ids = require_tokenizer().encode(line, true);
-        if (ids.empty()) fail("%s: expected a prompt, found an empty line", what.c_str());
+        if (ids.empty()) fail("%s: expected a prompt, found an empty line; remove it", what.c_str());
         prompts.push_back({{ids.begin(), ids.end()}, line});
         check(what, prompts.back().tokens);
         at = end + 1;

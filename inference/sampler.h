@@ -17,12 +17,14 @@ struct Sampling {
     size_t top_k = 0;        // only the k most probable tokens; 0: all
     double top_p = 1;        // only the most probable tokens that together reach p
     uint64_t seed = 1;
+    uint64_t stream = 1;  // of random numbers; of several sequences, the first one's, and each has the next
 
     // Always the most probable token: at temperature 0, and near it, where 1 / temperature would not fit into a float.
     bool is_greedy() const { return !(temperature >= 1e-6); }
 };
 
-constexpr uint64_t kSampleStream = 0x5a3b1e;  // the stream of random numbers that samples are drawn from
+// Stream n, from 1, as random_bits counts them: away from those of the initial weights.
+constexpr uint64_t sample_stream(uint64_t n) { return 0x5a3b1d + n; }
 
 struct TokenProbability {
     int token;
@@ -108,10 +110,10 @@ class WeightBuckets {
     double total_ = 0;
 };
 
-// The token for the step-th choice of this seed (inverse of the cumulative distribution over the candidates).
+// The token for the step-th choice of this seed and stream (inverse of the cumulative distribution over the candidates).
 inline int sample(const float* logits, size_t V, const Sampling& s, uint64_t step) {
     if (s.is_greedy()) return int(argmax(logits, V));
-    double u = random_uniform(s.seed, kSampleStream, step);
+    double u = random_uniform(s.seed, sample_stream(s.stream), step);
     if (s.top_k == 0 || s.top_k >= V) {
         const WeightBuckets buckets(logits, V, s.temperature);
         const double total = buckets.total();

@@ -18,9 +18,9 @@ namespace tapernorm {
 struct SampleSettings {
     double inverse_temperature;  // 0: greedy
     double top_p;
-    unsigned top_k;  // 0: all
-    uint64_t seed, stream;
-    uint64_t first;  // number of the first choice
+    unsigned top_k;         // 0: all
+    uint64_t seed, stream;  // stream: the first row's; each has the next
+    uint64_t first;         // number of the first choice
 };
 
 // One step of several sequences: each block of the kernel chooses a token from a row of logits and writes the input of the
@@ -139,7 +139,7 @@ __device__ SampleSum sample_choice(SampleRow<Real>& row, const SampleSettings& s
         const SampleSum reached = SampleSum(ceil(s.top_p * double(mass)));
         cut = row.find(true, reached > 0 ? reached - 1 : 0), mass = row.mass(cut);
     }
-    const double u = random_uniform(s.seed, s.stream, s.first + step);
+    const double u = random_uniform(s.seed, s.stream + blockIdx.x, s.first + step);
     return row.find(true, min(SampleSum(u * double(mass)), mass - 1));
 }
 

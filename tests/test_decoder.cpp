@@ -132,6 +132,63 @@ TEST_CASE("decoder: with packed weights a sequence has the same bits together an
     }
 }
 
+TEST_CASE("generation: a token that ends a text ends its sequence; with the last of them all steps end") {
+    Cpu dev(1);
+    Config config = small_config(Fold::internal);
+    config.T = 20;
+    const RandomModel<float> model(dev, config);
+    const size_t B = 6, V = config.V;
+    auto decoder = [&](size_t n) { return Decoder<Cpu, float>(dev, config, model.tensors, {}, 0, n); };
+    auto together = decoder(B);
+    Generator generator(together);
+    const Sampling sampling{.temperature = 8, .seed = 4, .stream = 9};
+    auto run = [&](size_t n, std::optional<int> end) {
+        std::vector<std::vector<int>> tokens;
+        for (size_t b = 0; b < B; b++) tokens.push_back(sequence_tokens(b, 1 + b % 3 * 9, V));
+        generate_together(generator, tokens, V, n, sampling, end, "model");
+        return tokens;
+    };
+    // More tokens than the context: sequences are read again, those that have ended need not be long enough for that.
+    const auto all = run(400, std::nullopt), none = run(0, 5);
+    const int end = all[0][3];
+    const auto ended = run(400, end);
+    for (size_t b = 0; b < B; b++) CHECK(none[b].size() == 1 + b % 3 * 9);
+    size_t first = 400, last = 0;
+    for (size_t b = 0; b < B; b++) {
+        const size_t prompt = 1 + b % 3 * 9;
+        CHECK(all[b].size() == prompt + 400);
+        const auto at = std::find(all[b].begin() + ptrdiff_t(prompt), all[b].end(), end);
+        CHECK(ended[b] == std::vector(all[b].begin(), at));
+        first = std::min(first, size_t(at - all[b].begin())), last = std::max(last, ended[b].size());
+        // Alone, with its stream, in a decoder of its own.
+        auto alone = decoder(1);
+        const std::vector<int> start(all[b].begin(), all[b].begin() + ptrdiff_t(prompt));
+        std::vector<int> tokens = start;
+        std::vector<float> logits(V);
+        alone.feed(start.data(), start.size(), Logits::last, logits.data());
+        Sampling own = sampling;
+        own.stream += b;
+        size_t steps = 0;
+        generate_stream(alone, logits, start, V, 400, own, "model", [&](size_t, int token) {
+            steps++;
+            if (token == end) return false;
+            return tokens.push_back(token), true;
+        });
+        CHECK(tokens == ended[b]);
+        CHECK(steps == tokens.size() - prompt + 1);
+    }
+    CHECK(first <= 3);
+    CHECK(last > 30);
+    CHECK(last < 390);
+    std::vector<float> logits(V);
+    together.rewind(0);
+    together.feed({{0, all[0].data(), 1}}, Logits::last, logits.data());
+    size_t steps = 0;
+    generator.generate(logits, V, 15, sampling, 0, [&](size_t, const int*) { return ++steps < 7; });
+    CHECK(steps == 7);
+    CHECK(together.length() == 7);
+}
+
 TEST_CASE("decoder: packed weights give the model's logits, up to the rounding of the weights") {
     Cpu dev(2);
     for (Fold fold : {Fold::none, Fold::affine, Fold::internal, Fold::all}) {

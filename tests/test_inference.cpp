@@ -1,11 +1,13 @@
 // infer's modes as a user runs them (the loss of a text, many prompts at a time, weights of other types), and bench_infer.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "io/safetensors.h"
+#include "io/tokenizer.h"
 #include "tests/run_program.h"
 
 namespace tapernorm {
@@ -64,7 +66,36 @@ TEST_CASE("infer --eval: the loss of a text, by hand from the logits, and the sa
     }
 }
 
-TEST_CASE("infer --prompts: every line as if it were alone") {
+namespace {
+
+// The texts that a run printed as JSON lines.
+std::vector<nlohmann::json> json_lines(const Workplace& w, const std::string& line,
+                                       const std::vector<std::string>& more = {}) {
+    const Outcome outcome = w.run(line, more);
+    INFO(outcome.err);
+    CHECK(outcome.status == 0);
+    std::vector<nlohmann::json> list;
+    std::istringstream lines(outcome.out);
+    for (std::string text; std::getline(lines, text);) list.push_back(nlohmann::json::parse(text));
+    return list;
+}
+
+// What infer prints for one prompt: the prompt and what it generated.
+std::string text_alone(const Workplace& w, const std::string& flags, const std::string& prompt) {
+    const std::string alone = w.ok("infer model.bin " + flags + " --prompt", {prompt});
+    const size_t begin = alone.find("\n\n") + 2, end = alone.rfind("\n\nprompt ");
+    return alone.substr(begin, end - begin);
+}
+
+std::string bytes_of(const nlohmann::json& text) {
+    std::string bytes;
+    for (int id : text["tokens"]) bytes += char(id);
+    return bytes;
+}
+
+}  // namespace
+
+TEST_CASE("infer --prompts: every line as if it were alone, with its stream") {
     const Workplace w;
     w.ok(kTiny);
     // The third is longer than the context leaves room for: it is read again from its second half while others go on.
@@ -72,26 +103,91 @@ TEST_CASE("infer --prompts: every line as if it were alone") {
     std::string file;
     for (const std::string& p : prompts) file += p + "\n";
     write_file(w.at("lines.txt"), file.substr(0, file.size() - 1));
-    for (const char* flags : {"-n 20 --seed 4 --threads 2", "-n 5 --greedy --batch 2", "-n 6 --weights int8 --batch 3",
-                              "-n 4 --top-k 5 --weights bf16"}) {
+    for (const std::string flags : {"-n 20 --seed 4 --threads 2", "-n 5 --greedy --batch 2",
+                                    "-n 6 --weights int8 --batch 3", "-n 4 --top-k 5 --weights bf16"}) {
         CAPTURE(flags);
-        const Outcome all = w.run(std::string("infer model.bin --prompts lines.txt ") + flags);
-        CHECK(all.status == 0);
-        CHECK(all.err.find("5 prompts") != std::string::npos);
-        std::istringstream lines(all.out);
-        for (const std::string& prompt : prompts) {
-            std::string line;
-            REQUIRE(std::getline(lines, line));
-            const auto json = nlohmann::json::parse(line);
-            CHECK(json["prompt"] == prompt);
-            std::string bytes;
-            for (int id : json["tokens"]) bytes += char(id);
-            const std::string alone = w.ok(std::string("infer model.bin ") + flags + " --prompt", {prompt});
-            const size_t begin = alone.find("\n\n") + 2, end = alone.rfind("\n\nprompt ");
-            CHECK(alone.substr(begin, end - begin) == prompt + bytes);
+        const auto all = json_lines(w, "infer model.bin --prompts lines.txt " + flags);
+        REQUIRE(all.size() == prompts.size());
+        for (size_t i = 0; i < prompts.size(); i++) {
+            CHECK(all[i]["prompt"] == prompts[i]);
+            CHECK(all[i]["stream"] == i + 1);
+            const std::string stream = i ? " --stream " + std::to_string(i + 1) : "";  // the first is the default
+            CHECK(text_alone(w, flags + stream, prompts[i]) == prompts[i] + bytes_of(all[i]));
         }
-        CHECK(lines.peek() == EOF);
     }
+    // The end of a file alone, with the streams that its lines have in the whole file.
+    write_file(w.at("end.txt"), prompts[3] + "\n" + prompts[4]);
+    const auto whole = json_lines(w, "infer model.bin --prompts lines.txt -n 9"),
+               end = json_lines(w, "infer model.bin --prompts end.txt -n 9 --stream 4");
+    CHECK(end == std::vector(whole.begin() + 3, whole.end()));
+}
+
+TEST_CASE("infer: equal lines and --samples have texts of their own, each of them again by its stream") {
+    const Workplace w;
+    w.ok(kTiny);
+    write_file(w.at("equal.txt"), "cat\ncat\ncat\ncat\ncat\n");
+    const auto lines = json_lines(w, "infer model.bin --prompts equal.txt -n 12 --batch 2");
+    REQUIRE(lines.size() == 5);
+    for (size_t i = 0; i < 5; i++)
+        for (size_t j = 0; j < i; j++) CHECK(lines[i]["tokens"] != lines[j]["tokens"]);
+    CHECK(json_lines(w, "infer model.bin -p cat --samples 5 -n 12") == lines);
+    CHECK(json_lines(w, "infer model.bin -p cat --samples 2 -n 12 --stream 4") ==
+          std::vector(lines.begin() + 3, lines.end()));
+    CHECK(json_lines(w, "infer model.bin --tokens 99,97,116 --samples 5 -n 12") == lines);
+    // Samples of a line have streams that follow each other.
+    write_file(w.at("two.txt"), "cat\nThe dog\n");
+    const auto samples = json_lines(w, "infer model.bin --prompts two.txt --samples 3 -n 12 --batch 4");
+    REQUIRE(samples.size() == 6);
+    for (size_t i = 0; i < 6; i++) {
+        const std::string prompt = i < 3 ? "cat" : "The dog", stream = std::to_string(i + 1);
+        CHECK(samples[i]["stream"] == i + 1);
+        CHECK(samples[i]["prompt"] == prompt);
+        CHECK(text_alone(w, "-n 12 --stream " + stream, prompt) == prompt + bytes_of(samples[i]));
+    }
+    for (const std::string flag : {"--stream 0", "--stream -1", "--stream x", "--samples 0", "--samples 1.5"})
+        w.refused("infer model.bin " + flag, {flag.substr(0, flag.find(' ')), flag.substr(flag.find(' ') + 1)});
+    for (const std::string flag : {"--last-token", "--dump d.st", "--eval corpus.txt"})
+        w.refused("infer model.bin --samples 2 " + flag, {"--samples", flag.substr(0, flag.find(' '))});
+}
+
+TEST_CASE("infer: a text ends at <|endoftext|>, alone and among others; --ignore-eos goes on") {
+    const Workplace w;
+    std::filesystem::create_directory(w.at("words"));
+    Tokenizer().save(w.at("words"));  // bytes, and the token 256
+    std::string vocab = read_file(w.at("words/vocab.json"));
+    write_file(w.at("words/vocab.json"), vocab.replace(vocab.rfind('}'), 1, ", \"<|endoftext|>\": 256}"));
+    std::string text;
+    for (int i = 0; i < 300; i++) text += "ab<|endoftext|>";
+    write_file(w.at("ab.txt"), text);
+    w.ok(kTiny + " -i ab.txt --tokenizer words");
+    std::string file;
+    for (int i = 0; i < 12; i++) file += "a\n";
+    write_file(w.at("lines.txt"), file);
+    // Beyond the context of 16, so that sequences are read again while others have ended, some of them after few tokens.
+    const std::string infer = "infer model.bin -n 40 --temperature 1.5 ";
+    const auto endless = json_lines(w, infer + "--prompts lines.txt --ignore-eos"),
+               ended = json_lines(w, infer + "--prompts lines.txt --batch 5");
+    REQUIRE(ended.size() == 12);
+    size_t soon = 0, late = 0, never = 0;
+    for (size_t i = 0; i < 12; i++) {
+        CAPTURE(i);
+        std::vector<int> tokens = endless[i]["tokens"];
+        CHECK(tokens.size() == 40);
+        tokens.erase(std::find(tokens.begin(), tokens.end(), 256), tokens.end());
+        (tokens.size() < 6 ? soon : tokens.size() < 40 ? late : never)++;
+        CHECK(ended[i]["tokens"] == tokens);
+        CHECK(ended[i]["text"].get<std::string>().find("<|endoftext|>") == std::string::npos);
+        const std::string stream = "--stream " + std::to_string(i + 1);
+        const std::string alone = w.ok(infer + stream + " --prompt a");
+        CHECK(alone.find("\n\na" + bytes_of(ended[i]) + "\n\nprompt ") != std::string::npos);
+        CHECK(alone.find("; " + std::to_string(tokens.size()) + " generated in") != std::string::npos);
+        CHECK(w.ok(infer + stream + " --ignore-eos --prompt a").find("; 40 generated in") != std::string::npos);
+    }
+    CHECK(soon > 0);
+    CHECK(late > 0);
+    CHECK(never > 0);
+    // A prompt may hold the token: what it begins goes on.
+    CHECK(json_lines(w, infer + "--samples 2 --ignore-eos --prompt", {"ab<|endoftext|>"})[0]["tokens"].size() == 40);
 }
 
 TEST_CASE("bench_infer: a table of the states that the gate allows, with counts") {
@@ -130,7 +226,7 @@ TEST_CASE("infer: refuses modes and files that do not go together, in one line")
     w.refused("infer model.bin --eval empty.txt", {"--eval", "empty.txt", "2 tokens", "found 0"});
     w.refused("infer model.bin --prompts missing.txt", {"missing.txt"});
     w.refused("infer model.bin --prompts empty.txt", {"--prompts", "empty.txt"});
-    w.refused("infer model.bin --prompts gap.txt", {"line 2 of gap.txt"});
+    w.refused("infer model.bin --prompts gap.txt", {"line 2 of gap.txt", "empty", "remove it"});
     w.refused("infer model.bin --prompts long.txt", {"line 2 of long.txt", "17", "16"});
     w.refused("infer model.bin --prompts long.txt --prompt x", {"--prompt", "--prompts"});
     w.refused("infer model.bin --eval long.txt --last-token", {"--last-token", "--eval"});

@@ -151,4 +151,14 @@ TEST_CASE("sampler: the same seed, the same tokens; another seed, others") {
     CHECK(text(1) != text(2));
 }
 
+TEST_CASE("sampler: streams of a seed differ, and their numbers never change") {
+    const std::vector<float> equal(1000, 1.0f);
+    for (const uint64_t stream : {1, 2, 77})
+        for (uint64_t i = 0; i < 20; i++) {
+            const int token = sample(equal.data(), equal.size(), {.temperature = 1, .seed = 9, .stream = stream}, i);
+            CHECK(token == int(1000 * random_uniform(9, 0x5a3b1d + stream, i)));
+            if (stream == 1) CHECK(token == sample(equal.data(), equal.size(), {.temperature = 1, .seed = 9}, i));
+        }
+}
+
 }  // namespace tapernorm

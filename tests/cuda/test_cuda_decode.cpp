@@ -193,6 +193,7 @@ void greedy_agrees(const Config& config, size_t sequences) {
     graph.generate(logits, V, n, {.temperature = 0}, 0, [&](size_t i, const int* chosen) {
         CHECK(i * sequences == tokens.size());
         tokens.insert(tokens.end(), chosen, chosen + sequences);
+        return true;
     });
     REQUIRE(tokens.size() == n * sequences);
     CHECK(graph.graph().nodes() == 5 * config.L + 2);
@@ -276,7 +277,7 @@ CUDA_TEST("cuda decoding: the same graph for other settings; the same tokens aga
         const std::vector<float> logits = prefill(decoder, prompts, config.V);
         std::vector<int> tokens;
         graph.generate(logits, V ? V : config.V, n, s, 0,
-                       [&](size_t, const int* t) { tokens.insert(tokens.end(), t, t + 2); });
+                       [&](size_t, const int* t) { return tokens.insert(tokens.end(), t, t + 2), true; });
         return tokens;
     };
     const std::vector<int> greedy = generate({.temperature = 0}, 30),
@@ -289,13 +290,51 @@ CUDA_TEST("cuda decoding: the same graph for other settings; the same tokens aga
     std::vector<float> logits = prefill(decoder, prompts, config.V);
     std::vector<int> expected;
     generate_on_host(decoder, logits, config.V, 30, {.temperature = 1.5, .seed = 3}, 0,
-                     [&](size_t, const int* t) { expected.insert(expected.end(), t, t + 2); });
+                     [&](size_t, const int* t) { return expected.insert(expected.end(), t, t + 2), true; });
     CHECK(warm == expected);
     // Fewer tokens: another graph.
     const std::vector<int> few = generate({.temperature = 1.5, .seed = 3}, 30, 3);
     CHECK(*std::max_element(few.begin(), few.end()) == 2);
     CHECK(generate({.temperature = 0}, config.T - 3 + 1).size() == 2 * (config.T - 2));  // to the very end
     CHECK_THROWS_WITH_AS(generate({.temperature = 0}, config.T - 3 + 2), doctest::Contains("context of 140"), Error);
+}
+
+CUDA_TEST("cuda decoding: each sequence has a stream of its own, ends at the end token, and again without the others") {
+    Cuda dev;
+    Cpu cpu(1);
+    Config config = small_config(Fold::internal);
+    config.T = 20, config.L = 1;
+    const RandomModel<float> model(cpu, config);
+    GptTensors<float> host = model.tensors;
+    const DeviceWeights<Cuda, float> weights(dev, config, host);
+    const size_t sequences = 3, n = 24;  // tokens: more than the context, which is read again
+    Decoder<Cuda, float> decoder(dev, config, weights.tensors, {}, 0, sequences);
+    Decoder<Cpu, float> reference(cpu, config, host, {}, 0, sequences);
+    Generator graph(decoder);
+    Generator expected(reference);
+    auto texts = [&](auto& generator, size_t first, size_t count, std::optional<int> end) {
+        std::vector<std::vector<int>> tokens(count, std::vector<int>{7});  // all the same
+        const Sampling s{.temperature = 6, .seed = 2, .stream = 3 + first};
+        generate_together(generator, tokens, config.V, n, s, end, "model");
+        return tokens;
+    };
+    const auto all = texts(graph, 0, sequences, std::nullopt);
+    CHECK(all == texts(expected, 0, sequences, std::nullopt));
+    for (size_t s = 0; s < sequences; s++) {
+        CHECK(all[s].size() == 1 + n);
+        for (size_t other = 0; other < s; other++) CHECK(all[s] != all[other]);
+    }
+    const int end = all[1][3];  // soon, for one of them at least
+    const auto ended = texts(graph, 0, sequences, end);
+    for (size_t s = 0; s < sequences; s++)
+        CHECK(ended[s] == std::vector(all[s].begin(), std::find(all[s].begin() + 1, all[s].end(), end)));
+    CHECK(texts(graph, 1, 1, end)[0] == ended[1]);
+    // Where all have ended, the graph stops, and what it had run ahead harms nothing that follows.
+    std::vector<float> logits = prefill(decoder, some_prompts(1, config.V), config.V);
+    size_t steps = 0;
+    graph.generate(logits, config.V, 19, {}, 0, [&](size_t, const int*) { return ++steps < 2; });
+    CHECK(steps == 2);
+    CHECK(texts(graph, 0, sequences, end) == ended);
 }
 
 CUDA_TEST("cuda decoding: a head size that the kernels do not take goes through the host") {
@@ -313,9 +352,10 @@ CUDA_TEST("cuda decoding: a head size that the kernels do not take goes through 
     std::vector<float> logits = prefill(decoder, {{1, 2}}, config.V),
                        expected_logits = prefill(reference, {{1, 2}}, config.V);
     std::vector<int> tokens, expected;
-    generator.generate(logits, config.V, 9, {.temperature = 0}, 0, [&](size_t, const int* t) { tokens.push_back(*t); });
+    generator.generate(logits, config.V, 9, {.temperature = 0}, 0,
+                       [&](size_t, const int* t) { return tokens.push_back(*t), true; });
     expected_generator.generate(expected_logits, config.V, 9, {.temperature = 0}, 0,
-                                [&](size_t, const int* t) { expected.push_back(*t); });
+                                [&](size_t, const int* t) { return expected.push_back(*t), true; });
     CHECK(generator.graph() == nullptr);
     CHECK(tokens == expected);
 }
@@ -337,7 +377,7 @@ CUDA_TEST("cuda decoding: more sequences than a step has rows for go through the
         std::vector<float> logits = prefill(decoder, prompts, config.V);
         std::vector<int> tokens;
         generator.generate(logits, config.V, 3, {.temperature = 3}, 0,
-                           [&](size_t, const int* t) { tokens.insert(tokens.end(), t, t + sequences); });
+                           [&](size_t, const int* t) { return tokens.insert(tokens.end(), t, t + sequences), true; });
         return tokens;
     };
     CHECK(tokens_of(dev, weights.tensors) == tokens_of(cpu, host));

@@ -35,7 +35,8 @@ struct ModelFolder : Workplace {
 
 }  // namespace
 
-CUDA_TEST("cuda infer: the loss of a text is the CPU's, the texts after prompts are those of one by one") {
+CUDA_TEST(
+    "cuda infer: the loss of a text is the CPU's, the texts after prompts are the CPU's, and those of one by one") {
     const ModelFolder w(16);
     write_file(w.at("text.txt"), "Once upon a time, there was a cat.");
     const double loss = w.loss("--device cpu");
@@ -46,13 +47,14 @@ CUDA_TEST("cuda infer: the loss of a text is the CPU's, the texts after prompts 
     // The third prompt is as long as the context, and is read again from its second half while others go on.
     const std::vector<std::string> prompts = {"T", "The cat", "Once upon a time"};
     write_file(w.at("lines.txt"), "T\nThe cat\nOnce upon a time\n");
-    const std::string flags = "model.bin --device cuda --precision fp32 -n 10 --greedy ";
+    // One by one with the streams that they have together.
+    const std::string flags = "model.bin --device cuda --precision fp32 -n 10 ";
     const std::string all = w.run("infer", flags + "--prompts lines.txt --batch 2");
-    CHECK(all == w.run("infer", "model.bin --device cpu -n 10 --greedy --prompts lines.txt"));
+    CHECK(all == w.run("infer", "model.bin --device cpu -n 10 --prompts lines.txt"));
     std::string one_by_one;
-    for (const std::string& prompt : prompts) {
-        write_file(w.at("line.txt"), prompt);
-        one_by_one += w.run("infer", flags + "--prompts line.txt");
+    for (size_t i = 0; i < prompts.size(); i++) {
+        write_file(w.at("line.txt"), prompts[i]);
+        one_by_one += w.run("infer", flags + "--prompts line.txt --stream " + std::to_string(i + 1));
     }
     CHECK(all == one_by_one);
     const std::string refusal = w.run("infer", "model.bin --device cuda --weights int8 --last-token", 1);
