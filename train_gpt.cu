@@ -41,6 +41,7 @@
 #include "runtime/random.h"
 #include "tapernorm.cuh"
 #include "train/agreement.h"
+#include "runtime/exit_status.h"
 #include "train/batches.cuh"
 #include "train/outliers.h"
 #include "train/profile.h"
@@ -759,10 +760,13 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
 
 #ifndef TAPERNORM_NO_MAIN
 int main(int argc, char** argv) {
+    tapernorm::watch_memory("train_gpt");
     tapernorm::train::Ranks ranks;
     try {
         ranks.join();
         return tapernorm::train::run_program(argc, argv, ranks);
+    } catch (const std::bad_alloc&) {
+        return ranks.fail_all("train_gpt", tapernorm::Error(tapernorm::kOutOfMemory));
     } catch (const std::exception& error) {
         return ranks.fail_all("train_gpt", error);
     }

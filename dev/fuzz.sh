@@ -14,18 +14,19 @@ shift
 limit="-max_total_time=${FUZZ_SECONDS:-600}"
 [ -n "${FUZZ_RUNS:-}" ] && limit="-runs=$FUZZ_RUNS"
 dev/fuzz_seeds.sh "$folder/seeds"
+dev/fuzz_corpus.sh --unpack "$folder/kept"
 mkdir -p "$folder/findings"
 [ -w /dev/shm ] && export TMPDIR=/dev/shm # inputs are files: better no disk between
 commit=$(git rev-parse --short HEAD)
 [ -z "$(git status --porcelain -- . ':!dev/results' ':!tests/fuzz/corpus')" ] || commit+=-dirty
 failed=""
 for target in "$@"; do
-    mkdir -p "$folder/corpus/$target" tests/fuzz/corpus/"$target"
+    mkdir -p "$folder"/{corpus,kept}/"$target"
     start=$SECONDS finding=0
     # No reader may allocate more than a small multiple of its file: inputs have at most 4 MiB.
     "$folder/fuzz_$target" "$limit" -max_len=4194304 -malloc_limit_mb=256 -rss_limit_mb=2048 -timeout="${FUZZ_TIMEOUT:-25}" \
         -dict=tests/fuzz/dictionary -artifact_prefix="$folder/findings/$target-" -print_final_stats=1 -verbosity=0 -close_fd_mask=1 \
-        "$folder/corpus/$target" "$folder/seeds/$target" tests/fuzz/corpus/"$target" >"$folder/$target.log" 2>&1 || finding=1
+        "$folder/corpus/$target" "$folder/seeds/$target" "$folder/kept/$target" >"$folder/$target.log" 2>&1 || finding=1
     runs=$(sed -n 's/stat::number_of_executed_units: *//p' "$folder/$target.log")
     printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$target" "$(date -u +%F)" "$commit" "${runs:-0}" $((SECONDS - start)) \
         $finding >> $table

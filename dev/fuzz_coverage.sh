@@ -9,10 +9,11 @@ readers="io/safetensors.cpp io/checksum.h io/tokens.cpp io/tokenizer.cpp io/toke
     train/state.cuh train/settings.cpp inference/hellaswag.cpp inference/prompts.cpp"
 llvm=$(dirname "$(readlink -f "$(command -v clang++ clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++-14 | head -1)")")
 dev/fuzz_seeds.sh "$folder/seeds"
+dev/fuzz_corpus.sh --unpack "$folder/kept"
 [ -w /dev/shm ] && export TMPDIR=/dev/shm
 programs=()
 for target in "$@"; do
-    LLVM_PROFILE_FILE=$folder/$target.profraw "$folder/fuzz_$target" 0 "$folder/seeds/$target" "tests/fuzz/corpus/$target" >/dev/null 2>&1
+    LLVM_PROFILE_FILE=$folder/$target.profraw "$folder/fuzz_$target" 0 "$folder/seeds/$target" "$folder/kept/$target" >/dev/null 2>&1
     programs+=(-object "$folder/fuzz_$target")
 done
 "$llvm/llvm-profdata" merge -o "$folder/all.profdata" "$folder"/*.profraw

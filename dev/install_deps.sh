@@ -26,6 +26,7 @@ if [ "${1-}" = --check ]; then
     exit 1
 fi
 need make make
+need xz-utils xz
 need libpcre2-dev pcre2.h
 need libopenmpi-dev mpicc
 need openmpi-bin mpirun

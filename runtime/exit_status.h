@@ -12,11 +12,12 @@
 namespace tapernorm {
 
 inline const char* running_program = "";
+inline constexpr const char* kOutOfMemory =
+    "out of memory; use a smaller model, batch or context, or close other programs";
 
 inline void print_out_of_memory() {
     std::fflush(stdout);
-    std::fprintf(stderr, "%s: error: out of memory; use a smaller model, batch or context, or close other programs\n",
-                 running_program);
+    std::fprintf(stderr, "%s: error: %s\n", running_program, kOutOfMemory);
 }
 
 // Memory may also end where no exception may leave, such as in nlohmann's destructor, which allocates.
@@ -31,11 +32,15 @@ inline void print_out_of_memory() {
     std::abort();
 }
 
+inline void watch_memory(const char* program) {
+    running_program = program;
+    std::set_terminate(end_of_program);
+}
+
 // What main returns: the result of body, or 1 if body throws, after printing why.
 template <class Body>
 int exit_status(const char* program, Body&& body) {
-    running_program = program;
-    std::set_terminate(end_of_program);
+    watch_memory(program);
     try {
         return body();
     } catch (const std::bad_alloc&) {

@@ -73,9 +73,10 @@ $(REPLAYED): $(REPLAY)/fuzz_%: $(REPLAY)/tests/fuzz/fuzz_%.o $(REPLAY)/tests/fuz
 fuzz-replay-programs: $(TESTED) bpe_train $(REPLAYED)
 fuzz-replay: fuzz-replay-programs
 	TAPERNORM_BIN=$(BIN) dev/fuzz_seeds.sh $(REPLAY)/seeds
+	dev/fuzz_corpus.sh --unpack $(REPLAY)/kept
 	@[ -w /dev/shm ] && export TMPDIR=/dev/shm; set -e; for target in $(FUZZ_TARGETS); do \
 	    echo "fuzz_$$target: seeds and $(RUNS) changed ones"; \
-	    $(REPLAY)/fuzz_$$target $(RUNS) $(REPLAY)/seeds/$$target tests/fuzz/corpus/$$target >/dev/null; done
+	    $(REPLAY)/fuzz_$$target $(RUNS) $(REPLAY)/seeds/$$target $(REPLAY)/kept/$$target >/dev/null; done
 
 # Ops, model, training and ranks with several threads, by Clang: its OpenMP runtime tells ThreadSanitizer of its barriers
 # (Archer), GCC's does not.
