@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <sstream>
 #include <string_view>
 #include <utility>
@@ -206,21 +207,26 @@ void Options::set(const Option& o, const std::string& text, bool typed) {
                                                         : o.long_name + "=" + text);
 }
 
-// The first line with a byte beyond ASCII outside of texts and comments, which TOML has no use for; 0: there is none.
-static size_t line_beyond_ascii(std::string_view text) {
+// The first line with a byte beyond ASCII outside of texts and comments, or with a quote within a word, which TOML has no use
+// for; 0: there is none.
+static size_t stray_line(std::string_view text) {
     char quote = 0;  // of the text that we are in; '#' in a comment
     size_t line = 1;
     for (size_t i = 0; i < text.size(); i++) {
         const char c = text[i];
         line += c == '\n';
-        if (quote == 0 && (c == '"' || c == '\'' || c == '#'))
+        if (quote == 0 && c == '#') {
             quote = c;
-        else if (c == (quote == '#' ? '\n' : quote))
+        } else if (quote == 0 && (c == '"' || c == '\'')) {
+            if (i > 0 && !std::strchr(" \t\r\n=,.[{\"'", text[i - 1])) return line;
+            quote = c;
+        } else if (c == (quote == '#' ? '\n' : quote)) {
             quote = 0;
-        else if (quote == '"' && c == '\\')
+        } else if (quote == '"' && c == '\\') {
             i++;
-        else if (quote == 0 && c < 0)
+        } else if (quote == 0 && c < 0) {
             return line;
+        }
     }
     return 0;
 }
@@ -243,8 +249,8 @@ void Options::read_config(const std::string& path) {
             (at != line.npos && line[at] == '[') || size_t(std::ranges::count(line, '.')) > kMostDots)
             fail_at(number, expected_line + ", found " + in_quotes(line));
     // (Its tables of Unicode have holes that are undefined behaviour.)
-    if (const size_t line = line_beyond_ascii(text))
-        fail_at(line, expected_line + ", found letters beyond ASCII outside of quotes");
+    if (const size_t line = stray_line(text))
+        fail_at(line, expected_line + ", found a quote within a word or a letter beyond ASCII outside of quotes");
     toml::table table;
     try {
         table = toml::parse(text);

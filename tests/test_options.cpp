@@ -321,6 +321,7 @@ TEST_CASE("options: a file of settings, which the command line overrides") {
     CHECK(again.batch == 16);
     CHECK(error("lr = 1\n\xff").starts_with("line "));
     CHECK(error("lr = 1 # \u0120\nse\u0120 = \"\u0120\"").find("line 2: expected NAME = VALUE") == 0);
+    CHECK(error("lr = 0\"\u0120\"").find("line 1: expected NAME = VALUE") == 0);
     parsed_with("train = \"\\\"\u0120\" # it's \u0120\nout = '\u0120'", {}, again);
     CHECK((again.train == "\"\u0120" && again.out == "\u0120"));
     CHECK(error_of({"--config", "/nowhere/run.toml"}).find("/nowhere/run.toml") != std::string::npos);
