@@ -11,7 +11,6 @@
 //
 // Everything is computed in double and rounded once. Before anything is written, both models run on the same tokens and their
 // logits are compared (check).
-#include <signal.h>
 
 #include <cmath>
 #include <cstdio>
@@ -20,7 +19,9 @@
 #include <vector>
 
 #include "inference/decoder.cuh"
+#include "io/atomic_file.h"
 #include "io/claims.h"
+#include "io/mapped_file.h"
 #include "io/options.h"
 #include "io/terminal.h"
 #include "model/model_file.h"
@@ -208,7 +209,6 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
 }
 
 [[maybe_unused]] static int run_program(int argc, char** argv) {
-    signal(SIGXFSZ, SIG_IGN);  // so that a write beyond the limit of file sizes (ulimit -f) fails with an error
     std::string in, out, dtype = "fp32";
     size_t threads = 0;
     Options options("fold", "Folds the norms of a finished model into the matrices that follow them.");
@@ -253,6 +253,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     HostModel folded(dev, info);
     convert(tensor_list(info.config, folded_exact.tensors), tensor_list(info.config, folded.tensors));
     check(dev, *model, exact, folded, folded_exact);
+    MappedFile::check_all();
     save_model(out, info, folded.tensors, dtype == "bf16" ? Dtype::BF16 : Dtype::F32);
     std::printf("wrote     %s: %s\n", printable(out).c_str(), describe(info).c_str());
     return 0;
@@ -262,6 +263,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
 
 #ifndef TAPERNORM_NO_MAIN
 int main(int argc, char** argv) {
+    tapernorm::start_program();
     return tapernorm::exit_status("fold", [&] { return tapernorm::fold::run_program(argc, argv); });
 }
 #endif

@@ -8,7 +8,6 @@
 //   ./infer folded.bin --eval text.txt           loss, perplexity, bits per byte
 //
 // Speed is measured by a program of its own: make bench_infer (dev/bench_infer.cu).
-#include <signal.h>
 
 #include <algorithm>
 #include <chrono>
@@ -28,7 +27,9 @@
 #include "inference/logits.h"
 #include "inference/prompts.h"
 #include "inference/sampler.h"
+#include "io/atomic_file.h"
 #include "io/claims.h"
+#include "io/mapped_file.h"
 #include "io/options.h"
 #include "io/terminal.h"
 #include "io/tokenizer.h"
@@ -178,8 +179,10 @@ void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& p
     const auto decode = std::chrono::steady_clock::now();
     generate_stream(decoder, logits, prompt.tokens, V, s.n, s.sampling(), s.model, [&](size_t i, int token) {
         if (token == end) return false;
+        MappedFile::check_all();
         generated++;
         out.write(tokenizer ? std::string(tokenizer->token(size_t(token))) : strprintf(i == 0 ? "%d" : ",%d", token));
+        flush_output();
         return true;
     });
     out.end();
@@ -206,6 +209,7 @@ void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::
         Sampling sampling = s.sampling();
         sampling.stream += first;
         generate_together(generator, tokens, V, s.n, sampling, end, s.model);
+        MappedFile::check_all();
         for (size_t b = 0; b < B; b++) {
             const Prompt& p = prompts[(first + b) / s.samples];
             const std::vector<uint16_t> ids(tokens[b].begin() + ptrdiff_t(p.tokens.size()), tokens[b].end());
@@ -218,7 +222,7 @@ void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::
             std::printf("%s\n", text.c_str());
             generated += ids.size();
         }
-        std::fflush(stdout);
+        flush_output();
     }
     const double seconds = seconds_since(start);
     std::fprintf(stderr, "%zu prompts, %zu texts, %zu tokens generated in %.2f s (%.0f tokens/s)\n", prompts.size(),
@@ -294,7 +298,6 @@ static void check_flags(const Settings& s, const Options& o) {
 }
 
 [[maybe_unused]] static int run_program(int argc, char** argv) {
-    signal(SIGXFSZ, SIG_IGN);  // so that a limit of file sizes (ulimit -f) is an error of the write
     if (std::any_of(argv, argv + argc, [](const std::string& word) { return word == "--bench"; }))
         fail("--bench: the benchmark is a program of its own: make bench_infer && ./bench_infer");
     Settings s;
@@ -310,7 +313,7 @@ static void check_flags(const Settings& s, const Options& o) {
     std::fprintf(s.many() ? stderr : stdout, "model     %s: %s\ndevice    %s\n", printable(s.model).c_str(),
                  describe(model->info).c_str(), describe(s.engine, cpu, choice).c_str());
     with_engine(s.engine, choice, cpu, s.model, *model, [&](const auto& engine) { run(s, engine, in); });
-    if (std::fflush(stdout) != 0 || std::ferror(stdout)) fail("cannot write to the standard output: is its disk full?");
+    MappedFile::check_all();
     return 0;
 }
 
@@ -318,6 +321,7 @@ static void check_flags(const Settings& s, const Options& o) {
 
 #ifndef TAPERNORM_NO_MAIN
 int main(int argc, char** argv) {
+    tapernorm::start_program();
     return tapernorm::exit_status("infer", [&] { return tapernorm::infer::run_program(argc, argv); });
 }
 #endif

@@ -4,14 +4,11 @@
 //   1. The model            activations, forward pass, classifier, backward pass
 //   2. Schedules            learning rate, gate
 //   3. Trainer              one update: micro-batches, calibration, clipping, AdamW
-//   4. Evaluation, samples
-//   5. The run              loop, main
+//   4. The run              loop, main
 //
 // The rest of the trainer is in train/: settings (flags and what they imply), start (corpora, tokenizer, the file to begin
-// from), state (checkpoints), report (what a run prints and logs), ranks. The model is written once for every device: ops
-// are free functions overloaded on the device (ops/*.cuh).
-#include <signal.h>
-
+// from), state (checkpoints), evaluation (losses, samples), report (what a run prints and logs), ranks. The model is written
+// once for every device: ops are free functions overloaded on the device (ops/*.cuh).
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -25,8 +22,6 @@
 #include <utility>
 #include <vector>
 
-#include "inference/generate.cuh"
-#include "inference/hellaswag.cuh"
 #include "model/config.h"
 #include "model/export.h"
 #include "model/model_file.h"
@@ -38,11 +33,12 @@
 #include "ops/linear.cuh"
 #include "runtime/arena.h"
 #include "runtime/device.h"
+#include "runtime/exit_status.h"
 #include "runtime/random.h"
 #include "tapernorm.cuh"
 #include "train/agreement.h"
-#include "runtime/exit_status.h"
 #include "train/batches.cuh"
+#include "train/evaluation.cuh"
 #include "train/outliers.h"
 #include "train/profile.h"
 #include "train/ranks/data_parallel.cuh"
@@ -50,6 +46,7 @@
 #include "train/settings.h"
 #include "train/start.h"
 #include "train/state.cuh"
+#include "train/stop.h"
 #include "train/watch.cuh"
 
 namespace tapernorm::train {
@@ -372,6 +369,7 @@ static double lr_schedule(const Settings& s, size_t k) {
 
 template <class Device, class Real>
 struct Trainer {
+    using Clock = std::chrono::steady_clock;
     Settings settings;
     Gpt<Device, Real> model;
     Batches<Device> batches;
@@ -384,6 +382,9 @@ struct Trainer {
     GradientWindow gradients;
     size_t step = 0;  // updates done
     size_t gate_warmup, gate_end;
+    const volatile sig_atomic_t* stop = nullptr;  // not 0 where this rank is told to stop
+    std::string trouble;                          // why this rank cannot go on: a corpus that cannot be read
+    Clock::time_point checkpoint_due = Clock::time_point::max();
 
     Trainer(Device& dev, const Settings& s, const Config& config, const TokenSource& corpus,
             Ranks& ranks = single_rank())
@@ -414,15 +415,32 @@ struct Trainer {
     double lr_now() const { return lr_at(std::max<size_t>(step, 1)); }
     ScaleLoss scale_loss(size_t k) const { return {k > gate_warmup ? settings.scale_loss : 0, scale_target}; }
 
+    bool told_to_stop() const { return (stop && *stop) || !trouble.empty(); }
+
+    // Lets the model use the next batch; false where this rank should stop, or cannot go on.
+    bool use_next(Batches<Device>& from) {
+        if (told_to_stop()) return false;
+        try {
+            model.use_batch(from.next());
+        } catch (const Error& e) {
+            trouble = e.what();
+        }
+        return trouble.empty();
+    }
+
     // This rank's part of update k: gradients and sums over its micro-batches. ready: see Gpt::backward, of the last of them.
-    void accumulate(size_t k, const std::function<void(size_t)>& ready) {
+    // False where it was left before the last, with sums that mean nothing.
+    bool accumulate(size_t k, const std::function<void(size_t)>& ready) {
         const size_t micro_steps = settings.micro_steps(model.ranks);
         const double tokens = double(settings.total_batch), g = gate(k);
         const ScaleLoss anchor = scale_loss(k);
         model.begin_sums();
         model.begin_gradients();
         for (size_t micro = 0; micro < micro_steps; micro++) {
-            model.use_batch(batches.next());
+            if (!use_next(batches)) {
+                ready(0);
+                return false;
+            }
             model.forward({g, k <= gate_warmup}, anchor.target);
             model.classify(true, 1 / tokens, micro > 0);
             model.backward(g, anchor, tokens, micro > 0, [&](size_t region) {
@@ -430,29 +448,39 @@ struct Trainer {
             });
             batches.prefetch();
         }
+        return true;
     }
 
     // One update: every rank adds the gradients of its micro-batches, the ranks add theirs up, and each updates the
     // parameters that it keeps the optimizer's state of. A loss or gradient that is not finite throws, on all ranks, before
-    // any parameter has changed. stop: not 0 where this rank was told to stop; reported where any was.
-    StepReport update(const volatile sig_atomic_t* stop = nullptr) {
-        const auto start = std::chrono::steady_clock::now();
+    // any parameter has changed.
+    //
+    // A rank that is told to stop leaves its micro-batches, but not the sums: by them all ranks learn of it, at no cost, and
+    // leave out the update. Those that were not told finish their micro-batches first; launchers tell all.
+    StepReport update() {
+        const auto start = Clock::now();
         const size_t k = step + 1;
         const double tokens = double(settings.total_batch);
         const uint64_t first_batch = batches.position();
-        accumulate(k, [&](size_t region) { parallel.gradients_ready(region); });
+        const bool whole = accumulate(k, [&](size_t region) { parallel.gradients_ready(region); });
         parallel.finish_gradients();
         std::vector<double> totals = model.read_sums();
-        const size_t squares = totals.size(), stops = squares + 1;
+        const size_t squares = totals.size();
         totals.push_back(parallel.gradient_squares(model.grad_memory.bytes() / sizeof(Real)));
-        totals.push_back(stop && *stop);
+        for (const bool vote : {!whole, told_to_stop(), model.ranks.first() && Clock::now() >= checkpoint_due})
+            totals.push_back(vote);
         const int bad_rank = model.ranks.sum(totals, strprintf("the end of update %zu", k).c_str());
+        const bool abandoned = totals[squares + 1] > 0, stopped = totals[squares + 2] > 0;
+        if (abandoned) {
+            batches.seek(first_batch);
+            return {.step = step, .stop = true, .abandoned = true};
+        }
         const Sums sums = model.sums_of(totals);
         // clang-format off
         StepReport r{.step = k, .loss = sums.loss / tokens, .scale_loss = scale_loss(k).lambda * sums.stream.squares / tokens,
                      .g = gate(k), .lr = lr_schedule(settings, k), .stream_scale = sums.stream.sum / tokens};
         // clang-format on
-        r.grad_norm = std::sqrt(totals[squares]), r.stop = totals[stops] > 0;
+        r.grad_norm = std::sqrt(totals[squares]), r.stop = stopped, r.checkpoint = totals[squares + 3] > 0;
         const bool finite = std::isfinite(r.loss + r.scale_loss) && std::isfinite(r.grad_norm);
         const double over_median = gradients.over_median(finite ? r.grad_norm : INFINITY);
         r.skipped = (finite && settings.skip_loss_z > 0 && losses.z_score(r.loss) > settings.skip_loss_z) ||
@@ -464,7 +492,7 @@ struct Trainer {
         if (k <= gate_warmup && !r.skipped) calibration.observe(sums.sites, r.stream_scale, tokens);
         if (k == gate_warmup) start_taper();
         step = k;
-        r.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        r.seconds = std::chrono::duration<double>(Clock::now() - start).count();
         return r;
     }
 
@@ -568,80 +596,28 @@ struct Trainer {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// 4. Evaluation, samples
+// 4. The run
 
-// Mean cross-entropy of up to `count` batches from the start of the corpus, at the gate of the last update. Rows that
-// do not fill a batch are left out.
-template <class Device, class Real>
-double evaluate(Trainer<Device, Real>& t, const TokenSource& corpus, size_t count) {
-    const Settings& s = t.settings;
-    const size_t N = s.batch * s.T, ranks = size_t(t.model.ranks.size);
-    Loader loader = t.loader(corpus, false);
-    count = std::clamp<size_t>(loader.rows_per_epoch() / s.batch, 1, count);
-    Batches<Device> batches(t.model.dev, std::move(loader), N);
-    t.model.begin_sums();
-    for (size_t i = size_t(t.model.ranks.rank); i < count; i += ranks) {
-        t.model.use_batch(batches.next());
-        t.model.forward({t.gate_now(), false}, 0);
-        t.model.classify(false, 0, false);
-        if (i + ranks < count) batches.prefetch();
-    }
-    std::vector<double> loss = {t.model.sums_of(t.model.read_sums()).loss};
-    t.model.ranks.sum(loss, "the end of a validation");
-    return loss[0] / double(count * N);
+// When --checkpoint-minutes asks for the next checkpoint.
+static std::chrono::steady_clock::time_point next_checkpoint(const Settings& s) {
+    using Clock = std::chrono::steady_clock;
+    if (s.checkpoint_minutes == 0) return Clock::time_point::max();
+    return Clock::now() +
+           std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(60 * s.checkpoint_minutes));
 }
 
+// The loop. Whether a rank was told to stop before the last update.
 template <class Device, class Real>
-HellaSwag score_choices(Trainer<Device, Real>& t, const std::vector<Choice>& choices) {
-    Gpt<Device, Real>& model = t.model;
-    Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.taper_scale, t.gate_now());
-    return evaluate_hellaswag(decoder, choices, model.config.V);
-}
-
-template <class Device, class Real>
-std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, const std::string& prompt,
-                        size_t tokens) {
-    Gpt<Device, Real>& model = t.model;
-    Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.taper_scale, t.gate_now());
-    const std::vector<uint16_t> start = tokenizer.encode(prompt);
-    const std::vector<int> ids(start.begin(),
-                               start.begin() + ptrdiff_t(std::min(start.size(), (t.settings.T + 1) / 2)));
-    std::vector<Acc<Real>> logits(model.config.V);
-    decoder.feed(ids.data(), ids.size(), Logits::last, logits.data());
-    std::string text = tokenizer.decode({start.data(), ids.size()});
-    Generator<Device, Real> generator(decoder);
-    generator.generate(logits, std::min(logits.size(), tokenizer.vocab_size()),
-                       std::min(tokens, t.settings.T - ids.size() + 1),
-                       {.temperature = 0.7, .top_k = 40, .seed = t.settings.seed + t.step}, 0,
-                       [&](size_t, const int* token) {
-                           return text += tokenizer.token(size_t(std::max(*token, 0))), true;
-                       });
-    return text;
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// 5. The run
-
-static volatile sig_atomic_t interrupted = 0;  // set by SIGINT and SIGTERM; a second one ends the program at once
-
-static void watch_signals() {
-    struct sigaction action{};
-    action.sa_handler = [](int signal) { interrupted = signal; };
-    action.sa_flags = int(SA_RESETHAND);
-    sigaction(SIGINT, &action, nullptr);
-    sigaction(SIGTERM, &action, nullptr);
-}
-
-// The loop. Returns the signal that ended it early, or 0.
-template <class Device, class Real>
-int train(Trainer<Device, Real>& t, Run& run) {
+bool train(Trainer<Device, Real>& t, Run& run) {
     const Settings& s = t.settings;
     const std::optional<size_t> resumed_at = s.resume ? std::optional<size_t>(t.step) : std::nullopt;
     std::optional<Logs> logs;
     Progress progress(s, t.step, t.model.ranks);
     bool warned = false, stop = false;
+    t.checkpoint_due = next_checkpoint(s);
     while (t.step < s.steps && !stop) {
-        const StepReport r = t.update(&interrupted);
+        const StepReport r = t.update();
+        if (r.abandoned) return true;
         stop = r.stop;
         progress.update(r);
         if (!warned && drifted(t, r)) {
@@ -653,25 +629,37 @@ int train(Trainer<Device, Real>& t, Run& run) {
                           which_moved_first(t.site_scales(), kDrift).c_str(), s.scale_loss));
         }
         RunLog::Fields fields = log_fields(t, r);
-        if (s.val_every && r.step % s.val_every == 0) {
-            const double val_loss = evaluate(t, run.val, s.val_batches);
-            progress.note(strprintf("step %zu | validation loss %.4f", r.step, val_loss));
-            fields.push_back({"val_loss", val_loss});
-            if (!run.hellaswag.empty()) {
-                const HellaSwag scores = score_choices(t, run.hellaswag);
-                progress.note(strprintf("step %zu | hellaswag: %s", r.step, scores.text().c_str()));
-                fields.insert(fields.end(),
-                              {{"hellaswag_acc", scores.acc()}, {"hellaswag_acc_norm", scores.acc_norm()}});
-            }
-        }
+        if (s.val_every && r.step % s.val_every == 0) validate(t, run, progress, fields);
         if (!logs && t.model.ranks.first()) logs.emplace(s, run, resumed_at);
         if (logs) logs->write(r.step, fields);
         if (s.sample_every && r.step % s.sample_every == 0 && run.decode && t.model.ranks.first())
             progress.note(sample_text(t, *run.decode, run.prompt, 200));
-        if (s.checkpoint_every && r.step % s.checkpoint_every == 0 && r.step < s.steps)
+        const bool due = r.checkpoint || (s.checkpoint_every && r.step % s.checkpoint_every == 0);
+        if (due && !stop && r.step < s.steps) {
             check_drift(t), try_checkpoint(t, run);
+            t.checkpoint_due = next_checkpoint(s);
+        }
     }
-    return !stop ? 0 : interrupted ? interrupted : SIGTERM;  // another rank's signal, where this one had none
+    return stop;
+}
+
+// After the last checkpoint of a run that was told to stop. saved: whether there was anything to save.
+template <class Device, class Real>
+int stopped(Trainer<Device, Real>& t, int signal, bool saved) {
+    Ranks& ranks = t.model.ranks;
+    const std::string resume = strprintf("./train_gpt -y -o %s", shell_word(t.settings.out).c_str());
+    std::vector<double> troubles = {0, double(!t.trouble.empty())};
+    ranks.sum(troubles, "the end of the run");  // nobody ends the others while rank 0 writes
+    if (!t.trouble.empty())
+        fail("%s%s", t.trouble.c_str(),
+             saved ? strprintf("; the run is saved after update %zu, and %s resumes it", t.step, resume.c_str()).c_str()
+                   : "");
+    if (troubles[1] > 0) ranks.sum(troubles, "the reason why another rank cannot go on");  // which ends this one
+    if (saved)
+        std::printf("\ninterrupted after update %zu; resume with: %s\n", t.step, resume.c_str());
+    else
+        std::printf("\ninterrupted before update %zu; no file has changed\n", t.step + 1);
+    return 128 + (signal ? signal : SIGTERM);  // another rank's signal, where this one had none
 }
 
 template <class Device, class Real>
@@ -689,22 +677,34 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     if (ranks.size > 1) check_parameters(t, common_data(run), kStartAlike);
     print_start(t, run);
     if (last_rate > 0) print_change_of_rate(t, last_rate);
-    if (run.init)
-        std::printf("%s: validation loss %.6f before the first update\n", printable(run.init->path()).c_str(),
-                    evaluate(t, run.val, s.val_batches));
+    if (ranks.first()) {
+        const std::string warning = space_warning(s.out, bytes_to_write(t));
+        if (!warning.empty()) std::fprintf(stderr, "%s\n", warning.c_str());
+    }
+    if (run.init) {
+        const auto loss = evaluate(t, run.val, s.val_batches);
+        if (!loss) return stopped(t, 0, false);
+        std::printf("%s: validation loss %.6f before the first update\n", printable(run.init->path()).c_str(), *loss);
+    }
     if (s.resume && t.step >= s.steps)
         std::printf("complete  %zu updates are done and -x is %zu; to continue, give a larger -x\n", t.step, s.steps);
-    watch_signals();
-    const int signal = train(t, run);
+    MappedFile::check_all();  // what was read so far
+    const size_t first_step = t.step;
+    watch_stop_signals();
+    t.stop = &stop_signal;
+    const bool stop = train(t, run);
+    const int signal = stop_signal;
+    if (stop && t.step == first_step) return stopped(t, signal, false);
+    ranks.set_time_limit(1e9);  // rank 0 may wait for room on its disk; a rank that ends is noticed all the same
     check_drift(t);
-    save_checkpoint(t, run);
-    if (signal) {
-        std::printf("\ninterrupted after update %zu; resume with: ./train_gpt -y -o %s\n", t.step,
-                    shell_word(s.out).c_str());
-        return 128 + signal;
-    }
-    print_end(t, run, evaluate(t, run.val, 10 * s.val_batches));
-    if (!run.hellaswag.empty()) std::printf("hellaswag: %s\n", score_choices(t, run.hellaswag).text().c_str());
+    save_checkpoint(t, run, true);
+    if (stop) return stopped(t, signal, true);
+    const auto loss = evaluate(t, run.val, 10 * s.val_batches);
+    if (!loss) return stopped(t, stop_signal, true);
+    print_end(t, run, *loss);
+    if (const auto scores = run.hellaswag.empty() ? std::nullopt : score_choices(t, run.hellaswag))
+        std::printf("hellaswag: %s\n", scores->text().c_str());
+    warn_of_output();
     return 0;
 }
 
@@ -723,11 +723,15 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
 }
 
 [[maybe_unused]] static int run_program(int argc, char** argv, Ranks& ranks) {
-    signal(SIGXFSZ, SIG_IGN);  // a limit of file sizes (ulimit -f) is then an error of the write
-    if (argc > 1 && std::strcmp(argv[1], "export") == 0) return export_command(argc - 1, argv + 1);
+    if (argc > 1 && std::strcmp(argv[1], "export") == 0) {
+        const int status = export_command(argc - 1, argv + 1);
+        flush_output();
+        return status;
+    }
     Settings s;
     Options options = make_options(s);
-    if (!options.parse(argc, argv)) return 0;
+    if (!options.parse(argc, argv)) return flush_output(), 0;
+    signal(SIGPIPE, SIG_IGN);  // who reads what a run prints may go: the run goes on
     if (s.gpus > 1) ranks.fork_local(s.gpus);
     s.out = model_path(s.out);
     std::vector<std::string> arguments = options.arguments();
@@ -760,6 +764,7 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
 
 #ifndef TAPERNORM_NO_MAIN
 int main(int argc, char** argv) {
+    tapernorm::start_program();
     tapernorm::watch_memory("train_gpt");
     tapernorm::train::Ranks ranks;
     try {

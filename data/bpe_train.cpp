@@ -16,6 +16,7 @@
 #include "io/atomic_file.h"
 #include "io/claims.h"
 #include "io/files.h"
+#include "io/mapped_file.h"
 #include "io/options.h"
 #include "io/parallel_each.h"
 #include "io/terminal.h"
@@ -232,6 +233,7 @@ void train(const TrainConfig& config) {
     const Tokenizer tokenizer =
         Tokenizer::from_text(vocab_json_text(vocabulary.tokens), merges_txt_text(vocabulary.tokens, vocabulary.merges),
                              in_quotes(config.out));
+    MappedFile::check_all();
     tokenizer.save(config.out);
     std::printf("%s: %s, %zu bytes, %zu merges, <|endoftext|>\n", printable(config.out).c_str(),
                 tokenizer.name().c_str(), kAlphabet, vocabulary.merges.size());
@@ -276,5 +278,8 @@ static int run_bpe_train(int argc, char** argv) {
 }  // namespace tapernorm::prepare
 
 #ifndef TAPERNORM_NO_MAIN
-int main(int argc, char** argv) { return tapernorm::prepare::run_bpe_train(argc, argv); }
+int main(int argc, char** argv) {
+    tapernorm::start_program();
+    return tapernorm::prepare::run_bpe_train(argc, argv);
+}
 #endif

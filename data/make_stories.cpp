@@ -42,5 +42,8 @@ static int run_make_stories(int argc, char** argv) {
 }  // namespace tapernorm::prepare
 
 #ifndef TAPERNORM_NO_MAIN
-int main(int argc, char** argv) { return tapernorm::prepare::run_make_stories(argc, argv); }
+int main(int argc, char** argv) {
+    tapernorm::start_program();
+    return tapernorm::prepare::run_make_stories(argc, argv);
+}
 #endif

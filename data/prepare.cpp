@@ -13,7 +13,9 @@
 
 #include "data/documents.h"
 #include "data/download.h"
+#include "io/atomic_file.h"
 #include "io/files.h"
+#include "io/mapped_file.h"
 #include "io/options.h"
 #include "io/parallel_each.h"
 #include "io/terminal.h"
@@ -383,6 +385,7 @@ static int run_prepare(int argc, char** argv) {
         if (!options.parse(argc, argv)) return 0;
         config.has_val_tokens = options.given("--val-tokens");
         prepare(config);
+        MappedFile::check_all();
         return 0;
     });
 }
@@ -390,5 +393,8 @@ static int run_prepare(int argc, char** argv) {
 }  // namespace tapernorm::prepare
 
 #ifndef TAPERNORM_NO_MAIN
-int main(int argc, char** argv) { return tapernorm::prepare::run_prepare(argc, argv); }
+int main(int argc, char** argv) {
+    tapernorm::start_program();
+    return tapernorm::prepare::run_prepare(argc, argv);
+}
 #endif

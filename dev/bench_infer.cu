@@ -102,12 +102,12 @@ static int run_program(int argc, char** argv) {
         InferenceBench<Device, Real>(engine, bench_states(info.config, info.gate, s.model.empty()), s.seconds)
             .run(s.protocol);
     });
-    if (std::fflush(stdout) != 0 || std::ferror(stdout)) fail("cannot write to the standard output: is its disk full?");
     return 0;
 }
 
 }  // namespace tapernorm::bench
 
 int main(int argc, char** argv) {
+    tapernorm::start_program();
     return tapernorm::exit_status("bench_infer", [&] { return tapernorm::bench::run_program(argc, argv); });
 }

@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "io/atomic_file.h"
 #include "io/files.h"
 #include "io/json.h"
+#include "io/mapped_file.h"
 #include "io/tokens.h"
 #include "runtime/error.h"
 

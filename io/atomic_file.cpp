@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -128,8 +127,13 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::fail_with(int error, const char* action) {
-    fail("cannot write %s: could not %s: %s; %s", in_quotes(path_).c_str(), action, std::strerror(error),
-         remedy(error));
+    try {
+        fail("cannot write %s: could not %s: %s; %s", in_quotes(path_).c_str(), action, std::strerror(error),
+             remedy(error));
+    } catch (const Error& e) {
+        if (error == ENOSPC || error == EDQUOT) throw DiskFull(e.what());
+        throw;
+    }
 }
 
 void AtomicFile::write(const void* data, size_t bytes) {
@@ -173,50 +177,6 @@ void check_writable(const std::string& path) {
     } catch (const FileBusy&) {
         // Another process will be done with it before long.
     }
-}
-
-MappedFile::MappedFile(const std::string& path, FileUse use) {
-    const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        fail("cannot read %s: %s%s", in_quotes(path).c_str(), std::strerror(errno),
-             errno == ENOENT
-                 ? (access((path + ".bin").c_str(), F_OK) == 0 ? "; did you mean the one with .bin at its end?"
-                                                               : "; check the path")
-                 : "");
-    struct stat info;
-    const int error = fstat(fd, &info) == 0 ? 0 : errno;
-    if (error || !S_ISREG(info.st_mode)) {
-        close(fd);
-        if (error) fail("cannot read %s: %s", in_quotes(path).c_str(), std::strerror(error));
-        fail("cannot read %s: it is %s; name a file", in_quotes(path).c_str(),
-             S_ISDIR(info.st_mode) ? "a directory" : "not a regular file");
-    }
-    try {
-        if (use == FileUse::input) claim_input(path, fd);
-    } catch (const Error&) {
-        close(fd);
-        throw;
-    }
-    size_ = size_t(info.st_size);
-    void* p = size_ ? mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0) : nullptr;
-    const int map_error = errno;
-    close(fd);
-    if (p == MAP_FAILED)
-        fail("cannot map %s (%zu bytes) into memory: %s", in_quotes(path).c_str(), size_, std::strerror(map_error));
-    data_ = static_cast<unsigned char*>(p);
-}
-
-MappedFile::~MappedFile() {
-    if (data_) munmap(data_, size_);
-}
-
-MappedFile::MappedFile(MappedFile&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-
-MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
-    return *this;
 }
 
 }  // namespace tapernorm

@@ -1,5 +1,5 @@
-// Files as bytes. AtomicFile writes a file that is either the old one or the new one, never half of each: under a temporary
-// name in the same directory (PATH.tapernorm-tmp, which no other program uses), flushed to the disk, renamed. MappedFile reads one.
+// AtomicFile writes a file that is either the old one or the new one, never half of each: under a temporary
+// name in the same directory (PATH.tapernorm-tmp, which no other program uses), flushed to the disk, renamed.
 #pragma once
 #include <cstddef>
 #include <string>
@@ -7,6 +7,11 @@
 #include "runtime/error.h"
 
 namespace tapernorm {
+
+// There is no room for the file (ENOSPC, EDQUOT).
+struct DiskFull : Error {
+    using Error::Error;
+};
 
 class AtomicFile {
   public:
@@ -39,27 +44,5 @@ std::string numbered(const std::string& path, size_t number);
 
 // Fails if writing `path` would, before hours of work depend on it. Leaves no trace.
 void check_writable(const std::string& path);
-
-// Whether a file is only read, or one that this program may also replace (see io/claims.h).
-enum class FileUse { input, own };
-
-// A whole file mapped into memory, read only. The pages are those of the file as it was opened: replacing the file by
-// renaming does not disturb them; shortening it in place does, and the system then ends the program.
-class MappedFile {
-  public:
-    MappedFile() = default;
-    // Fails unless `path` is a readable regular file.
-    explicit MappedFile(const std::string& path, FileUse use = FileUse::input);
-    ~MappedFile();
-    MappedFile(MappedFile&& other) noexcept;
-    MappedFile& operator=(MappedFile&& other) noexcept;
-
-    const unsigned char* data() const { return data_; }
-    size_t size() const { return size_; }
-
-  private:
-    unsigned char* data_ = nullptr;
-    size_t size_ = 0;
-};
 
 }  // namespace tapernorm

@@ -7,6 +7,7 @@
 #include <system_error>
 
 #include "io/atomic_file.h"
+#include "io/mapped_file.h"
 #include "runtime/error.h"
 
 namespace tapernorm {

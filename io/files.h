@@ -5,7 +5,7 @@
 #include <string_view>
 #include <vector>
 
-#include "io/atomic_file.h"
+#include "io/mapped_file.h"
 
 namespace tapernorm {
 

@@ -11,7 +11,7 @@
 #include <string_view>
 #include <utility>
 
-#include "io/atomic_file.h"
+#include "io/mapped_file.h"
 #include "io/version.h"
 #include "runtime/error.h"
 

@@ -9,6 +9,7 @@
 #include <set>
 #include <type_traits>
 
+#include "io/atomic_file.h"
 #include "io/checksum.h"
 #include "runtime/error.h"
 

@@ -8,9 +8,9 @@
 #include <queue>
 #include <unordered_map>
 
-#include "io/atomic_file.h"
 #include "io/files.h"
 #include "io/json.h"
+#include "io/mapped_file.h"
 #include "io/parallel_each.h"
 #include "io/words.h"
 #include "runtime/error.h"

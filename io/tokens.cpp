@@ -9,6 +9,7 @@
 #include "io/atomic_file.h"
 #include "io/checksum.h"
 #include "io/files.h"
+#include "io/mapped_file.h"
 #include "runtime/error.h"
 #include "runtime/random.h"
 
@@ -82,6 +83,7 @@ void open_text(Run* run, const unsigned char* text, size_t bytes, const Tokenize
     check_text(in_quotes(run->name), {reinterpret_cast<const char*>(text), bytes});
     if (tokenize) {
         run->tokens = tokenize(std::string_view(reinterpret_cast<const char*>(text), bytes));
+        run->file.check();
         run->ids = run->tokens.data();
         run->count = run->tokens.size();
         run->file = MappedFile();
@@ -127,6 +129,7 @@ void TokenSource::read(size_t begin, size_t count, int* dst) const {
             for (size_t i = 0; i < n; i++) dst[i] = run.ids[offset + i];
         else
             for (size_t i = 0; i < n; i++) dst[i] = run.bytes[offset + i];
+        run.file.check();
         at += n, dst += n, count -= n;
     }
 }

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/files.h"
+#include "io/mapped_file.h"
 #include "io/options.h"
 #include "io/tokenizer.h"
 #include "model/modeling_tapernorm.h"
@@ -231,6 +232,7 @@ int export_command(int argc, const char* const* argv) {
         std::printf(
             "note      no tokenizer was written: %s names %s but does not contain it; add one with --tokenizer\n",
             printable(in).c_str(), in_quotes(info.tokenizer.at("tokenizer")).c_str());
+    MappedFile::check_all();
     // Written last, because only with it is the folder a model.
     write_text(dir + "/config.json", config_json(info, eps, dtype, tokenizer).dump(2) + "\n");
     std::printf("wrote     %s: %s, %s\n", printable(dir).c_str(),

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "io/mapped_file.h"
 #include "model/foreign_model.h"
 
 namespace tapernorm {

@@ -4,7 +4,6 @@
 // Clocks that jump are none of these: the programs read no clock but std::chrono::steady_clock, for the rates they print;
 // only TensorBoard's files have the time of day in them, as a label.
 #include <doctest/doctest.h>
-#include <sys/mount.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/user.h>
@@ -17,6 +16,7 @@
 #include "io/safetensors.h"
 #include "runtime/random.h"
 #include "tests/run_program.h"
+#include "tests/small_disk.h"
 
 namespace tapernorm {
 
@@ -385,56 +385,6 @@ TEST_CASE("crash: a checkpoint that cannot be written is a warning in the middle
                   outcome.err);
 }
 
-namespace {
-
-// A small disk of its own in a folder, for as long as this lives.
-struct Disk {
-    std::string path;
-    bool mounted;
-
-    explicit Disk(const std::string& path_) : path(path_) {
-        std::filesystem::create_directory(path);
-        mounted = mount("tapernorm-test", path.c_str(), "tmpfs", 0, "size=2m") == 0;
-        if (!mounted) MESSAGE("skipped: this process may not mount a file system (", std::strerror(errno), ")");
-    }
-    ~Disk() {
-        if (mounted) umount2(path.c_str(), MNT_DETACH);
-    }
-    bool make_read_only() const { return mount(nullptr, path.c_str(), nullptr, MS_REMOUNT | MS_RDONLY, nullptr) == 0; }
-};
-
-}  // namespace
-
-TEST_CASE("crash: a disk that is full leaves the older files whole; with room again, the run continues") {
-    const Workplace whole, w;
-    const Disk disk(w.at("disk"));
-    if (!disk.mounted) return;
-    const std::string line = kTiny + " -k constant -u 1 -n 2 ";
-    whole.ok(line + "-x 12");
-    w.ok(line + "-o disk/model.bin");
-    std::map<std::string, std::string> before;
-    for (const char* file : {"model.bin", "model.state.bin", "model.state.1.bin"})
-        before[file] = read_file(disk.path + "/" + file);
-    // Room for the log, not for a model.
-    const std::string filler = disk.path + "/filler";
-    std::ofstream(filler, std::ios::binary) << std::string(4 << 20, 'x');
-    std::filesystem::resize_file(filler, std::filesystem::file_size(filler) - 16384);
-    REQUIRE(before["model.bin"].size() > 16384);
-
-    const Outcome outcome = w.run("train_gpt -y -o disk/model.bin -x 12");
-    CHECK(outcome.status == 1);
-    CHECK_MESSAGE(outcome.err.starts_with("warning: no checkpoint after update 8: cannot write"), outcome.err);
-    CHECK_MESSAGE(outcome.err.find("\ntrain_gpt: error: cannot write 'disk/model.state.bin'") != std::string::npos,
-                  outcome.err);
-    CHECK(outcome.err.find("No space left on device") != std::string::npos);
-    for (const auto& [file, bytes] : before) CHECK_MESSAGE(read_file(disk.path + "/" + file) == bytes, file);
-    CHECK(!std::filesystem::exists(disk.path + "/model.state.bin.tapernorm-tmp"));
-
-    std::filesystem::remove(filler);
-    w.ok("train_gpt -y -o disk/model.bin -x 12");
-    CHECK(read_file(disk.path + "/model.bin") == read_file(whole.at("model.bin")));
-}
-
 TEST_CASE("crash: a read-only folder is refused before the work, and can be read from") {
     const Workplace w;
     const Disk disk(w.at("disk"));
@@ -461,50 +411,6 @@ TEST_CASE("crash: the corpus and the model may be removed under a run") {
     CHECK(outcome.status == 0);
     CHECK(outcome.err == "");
     CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
-}
-
-namespace {
-
-// Waits until the program has a handler for a signal, or has none. (Between fork and exec it has doctest's.)
-void wait_for_handler(const Program& program, int signal, bool wanted) {
-    for (int waited = 0;; waited++) {
-        const std::string status = read_file("/proc/" + std::to_string(program.pid()) + "/status");
-        const size_t caught = status.find("SigCgt:");
-        REQUIRE(caught != std::string::npos);
-        const bool has = std::strtoull(status.c_str() + caught + 7, nullptr, 16) >> (signal - 1) & 1;
-        if (status.starts_with("Name:\ttrain_gpt\n") && has == wanted) return;
-        REQUIRE(waited < 60000);
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-}
-
-}  // namespace
-
-TEST_CASE("crash: SIGTERM saves as Ctrl-C does; a second Ctrl-C ends the run at once") {
-    const std::string line =
-        "train_gpt -i corpus.txt -b 2 -x 3000 --gate-warmup 100 --gate-end 200 -v 0 -m 100000" + kShape;
-    const Workplace whole, w;
-    whole.ok(line + " -m 1");
-    Program program(w.path, w.command(line + " -m 1"));
-    REQUIRE(program.wait_until([](const std::string& out) { return out.find("\nstep ") != std::string::npos; }));
-    program.send(SIGTERM);
-    const Outcome outcome = program.finish();
-    CHECK(outcome.status == 128 + SIGTERM);
-    CHECK(outcome.err == "");
-    w.ok("train_gpt -y");
-    CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
-
-    // The second one while an update, far too long to end by itself, is under way.
-    Program twice(w.path, w.command(line + " --seed 2 -d 32000000"));
-    for (const bool caught : {true, false}) {
-        wait_for_handler(twice, SIGINT, caught);
-        twice.send(SIGINT);
-    }
-    const Outcome ended = twice.finish();
-    CHECK(ended.status == 128 + SIGINT);
-    CHECK_MESSAGE(ended.out.find("resume with") == std::string::npos, ended.out);
-    check_states(w);
-    w.ok(next_command(w, line) + " -x 3000 -m 1");
 }
 
 }  // namespace tapernorm

@@ -227,7 +227,7 @@ void check_golden(const std::string& path, double tolerance) {
         check_series("loss", r.loss + r.scale_loss, golden["loss"][k - 1], tolerance);
         check_series("gradient norm", r.grad_norm, golden["grad_norm"][k - 1], 10 * tolerance);
         check_series("s(h)", r.stream_scale, golden["s"][k - 1], tolerance);
-        check_series("validation loss", evaluate(t, val, SIZE_MAX), golden["val_loss"][k - 1], tolerance);
+        check_series("validation loss", evaluate(t, val, SIZE_MAX).value(), golden["val_loss"][k - 1], tolerance);
     }
     if (!golden["s_tgt"].is_null()) check_series("target", t.scale_target, golden["s_tgt"], tolerance);
     const auto names = taper_site_names(config);

@@ -309,7 +309,7 @@ RunTrace train_on(RankRun& run, int size, bool zero, size_t steps = 12, bool res
         while (t.step < steps) {
             const StepReport r = t.update();
             trace.numbers.insert(trace.numbers.end(), {r.loss, r.scale_loss, r.grad_norm, r.stream_scale});
-            if (t.step % 4 == 0) trace.numbers.push_back(evaluate(t, run.corpus, 5));
+            if (t.step % 4 == 0) trace.numbers.push_back(evaluate(t, run.corpus, 5).value());
         }
         if (run.save && (ranks.first() || t.model.shards.sharded())) save_state(t, {}, checkpoints);
         trace.parameters = {t.model.taper_scale.begin(), t.model.taper_scale.end()};
@@ -450,20 +450,53 @@ TEST_CASE("ranks: parameters that drift apart on one of them stop all before the
     }
 }
 
-TEST_CASE("ranks: one that is told to stop stops all after the same update") {
+TEST_CASE("ranks: where one is told to stop, all leave out the same update, and resume to the bit") {
+    for (const int size : {1, 3}) {
+        CAPTURE(size);
+        RankRun run(GateMode::taper, NormKind::layernorm);
+        const RunTrace whole = train_on<float>(run, size, false);
+        std::vector<std::vector<bool>> stops(static_cast<size_t>(size));
+        const auto errors = on_ranks(size, [&](Ranks& ranks) {
+            Cpu dev(1);
+            Trainer<Cpu, float> t(dev, run.settings, run.config, run.corpus, ranks);
+            initialize(t.model, 1);
+            volatile sig_atomic_t told = 0;
+            t.stop = &told;
+            for (size_t at : {2u, 4u, 9u}) {  // while calibrating, while tapering, after it
+                while (t.step < at) CHECK_FALSE(t.update().stop);
+                told = ranks.rank == size - 1;
+                const StepReport r = t.update();
+                told = 0;
+                stops[size_t(ranks.rank)].push_back(r.stop && r.abandoned && r.step == at && t.step == at);
+            }
+            while (t.step < 12) t.update();
+            Checkpoints checkpoints(state_path(run.settings.out));
+            if (ranks.first()) save_state(t, {}, checkpoints);
+        });
+        CHECK(all_well(errors));
+        for (const auto& stop : stops) CHECK(stop == std::vector<bool>{true, true, true});
+        std::ifstream file(state_path(run.settings.out), std::ios::binary);
+        CHECK(std::string(std::istreambuf_iterator<char>(file), {}) == whole.state);
+    }
+}
+
+TEST_CASE("ranks: one whose corpus cannot be read lets all leave out the update") {
     RankRun run(GateMode::taper, NormKind::layernorm);
-    std::vector<std::vector<bool>> stops(3);
+    std::vector<std::string> troubles(3);
     const auto errors = on_ranks(3, [&](Ranks& ranks) {
         Cpu dev(1);
+        run.config.V = 256;
         Trainer<Cpu, float> t(dev, run.settings, run.config, run.corpus, ranks);
         initialize(t.model, 1);
-        for (int i = 0; i < 3; i++) {
-            const volatile sig_atomic_t told = i == 1 && ranks.rank == 2;
-            stops[size_t(ranks.rank)].push_back(t.update(&told).stop);
-        }
+        t.update();
+        if (ranks.rank == 1) t.model.config.V = 100, t.batches = Batches<Cpu>(dev, t.loader(run.corpus, true), 8);
+        const StepReport r = t.update();
+        CHECK((r.abandoned && r.stop && t.step == 1));
+        troubles[size_t(ranks.rank)] = t.trouble;
     });
     CHECK(all_well(errors));
-    for (const auto& stop : stops) CHECK(stop == std::vector<bool>{false, true, false});
+    CHECK((troubles[0].empty() && troubles[2].empty()));
+    CHECK(troubles[1].find("but the vocabulary has 100 tokens") != std::string::npos);
 }
 
 }  // namespace tapernorm::train

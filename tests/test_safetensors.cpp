@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "io/atomic_file.h"
 #include "io/safetensors.h"
 #include "runtime/error.h"
 #include "tests/errors.h"

@@ -8,7 +8,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "io/atomic_file.h"
+#include "runtime/error.h"
 
 namespace tapernorm::train {
 

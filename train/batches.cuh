@@ -67,7 +67,10 @@ class Batches<Cuda> {
     void prefetch() {
         slots_[at_].used.record(dev_.stream);
         at_ = 1 - at_;
-        fill();
+        try {
+            fill();
+        } catch (const Error&) {  // next() meets it again, if there is one
+        }
     }
 
     const Arena<Cuda>& memory() const { return memory_; }

@@ -1,12 +1,18 @@
 #include "train/checkpoints.h"
 
+#include <poll.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <utility>
 
+#include "io/atomic_file.h"
 #include "runtime/error.h"
+#include "train/stop.h"
 
 namespace tapernorm::train {
 
@@ -63,6 +69,58 @@ std::string unescaped(const std::string& line) {
         i += code ? 2 : 0;
     }
     return bytes;
+}
+
+bool Checkpoints::give_up_older() {
+    bool any = false;
+    for (size_t number = 1; resumed_ && number < kMost; number++) any |= unlink(numbered(path_, number).c_str()) == 0;
+    return any;
+}
+
+void write_last(Checkpoints& checkpoints, const std::function<void()>& state, const std::function<void()>& model) {
+    std::string problem;
+    bool said = false;
+    const auto written = [&](const std::function<void()>& write) {
+        for (;;) {
+            try {
+                write();
+                return true;
+            } catch (const DiskFull& e) {
+                problem = e.what();
+            }
+            if (!checkpoints.give_up_older()) return false;
+            if (!std::exchange(said, true))
+                std::fprintf(stderr, "warning: %s; the older checkpoints of this run are removed\n", problem.c_str());
+        }
+    };
+    bool has_state = written(state);
+    const std::string first_problem = problem;
+    bool has_model = written(model);
+    if (has_state && has_model) return;
+    if (!has_state) problem = first_problem;
+    std::fprintf(stderr, "warning: %s; %s; waiting for room on the disk (Ctrl-C gives up)\n", problem.c_str(),
+                 has_model ? "the model alone is written" : "the model is not written either");
+    stop_signal = 0;
+    watch_stop_signals();
+    for (int wait = 250; !(has_state && has_model); wait = std::min(2 * wait, 60000)) {
+        poll(nullptr, 0, wait);  // ends early where a signal comes
+        if (stop_signal) throw DiskFull(problem);
+        has_state = has_state || written(state);
+        has_model = has_model || (has_state && written(model));
+    }
+    std::fprintf(stderr, "the disk has room again: state and model are written\n");
+}
+
+std::string space_warning(const std::string& path, double needed) {
+    const std::string parent = std::filesystem::path(path).parent_path().string();
+    struct statvfs disk;
+    if (statvfs(parent.empty() ? "." : parent.c_str(), &disk) != 0) return "";
+    const double free = double(disk.f_bavail) * double(disk.f_frsize);
+    if (free >= needed) return "";
+    return strprintf(
+        "warning: the disk of %s has %.1f MiB free, and this run may need %.1f MiB more for its model and its checkpoints; free "
+        "some space, or keep fewer checkpoints (--keep)",
+        in_quotes(path).c_str(), free / 1048576, needed / 1048576);
 }
 
 const std::string& state_metadata(const SafetensorsFile& file, const char* key) {

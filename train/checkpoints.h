@@ -26,6 +26,9 @@ class Checkpoints {
     void write(const std::map<std::string, std::string>& metadata, const std::vector<TensorOut>& tensors, size_t keep,
                const std::function<void()>& ready = {});
 
+    // Removes all but the newest, where they are this run's. Whether there were any.
+    bool give_up_older();
+
   private:
     std::string path_;
     bool resumed_ = false;  // the numbered ones are of this run
@@ -35,6 +38,14 @@ class Checkpoints {
 // Any bytes as one line of UTF-8, for flags in a state's metadata: control characters, bytes from 0x80 on and % become %XX.
 std::string escaped(const std::string& bytes);
 std::string unescaped(const std::string& line);
+
+// Writes the state and the model at the end of a run, which may have taken days, on a disk that may be full: older
+// checkpoints are given up, then the model is written alone, then it waits for room. What it does, it says on the standard
+// error. Fails where a signal tells it to give up.
+void write_last(Checkpoints& checkpoints, const std::function<void()>& state, const std::function<void()>& model);
+
+// A warning where the disk of `path` has less room than `needed` bytes; "" where it has enough.
+std::string space_warning(const std::string& path, double needed);
 
 // An entry of a state file's metadata; fails if it is missing, or is not a whole number.
 const std::string& state_metadata(const SafetensorsFile& file, const char* key);

@@ -12,6 +12,7 @@
 
 #include "io/terminal.h"
 #include "runtime/arena.h"
+#include "runtime/exit_status.h"
 #include "train/run_files.h"
 #include "train/run_log.h"
 #include "train/start.h"
@@ -37,9 +38,22 @@ struct StepReport {
     double g = 1, lr = 0, grad_norm = 0;
     double stream_scale = 0;  // mean s(h)
     bool skipped = false;     // an outlier (--skip-loss-z, --skip-grad): the parameters were left alone
-    bool stop = false;        // a rank was told to stop
+    // Where one of the ranks was told to stop, the run ends here. Where it was in the middle of the update, the update is left
+    // out: `step` is the one before, and nothing else of this report means anything.
+    bool stop = false, abandoned = false;
+    bool checkpoint = false;  // it is time to save one
     double seconds = 0;
 };
+
+// Prints that fail (a full disk, a reader that is gone) are no reason to stop: it is said once.
+inline void warn_of_output() {
+    static bool said = false;
+    if (said) return;
+    if (const char* problem = output_problem()) {
+        said = true;
+        std::fprintf(stderr, "warning: cannot write to the standard output: %s; the run continues\n", problem);
+    }
+}
 
 // One line per update on a terminal, overwritten in place, with the time left; elsewhere about 40 lines per run.
 class Progress {
@@ -57,6 +71,7 @@ class Progress {
         if (r.skipped) text += " | skipped";
         if (line_.terminal()) text += strprintf(" | %s left", duration(double(steps - r.step) * seconds_).c_str());
         line_.show(text, r.step % every == 0 || r.step == first_ + 1 || r.step == steps || r.skipped);
+        warn_of_output();
     }
 
     // A line of its own, above the live one.

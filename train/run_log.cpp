@@ -11,6 +11,7 @@
 
 #include "io/atomic_file.h"
 #include "io/json.h"
+#include "io/mapped_file.h"
 #include "runtime/error.h"
 
 namespace tapernorm::train {

@@ -80,7 +80,9 @@ void add_file_options(Options& o, Settings& s) {
     o.add({.short_name = "-y", .long_name = "--resume", .to = &s.resume,
            .help = "resume the run saved next to -o; flags given here or by --config override the saved ones"});
     o.add({.short_name = "-n", .long_name = "--checkpoint-every", .to = &s.checkpoint_every, .metavar = "N",
-           .default_text = "only at the end", .help = "save the state (a checkpoint) every N updates"});
+           .default_text = "off", .help = "save the state (a checkpoint) every N updates"});
+    o.add({.long_name = "--checkpoint-minutes", .to = &s.checkpoint_minutes, .metavar = "M", .range = {.low = 0, .high = 1e6},
+           .help = "also save it where the last one is M minutes old, so that a crash loses no more (0: off)"});
     o.add({.long_name = "--keep", .to = &s.keep, .metavar = "K", .range = {.low = 1, .high = Checkpoints::kMost},
            .help = "keep the newest K states; if the newest is damaged, -y resumes from the one before it", .per_rank = true});
     // clang-format on

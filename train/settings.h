@@ -15,6 +15,7 @@ struct Settings {
     std::string train, val, tokenizer, out = "model.bin", init;
     bool resume = false, overwrite = false;
     size_t checkpoint_every = 0, keep = 2;
+    double checkpoint_minutes = 10;
 
     std::string depth;
     size_t L = 4, NH = 4, C = 128, T = 256;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <deque>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "io/atomic_file.h"
 #include "io/files.h"
 #include "model/model_file.h"
 #include "train/checkpoints.h"
@@ -62,20 +64,30 @@ struct HostTensors {
     }
 };
 
-// The state file holds all that the next update depends on, the parameters included, so that one file is one whole
-// checkpoint whatever happens to the others. more: metadata of the run (run_metadata) and of its tokenizer.
+// A state in rank 0's memory, ready to be written.
 template <class Device, class Real>
-void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& arguments, Checkpoints& checkpoints,
-                const std::map<std::string, std::string>& more = {}, const std::function<void()>& ready = {}) {
-    HostTensors<Device, Real> tensors{t.model};
+struct GatheredState {
+    HostTensors<Device, Real> tensors;
+    std::vector<double> averages = {}, stream = {}, losses = {}, gradients = {};
+    std::map<std::string, std::string> metadata = {};
+};
+
+// The state holds all that the next update depends on, the parameters included, so that one file is one whole checkpoint
+// whatever happens to the others. All ranks that keep a part of it call this. more: metadata of the run (run_metadata) and of
+// its tokenizer.
+template <class Device, class Real>
+std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>& t,
+                                                          const std::vector<std::string>& arguments,
+                                                          const std::map<std::string, std::string>& more) {
+    auto state = std::make_unique<GatheredState<Device, Real>>(HostTensors<Device, Real>{t.model});
+    auto& [tensors, averages, stream, losses, gradients, metadata] = *state;
     tensors.add_parameters(), tensors.add_state("m.", t.m), tensors.add_state("v.", t.v);
-    if (!t.model.ranks.first()) return;
+    if (!t.model.ranks.first()) return state;
     const Calibration& c = t.calibration;
-    std::vector<double> averages;
     for (const Calibration::Ema& site : c.sites) averages.insert(averages.end(), {site.num, site.den, site.scale});
-    const std::vector<double> stream = {c.stream_scale, double(c.updates), t.scale_target};
-    const std::vector<double> losses(t.losses.losses.begin(), t.losses.losses.end());
-    const std::vector<double> gradients(t.gradients.norms.begin(), t.gradients.norms.end());
+    stream = {c.stream_scale, double(c.updates), t.scale_target};
+    losses.assign(t.losses.losses.begin(), t.losses.losses.end());
+    gradients.assign(t.gradients.norms.begin(), t.gradients.norms.end());
     auto add = [&](const char* name, Dtype dtype, size_t count, const void* data) {
         if (count) tensors.out.push_back({name, dtype, {count}, data});
     };
@@ -86,7 +98,7 @@ void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& argume
     add("state.gradient_norms", Dtype::F64, gradients.size(), gradients.data());
     std::string lines;
     for (const std::string& a : arguments) lines += escaped(a) + "\n";
-    std::map<std::string, std::string> metadata = config_metadata(t.model.config);
+    metadata = config_metadata(t.model.config);
     metadata.insert(more.begin(), more.end());
     metadata.insert({{"state_version", "2"},
                      {"step", std::to_string(t.step)},
@@ -96,7 +108,14 @@ void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& argume
                      {"gate_warmup", std::to_string(t.gate_warmup)},
                      {"gate_end", std::to_string(t.gate_end)},
                      {"arguments", lines}});
-    checkpoints.write(metadata, tensors.out, t.settings.keep, ready);
+    return state;
+}
+
+template <class Device, class Real>
+void save_state(Trainer<Device, Real>& t, const std::vector<std::string>& arguments, Checkpoints& checkpoints,
+                const std::map<std::string, std::string>& more = {}) {
+    const auto state = gather_state(t, arguments, more);
+    if (t.model.ranks.first()) checkpoints.write(state->metadata, state->tensors.out, t.settings.keep);
 }
 
 template <class Device, class Real>
@@ -196,9 +215,9 @@ inline void make_room(Run& run, const std::string& model) {
 
 // The state first, which names the model that belongs to it: a crash between the two leaves a state from which the model is
 // written again, and a model that everyone can tell is an older one. Rank 0 writes; the others give it what they alone have,
-// all of it before the first file, which may fail on rank 0.
+// all of it before the first file, which may fail on rank 0. last: see write_last.
 template <class Device, class Real>
-void save_checkpoint(Trainer<Device, Real>& t, Run& run) {
+void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false) {
     check_parameters(t);
     Gpt<Device, Real>& model = t.model;
     const std::string& out = t.settings.out;
@@ -213,10 +232,34 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run) {
     else if (host)
         image.emplace(info, host->tensors);
     if (model.ranks.first()) metadata["model"] = image->checksum();
-    save_state(t, run.arguments, run.checkpoints, metadata, [&] { make_room(run, out); });
+    const auto state = gather_state(t, run.arguments, metadata);
     if (!model.ranks.first()) return;
-    write_text(settings_path(out), run.settings_file);
-    image->write(out);
+    const auto ready = [&] { make_room(run, out); };
+    const auto write_state = [&] {
+        run.checkpoints.write(state->metadata, state->tensors.out, t.settings.keep, ready);
+    };
+    const auto write_model = [&] {
+        ready();
+        write_text(settings_path(out), run.settings_file);
+        image->write(out);
+    };
+    if (last) return write_last(run.checkpoints, write_state, write_model);
+    write_state(), write_model();
+}
+
+// What the checkpoints of this run and its model may add to the files that are there. While one is written, the one that it
+// replaces is still there.
+template <class Device, class Real>
+double bytes_to_write(Trainer<Device, Real>& t) {
+    double numbers = 0;
+    for (const auto& tensor : tensor_list(t.model.config, t.model.params)) numbers += double(tensor.spec.count());
+    const double model = numbers * sizeof(float), state = 3 * model;  // with both moments
+    double bytes = state * double(t.settings.keep + 1) + 2 * model;
+    std::error_code missing;
+    for (size_t number = 0; number < t.settings.keep; number++)
+        if (std::filesystem::exists(numbered(state_path(t.settings.out), number), missing)) bytes -= state;
+    if (std::filesystem::exists(t.settings.out, missing)) bytes -= model;
+    return bytes;
 }
 
 // In the middle of a run: a disk that is full now may have room again later, and the checkpoint of before is whole.

@@ -63,7 +63,7 @@ Trace trace(Trainer<Device, Real>& t, const CudaRun& run) {
         result.stream_scale.push_back(r.stream_scale);
         if (t.step == 4) evaluate(t, run.corpus, 2);  // must not disturb the batches under way
     }
-    result.validation = evaluate(t, run.corpus, 3);
+    result.validation = evaluate(t, run.corpus, 3).value();
     result.parameters = parameters(t), result.taper_scale = t.model.taper_scale;
     return result;
 }

@@ -17,6 +17,8 @@
 #include <fstream>
 #include <utility>
 
+#include "train/stop.h"
+
 namespace tapernorm::train {
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -148,9 +150,7 @@ volatile sig_atomic_t signal_to_pass_on = 0;
 
 // Waits for all; when one fails the others get some seconds to say why and stop.
 [[noreturn]] void supervise(const std::vector<pid_t>& children) {
-    struct sigaction pass{};
-    pass.sa_handler = [](int s) { signal_to_pass_on = s; };
-    sigaction(SIGINT, &pass, nullptr), sigaction(SIGTERM, &pass, nullptr);
+    on_stop_signals([](int s) { signal_to_pass_on = s; }, false);
     std::vector<pid_t> left = children;
     int status = 0, patience = -1;  // turns until the rest is killed; -1: nobody failed
     while (!left.empty()) {

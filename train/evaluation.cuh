@@ -1,0 +1,88 @@
+// How good the model is on the way: validation losses, HellaSwag scores, samples. All of it ends early where a rank is told to
+// stop.
+#pragma once
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "inference/generate.cuh"
+#include "inference/hellaswag.cuh"
+#include "train/batches.cuh"
+#include "train/report.cuh"
+
+namespace tapernorm::train {
+
+// Mean cross-entropy of up to `count` batches from the start of the corpus, at the gate of the last update. Rows that
+// do not fill a batch are left out. Nothing where a rank is told to stop on the way, or cannot go on.
+template <class Device, class Real>
+std::optional<double> evaluate(Trainer<Device, Real>& t, const TokenSource& corpus, size_t count) {
+    const Settings& s = t.settings;
+    const size_t N = s.batch * s.T, ranks = size_t(t.model.ranks.size);
+    Loader loader = t.loader(corpus, false);
+    count = std::clamp<size_t>(loader.rows_per_epoch() / s.batch, 1, count);
+    Batches<Device> batches(t.model.dev, std::move(loader), N);
+    t.model.begin_sums();
+    bool whole = true;
+    for (size_t i = size_t(t.model.ranks.rank); i < count; i += ranks) {
+        if (!(whole = t.use_next(batches))) break;
+        t.model.forward({t.gate_now(), false}, 0);
+        t.model.classify(false, 0, false);
+        if (i + ranks < count) batches.prefetch();
+    }
+    std::vector<double> sums = {t.model.sums_of(t.model.read_sums()).loss, double(!whole)};
+    t.model.ranks.sum(sums, "the end of a validation");
+    if (sums[1] > 0) return {};
+    return sums[0] / double(count * N);
+}
+
+template <class Device, class Real>
+std::optional<HellaSwag> score_choices(Trainer<Device, Real>& t, const std::vector<Choice>& choices) {
+    Gpt<Device, Real>& model = t.model;
+    Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.taper_scale, t.gate_now());
+    HellaSwag scores;
+    for (const Choice& choice : choices) {
+        if (t.told_to_stop()) return {};
+        scores.add(choice, ending_scores(decoder, choice, model.config.V));
+    }
+    return scores;
+}
+
+template <class Device, class Real>
+std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, const std::string& prompt,
+                        size_t tokens) {
+    Gpt<Device, Real>& model = t.model;
+    Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.taper_scale, t.gate_now());
+    const std::vector<uint16_t> start = tokenizer.encode(prompt);
+    const std::vector<int> ids(start.begin(),
+                               start.begin() + ptrdiff_t(std::min(start.size(), (t.settings.T + 1) / 2)));
+    std::vector<Acc<Real>> logits(model.config.V);
+    decoder.feed(ids.data(), ids.size(), Logits::last, logits.data());
+    std::string text = tokenizer.decode({start.data(), ids.size()});
+    Generator<Device, Real> generator(decoder);
+    generator.generate(logits, std::min(logits.size(), tokenizer.vocab_size()),
+                       std::min(tokens, t.settings.T - ids.size() + 1),
+                       {.temperature = 0.7, .top_k = 40, .seed = t.settings.seed + t.step}, 0,
+                       [&](size_t, const int* token) {
+                           text += tokenizer.token(size_t(std::max(*token, 0)));
+                           return !t.told_to_stop();
+                       });
+    return text;
+}
+
+// The validations of update r.step, as far as nobody is told to stop.
+template <class Device, class Real>
+void validate(Trainer<Device, Real>& t, const Run& run, Progress& progress, RunLog::Fields& fields) {
+    const auto val_loss = evaluate(t, run.val, t.settings.val_batches);
+    if (!val_loss) return;
+    progress.note(strprintf("step %zu | validation loss %.4f", t.step, *val_loss));
+    fields.push_back({"val_loss", *val_loss});
+    if (run.hellaswag.empty()) return;
+    if (const auto scores = score_choices(t, run.hellaswag)) {
+        progress.note(strprintf("step %zu | hellaswag: %s", t.step, scores->text().c_str()));
+        fields.insert(fields.end(), {{"hellaswag_acc", scores->acc()}, {"hellaswag_acc_norm", scores->acc_norm()}});
+    }
+}
+
+}  // namespace tapernorm::train
