@@ -98,12 +98,14 @@ void write_last(Checkpoints& checkpoints, const std::function<void()>& state, co
     bool has_model = written(model);
     if (has_state && has_model) return;
     if (!has_state) problem = first_problem;
-    std::fprintf(stderr, "warning: %s; %s; waiting for room on the disk (Ctrl-C gives up)\n", problem.c_str(),
-                 has_model ? "the model alone is written" : "the model is not written either");
+    stop_signal = 0;
+    watch_stop_signals();  // before anyone is told that they give up
     stop_signal = 0;
     watch_stop_signals();
+    std::fprintf(stderr, "warning: %s; %s; waiting for room on the disk (Ctrl-C gives up)\n", problem.c_str(),
+                 has_model ? "the model alone is written" : "the model is not written either");
     for (int wait = 250; !(has_state && has_model); wait = std::min(2 * wait, 60000)) {
-        poll(nullptr, 0, wait);  // ends early where a signal comes
+        if (!stop_signal) poll(nullptr, 0, wait);  // ends early where a signal comes
         if (stop_signal) throw DiskFull(problem);
         has_state = has_state || written(state);
         has_model = has_model || (has_state && written(model));

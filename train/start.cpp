@@ -129,15 +129,15 @@ void warn_of_changes(const Run& run, const SafetensorsFile& state) {
         const auto found = state.metadata().find(key);
         return found == state.metadata().end() ? "" : found->second;
     };
-    auto compare = [&](const char* key, const char* flag, const TokenSource& corpus) {
-        const std::string then = before(key), now = fingerprint_text(corpus);
+    auto compare = [&](const char* key, const char* flag, const TokenSource& corpus, const std::string& now) {
+        const std::string then = before(key);
         if (!then.empty() && then != now)
             std::fprintf(stderr,
                          "warning: %s: %s is not what the run was trained on so far: expected %s, found %s (tokens and "
                          "a checksum of samples); it goes on with other data\n",
                          flag, corpus.name().c_str(), in_quotes(then).c_str(), in_quotes(now).c_str());
     };
-    compare("corpus", "--train", run.train), compare("val_corpus", "--val", run.val);
+    compare("corpus", "--train", run.train, run.corpus), compare("val_corpus", "--val", run.val, run.val_corpus);
     if (const std::string then = before("computed_with"); !then.empty() && then != run.computed_with)
         std::fprintf(
             stderr,
@@ -199,13 +199,14 @@ Run open_run(const Settings& s, Start start) {
     run.config = make_config(s, run, start);
     if (!s.hellaswag.empty()) run.hellaswag = read_hellaswag(s.hellaswag, run.decode, run.config.V, run.config.T);
     run.settings_file = settings_text(start.settings);
+    run.corpus = fingerprint_text(run.train), run.val_corpus = fingerprint_text(run.val);
     run.state = std::move(start.state), run.init = std::move(start.init);
     if (run.state && run.state->metadata().contains("run")) {
         run.id = state_metadata(*run.state, "run");
     } else {
         // The same settings on the same corpora are the same run: it has the same bits.
         Checksum sum;
-        const std::string what = run.settings_file + fingerprint_text(run.train) + fingerprint_text(run.val);
+        const std::string what = run.settings_file + run.corpus + run.val_corpus;
         sum.add(what.data(), what.size());
         run.id = strprintf("%016llx", (unsigned long long)sum.value());
     }
@@ -255,8 +256,8 @@ void check_state(const SafetensorsFile& state) {
 
 std::map<std::string, std::string> run_metadata(const Run& run) {
     return {{"run", run.id},
-            {"corpus", fingerprint_text(run.train)},
-            {"val_corpus", fingerprint_text(run.val)},
+            {"corpus", run.corpus},
+            {"val_corpus", run.val_corpus},
             {"computed_with", run.computed_with}};
 }
 

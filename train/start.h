@@ -39,12 +39,13 @@ struct Run {
     std::optional<Tokenizer> decode;               // where there is a vocabulary to decode samples with
     std::string prompt;                            // that samples complete
     Config config = {};
-    std::vector<Choice> hellaswag = {};       // scored with every validation
-    std::vector<std::string> arguments = {};  // the flags, for the state file
-    std::string id = {};                      // of the run, in its state and at the head of its log
-    std::string computed_with = {};           // the instruction set, or "cuda"
-    std::string aside = {};                   // the name that an earlier run's files get at the first checkpoint; or ""
-    std::string settings_file = {};           // the text of the file of settings
+    std::vector<Choice> hellaswag = {};        // scored with every validation
+    std::vector<std::string> arguments = {};   // the flags, for the state file
+    std::string id = {};                       // of the run, in its state and at the head of its log
+    std::string corpus = {}, val_corpus = {};  // what the corpora were at the start: tokens, a checksum of samples
+    std::string computed_with = {};            // the instruction set, or "cuda"
+    std::string aside = {};          // the name that an earlier run's files get at the first checkpoint; or ""
+    std::string settings_file = {};  // the text of the file of settings
     Checkpoints checkpoints = Checkpoints("");    // the states, as they are written
     std::unique_ptr<SafetensorsFile> state = {};  // to resume
     std::unique_ptr<ModelFile> init = {};         // to take the weights from
