@@ -171,11 +171,10 @@ TEST_CASE("torture: killed, and the newest file torn; the run ends with the bits
         CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
         // Lines of a torn log may be missing or damaged; what can be read is right.
         const std::string log = without_times(read_file(whole.at("model.log.jsonl")));
-        std::istringstream lines(without_times(read_file(w.at("model.log.jsonl"))));
+        std::istringstream lines(read_file(w.at("model.log.jsonl")));
         for (std::string line; std::getline(lines, line);)
-            CHECK_MESSAGE((line.find('\0') != line.npos || !nlohmann::json::accept(line) ||
-                           log.find(line + "\n") != log.npos),
-                          line);
+            if (line.find('\0') == line.npos && nlohmann::json::accept(line))
+                CHECK_MESSAGE(log.find(without_times(line)) != log.npos, line);
     });
 }
 
