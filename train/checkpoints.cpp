@@ -100,17 +100,15 @@ void write_last(Checkpoints& checkpoints, const std::function<void()>& state, co
     if (!has_state) problem = first_problem;
     stop_signal = 0;
     watch_stop_signals();  // before anyone is told that they give up
-    stop_signal = 0;
-    watch_stop_signals();
     std::fprintf(stderr, "warning: %s; %s; waiting for room on the disk (Ctrl-C gives up)\n", problem.c_str(),
                  has_model ? "the model alone is written" : "the model is not written either");
-    for (int wait = 250; !(has_state && has_model); wait = std::min(2 * wait, 60000)) {
+    for (int wait = 100; !(has_state && has_model); wait = std::min(wait + wait / 10, 60000)) {  // ms
         if (!stop_signal) poll(nullptr, 0, wait);  // ends early where a signal comes
         if (stop_signal) throw DiskFull(problem);
         has_state = has_state || written(state);
         has_model = has_model || (has_state && written(model));
     }
-    std::fprintf(stderr, "the disk has room again: state and model are written\n");
+    std::printf("\nthe disk has room again: state and model are written\n");
 }
 
 std::string space_warning(const std::string& path, double needed) {
