@@ -249,7 +249,8 @@ void Options::read_config(const std::string& path) {
             (at != line.npos && line[at] == '[') || size_t(std::ranges::count(line, '.')) > kMostDots)
             fail_at(number, expected_line + ", found " + in_quotes(line));
     // (Its tables of Unicode have holes that are undefined behaviour.)
-    if (const size_t line = stray_line(text))
+    const bool mark = text.starts_with("\xef\xbb\xbf");  // the byte order mark of UTF-8
+    if (const size_t line = stray_line(text.substr(mark ? 3 : 0)))
         fail_at(line, expected_line + ", found a quote within a word or a letter beyond ASCII outside of quotes");
     toml::table table;
     try {

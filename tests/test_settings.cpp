@@ -21,7 +21,8 @@ Settings unusual_settings() {
     Settings s;
     s.train = "a b.txt", s.val = "it's \"quoted\" # text", s.out = "C:\\out\\m.bin", s.init = "[x]";
     s.resume = s.overwrite = true;
-    s.checkpoint_every = 11, s.keep = 3, s.seed = 12345678901234567890u, s.threads = 5, s.device = "cpu";
+    s.checkpoint_every = 11, s.checkpoint_minutes = 0.5, s.keep = 3, s.seed = 12345678901234567890u, s.threads = 5,
+    s.device = "cpu";
     s.precision = "fp32", s.tokenizer = "é{}", s.depth = "d12", s.L = 2, s.NH = 3, s.C = 48, s.T = 77,
     s.norm = "rmsnorm";
     s.batch = 9, s.total_batch = 1386, s.steps = 2701, s.recompute = 2, s.shuffle = false;
