@@ -33,7 +33,6 @@
 #include "ops/linear.cuh"
 #include "runtime/arena.h"
 #include "runtime/device.h"
-#include "runtime/exit_status.h"
 #include "runtime/random.h"
 #include "tapernorm.cuh"
 #include "train/agreement.h"
@@ -666,7 +665,7 @@ template <class Device, class Real>
 int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     Trainer<Device, Real> t(dev, s, run.config, run.train, ranks);
     initialize(t.model, s.seed);
-    double last_rate = 0;
+    std::optional<double> last_rate;
     if (run.state) {
         load_state(t, *run.state);
         if (run.state->metadata().contains("lr")) last_rate = std::stod(state_metadata(*run.state, "lr"));
@@ -676,7 +675,7 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
         initialize_from(t.model, [&](const TensorSpec& spec, auto* numbers) { run.init->read(spec, numbers); });
     if (ranks.size > 1) check_parameters(t, common_data(run), kStartAlike);
     print_start(t, run);
-    if (last_rate > 0) print_change_of_rate(t, last_rate);
+    if (last_rate) print_change_of_rate(t, *last_rate);
     if (ranks.first()) {
         const std::string warning = space_warning(s.out, bytes_to_write(t));
         if (!warning.empty()) std::fprintf(stderr, "%s\n", warning.c_str());
@@ -697,7 +696,7 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     if (stop && t.step == first_step) return stopped(t, signal, false);
     ranks.set_time_limit(1e9);  // rank 0 may wait for room on its disk; a rank that ends is noticed all the same
     check_drift(t);
-    save_checkpoint(t, run, true);
+    save_checkpoint(t, run, true, !s.resume || t.step > first_step);
     if (stop) return stopped(t, signal, true);
     const auto loss = evaluate(t, run.val, 10 * s.val_batches);
     if (!loss) return stopped(t, stop_signal, true);
@@ -736,11 +735,12 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
     s.out = model_path(s.out);
     std::vector<std::string> arguments = options.arguments();
     Checkpoints checkpoints(state_path(s.out));
+    std::optional<RunLock> lock;  // before the state is read: who has the lock may be writing it
+    if (ranks.first()) lock.emplace(s.out);
     Start start = find_start(s, options, arguments, checkpoints, ranks);
     ranks.set_time_limit(s.rank_timeout);
     ranks.agree(common_settings(s, start));
-    std::optional<RunLock> lock;
-    if (ranks.first()) check_outputs(s), lock.emplace(s.out);
+    if (ranks.first()) check_outputs(s);
     Cpu cpu{int(s.threads)};
     cpu.memory_hint = kMemoryHint;
     [[maybe_unused]] const bool gpu = choose_gpu(s, cpu, ranks);

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <map>
 
+#include "io/terminal.h"
 #include "model/foreign_model.h"
 
 namespace tapernorm {
@@ -304,7 +305,7 @@ static void warn_if_older_than_state(const SafetensorsFile& model) {
         "warning: %s (update %s) is not the model of the newest checkpoint, %s (update %s); ./train_gpt -y -o %s "
         "writes that\n",
         in_quotes(model.path()).c_str(), Metadata(model).text("step").c_str(), in_quotes(path).c_str(),
-        in_quotes(state["step"]).c_str(), in_quotes(model.path()).c_str());
+        in_quotes(state["step"]).c_str(), shell_word(model.path()).c_str());
 }
 
 namespace {

@@ -82,7 +82,7 @@ TEST_CASE("run files: a fresh run keeps those of the earlier one under another n
     const auto first = run_files(w, "m");
     CHECK(first.size() == 5);  // with one older state
     const std::string out = w.ok(kTiny + " -l 0.02 -o m");
-    CHECK(out.find("m.bin is of an earlier run (6 updates)") != std::string::npos);
+    CHECK(out.find("m.bin and the files beside it are of an earlier run (6 updates)") != std::string::npos);
     CHECK(out.find("./train_gpt -y -o") != std::string::npos);
     CHECK(run_files(w, "m.old", "m") == first);
     const auto second = run_files(w, "m");
@@ -100,7 +100,7 @@ TEST_CASE("run files: a fresh run keeps those of the earlier one under another n
     CHECK(read_file(w.at("m.old.bin")) == read_file(whole.at("m.bin")));
     for (const auto& [name, contents] : w.contents()) {
         CHECK_MESSAGE(!name.ends_with(".new"), name);
-        CHECK_MESSAGE(!name.ends_with(".lock"), name);
+        CHECK_MESSAGE(!name.ends_with("-lock"), name);
     }
 }
 
@@ -118,6 +118,76 @@ TEST_CASE("run files: a fresh run that ends before its first checkpoint leaves t
     CHECK(log.size() == 8);
     for (size_t i = 0; i < log.size(); i++) CHECK(log[i].at("step") == i + 1);
     CHECK(run_of_log(w.at("model.log.jsonl")) == metadata(w.at("model.state.bin"), "run"));
+}
+
+TEST_CASE("run files: a name that is taken meanwhile, a user's own files, and links are not lost") {
+    const Workplace w;
+    write_file(w.at("m.lock"), "a user's own");
+    w.ok(kTiny + " -o m");
+    const auto first = run_files(w, "m");
+    Program second(w.path, w.command(kLong + " -o m"));
+    REQUIRE(second.wait_until([](const std::string& text) { return text.find("step ") != std::string::npos; }));
+    w.ok(kTiny + " -l 0.03 -o m.old");  // the name that was free when the second began
+    const auto third = run_files(w, "m.old");
+    second.send(SIGTERM);
+    CHECK(second.finish().status == 128 + SIGTERM);
+    CHECK(run_files(w, "m.old") == third);
+    CHECK(run_files(w, "m.old2", "m") == first);
+    CHECK(read_file(w.at("m.lock")) == "a user's own");
+    // A file that appears under the name of a run that began with none.
+    Program fresh(w.path, w.command(kLong + " -o live"));
+    REQUIRE(fresh.wait_until([](const std::string& text) { return text.find("step ") != std::string::npos; }));
+    w.ok("fold m.old.bin live.bin");
+    const std::string folded = read_file(w.at("live.bin"));
+    fresh.send(SIGTERM);
+    CHECK(fresh.finish().status == 128 + SIGTERM);
+    CHECK(read_file(w.at("live.old.bin")) == folded);
+    CHECK(fs::exists(w.at("live.log.jsonl")));
+    // A state elsewhere.
+    fs::create_directory(w.at("scratch"));
+    w.ok(kTiny + " -o l");
+    fs::rename(w.at("l.state.bin"), w.at("scratch/l.state.bin"));
+    fs::create_symlink("scratch/l.state.bin", w.at("l.state.bin"));
+    const auto linked = run_files(w, "l");
+    w.ok(kTiny + " -l 0.03 -o l");
+    CHECK(run_files(w, "l.old", "l") == linked);
+    w.ok("train_gpt -y -o l.old -x 8 -k constant -l 0.01");
+}
+
+TEST_CASE("run files: killed at each renaming of an earlier run, it is whole under one of the two names or moved on") {
+    const Workplace earlier;
+    earlier.ok(kTiny + " -n 2 -o m");
+    const auto first = run_files(earlier, "m");
+    const std::vector<std::string> order = existing_files(earlier.at("m.bin"));
+    REQUIRE(order.size() == 5);
+    CHECK(order[0].ends_with("m.state.1.bin"));
+    CHECK(order[1].ends_with("m.state.bin"));
+    for (size_t moved = 1; moved < order.size(); moved++) {
+        const Workplace w;
+        for (const std::string& path : order) {
+            const std::string name = fs::path(path).filename().string();
+            const size_t place = size_t(&path - order.data());
+            fs::copy_file(path, w.at(place < moved ? "m.old" + name.substr(1) : name));
+        }
+        if (moved == 1) {  // the newest state has not moved
+            w.ok("train_gpt -y -o m -x 8 -k constant -l 0.01");
+            continue;
+        }
+        w.ok(kTiny + " -l 0.03 -o m");
+        CAPTURE(moved);
+        if (moved < 4) CHECK(run_files(w, "m.old", "m") == first);  // as long as the log said whose the rest is
+        w.ok("train_gpt -y -o m.old -x 8 -k constant -l 0.01");
+    }
+}
+
+TEST_CASE("run files: -y of a finished run changes no state") {
+    const Workplace w;
+    w.ok(kTiny + " -n 2 --keep 3");
+    const auto before = run_files(w, "model");
+    for (int i = 0; i < 3; i++) w.ok("train_gpt -y");
+    CHECK(run_files(w, "model") == before);
+    w.refused("train_gpt -y --overwrite", {"--overwrite", "--resume"});
+    w.refused(kTiny + " -o /dev/null", {"/dev/null"});
 }
 
 TEST_CASE("run files: -y refuses the log of another run") {
@@ -152,9 +222,9 @@ TEST_CASE("run files: a name has one run at a time") {
     CHECK(w.run("train_gpt -y -o run").status == 1);
     first.send(SIGKILL);
     first.finish();
-    CHECK(fs::exists(w.at("run.lock")));
+    CHECK(fs::exists(lock_path(w.at("run.bin"))));
     w.ok(kTiny + " -o run");  // the dead one holds nothing
-    CHECK(!fs::exists(w.at("run.lock")));
+    CHECK(!fs::exists(lock_path(w.at("run.bin"))));
     // Through a link, it is the run that the link leads to.
     fs::create_symlink("run.bin", w.at("link.bin"));
     const RunLock lock(w.at("run.bin"));
@@ -178,6 +248,11 @@ TEST_CASE("claims: no program writes what it reads, by whatever name") {
     w.refused(kTiny + " -o base --tokenizer base.log.jsonl", {"base.log.jsonl"});
     w.refused(kTiny + " -i m.log.jsonl -o m", {"--out", "m.log.jsonl"});
     w.refused(kTiny + " -j m.toml -o m", {"--out", "m.toml"});
+    write_file(w.at("m.log.jsonl.new"), read_file(w.at("corpus.txt")));
+    w.refused(kTiny + " -i m.log.jsonl.new -o m", {"--out", "m.log.jsonl.new"});
+    write_token_shard(w.at("part.state.1.bin"), std::vector<uint16_t>(900, 9));
+    w.refused(kTiny + " -n 1 -t 4 --n-embd 8 -i part.state.1.bin -o part", {"--out", "part.state.1.bin"});
+    w.refused(kTiny + " -i data.* -o data", {"data.tapernorm-lock"});
     w.refused("fold m.bin m.bin", {"FOLDED", "m.bin"});
     w.refused("infer folded.bin -n 1 --dump hard.bin", {"--dump", "hard.bin"});
     // Nor what it did not make.
@@ -208,7 +283,6 @@ TEST_CASE("checkpoints: -y falls back to the state before one that is whole and 
     const SafetensorsFile state(w.at("model.state.bin"), FileUse::own);
     const std::vector<std::pair<std::string, float>> damages = {{"transformer.wte.weight", NAN},
                                                                 {"m.transformer.wpe.weight", NAN},
-                                                                {"state.stream", NAN},
                                                                 {"transformer.wpe.weight", INFINITY}};
     for (const auto& [name, value] : damages) {
         std::vector<TensorOut> tensors;
@@ -284,12 +358,13 @@ TEST_CASE("checkpoints: -y says what is not as it was") {
     // The rate of a longer run.
     write_file(w.at("corpus.txt"), corpus);
     w.ok(kTiny + " -o n -x 20");
-    const std::string out = w.ok("train_gpt -y -o n -x 400");
+    const std::string out = w.ok("train_gpt -y -o n -x 4000");
     const size_t at = out.find("to go on at the old rate:");
     REQUIRE(at != std::string::npos);
     w.ok(kTiny + " -o n2 -x 20");
     const std::string flags = out.substr(at + 25, out.find('\n', at) - at - 25);
-    CHECK(w.ok("train_gpt -y -o n2 -x 400 " + flags).find("to go on at the old rate") == std::string::npos);
+    CHECK(flags.find("-k constant -u 0") != std::string::npos);
+    CHECK(w.ok("train_gpt -y -o n2 -x 4000 " + flags).find("at the next") == std::string::npos);
     const double before = read_log(w.at("n2.log.jsonl"))[19].at("lr"),
                  after = read_log(w.at("n2.log.jsonl"))[20].at("lr");
     CHECK(after == doctest::Approx(before).epsilon(0.01));

@@ -160,18 +160,16 @@ inline std::string in_bits(double loss, const Run& run) {
     return strprintf("%.4f bits per byte", bits * double(tokens.size()) / double(std::max<size_t>(bytes, 1)));
 }
 
-// The flags with which a longer run goes on at its last learning rate; nothing where its schedule does so anyway.
-template <class Device, class Real>
-std::string flags_to_keep_rate(const Trainer<Device, Real>& t) {
-    return t.settings.lr_schedule == "constant" ? "" : strprintf(" -k constant -l %.3g", t.lr_now());
-}
+// The flags with which a longer run goes on at a learning rate; none for the rate 0, with which no run goes on.
+inline std::string flags_for_rate(double rate) { return rate > 0 ? strprintf(" -k constant -u 0 -l %.3g", rate) : ""; }
 
 // Where -x is longer than it was, the schedule stretches, and the rate may jump.
 template <class Device, class Real>
 void print_change_of_rate(const Trainer<Device, Real>& t, double last) {
-    if (const double next = t.lr_at(t.step + 1); t.step < t.settings.steps && (next > 1.5 * last || next < last / 1.5))
-        std::printf("rate      %.3g until update %zu, then %.3g, as -x is %zu now; to go on at the old rate:%s\n", last,
-                    t.step, next, t.settings.steps, strprintf(" -k constant -l %.3g", last).c_str());
+    const double next = t.lr_at(t.step + 1);
+    if (t.step >= t.settings.steps || (next <= 1.5 * last && next >= last / 1.5)) return;
+    std::printf("rate      %.3g at update %zu, %.3g at the next, as the schedule is now%s%s\n", last, t.step, next,
+                last > 0 ? "; to go on at the old rate:" : "", flags_for_rate(last).c_str());
 }
 
 template <class Device, class Real>
@@ -187,7 +185,7 @@ void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) 
     const std::string out = shell_word(s.out);
     if (const double g = t.gate_now(); t.model.config.mode != GateMode::norm && g != 0)
         std::printf("next: the gate is still %.4g; continue: ./train_gpt -y -o %s -x %zu%s\n", g, out.c_str(),
-                    t.gate_end, flags_to_keep_rate(t).c_str());
+                    t.gate_end, flags_for_rate(t.lr_now()).c_str());
     else
         std::printf("next: ./fold %s folded.bin && ./infer folded.bin --last-token\n", out.c_str());
 }
@@ -222,7 +220,7 @@ struct Logs {
 
     // Until the first checkpoint an earlier run under this name keeps its log.
     Logs(const Settings& s, const Run& run, std::optional<size_t> resumed_at)
-        : log(run.aside.empty() ? log_path(s.out) : new_log_path(s.out), resumed_at, run.id) {
+        : log(run.new_log ? new_log_path(s.out) : log_path(s.out), resumed_at, run.id) {
         if (!s.tensorboard.empty()) board.emplace(s.tensorboard, resumed_at);
     }
     void write(size_t step, const RunLog::Fields& fields) {

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -12,9 +13,11 @@
 #include <system_error>
 
 #include "io/atomic_file.h"
+#include "io/claims.h"
 #include "model/model_file.h"
 #include "runtime/error.h"
 #include "train/checkpoints.h"
+#include "train/run_log.h"
 
 namespace tapernorm::train {
 
@@ -35,6 +38,22 @@ bool names_a_state(std::string name) {
     return name.ends_with(".state");
 }
 
+bool exists(const std::string& path) {
+    std::error_code ignored;
+    return fs::exists(fs::symlink_status(path, ignored));
+}
+
+// The id of the run that a state belongs to; "" where it does not say.
+std::string run_of_state(const std::string& path) {
+    try {
+        const SafetensorsFile state(path, FileUse::own);
+        const auto found = state.metadata().find("run");
+        return found == state.metadata().end() ? "" : found->second;
+    } catch (const Error&) {
+        return "";
+    }
+}
+
 // `path` under the name of the run `to`.
 std::string moved(const std::string& path, const std::string& model, const std::string& to) {
     return run_name(to) + path.substr(run_name(model).size());
@@ -48,6 +67,11 @@ std::string model_path(const std::string& out) {
         fail("--out: expected the name of a file, found %s", in_quotes(out).c_str());
     if (names_a_state(name))
         fail("--out: %s would be the state of another run; expected a name without .state", in_quotes(out).c_str());
+    std::error_code ignored;
+    if (const auto kind = fs::status(out, ignored).type();
+        kind == fs::file_type::character || kind == fs::file_type::fifo || kind == fs::file_type::block ||
+        kind == fs::file_type::socket)
+        fail("--out: %s is not a regular file; name another", in_quotes(out).c_str());
     return name + ".bin";
 }
 
@@ -55,32 +79,43 @@ std::string log_path(const std::string& model) { return run_name(model) + ".log.
 std::string settings_path(const std::string& model) { return run_name(model) + ".toml"; }
 std::string new_log_path(const std::string& model) { return log_path(model) + ".new"; }
 
+std::string lock_path(const std::string& model) { return run_name(model) + ".tapernorm-lock"; }
+
 std::vector<std::string> existing_files(const std::string& model) {
-    std::vector<std::string> files = {model, log_path(model), settings_path(model)};
-    for (size_t number = 0; number <= Checkpoints::kMost; number++)
-        files.push_back(numbered(state_path(model), number));
-    std::erase_if(files, [](const std::string& path) {
-        std::error_code ignored;
-        return !fs::exists(fs::symlink_status(path, ignored));
-    });
+    std::vector<std::string> files;
+    for (size_t number = Checkpoints::kMost + 1; number-- > 0;) files.push_back(numbered(state_path(model), number));
+    files.insert(files.end(), {model, log_path(model), settings_path(model)});
+    std::erase_if(files, [](const std::string& path) { return !exists(path); });
     return files;
 }
 
 std::string aside_path(const std::string& model) {
+    const std::vector<std::string> files = existing_files(model);
     for (size_t number = 1;; number++) {
         const std::string to = run_name(model) + ".old" + (number > 1 ? std::to_string(number) : "") + ".bin";
+        if (exists(lock_path(to))) continue;
         if (existing_files(to).empty()) return to;
+        const auto taken = [&](const std::string& path) { return exists(moved(path, model, to)); };
+        const std::string run = run_of_log(log_path(model));
+        if (!run.empty() && run == run_of_state(state_path(to)) && std::none_of(files.begin(), files.end(), taken))
+            return to;
     }
 }
 
-void set_aside(const std::string& model, const std::string& to) {
-    for (const std::string& path : existing_files(model))
-        if (rename(path.c_str(), moved(path, model, to).c_str()) != 0)
-            fail("cannot rename %s, a file of an earlier run, to %s: %s; give another --out", in_quotes(path).c_str(),
-                 in_quotes(moved(path, model, to)).c_str(), std::strerror(errno));
+void set_aside(const std::string& model, const std::string& to, const std::vector<std::string>& files) {
+    for (const std::string& path : files) {
+        const std::string target = moved(path, model, to);
+        int failed = renameat2(AT_FDCWD, path.c_str(), AT_FDCWD, target.c_str(), RENAME_NOREPLACE);
+        if (failed && (errno == EINVAL || errno == ENOSYS))  // some file systems cannot
+            failed = exists(target) ? (errno = EEXIST, -1) : rename(path.c_str(), target.c_str());
+        if (failed)
+            fail("cannot rename %s, a file of an earlier run, to %s: %s; move it away", in_quotes(path).c_str(),
+                 in_quotes(target).c_str(), std::strerror(errno));
+    }
 }
 
 RunLock::RunLock(const std::string& model) {
+    check_writable(model);  // a folder that is missing or protected is an error of its own
     lock(model);
     std::error_code error;
     const fs::path target = fs::canonical(model, error);
@@ -92,12 +127,19 @@ RunLock::~RunLock() {
 }
 
 void RunLock::lock(const std::string& model) {
-    const std::string path = run_name(model) + ".lock";
+    const std::string path = lock_path(model);
+    struct stat other;
+    for (const Held& h : held_)  // a link within the run itself
+        if (struct stat mine; stat(path.c_str(), &other) == 0 && fstat(h.fd, &mine) == 0 &&
+                              other.st_ino == mine.st_ino && other.st_dev == mine.st_dev)
+            return;
+    claim_output("--out", path);
     for (;;) {
         const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
         if (fd < 0)
-            fail("--out: cannot make %s, which shows others that this run is on: %s; remove it, or give another name",
-                 in_quotes(path).c_str(), std::strerror(errno));
+            fail(
+                "--out: cannot make %s, by which other runs see that the name is taken: %s; remove it, or give another name",
+                in_quotes(path).c_str(), std::strerror(errno));
         // Some network file systems have no locks: then there is nothing to rely on but the user.
         if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
             char owner[32] = {};

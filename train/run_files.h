@@ -1,6 +1,6 @@
 // The files of a run and whose they are. A run has one name, "runs/a" of -o runs/a.bin or -o runs/a, and its files are
-// runs/a.bin (the model), .state.bin, .state.1.bin ... (older states), .log.jsonl, .toml (its settings) and, while it runs, .lock:
-// two names never share a file.
+// runs/a.bin (the model), .state.bin, .state.1.bin ... (older states), .log.jsonl, .toml (its settings) and, while it runs,
+// .tapernorm-lock: two names never share a file.
 #pragma once
 #include <string>
 #include <vector>
@@ -16,14 +16,18 @@ std::string settings_path(const std::string& model);
 // The log of a run before its first checkpoint, where the files of an earlier run are still in place.
 std::string new_log_path(const std::string& model);
 
-// Which of a run's files exist, the lock and the new log left out.
+std::string lock_path(const std::string& model);
+
+// Which of a run's files exist, oldest states first; the lock and the new log are left out.
 std::vector<std::string> existing_files(const std::string& model);
 
-// The first of "a.old.bin", "a.old2.bin" ... of which no file exists.
+// The first of "a.old.bin", "a.old2.bin" ... of which no file exists and which no run has; or one to which only a part of these
+// files was moved, when the program was killed.
 std::string aside_path(const std::string& model);
 
-// Gives the files of the run `model` the names of the run `to`, none of which exist.
-void set_aside(const std::string& model, const std::string& to);
+// Gives `files`, in this order, of the run `model` the names of the run `to`. None is replaced. The newest state moves after the
+// older ones, so that whenever this ends early -y finds the newest one under one of the two names.
+void set_aside(const std::string& model, const std::string& to, const std::vector<std::string>& files);
 
 // Held as long as the run lasts. The system lets go of it when the process ends, however it ends.
 class RunLock {

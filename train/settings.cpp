@@ -339,7 +339,9 @@ void check_outputs(const Settings& s) {
     const std::string_view start = start_of(model, 9);
     if (start.size() == 9 && start[8] != '{' && start.find_first_not_of('\0') != start.npos)
         fail("--out: %s exists and is not a model; expected another name", in_quotes(s.out).c_str());
-    for (const std::string& out : {s.out, state, log, settings_file}) check_writable(out), claim_output("--out", out);
+    for (const std::string& out : {s.out, state, log, settings_file}) check_writable(out);
+    for (const std::string& out : existing_files(s.out)) claim_output("--out", out);
+    claim_output("--out", new_log_path(s.out));
 }
 
 }  // namespace tapernorm::train

@@ -147,10 +147,7 @@ void warn_of_changes(const Run& run, const SafetensorsFile& state) {
 }
 
 // The files of an earlier run under this name keep their place until the first checkpoint.
-void announce_earlier_run(const Settings& s, Run& run) {
-    const std::vector<std::string> files = existing_files(s.out);
-    if (files.empty()) return;
-    run.aside = aside_path(s.out);
+void announce_earlier_run(const Settings& s) {
     std::string updates;
     try {
         const SafetensorsFile state(state_path(s.out), FileUse::own);
@@ -158,11 +155,17 @@ void announce_earlier_run(const Settings& s, Run& run) {
     } catch (const Error&) {
         // A run that had no checkpoint, or whose state is damaged: its files are kept all the same.
     }
-    const std::string model = shell_word(s.out), aside = shell_word(run.aside);
+    const std::string model = shell_word(s.out), aside = shell_word(aside_path(s.out));
+    if (updates.empty()) {
+        std::printf(
+            "earlier   the files of an earlier run without a checkpoint become %s and so on at the first checkpoint\n",
+            aside.c_str());
+        return;
+    }
+    std::printf("earlier   %s and the files beside it are of an earlier run%s\n", model.c_str(), updates.c_str());
     std::printf(
-        "earlier   %s is of an earlier run%s, whose files become %s and so on at the first checkpoint; to resume it "
-        "instead: ./train_gpt -y -o %s; afterwards: ./train_gpt -y -o %s\n",
-        model.c_str(), updates.c_str(), aside.c_str(), model.c_str(), aside.c_str());
+        "          they become %s and so on at the first checkpoint; to resume that run instead: ./train_gpt -y -o %s\n",
+        aside.c_str(), model.c_str());
 }
 
 }  // namespace
@@ -172,6 +175,7 @@ Start find_start(Settings& s, const Options& options, std::vector<std::string>& 
     Start start;
     std::optional<Options> resumed;
     if (s.resume) {
+        if (s.overwrite) fail("--overwrite and --resume: expected one of them, found both");
         if (options.typed("--init")) fail("--init and --resume: expected one of them, found both");
         start.state = open_state(s, checkpoints, ranks);
         // The run's own file of settings has its schedule as percentages; the state knows the updates that these were.
@@ -204,7 +208,7 @@ Run open_run(const Settings& s, Start start) {
     if (run.state && run.state->metadata().contains("run")) {
         run.id = state_metadata(*run.state, "run");
     } else {
-        // The same settings on the same corpora are the same run: it has the same bits.
+        // Of what makes one run another: its flags and its corpora.
         Checksum sum;
         const std::string what = run.settings_file + run.corpus + run.val_corpus;
         sum.add(what.data(), what.size());
@@ -245,10 +249,11 @@ void check_state(const SafetensorsFile& state) {
         // The mean of the squares of large gradients may be infinite: AdamW then stands still.
         check("m." + spec.name, spec.shape, true), check("v." + spec.name, spec.shape, true);
     });
-    check("state.stream", {3}, false);
+    // Averages of a stream that has run off may be anything; the run decides what becomes of it.
+    checked_tensor(state, "state.stream", {3});
     if (const size_t sites = c.tapering_sites()) {
-        check("state.calibration", {3 * sites}, false);
-        check("state.taper_scale", {sites}, false);
+        checked_tensor(state, "state.calibration", {3 * sites});
+        checked_tensor(state, "state.taper_scale", {sites});
     }
     for (const char* window : {"state.losses", "state.gradient_norms"})
         if (const TensorEntry* entry = state.find(window)) check(window, {entry->count()}, true);
@@ -262,7 +267,15 @@ std::map<std::string, std::string> run_metadata(const Run& run) {
 }
 
 void check_run(const Settings& s, Run& run) {
-    if (!run.state) return s.overwrite ? void() : announce_earlier_run(s, run);
+    if (!run.state) {
+        run.first_checkpoint = true, run.new_log = !existing_files(s.out).empty();
+        if (run.new_log && s.overwrite)
+            std::printf(
+                "earlier   the files of an earlier run are replaced at the first checkpoint, as --overwrite says\n");
+        else if (run.new_log)
+            announce_earlier_run(s);
+        return;
+    }
     if (const std::string owner = run_of_log(log_path(s.out)); !owner.empty() && owner != run.id)
         fail("--resume: %s is the log of another run (%s) than %s (%s); move it away, or give the name of its own run",
              in_quotes(log_path(s.out)).c_str(), in_quotes(owner).c_str(), in_quotes(run.state->path()).c_str(),

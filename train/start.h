@@ -44,7 +44,8 @@ struct Run {
     std::string id = {};                       // of the run, in its state and at the head of its log
     std::string corpus = {}, val_corpus = {};  // what the corpora were at the start: tokens, a checksum of samples
     std::string computed_with = {};            // the instruction set, or "cuda"
-    std::string aside = {};          // the name that an earlier run's files get at the first checkpoint; or ""
+    bool first_checkpoint = false;   // of a fresh run, still to come: until then an earlier run keeps its files
+    bool new_log = false;            // there is an earlier one: until then, the log is at new_log_path
     std::string settings_file = {};  // the text of the file of settings
     Checkpoints checkpoints = Checkpoints("");    // the states, as they are written
     std::unique_ptr<SafetensorsFile> state = {};  // to resume

@@ -205,19 +205,21 @@ void check_parameters(Trainer<Device, Real>& t) {
 }
 
 // A fresh run's first checkpoint ends the time in which an earlier run of this name could still be resumed under it.
-inline void make_room(Run& run, const std::string& model) {
-    if (!run.aside.empty()) {
-        set_aside(model, run.aside);
-        std::rename(new_log_path(model).c_str(), log_path(model).c_str());
-        run.aside.clear();
-    }
+inline void make_room(Run& run, const Settings& s) {
+    if (!run.first_checkpoint) return;
+    std::vector<std::string> files = existing_files(s.out);
+    if (!run.new_log) std::erase(files, log_path(s.out));  // its own
+    if (!s.overwrite && !files.empty()) set_aside(s.out, aside_path(s.out), files);
+    if (run.new_log) std::rename(new_log_path(s.out).c_str(), log_path(s.out).c_str());
+    run.first_checkpoint = run.new_log = false;
 }
 
 // The state first, which names the model that belongs to it: a crash between the two leaves a state from which the model is
 // written again, and a model that everyone can tell is an older one. Rank 0 writes; the others give it what they alone have,
 // all of it before the first file, which may fail on rank 0. last: see write_last.
+// changed: else the state on the disk is this one, and only the model is written.
 template <class Device, class Real>
-void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false) {
+void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool changed = true) {
     check_parameters(t);
     Gpt<Device, Real>& model = t.model;
     const std::string& out = t.settings.out;
@@ -234,9 +236,11 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false) {
     if (model.ranks.first()) metadata["model"] = image->checksum();
     const auto state = gather_state(t, run.arguments, metadata);
     if (!model.ranks.first()) return;
-    const auto ready = [&] { make_room(run, out); };
+    const auto ready = [&] { make_room(run, t.settings); };
+    std::error_code ignored;
+    if (std::filesystem::is_symlink(state_path(out), ignored)) ready();  // the link moves, not what it leads to
     const auto write_state = [&] {
-        run.checkpoints.write(state->metadata, state->tensors.out, t.settings.keep, ready);
+        if (changed) run.checkpoints.write(state->metadata, state->tensors.out, t.settings.keep, ready);
     };
     const auto write_model = [&] {
         ready();
