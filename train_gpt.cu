@@ -628,7 +628,7 @@ bool train(Trainer<Device, Real>& t, Run& run) {
                           which_moved_first(t.site_scales(), kDrift).c_str(), s.scale_loss));
         }
         RunLog::Fields fields = log_fields(t, r);
-        if (s.val_every && r.step % s.val_every == 0) validate(t, run, progress, fields);
+        if (s.val_every && r.step % s.val_every == 0) check_drift(t), validate(t, run, progress, fields);
         if (!logs && t.model.ranks.first()) logs.emplace(s, run, resumed_at);
         if (logs) logs->write(r.step, fields);
         if (s.sample_every && r.step % s.sample_every == 0 && run.decode && t.model.ranks.first())
@@ -715,6 +715,11 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
     ranks.agree({{"--device", choice.cuda ? "cuda" : "cpu"},
                  {"instruction set (TAPERNORM_ISA)", choice.cuda ? "" : isa_name(cpu.isa)}});
     if (s.gpus > 1 && !choice.cuda) fail("--gpus: %s; ranks on the CPU: mpirun -np %zu", choice.why.c_str(), s.gpus);
+    if (!choice.cuda && ranks.star && ranks.size > 2)
+        ranks.fail_together(
+            strprintf("%d ranks on CPUs need MPI, because %s connects each with rank 0 alone; start them with mpirun, "
+                      "or only 2 of them",
+                      ranks.size, ranks.launcher.c_str()));
     std::printf("device    %s\n", choice.cuda
                                       ? strprintf("cuda: %s, %s", choice.why.c_str(), s.precision.c_str()).c_str()
                                       : describe(cpu, choice).c_str());

@@ -119,19 +119,27 @@ uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
 TokenSource::TokenSource(std::shared_ptr<const Corpus> corpus, size_t begin, size_t end)
     : corpus_(std::move(corpus)), begin_(begin), end_(end) {}
 
-void TokenSource::read(size_t begin, size_t count, int* dst) const {
+template <class With>
+void TokenSource::visit(size_t begin, size_t count, With&& with) const {
     if (begin > size() || count > size() - begin)
         fail("tokens [%zu, %zu) of %s lie outside its %zu tokens", begin, begin + count, name().c_str(), size());
     for (size_t at = begin_ + begin; count > 0;) {
         const Run& run = corpus_->run_at(at);
         const size_t offset = at - run.begin, n = std::min(count, run.count - offset);
+        with(run, offset, n);
+        run.file.check();
+        at += n, count -= n;
+    }
+}
+
+void TokenSource::read(size_t begin, size_t count, int* dst) const {
+    visit(begin, count, [&](const Run& run, size_t offset, size_t n) {
         if (run.ids)
             for (size_t i = 0; i < n; i++) dst[i] = run.ids[offset + i];
         else
             for (size_t i = 0; i < n; i++) dst[i] = run.bytes[offset + i];
-        run.file.check();
-        at += n, dst += n, count -= n;
-    }
+        dst += n;
+    });
 }
 
 TokenSource TokenSource::slice(size_t begin, size_t end) const {
@@ -159,16 +167,25 @@ std::string TokenSource::where(size_t position) const {
     return strprintf("token %zu of %s", at - run.begin, in_quotes(run.name).c_str());
 }
 
-uint64_t TokenSource::fingerprint() const {
-    constexpr size_t kSamples = 64, kTokens = 4096;
+uint64_t TokenSource::fingerprint(size_t whole) const {
+    constexpr size_t kSamples = 4096, kTokens = 4096;
     const uint64_t count = size();
     Checksum sum;
     sum.add(&count, sizeof count);
-    std::vector<int> sample(std::min(size(), kTokens));
-    const size_t samples = std::min(kSamples, (size() + kTokens - 1) / kTokens);
-    for (size_t i = 0; i < samples; i++) {  // evenly, from the first tokens to the last
-        read(i ? (size() - sample.size()) * i / (samples - 1) : 0, sample.size(), sample.data());
-        sum.add(sample.data(), sample.size() * sizeof(int));
+    auto add = [&](const Run& run, size_t offset, size_t n) {
+        if (run.ids) return sum.add(run.ids + offset, n * sizeof(uint16_t));
+        for (uint16_t ids[kTokens]; n > 0;) {  // the same tokens as those of a shard
+            const size_t part = std::min(n, kTokens);
+            std::copy_n(run.bytes + offset, part, ids);
+            sum.add(ids, part * sizeof(uint16_t));
+            offset += part, n -= part;
+        }
+    };
+    if (size() <= std::max(whole, kTokens)) {
+        visit(0, size(), add);
+    } else {
+        for (size_t i = 0; i < kSamples; i++)  // evenly, from the first tokens to the last
+            visit((size() - kTokens) * i / (kSamples - 1), kTokens, add);
     }
     return sum.value();
 }

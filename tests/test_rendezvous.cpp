@@ -197,8 +197,14 @@ TEST_CASE("rendezvous: a rank without the secret, of another run, or there alrea
     const Outcome out = Rank(w, 1, port, "", other_run).finish();
     CHECK(out.status == 1);
     CHECK_MESSAGE(has(out.err, "belongs to a run that has no rank 1 of 3"), out.err);
+    CHECK_MESSAGE(out.err.starts_with("train_gpt: error: rank 1 of 3: what listens at "), out.err);
     const Outcome one = Rank(w, 1, port, "", secret).finish(), zero = rank0.finish();
     CHECK(one.status + zero.status == 0);
+    for (const std::string kind : {"with another secret", "of a run with another number of ranks"}) {
+        const std::string at_once = "turned away a connection " + kind + "; still waiting for rank 1 of 2\n";
+        CHECK_MESSAGE(has(zero.err, at_once), zero.err);
+        CHECK(zero.err.find(at_once) == zero.err.rfind(at_once));
+    }
     CHECK_MESSAGE(has(zero.err,
                       "1 connection of a run with another number of ranks, 2 connections with another secret"),
                   zero.err);
@@ -218,7 +224,10 @@ TEST_CASE("rendezvous: a rank without the secret, of another run, or there alrea
     first.join();
     CHECK(errors[0] == "");
     std::fflush(stderr);
-    CHECK(has(read_file(w.at("stderr")), "turned away 1 connection of a rank that was there already"));
+    const std::string said = read_file(w.at("stderr"));
+    CHECK_MESSAGE(has(said, "turned away a connection of a rank that was there already; still waiting for rank 2 of 3"),
+                  said);
+    CHECK(has(said, "turned away 1 connection of a rank that was there already"));
 }
 
 TEST_CASE("rendezvous: a rank does not trust whoever listens") {
@@ -287,6 +296,19 @@ TEST_CASE("rendezvous: what a launcher may get wrong is said in one line") {
               "MASTER_ADDR: rank 0 cannot find 'no.such.host.invalid'"));
 }
 
+TEST_CASE("rendezvous: three ranks on CPUs without MPI do not start, and rank 0 says why") {
+    const Workplace w;
+    const int port = free_port();
+    const Variables three = {{"WORLD_SIZE", "3"}};
+    Rank rank0(w, 0, port, "", three), rank1(w, 1, port, "", three), rank2(w, 2, port, "", three);
+    const Outcome two = rank2.finish(), one = rank1.finish(), zero = rank0.finish();
+    CHECK((zero.status == 1 && one.status == 1 && two.status == 1));
+    CHECK_MESSAGE(zero.err.starts_with("train_gpt: error: rank 0 of 3: 3 ranks on CPUs need MPI, because torchrun "),
+                  zero.err);
+    CHECK(std::ranges::count(zero.err + one.err + two.err, '\n') == 1);
+    CHECK(!std::filesystem::exists(w.at("r0.bin")));
+}
+
 TEST_CASE("rendezvous: the secret comes from a variable or from a file that nobody else may read") {
     const TemporaryFolder dir;
     const std::string path = dir.path + "/secret";
@@ -305,9 +327,13 @@ TEST_CASE("rendezvous: the secret comes from a variable or from a file that nobo
     chmod(path.c_str(), 0600);
     CHECK(secret(file) == "swordfish");
     CHECK(has(error({{"TAPERNORM_SECRET_FILE", path}, {"TAPERNORM_SECRET", "a"}}), "found both"));
+    write_file(path, "sword fish \t\r\n");
+    CHECK(secret(file) == "sword fish");
     write_file(path, "\n");
     CHECK(has(error(file), "expected a line of 1 to 400 letters, found 0"));
     CHECK(has(error({{"TAPERNORM_SECRET", std::string(401, 'a')}}), "found 401"));
+    REQUIRE(mkfifo((path + ".fifo").c_str(), 0600) == 0);
+    CHECK(has(error({{"TAPERNORM_SECRET_FILE", path + ".fifo"}}), "expected a regular file"));
 }
 
 // ---- loss of a rank
@@ -381,9 +407,9 @@ TEST_CASE("agreement: corpora of one size that differ are noticed; what is each 
     text[text.size() / 2] ^= 1;
     write_file(w.at("other.txt"), text);
     std::string said = said_of(w, "", "-i other.txt");
-    CHECK_MESSAGE(has(said, "--train (-i), a checksum of samples of its tokens: expected the same on all ranks"), said);
+    CHECK_MESSAGE(has(said, "--train (-i), its tokens: expected the same on all ranks"), said);
     said = said_of(w, "-j corpus.txt", "-j other.txt");
-    CHECK_MESSAGE(has(said, "--val (-j), a checksum of samples of its tokens: expected the same on all ranks"), said);
+    CHECK_MESSAGE(has(said, "--val (-j), its tokens: expected the same on all ranks"), said);
 
     std::filesystem::copy_file(w.at("corpus.txt"), w.at("copy.txt"));
     const int port = free_port();
@@ -411,10 +437,11 @@ TEST_CASE("agreement: ranks that begin from different files are noticed") {
         CHECK_MESSAGE(has(zero.err, "train_gpt: error: rank 0 of 2: " + error), zero.err);
         CHECK(one.err == "");
     };
+    for (const std::string i : {"0", "1"}) std::filesystem::copy_file(w.at("r" + i + ".bin"), w.at("i" + i + ".bin"));
     const auto before = w.contents();
     refused("-g norm -d 64 -y -x 4", "", "the checksum of the state to resume: expected the same on all ranks");
-    refused("-g norm -d 64 --init r0.bin -x 4 -l 0.01", "--init r1.bin",
-            "sum of the squares of the parameters after update 0: ");
+    refused("-g norm -d 64 --init i0.bin -x 4 -l 0.01", "--init i1.bin",
+            "a checksum of the parameters after update 0: ");
     CHECK(w.contents() == before);
 }
 

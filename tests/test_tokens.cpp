@@ -111,34 +111,40 @@ TEST_CASE("tokens: a held-out tail") {
     CHECK(error_of([] { places(10).split_tail(std::nan("")); }) != "");
 }
 
-TEST_CASE("tokens: a fingerprint tells corpora apart by their length and by samples of their tokens") {
+TEST_CASE("tokens: a fingerprint tells corpora apart by every token; huge ones by their length and by samples") {
     auto text = [](size_t size) { return std::string(size, 'a'); };
     auto fingerprint = [](const std::string& bytes) { return tokens_from_text(bytes).fingerprint(); };
-    const size_t covered = 64 * 4096;
-    for (size_t size : {size_t(1), size_t(4096), size_t(4097), size_t(12345), covered}) {  // every token counts
+    for (size_t size : {size_t(1), size_t(4096), size_t(4097), size_t(12345), size_t(2) << 20}) {
         CAPTURE(size);
         const std::string plain = text(size);
-        CHECK(fingerprint(plain) == fingerprint(plain));
-        CHECK(fingerprint(plain) != fingerprint(text(size + 1)));
-        for (size_t at = 0; at < size; at += std::max<size_t>(1, size / 7)) {
-            std::string other = plain;
-            other[at] = 'b';
-            CHECK(fingerprint(other) != fingerprint(plain));
+        const uint64_t sum = fingerprint(plain);
+        CHECK(fingerprint(plain) == sum);
+        CHECK(fingerprint(text(size + 1)) != sum);
+        std::string other = plain;
+        size_t changes = 0, noticed = 0;
+        for (size_t at = 0; at < size; at += std::max<size_t>(1, size / 31), changes++) {
+            other[at] = 'b', noticed += fingerprint(other) != sum, other[at] = 'a';
         }
+        other[size - 1] = 'b';
+        CHECK(fingerprint(other) != sum);
+        CHECK(noticed == changes);
     }
-    const std::string large = text(10 * covered);
+    auto sampled = [](const std::string& bytes) { return tokens_from_text(bytes).fingerprint(1 << 20); };
+    const std::string large = text(20000000);  // of which 4096 * 4096 tokens count
+    std::string other = large;
+    const uint64_t sum = sampled(large);
+    CHECK(sampled(text(large.size() + 1)) != sum);
     size_t noticed = 0;
-    for (size_t at = 0; at < large.size(); at += 30011) {
-        std::string other = large;
-        other[at] = 'b', noticed += fingerprint(other) != fingerprint(large);
-    }
-    CHECK(noticed > 3);
-    CHECK(noticed < 30);  // of 88: it does not read everything
-    for (size_t at : {size_t(0), large.size() - 1}) {
-        std::string other = large;
-        other[at] = 'b';
-        CHECK(fingerprint(other) != fingerprint(large));
-    }
+    for (size_t at : {size_t(0), size_t(4500), large.size() - 1})  // the second lies between samples
+        other[at] = 'b', noticed += sampled(other) != sum, other[at] = 'a';
+    CHECK(noticed == 2);
+    // The same tokens are the same corpus, whatever holds them, and at any place.
+    const TemporaryFolder dir;
+    std::vector<uint16_t> ids(10000, 'a');
+    ids.back() = 'b';
+    write_token_shard(dir.path + "/part1.bin", std::span(ids).first(5001));
+    write_token_shard(dir.path + "/part2.bin", std::span(ids).subspan(5001));
+    CHECK(open_tokens(dir.path + "/part*.bin").fingerprint() == fingerprint(text(9999) + 'b'));
     CHECK(tokens_from_text("").fingerprint() == tokens_from_text("").fingerprint());
     const TokenSource both = tokens_from_text("abab");
     CHECK(both.slice(0, 2).fingerprint() == both.slice(2, 4).fingerprint());

@@ -17,11 +17,8 @@ std::vector<Fact> common_settings(const Settings& s, const Start& start) {
 std::vector<Fact> common_data(const Run& run) {
     std::vector<Fact> facts = {{"tokens in the vocabulary", std::to_string(run.config.V)},
                                {"epsilon of the norms", strprintf("%.9g", double(run.config.eps))}};
-    for (const auto& [flag, corpus] : {std::pair{"--train (-i)", &run.train}, {"--val (-j)", &run.val}}) {
-        facts.push_back({strprintf("%s, its number of tokens", flag), std::to_string(corpus->size())});
-        facts.push_back({strprintf("%s, a checksum of samples of its tokens", flag),
-                         strprintf("%016llx", static_cast<unsigned long long>(corpus->fingerprint()))});
-    }
+    facts.push_back({"--train (-i), its tokens", run.corpus});
+    facts.push_back({"--val (-j), its tokens", run.val_corpus});
     return facts;
 }
 

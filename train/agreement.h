@@ -1,8 +1,10 @@
 // What all ranks of a run must have in common, so that they compute one update: every setting that is not marked as a
 // rank's own in the table of flags, what is in the files, and the parameters.
 #pragma once
+#include <type_traits>
 #include <vector>
 
+#include "io/checksum.h"
 #include "train/ranks/ranks.h"
 #include "train/start.h"
 
@@ -17,16 +19,27 @@ std::vector<Fact> common_settings(const Settings& s, const Start& start);
 
 std::vector<Fact> common_data(const Run& run);
 
-// Stops all ranks unless they have the same parameters. Before a checkpoint that replaces a good one, too: ranks whose numbers
+// Of every bit of the parameters, in the order of the table.
+template <class Model>
+uint64_t parameter_checksum(Model& model) {
+    Checksum sum;
+    for (const auto& t : tensor_list(model.config, model.params)) {
+        std::vector<std::remove_const_t<std::remove_pointer_t<decltype(t.data)>>> values(t.spec.count());
+        const size_t bytes = values.size() * sizeof(values[0]);
+        device_copy_out(model.dev, values.data(), t.data, bytes);
+        sum.add(values.data(), bytes);
+    }
+    return sum.value();
+}
+
+// Stops all ranks unless they have the same parameters. At every validation and before a checkpoint that replaces a good one, too: ranks whose numbers
 // drift apart, by a fault of a machine or between two kinds of them, would print the loss of other models than the saved one.
 template <class Device, class Real>
 void check_parameters(Trainer<Device, Real>& t, std::vector<Fact> facts, const char* hint) {
     if (t.model.ranks.size == 1) return;
-    const double squares = sum_of_squares(t.model.dev, static_cast<const Real*>(t.model.param_memory.data()),
-                                          t.model.param_memory.bytes() / sizeof(Real));
+    const auto sum = static_cast<unsigned long long>(parameter_checksum(t.model));
     facts.push_back({"updates done", std::to_string(t.step)});
-    facts.push_back(
-        {strprintf("sum of the squares of the parameters after update %zu", t.step), strprintf("%.17g", squares)});
+    facts.push_back({strprintf("a checksum of the parameters after update %zu", t.step), strprintf("%016llx", sum)});
     t.model.ranks.agree(facts, hint);
 }
 

@@ -85,9 +85,9 @@ std::optional<Tokenizer> find_tokenizer(const Settings& s, const Start& start) {
     }
 }
 
-// "120000 tokens, 5f2c90aa01234567".
+// "120000 tokens, checksum 5f2c90aa01234567".
 std::string fingerprint_text(const TokenSource& corpus) {
-    return strprintf("%zu tokens, %016llx", corpus.size(), (unsigned long long)corpus.fingerprint());
+    return strprintf("%zu tokens, checksum %016llx", corpus.size(), (unsigned long long)corpus.fingerprint());
 }
 
 // Shards were tokenized elsewhere: without a tokenizer that says more than bytes, they are taken for those of the model to
@@ -131,10 +131,13 @@ void warn_of_changes(const Run& run, const SafetensorsFile& state) {
     };
     auto compare = [&](const char* key, const char* flag, const TokenSource& corpus, const std::string& now) {
         const std::string then = before(key);
-        if (!then.empty() && then != now)
+        // Older states have a checksum of samples alone: of those, the number of tokens is compared.
+        const bool same =
+            then.find("checksum") != std::string::npos ? then == now : now.starts_with(then.substr(0, then.find(',')));
+        if (!same)
             std::fprintf(stderr,
-                         "warning: %s: %s is not what the run was trained on so far: expected %s, found %s (tokens and "
-                         "a checksum of samples); it goes on with other data\n",
+                         "warning: %s: %s is not what the run was trained on so far: expected %s, found %s; "
+                         "it goes on with other data\n",
                          flag, corpus.name().c_str(), in_quotes(then).c_str(), in_quotes(now).c_str());
     };
     compare("corpus", "--train", run.train, run.corpus), compare("val_corpus", "--val", run.val, run.val_corpus);

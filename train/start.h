@@ -42,7 +42,7 @@ struct Run {
     std::vector<Choice> hellaswag = {};        // scored with every validation
     std::vector<std::string> arguments = {};   // the flags, for the state file
     std::string id = {};                       // of the run, in its state and at the head of its log
-    std::string corpus = {}, val_corpus = {};  // what the corpora were at the start: tokens, a checksum of samples
+    std::string corpus = {}, val_corpus = {};  // what the corpora were at the start: tokens, a checksum
     std::string computed_with = {};            // the instruction set, or "cuda"
     bool first_checkpoint = false;   // of a fresh run, still to come: until then an earlier run keeps its files
     bool new_log = false;            // there is an earlier one: until then, the log is at new_log_path

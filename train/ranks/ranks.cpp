@@ -99,9 +99,12 @@ std::string secret_from_environment() {
     const std::string name = named ? in_quotes(std::getenv("TAPERNORM_SECRET_FILE")) : "";
     if (named) {
         struct stat status{};
-        std::ifstream file(std::getenv("TAPERNORM_SECRET_FILE"));
-        if (!file || stat(std::getenv("TAPERNORM_SECRET_FILE"), &status) != 0 || !std::getline(file, secret))
-            fail("TAPERNORM_SECRET_FILE: cannot read a line of %s", name.c_str());
+        const char* path = std::getenv("TAPERNORM_SECRET_FILE");
+        if (stat(path, &status) == 0 && !S_ISREG(status.st_mode))  // a FIFO would be waited for
+            fail("TAPERNORM_SECRET_FILE: %s: expected a regular file, found something else", name.c_str());
+        std::ifstream file(path);
+        if (!file || !std::getline(file, secret)) fail("TAPERNORM_SECRET_FILE: cannot read a line of %s", name.c_str());
+        secret.erase(secret.find_last_not_of(" \t\r\n\v\f") + 1);  // editors differ in how they end a line
         if (status.st_mode & 077)
             fail("TAPERNORM_SECRET_FILE: other users may read %s; expected a file for you alone: chmod 600 it",
                  name.c_str());
@@ -140,6 +143,7 @@ void Ranks::join() {
     const Place p = place_from_environment();
     if (p.size == 1) return;
     rank = p.rank, size = p.size, local_rank = p.local_rank, local_size = p.local_size, launcher = p.launcher;
+    star = !p.mpi;
     link_ = p.mpi ? join_mpi(rank, size) : join_tcp(rank, size, {p.address, p.port, 300, secret_from_environment()});
     if (rank > 0 && !std::freopen("/dev/null", "w", stdout)) fail("cannot open /dev/null");
 }
@@ -208,6 +212,7 @@ void Ranks::fork_local(size_t count) {
         setpgid(0, 0);  // Ctrl-C reaches the parent alone, which passes it on once
         if (getppid() != parent) std::_Exit(1);
         rank = local_rank = int(r), size = local_size = int(count), launcher = "--gpus";
+        star = true;
         close_all(spokes, r == 0 ? count : r);
         if (r > 0) close_all(hub, count);
         link_ = link_sockets(rank, r == 0 ? hub : std::vector<int>{spokes[r]});

@@ -22,6 +22,8 @@ class Ranks {
     int local_rank = 0, local_size = 1;  // among those of this machine
     std::string launcher;                // "mpirun", "torchrun", "SLURM", "--gpus"; "" for one process
 
+    bool star = false;  // whether rank 0 alone is connected to the others
+
     Ranks() = default;
     Ranks(int rank_, int size_, std::unique_ptr<Link> link) : rank(rank_), size(size_), link_(std::move(link)) {}
 

@@ -298,6 +298,9 @@ class Reception {
         else
             answer.proof = prove(meeting_.secret, host_of(h.rank, h.size), g.challenge.nonce, h.nonce);
         const bool told = send_now(g.socket.fd, answer);
+        if (reason && !dropped_.contains(reason))  // once: strangers may come often
+            std::fprintf(stderr, "warning: port %d: turned away a connection %s; still waiting for rank %s of %d\n",
+                         meeting_.port, reason, absent().c_str(), size_);
         if (reason) return drop(reason);
         if (!told) return drop("that went away");
         ranks_[size_t(h.rank) - 1] = std::move(g.socket), missing_--;
@@ -314,12 +317,16 @@ class Reception {
         return text;
     }
 
-    [[noreturn]] void too_late() const {
-        std::string absent;
+    std::string absent() const {
+        std::string list;
         for (int r = 1; r < size_; r++)
-            if (ranks_[size_t(r) - 1].fd < 0) absent += (absent.empty() ? "" : ", ") + std::to_string(r);
+            if (ranks_[size_t(r) - 1].fd < 0) list += (list.empty() ? "" : ", ") + std::to_string(r);
+        return list;
+    }
+
+    [[noreturn]] void too_late() const {
         fail("rank %s of %d did not connect to %s, port %d, within %g s%s%s; check that they run and that %s",
-             absent.c_str(), size_, meeting_.address.c_str(), meeting_.port, meeting_.seconds,
+             absent().c_str(), size_, meeting_.address.c_str(), meeting_.port, meeting_.seconds,
              dropped_.empty() ? "" : "; turned away: ", dropped_text().c_str(),
              addresses_.loopback() ? "they are on this machine, which alone reaches that address" : "the port is open");
     }
@@ -412,7 +419,7 @@ class Visit {
     }
 
     [[noreturn]] void refused(const std::string& why) const {
-        fail("rank %d: what listens at %s, port %d, %s", rank_, meeting_.address.c_str(), meeting_.port, why.c_str());
+        fail("what listens at %s, port %d, %s", meeting_.address.c_str(), meeting_.port, why.c_str());
     }
 
     int rank_, size_;
