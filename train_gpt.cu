@@ -635,6 +635,7 @@ bool train(Trainer<Device, Real>& t, Run& run) {
             progress.note(sample_text(t, *run.decode, run.prompt, 200));
         const bool due = r.checkpoint || (s.checkpoint_every && r.step % s.checkpoint_every == 0);
         if (due && !stop && r.step < s.steps) {
+            if (logs) logs->log.flush();
             check_drift(t), try_checkpoint(t, run);
             t.checkpoint_due = next_checkpoint(s);
         }

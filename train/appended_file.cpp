@@ -13,7 +13,12 @@
 namespace tapernorm::train {
 
 AppendedFile::~AppendedFile() {
+    flush();
     if (fd_ >= 0) close(fd_);
+}
+
+void AppendedFile::flush() const {
+    if (fd_ >= 0) (void)!fdatasync(fd_);
 }
 
 void AppendedFile::open(bool empty_first) {

@@ -15,6 +15,7 @@ class AppendedFile {
     void open(bool empty_first);
     void append(const std::string& text);  // at once, and as a whole or not at all; nothing before open()
 
+    void flush() const;  // to the disk: after a power cut the log must not end before the checkpoint
     bool empty() const;  // that is, open and without a byte
 
     void warn(const std::string& problem);

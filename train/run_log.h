@@ -27,6 +27,8 @@ class RunLog {
     // cannot be written (disk full) is one warning on stderr, and the run continues.
     void write(size_t step, const Fields& fields);
 
+    void flush() const { file_.flush(); }
+
   private:
     AppendedFile file_;
 };
