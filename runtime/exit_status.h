@@ -60,7 +60,7 @@ inline void start_program() {
 inline const char* output_problem() {
     errno = 0;
     if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return nullptr;
-    return errno ? std::strerror(errno) : "is its disk full?";
+    return errno ? std::strerror(errno) : "it is closed, or its disk is full";
 }
 
 inline void flush_output() {

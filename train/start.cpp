@@ -149,28 +149,6 @@ void warn_of_changes(const Run& run, const SafetensorsFile& state) {
             printable(before("step")).c_str(), in_quotes(then).c_str(), run.computed_with.c_str());
 }
 
-// The files of an earlier run under this name keep their place until the first checkpoint.
-void announce_earlier_run(const Settings& s) {
-    std::string updates;
-    try {
-        const SafetensorsFile state(state_path(s.out), FileUse::own);
-        updates = " (" + std::to_string(state_number(state, "step")) + " updates)";
-    } catch (const Error&) {
-        // A run that had no checkpoint, or whose state is damaged: its files are kept all the same.
-    }
-    const std::string model = shell_word(s.out), aside = shell_word(aside_path(s.out));
-    if (updates.empty()) {
-        std::printf(
-            "earlier   the files of an earlier run without a checkpoint become %s and so on at the first checkpoint\n",
-            aside.c_str());
-        return;
-    }
-    std::printf("earlier   %s and the files beside it are of an earlier run%s\n", model.c_str(), updates.c_str());
-    std::printf(
-        "          they become %s and so on at the first checkpoint; to resume that run instead: ./train_gpt -y -o %s\n",
-        aside.c_str(), model.c_str());
-}
-
 }  // namespace
 
 Start find_start(Settings& s, const Options& options, std::vector<std::string>& arguments, Checkpoints& checkpoints,
@@ -269,14 +247,36 @@ std::map<std::string, std::string> run_metadata(const Run& run) {
             {"computed_with", run.computed_with}};
 }
 
+void announce_earlier_run(const Settings& s) {
+    if (s.resume || existing_files(s.out).empty()) return;
+    if (s.overwrite) {
+        std::printf(
+            "earlier   the files of an earlier run are replaced at the first checkpoint, as --overwrite says\n");
+        return;
+    }
+    std::string updates;
+    try {
+        const SafetensorsFile state(state_path(s.out), FileUse::own);
+        updates = " (" + std::to_string(state_number(state, "step")) + " updates)";
+    } catch (const Error&) {
+        // It had no checkpoint, or its state is damaged: its files are kept all the same.
+    }
+    const std::string model = shell_word(s.out), aside = shell_word(aside_path(s.out));
+    if (updates.empty()) {
+        std::printf(
+            "earlier   the files of an earlier run, which has no state that can be read, become %s and so on at the first checkpoint\n",
+            aside.c_str());
+        return;
+    }
+    std::printf("earlier   %s and the files beside it are of an earlier run%s\n", model.c_str(), updates.c_str());
+    std::printf(
+        "          they become %s and so on at the first checkpoint; to resume that run instead: ./train_gpt -y -o %s\n",
+        aside.c_str(), model.c_str());
+}
+
 void check_run(const Settings& s, Run& run) {
     if (!run.state) {
         run.first_checkpoint = true, run.new_log = !existing_files(s.out).empty();
-        if (run.new_log && s.overwrite)
-            std::printf(
-                "earlier   the files of an earlier run are replaced at the first checkpoint, as --overwrite says\n");
-        else if (run.new_log)
-            announce_earlier_run(s);
         return;
     }
     if (const std::string owner = run_of_log(log_path(s.out)); !owner.empty() && owner != run.id)

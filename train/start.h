@@ -63,8 +63,11 @@ void check_state(const SafetensorsFile& state);
 // instruction set, as metadata.
 std::map<std::string, std::string> run_metadata(const Run& run);
 
-// What a run must know of what is on the disk under its name, said on rank 0: a fresh run, of an earlier one, whose files it
-// will set aside; a resumed one, of a log that is not its own (an error), of a corpus or an instruction set that have changed.
+// Says what will become of the files of an earlier run under this name, if there are any and this run does not resume it.
+void announce_earlier_run(const Settings& s);
+
+// On rank 0, which writes: a fresh run notes whether there is an earlier one; a resumed one fails for a log that is not its own,
+// and warns of a corpus or an instruction set that have changed.
 void check_run(const Settings& s, Run& run);
 
 }  // namespace tapernorm::train
