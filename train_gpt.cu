@@ -482,8 +482,11 @@ struct Trainer {
         r.grad_norm = std::sqrt(totals[squares]), r.stop = stopped, r.checkpoint = totals[squares + 3] > 0;
         const bool finite = std::isfinite(r.loss + r.scale_loss) && std::isfinite(r.grad_norm);
         const double over_median = gradients.over_median(finite ? r.grad_norm : INFINITY);
-        r.skipped = (finite && settings.skip_loss_z > 0 && losses.z_score(r.loss) > settings.skip_loss_z) ||
-                    (settings.skip_grad > 0 && over_median > settings.skip_grad);
+        const bool steep = settings.skip_grad > 0 && over_median > settings.skip_grad;
+        r.skipped = steep || (finite && settings.skip_loss_z > 0 && losses.z_score(r.loss) > settings.skip_loss_z);
+        r.why_skipped = !finite ? "its loss or gradient is not a finite number"
+                        : steep ? "its gradient norm is far above the median of the last updates"
+                                : "its loss is far above that of the last updates";
         if (!finite && !r.skipped) report_divergence(r, bad_rank, first_batch);
         if (finite) losses.add(r.loss);
         gradients.add(finite ? r.grad_norm : INFINITY);

@@ -390,6 +390,18 @@ TEST_CASE("trainer: a loss that is not finite stops the run before anything chan
     CHECK(t.step == 1);
 }
 
+TEST_CASE("trainer: the step line has the log's loss, the scale loss where it counts, and why an update was skipped") {
+    StepReport
+        r{.step = 3, .loss = 2.5, .scale_loss = 0.002, .g = 1, .lr = 1e-3, .grad_norm = 7.6284, .stream_scale = 0.048};
+    CHECK(step_line(r, 10, 1000) ==
+          "step  3/10 | loss 2.5000 | g 1.000 | lr 1.00e-03 | norm  7.628 | s(h)  0.048 |   1000 tok/s");
+    r.scale_loss = 5.2, r.grad_norm = 1.5e30, r.stream_scale = 2e-7, r.skipped = true, r.why_skipped = "because";
+    CHECK(
+        step_line(r, 10, 1000) ==
+        "step  3/10 | loss 2.5000 | scale loss 5.2 | g 1.000 | lr 1.00e-03 | norm 1.5e+30 | s(h)  2e-07 |   1000 tok/s | "
+        "skipped: because");
+}
+
 TEST_CASE("trainer: a loss spike is skipped where asked") {
     LossWindow window;
     for (int i = 0; i < 127; i++) window.add(i % 2 ? 1.0 : 3.0);
@@ -438,7 +450,9 @@ TEST_CASE("trainer: updates with a gradient far above the usual one are skipped 
     while (t.step < 17) CHECK_FALSE(t.update().skipped);
     // In the calibration: nothing of the update is left, but its number.
     const auto site = t.calibration.sites[2];
-    CHECK(update_with(INFINITY).skipped);
+    const StepReport infinite = update_with(INFINITY);
+    CHECK(infinite.skipped);
+    CHECK(std::string(infinite.why_skipped).find("not a finite number") != std::string::npos);
     CHECK(t.step == 18);
     CHECK(t.calibration.sites[2].num == site.num);
     CHECK(t.calibration.updates == 17);
@@ -446,6 +460,7 @@ TEST_CASE("trainer: updates with a gradient far above the usual one are skipped 
     while (t.step < 20 + GradientWindow::kLeast) CHECK_FALSE(t.update().skipped);
     const StepReport high = update_with(1e4f);  // the scale loss's gradient
     CHECK(high.skipped);
+    CHECK(std::string(high.why_skipped).find("far above the median") != std::string::npos);
     CHECK(high.stream_scale > 1000);
     CHECK_FALSE(drifted(t, high));
     CHECK_FALSE(t.update().skipped);

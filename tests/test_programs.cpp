@@ -238,6 +238,17 @@ const std::string kAbsolute =
 
 }  // namespace
 
+TEST_CASE("train_gpt: the screen's loss is the log's, with the scale loss beside it") {
+    const Workplace w;
+    const std::string out = w.ok(kTiny + " --scale-loss 100");
+    double loss = 0, scale_loss = 0;
+    REQUIRE(std::sscanf(out.substr(out.find("step 6/6")).c_str(), "step 6/6 | loss %lf | scale loss %lf", &loss,
+                        &scale_loss) == 2);
+    const auto log = read_log(w.at("model.log.jsonl"));
+    CHECK(loss == doctest::Approx(log.back()["loss"].get<double>()).epsilon(1e-4));
+    CHECK(scale_loss == doctest::Approx(log.back()["scale_loss"].get<double>()).epsilon(1e-2));
+}
+
 TEST_CASE("train_gpt: resuming at any update writes the same bytes as a run without a stop") {
     for (const std::string mode :
          {" -g taper", " -g taper-all --scale-loss 0.1 --norm rmsnorm", " -g norm --no-shuffle"}) {

@@ -38,6 +38,7 @@ struct StepReport {
     double g = 1, lr = 0, grad_norm = 0;
     double stream_scale = 0;  // mean s(h)
     bool skipped = false;     // an outlier (--skip-loss-z, --skip-grad): the parameters were left alone
+    const char* why_skipped = "";
     // Where one of the ranks was told to stop, the run ends here. Where it was in the middle of the update, the update is left
     // out: `step` is the one before, and nothing else of this report means anything.
     bool stop = false, abandoned = false;
@@ -55,6 +56,22 @@ inline void warn_of_output() {
     }
 }
 
+// A number in a column of six characters, or with an exponent where they do not hold it.
+inline std::string in_column(double x) {
+    const std::string text = strprintf("%6.3f", x);
+    return text.size() > 6 || (x != 0 && std::fabs(x) < 1e-3) ? strprintf("%6.4g", x) : text;
+}
+
+// "step 1/10 | loss ...": the log's loss, with the scale loss beside it where that is more than rounding.
+inline std::string step_line(const StepReport& r, size_t steps, double tokens_per_second) {
+    std::string text = strprintf("step %*zu/%zu | loss %.4f", int(std::to_string(steps).size()), r.step, steps, r.loss);
+    if (!(r.scale_loss <= 1e-3 * r.loss)) text += strprintf(" | scale loss %.3g", r.scale_loss);
+    text += strprintf(" | g %.3f | lr %.2e | norm %s | s(h) %s | %6.0f tok/s", r.g, r.lr,
+                      in_column(r.grad_norm).c_str(), in_column(r.stream_scale).c_str(), tokens_per_second);
+    if (r.skipped) text += strprintf(" | skipped: %s", r.why_skipped);
+    return text;
+}
+
 // One line per update on a terminal, overwritten in place, with the time left; elsewhere about 40 lines per run.
 class Progress {
   public:
@@ -64,11 +81,7 @@ class Progress {
     void update(const StepReport& r) {
         const size_t steps = settings_.steps, every = std::max<size_t>(1, steps / 40);
         seconds_ = seconds_ == 0 ? r.seconds : 0.9 * seconds_ + 0.1 * r.seconds;
-        std::string text =
-            strprintf("step %*zu/%zu | loss %.4f | g %.3f | lr %.2e | norm %6.3f | s(h) %6.3f | %6.0f tok/s",
-                      int(std::to_string(steps).size()), r.step, steps, r.loss + r.scale_loss, r.g, r.lr, r.grad_norm,
-                      r.stream_scale, double(settings_.total_batch) / seconds_);
-        if (r.skipped) text += " | skipped";
+        std::string text = step_line(r, steps, double(settings_.total_batch) / seconds_);
         if (line_.terminal()) text += strprintf(" | %s left", duration(double(steps - r.step) * seconds_).c_str());
         line_.show(text, r.step % every == 0 || r.step == first_ + 1 || r.step == steps || r.skipped);
         warn_of_output();
