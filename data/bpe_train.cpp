@@ -217,7 +217,8 @@ Vocabulary PairTrainer::train(size_t vocab_limit, uint64_t min_frequency) {
 void train(const TrainConfig& config) {
     constexpr size_t kAlphabet = 256, kSpecials = 1;
     std::vector<TextFile> files;
-    for (const std::string& path : matching_files(config.text)) files.emplace_back(path);
+    for (const std::string& path : matching_files(config.text))
+        warn_unless_utf8(in_quotes(path), files.emplace_back(path).text());
     std::filesystem::create_directories(config.out);
     for (const char* file : {"vocab.json", "merges.txt"}) {
         const std::string path = (std::filesystem::path(config.out) / file).string();

@@ -77,7 +77,7 @@ class TextReader : public DocumentReader {
         buffer_.resize(full);
         buffer_.resize(have + source_->read(buffer_.data() + have, full - have));
         ended_ = buffer_.size() < full;
-        if (!std::exchange(begun_, true)) check_text(source_->name(), buffer_);
+        if (!std::exchange(begun_, true)) at_ = buffer_.size() - check_text(source_->name(), buffer_).size();
     }
 
     std::unique_ptr<ByteSource> source_;
@@ -101,7 +101,7 @@ class LineReader : public DocumentReader {
                 buffer_.resize(have + kPassageBytes);
                 buffer_.resize(have + source_->read(buffer_.data() + have, kPassageBytes));
                 ended_ = buffer_.size() < have + kPassageBytes;
-                if (!std::exchange(begun_, true)) check_text(source_->name(), buffer_);
+                if (!std::exchange(begun_, true)) at_ = buffer_.size() - check_text(source_->name(), buffer_).size();
                 end = buffer_.find('\n', have);
             }
             if (at_ == buffer_.size()) return false;
@@ -158,8 +158,8 @@ class TarReader : public DocumentReader {
             }
             if (header[156] != '0' && header[156] != '\0') continue;  // directories, long names
             content.resize(size);
-            check_text(source_->name() + ": " + in_quotes(std::string(header, strnlen(header, 100))), content);
-            passage = {tidy(content), true, source_->name()};
+            const std::string name = source_->name() + ": " + in_quotes(std::string(header, strnlen(header, 100)));
+            passage = {tidy(std::string(check_text(name, content))), true, source_->name()};
             if (!passage.text.empty()) return true;
         }
     }

@@ -383,6 +383,8 @@ static int run_prepare(int argc, char** argv) {
                  .help = "threads for tokenizing"});
     return exit_status("prepare", [&] {
         if (!options.parse(argc, argv)) return 0;
+        if (printable(config.mirror) != config.mirror)  // curl prints it as it is
+            fail("--mirror: expected a URL without control characters, found %s", in_quotes(config.mirror).c_str());
         config.has_val_tokens = options.given("--val-tokens");
         prepare(config);
         MappedFile::check_all();

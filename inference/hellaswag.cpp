@@ -112,8 +112,7 @@ std::vector<Choice> read_json_lines(const std::string& path, const MappedFile& f
         fail(
             "%s: its texts need a tokenizer, and the model has none; give --tokenizer, or llm.c's .bin, which holds ids",
             path.c_str());
-    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
-    check_text(path, text);
+    const std::string_view text = check_text(path, {reinterpret_cast<const char*>(file.data()), file.size()});
     std::vector<Choice> choices;
     for (size_t at = 0, number = 1; at < text.size(); number++) {
         const size_t end = std::min(text.find('\n', at), text.size());

@@ -3,11 +3,13 @@
 #include <glob.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <filesystem>
 #include <system_error>
 
 #include "io/atomic_file.h"
 #include "io/mapped_file.h"
+#include "io/words.h"
 #include "runtime/error.h"
 
 namespace tapernorm {
@@ -35,11 +37,13 @@ struct FileKind {
     const char *name, *remedy;
 };
 
+constexpr size_t kChecked = 16 << 20;  // so many bytes of a text are looked at, which takes milliseconds
 constexpr const char* kUnpack = "unpack it first";
 constexpr const char* kConvert = "convert it to UTF-8 first: iconv -f UTF-16 -t UTF-8";
 constexpr const char* kTexts = "name a text";
 constexpr FileKind kKinds[] = {
     {0, "\x1f\x8b"sv, "packed by gzip", "unpack it first (gunzip)"},
+    {0, "\x1f\x9d"sv, "packed by compress", "unpack it first (gunzip)"},
     {0, "\x28\xb5\x2f\xfd"sv, "packed by zstd", "unpack it first (zstd -d)"},
     {0, "\xfd\x37zXZ\0"sv, "packed by xz", "unpack it first (unxz)"},
     {4, "\x31\x41\x59\x26\x53\x59"sv, "packed by bzip2", "unpack it first (bunzip2)"},
@@ -73,18 +77,40 @@ bool is_safetensors(std::string_view text) {
 
 }  // namespace
 
-void check_text(const std::string& name, std::string_view text) {
+std::string kind_of_file(std::string_view bytes) {
+    if (is_safetensors(bytes)) return "";  // the length of its header may look like a magic number
+    for (const FileKind& kind : kKinds)
+        if (bytes.size() >= kind.at && bytes.substr(kind.at).starts_with(kind.magic)) return kind.name;
+    return "";
+}
+
+std::string_view check_text(const std::string& name, std::string_view text) {
     for (const FileKind& kind : kKinds)
         if (text.size() >= kind.at && text.substr(kind.at).starts_with(kind.magic))
             fail("%s: expected text, found %s; %s", name.c_str(), kind.name, kind.remedy);
     if (is_safetensors(text))
         fail("%s: expected text, found a model, a state or another safetensors file; %s", name.c_str(), kTexts);
-    const size_t zero = text.substr(0, 1 << 16).find('\0');
+    const size_t zero = text.substr(0, kChecked).find('\0');
     if (zero != text.npos)
         fail(
             "%s: expected text, but byte %zu is zero; name a text in UTF-8 (iconv makes it of UTF-16), or token shards where "
             "tokens are read (./prepare and llm.c's data scripts make them)",
             name.c_str(), zero);
+    constexpr std::string_view kMark = "\xef\xbb\xbf";
+    return text.starts_with(kMark) ? text.substr(kMark.size()) : text;
+}
+
+void warn_unless_utf8(const std::string& name, std::string_view text) {
+    static bool said = false;
+    const std::string_view checked = text.substr(0, kChecked);
+    const size_t invalid = find_invalid_utf8(checked, 0),
+                 cut = checked.size() < text.size() ? 3 : 0;  // within a character
+    if (said || invalid + cut >= checked.size()) return;
+    said = true;
+    std::fprintf(stderr,
+                 "warning: %s: byte %zu is not UTF-8, and the bytes are taken as they are; a text in Latin-1: iconv -f "
+                 "LATIN1 -t UTF-8\n",
+                 name.c_str(), invalid);
 }
 
 std::string read_text(const std::string& path, size_t limit) {

@@ -15,17 +15,26 @@ std::vector<std::string> matching_files(const std::string& pattern);
 
 // Fails unless what begins like this is text: a packed file, a model, token ids, UTF-16 and the like would all "work" as text,
 // and give results about noise. The error says what it is and what to do. name: the file's, as the
-// message shows it.
-void check_text(const std::string& name, std::string_view text);
+// message shows it. Returns the text without UTF-8's byte order mark.
+std::string_view check_text(const std::string& name, std::string_view text);
+
+// What a file is by its first bytes, "packed by gzip", among all that is neither text nor a safetensors file; "": unknown.
+std::string kind_of_file(std::string_view bytes);
+
+// Says once per process that a text is in another encoding. It is no error: bytes are tokens, too.
+void warn_unless_utf8(const std::string& name, std::string_view text);
 
 // A file that must be text, mapped into memory.
 class TextFile {
   public:
-    explicit TextFile(const std::string& path) : file_(path) { check_text(in_quotes(path), text()); }
-    std::string_view text() const { return {reinterpret_cast<const char*>(file_.data()), file_.size()}; }
+    explicit TextFile(const std::string& path)
+        : file_(path), text_(check_text(in_quotes(path), {reinterpret_cast<const char*>(file_.data()), file_.size()})) {
+    }
+    std::string_view text() const { return text_; }
 
   private:
     MappedFile file_;
+    std::string_view text_;
 };
 
 // The same as a string; a file of more than `limit` bytes is an error, before any of it is read.

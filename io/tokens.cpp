@@ -79,18 +79,19 @@ void open_shard(Run* run) {
     run->ids = reinterpret_cast<const uint16_t*>(run->file.data() + kHeaderBytes);
 }
 
-void open_text(Run* run, const unsigned char* text, size_t bytes, const Tokenize& tokenize) {
-    check_text(in_quotes(run->name), {reinterpret_cast<const char*>(text), bytes});
+void open_text(Run* run, std::string_view bytes, const Tokenize& tokenize) {
+    const std::string_view text = check_text(in_quotes(run->name), bytes);
+    warn_unless_utf8(in_quotes(run->name), text);
     if (tokenize) {
-        run->tokens = tokenize(std::string_view(reinterpret_cast<const char*>(text), bytes));
+        run->tokens = tokenize(text);
         run->file.check();
         run->ids = run->tokens.data();
         run->count = run->tokens.size();
         run->file = MappedFile();
         run->text.clear();
     } else {
-        run->bytes = text;
-        run->count = bytes;
+        run->bytes = reinterpret_cast<const unsigned char*>(text.data());
+        run->count = text.size();
     }
 }
 
@@ -197,7 +198,7 @@ TokenSource tokens_from_text(std::string text, const std::string& name, const To
     auto run = std::make_unique<Run>();
     run->name = name;
     run->text = std::move(text);
-    open_text(run.get(), reinterpret_cast<const unsigned char*>(run->text.data()), run->text.size(), tokenize);
+    open_text(run.get(), run->text, tokenize);
     corpus->append(std::move(run));
     const size_t size = corpus->size;
     return {std::move(corpus), 0, size};
@@ -212,7 +213,7 @@ TokenSource open_tokens(const std::string& path_or_pattern, const Tokenize& toke
         if (is_shard(run->file)) {
             open_shard(run.get());
         } else {
-            open_text(run.get(), run->file.data(), run->file.size(), tokenize);
+            open_text(run.get(), {reinterpret_cast<const char*>(run->file.data()), run->file.size()}, tokenize);
         }
         if (!corpus->runs.empty() && corpus->runs.front()->is_shard != run->is_shard)
             fail("%s matches token shards (%s) and text (%s); give one kind", in_quotes(path_or_pattern).c_str(),

@@ -37,11 +37,6 @@ size_t word_safe_cut(std::string_view text, size_t at) {
     return text.size();
 }
 
-#if HAVE_PCRE2
-
-namespace {
-
-// The place of the first invalid byte at or after `at`; text.size() if everything is valid.
 size_t find_invalid_utf8(std::string_view text, size_t at) {
     while (at < text.size()) {
         uint64_t eight;
@@ -56,6 +51,10 @@ size_t find_invalid_utf8(std::string_view text, size_t at) {
     }
     return at;
 }
+
+#if HAVE_PCRE2
+
+namespace {
 
 // A copy in which each invalid byte is replaced by U+0001. To the expression below it is like Python's replacement character
 // U+FFFD, neither letter nor number nor space, but it has one byte, so that places in the copy are places in the text.

@@ -28,6 +28,9 @@ class Words {
     void* match_data_ = nullptr;
 };
 
+// The place of the first byte at or after `at` that is not UTF-8; text.size() if there is none.
+size_t find_invalid_utf8(std::string_view text, size_t at);
+
 // The first place at or after `at` where a text can be cut so that the two parts have the words of the whole; text.size()
 // if there is none.
 size_t word_safe_cut(std::string_view text, size_t at);

@@ -89,6 +89,8 @@ Config read_settings(const Settings& s) {
     s.require("scale_attn_weights", true);
     s.require("scale_attn_by_inverse_layer_idx", false);
     s.require("add_cross_attention", false);
+    if (const json* q = s.find("quantization_config"))
+        s.refuse("quantization_config", "none (weights as they are)", *q);
     if (const json* f = s.find("activation_function"); f && *f != "gelu_new" && *f != "gelu_pytorch_tanh")
         s.refuse("activation_function", "\"gelu_new\"", *f);
     Config c;
@@ -185,20 +187,18 @@ class HuggingFaceModel : public ModelFile {
                  path_.c_str(), tied ? "true" : "false");
     }
 
-    // Older files have the causal masks of all heads, h.N.attn.bias and masked_bias: not weights.
-    static bool is_mask(const std::string& tensor) {
-        return tensor.ends_with(".attn.bias") || tensor.ends_with(".attn.masked_bias");
-    }
-
     void find_unread() {
-        std::set<std::string> known = {kHead};
+        std::set<std::string> known = {kHead}, mask_names;
+        for (size_t l = 0; l < info_.config.L; l++)  // older files have the causal masks of all heads: not weights
+            for (const char* mask : {"bias", "masked_bias"})
+                mask_names.insert(strprintf("transformer.h.%zu.attn.%s", l, mask));
         GptTensors<float> none{};
         visit_tensors(info_.config, none, [&](const TensorSpec& t, float*&) { known.insert(t.name); });
         std::vector<std::string> tensors;
         size_t masks = 0;
         for (const SafetensorsFile& file : files_)
             for (const TensorEntry& e : file.entries())
-                if (is_mask(e.name))
+                if (mask_names.contains(full_name(e.name)))
                     masks++;
                 else
                     tensors.push_back(e.name);

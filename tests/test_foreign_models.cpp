@@ -204,7 +204,7 @@ TEST_CASE("foreign models: settings of config.json that we do not have are refus
         {"model_type", "llama"}, {"activation_function", "relu"}, {"scale_attn_by_inverse_layer_idx", true},
         {"scale_attn_weights", false}, {"add_cross_attention", true}, {"n_inner", 32}, {"n_embd", -16}, {"n_embd", 1e9},
         {"n_head", 0}, {"n_head", "2"}, {"n_layer", 99999}, {"n_positions", 1.5}, {"vocab_size", 1}, {"vocab_size", nullptr},
-        {"layer_norm_epsilon", "small"}, {"tie_word_embeddings", 1}, {"n_layer", 2}, {"n_positions", 32}};
+        {"layer_norm_epsilon", "small"}, {"quantization_config", {{"quant_method", "gptq"}}}, {"tie_word_embeddings", 1}, {"n_layer", 2}, {"n_positions", 32}};
     // clang-format on
     for (const auto& [key, value] : settings) {
         json bad = good;
@@ -262,6 +262,7 @@ TEST_CASE("foreign models: tensors that nobody would read are refused by name; m
     for (const std::string name :
          {"transformer.h.1.mlp.c_fc.weight", "h.7.mlp.c_fc.weight",
           "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight", "transformer.h.0.crossattention.c_attn.weight",
+          "transformer.h.1.attn.bias", "h.0.crossattention.attn.bias", "adapter.attn.masked_bias", "h.01.attn.bias",
           "lm_head.bias", "score.weight", "v_head.summary.weight", "wte.weight"}) {
         with({{name, fc}}, config);
         w.refused("infer hf -n 1", {"hf/model.safetensors", name});

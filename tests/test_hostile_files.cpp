@@ -180,6 +180,9 @@ TEST_CASE("texts: packed files, models, shards and other encodings are refused b
     std::string tar(600, 'x'), llama = "\xa1\xd9\x34\x01" + std::string(2000, '\1');
     tar.replace(257, 5, "ustar");
     const std::vector<std::pair<std::string, std::string>> kinds = {{"\x1f\x8b\x08"s, "gunzip"},
+                                                                    {"\x1f\x9d\x90"s, "compress"},
+                                                                    {std::string(2 << 20, 'x') + '\0',
+                                                                     "byte 2097152 is zero"},
                                                                     {"\x28\xb5\x2f\xfd"s, "zstd"},
                                                                     {"BZh91AY&SY"s, "bunzip2"},
                                                                     {"\xfd"s + "7zXZ\0"s, "unxz"},
@@ -206,12 +209,29 @@ TEST_CASE("texts: packed files, models, shards and other encodings are refused b
           std::string("infer model.bin --eval corpus.gz"), std::string("infer model.bin --prompts corpus.gz"),
           std::string("infer model.bin --hellaswag corpus.gz")})
         w.refused(line, {"corpus.gz", "gunzip"});
+    w.refused("infer corpus.gz", {"corpus.gz", "packed by gzip"});
+    w.refused("infer shard.bin", {"shard.bin", "a token shard"});
     w.refused("infer model.bin --eval model.state.bin", {"model.state.bin", "a state"});
     w.refused("infer model.bin --prompts shard.bin", {"shard.bin", "token shard", "--eval"});
     fs::create_directory(w.at("vocabulary"));
     write_file(w.at("vocabulary/vocab.json"), "\x1f\x8b\x08");
     write_file(w.at("vocabulary/merges.txt"), "");
     w.refused("infer model.bin --prompt x --tokenizer vocabulary", {"vocab.json", "gunzip"});
+}
+
+TEST_CASE("texts: a byte order mark is no token; other encodings than UTF-8 are one warning") {
+    const Workplace w;
+    w.ok(kTiny);
+    write_file(w.at("mark.txt"), "\xef\xbb\xbfThe cat sat on the mat.\n");
+    CHECK(contains(w.ok("infer model.bin --eval mark.txt"), "24 tokens"));
+    CHECK(TextFile(w.at("mark.txt")).text().starts_with("The"));
+    const std::string latin = "Der K\xe4se schl\xe4gt den M\xf6nch.\n";
+    for (const std::string name : {"latin_1.txt", "latin_2.txt"}) write_file(w.at(name), latin);
+    const Outcome outcome = w.run("infer model.bin --eval latin_*.txt");
+    CHECK(outcome.status == 0);
+    CHECK(outcome.err.starts_with("warning: 'latin_1.txt': byte 5 is not UTF-8"));
+    CHECK(contains(outcome.err, "iconv"));
+    CHECK(outcome.err.find('\n') + 1 == outcome.err.size());
 }
 
 // ---- tokens

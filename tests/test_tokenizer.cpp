@@ -465,6 +465,14 @@ struct PrepareFixture {
 
 }  // namespace
 
+TEST_CASE("prepare: a mirror with control characters is refused before curl prints it") {
+    const auto [status, message] =
+        run_program(run_prepare, {"tinystories", "--mirror", std::string("file:///\x1b]0;X\x07")});
+    CHECK(status == 1);
+    CHECK(message.find("--mirror") != std::string::npos);
+    CHECK(message.find('\x1b') == std::string::npos);
+}
+
 TEST_CASE_FIXTURE(PrepareFixture, "prepare: text with markers, splits and shards") {
     write_file(dir + "/tales.txt", "hello \n<|endoftext|>\n\nhell\nhe\n<|endoftext|>\n<|endoftext|>ll\n");
     const Ids all = {261, 259, 261, 258, id_of('\n'), 256, 261, 257};
