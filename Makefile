@@ -125,7 +125,6 @@ deps:
 	@CXX="$(CXX)" dev/install_deps.sh
 clean:
 	rm -rf $(BUILD) $(PROGRAMS) $(DATA_TOOLS) bench_infer
-
 # Not made from anything: else make would try, by its built-in rules.
 $(BUILD)/%.d: ;
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
