@@ -24,7 +24,7 @@ bool too_deep(std::string_view text) {
     return false;
 }
 
-// The number in \uXXXX at text[at]; 0 if there is none.
+// The number of the escape at text[at], which is a backslash, u and four hexadecimal digits; 0 if there is none.
 unsigned escaped_unit(std::string_view text, size_t at) {
     unsigned unit = 0;
     if (text.size() < at + 6 || text.substr(at, 2) != "\\u") return 0;
