@@ -700,6 +700,7 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     if (stop && t.step == first_step) return stopped(t, signal, false);
     ranks.set_time_limit(1e9);  // rank 0 may wait for room on its disk; a rank that ends is noticed all the same
     check_drift(t);
+    require_finite_parameters(t);
     save_checkpoint(t, run, true, !s.resume || t.step > first_step);
     if (stop) return stopped(t, signal, true);
     const auto loss = evaluate(t, run.val, 10 * s.val_batches);

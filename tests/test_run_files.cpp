@@ -277,6 +277,21 @@ TEST_CASE("checkpoints: a gradient that was no number does not end up as a state
     CHECK(metadata(w.at("j.state.bin"), "step") == "61");
 }
 
+TEST_CASE("checkpoints: parameters that are not finite end the run, and the checkpoint before them stays") {
+    const Workplace w;
+    w.ok(kTiny);
+    const auto before = run_files(w, "model");
+    for (const std::string name : {"model", "fresh"}) {  // found before a checkpoint, on the way or at the end
+        const Outcome outcome =
+            w.run(kTiny + " -u 0 -l 1e300 -o " + name + (name == "model" ? " -n 1" : " -x 1 --gate-mode norm"));
+        CHECK(outcome.status == 1);
+        CHECK_MESSAGE(outcome.err.find("train_gpt: error: step 1: the parameters are not finite") == 0, outcome.err);
+        CHECK(outcome.err.find('\n') + 1 == outcome.err.size());
+    }
+    CHECK(run_files(w, "model") == before);
+    CHECK(!fs::exists(w.at("fresh.bin")));
+}
+
 TEST_CASE("checkpoints: -y falls back to the state before one that is whole and cannot be loaded") {
     const Workplace w, whole;
     w.ok(kTiny + " -n 2"), whole.ok(kTiny);

@@ -32,8 +32,8 @@ uint64_t parameter_checksum(Model& model) {
     return sum.value();
 }
 
-// Stops all ranks unless they have the same parameters. At every validation and before a checkpoint that replaces a good one, too: ranks whose numbers
-// drift apart, by a fault of a machine or between two kinds of them, would print the loss of other models than the saved one.
+// Stops all ranks unless they have the same parameters: at the start, at every validation and before a checkpoint replaces a good
+// one. Ranks that drift apart, by a faulty machine or by unlike ones, would print the loss of other models than the saved one.
 template <class Device, class Real>
 void check_parameters(Trainer<Device, Real>& t, std::vector<Fact> facts, const char* hint) {
     if (t.model.ranks.size == 1) return;

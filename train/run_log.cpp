@@ -31,13 +31,12 @@ std::string json_text(const RunLog::Value& value) {
     return std::string(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
 }
 
-// Whether a line says what was at `resume_step` or before, or which run the log belongs to.
+// Whether a line says what was at `resume_step` or before. (The line that says whose the log is is written again where none stays.)
 bool stays(std::string_view line, size_t resume_step) {
     const json record = parse_json(line);
     if (!record.is_object()) return false;
     const auto step = record.find("step");
-    if (step == record.end()) return record.contains("run");
-    return step->is_number_unsigned() && step->get<uint64_t>() <= resume_step;
+    return step != record.end() && step->is_number_unsigned() && step->get<uint64_t>() <= resume_step;
 }
 
 // Cuts off the lines after the last one of `resume_step` or before, however long the log is.

@@ -191,9 +191,10 @@ std::unique_ptr<HostModel> host_model(Trainer<Device, Real>& t, const ModelInfo&
     return host;
 }
 
-// Parameters that are no longer numbers can neither be resumed nor used: the checkpoint before them must stay.
+// Parameters that are no longer numbers can neither be resumed nor used: the run ends, and the checkpoint before them stays. All
+// ranks have the same parameters, and call this.
 template <class Device, class Real>
-void check_parameters(Trainer<Device, Real>& t) {
+void require_finite_parameters(Trainer<Device, Real>& t) {
     Gpt<Device, Real>& model = t.model;
     const double squares = sum_of_squares(model.dev, static_cast<const Real*>(model.param_memory.data()),
                                           model.param_memory.bytes() / sizeof(Real));
@@ -215,12 +216,11 @@ inline void make_room(Run& run, const Settings& s) {
 }
 
 // The state first, which names the model that belongs to it: a crash between the two leaves a state from which the model is
-// written again, and a model that everyone can tell is an older one. Rank 0 writes; the others give it what they alone have,
+// written again, and a model that fold and infer recognize as older. Rank 0 writes; the others give it what they alone have,
 // all of it before the first file, which may fail on rank 0. last: see write_last.
 // changed: else the state on the disk is this one, and only the model is written.
 template <class Device, class Real>
 void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool changed = true) {
-    check_parameters(t);
     Gpt<Device, Real>& model = t.model;
     const std::string& out = t.settings.out;
     if (!model.ranks.first() && !model.shards.sharded()) return;
@@ -229,11 +229,13 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool
     std::map<std::string, std::string> metadata = run_metadata(run);
     metadata.insert(run.tokenizer.begin(), run.tokenizer.end());
     std::optional<ModelImage> image;
-    if constexpr (std::is_same_v<Real, float> && std::is_same_v<Device, Cpu>)
-        image.emplace(info, model.params);
-    else if (host)
-        image.emplace(info, host->tensors);
-    if (model.ranks.first()) metadata["model"] = image->checksum();
+    if (model.ranks.first()) {
+        if constexpr (std::is_same_v<Real, float> && std::is_same_v<Device, Cpu>)
+            image.emplace(info, model.params);
+        else
+            image.emplace(info, host->tensors);
+        metadata["model"] = image->checksum();
+    }
     const auto state = gather_state(t, run.arguments, metadata);
     if (!model.ranks.first()) return;
     const auto ready = [&] { make_room(run, t.settings); };
@@ -259,6 +261,7 @@ double bytes_to_write(Trainer<Device, Real>& t) {
     for (const auto& tensor : tensor_list(t.model.config, t.model.params)) numbers += double(tensor.spec.count());
     const double model = numbers * sizeof(float), state = 3 * model;  // with both moments
     double bytes = state * double(t.settings.keep + 1) + 2 * model;
+    if (!t.settings.resume && !t.settings.overwrite) return bytes;  // what is there stays, under other names
     std::error_code missing;
     for (size_t number = 0; number < t.settings.keep; number++)
         if (std::filesystem::exists(numbered(state_path(t.settings.out), number), missing)) bytes -= state;
@@ -269,6 +272,7 @@ double bytes_to_write(Trainer<Device, Real>& t) {
 // In the middle of a run: a disk that is full now may have room again later, and the checkpoint of before is whole.
 template <class Device, class Real>
 void try_checkpoint(Trainer<Device, Real>& t, Run& run) {
+    require_finite_parameters(t);
     try {
         save_checkpoint(t, run);
     } catch (const Error& e) {
