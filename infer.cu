@@ -71,7 +71,7 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--hellaswag", .to = &s.hellaswag, .metavar = "FILE", .default_text = "none",
            .help = "print the model's HellaSwag scores; FILE is llm.c's .bin or the original JSON lines"});
     o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH", .default_text = "the model's own",
-           .help = "bytes, a folder with vocab.json and merges.txt, or llm.c's gpt2_tokenizer.bin"});
+           .help = "bytes, a folder with vocab.json and merges.txt, a tokenizer.json, or llm.c's gpt2_tokenizer.bin"});
     o.section("Output");
     o.add({.long_name = "--last-token", .to = &s.last_token,
            .help = "print the most probable next tokens instead of generating text; computes only the last position's "
@@ -257,7 +257,7 @@ static void read_inputs(const Settings& s, const Options& options, const ModelIn
     else if (!s.prompts.empty())
         in.prompts = prompts.from_lines(s.prompts);
     else if (!s.eval.empty())
-        in.eval = read_eval_tokens(s.eval, in.tokenizer, encode, info.config.V);
+        in.eval = read_eval_tokens(s.eval, in.tokenizer, encode, info);
     else if (!s.tokens.empty())
         in.prompts = {prompts.from_ids(s.tokens)};
     else

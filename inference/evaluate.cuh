@@ -52,14 +52,16 @@ struct EvalTokens {
 
 // encode: null where bytes are tokens.
 inline EvalTokens read_eval_tokens(const std::string& path, const std::optional<Tokenizer>& tokenizer,
-                                   const Tokenize& encode, size_t V) {
+                                   const Tokenize& encode, const ModelInfo& info) {
     const TokenSource source = open_tokens(path, encode);
+    if (source.from_shards())
+        check_shards("--eval", source.files(), tokenizer ? tokenizer->name() : info.tokenizer.at("tokenizer"));
     if (source.size() < 2)
         fail("--eval %s: expected a text of at least 2 tokens, found %zu", path.c_str(), source.size());
     EvalTokens eval{(source.from_shards() ? "shards    " : "text      ") + source.name(), {}};
     eval.tokens.resize(source.size());
     source.read(0, source.size(), eval.tokens.data());
-    check_ids(eval.tokens, V, [&](size_t i) { return source.where(i); });
+    check_ids(eval.tokens, info.config.V, [&](size_t i) { return source.where(i); });
     auto bytes_of = [&](int id) {
         return size_t(id) < tokenizer->vocab_size() ? tokenizer->token(size_t(id)).size() : 0;
     };

@@ -39,6 +39,9 @@ class Tokenizer {
     // where Hugging Face's models have them.
     static Tokenizer from_metadata(const std::map<std::string, std::string>& metadata, const std::string& model_path);
 
+    // vocab.json and merges.txt in the file's folder, where ./prepare puts them beside its shards; none without them.
+    static std::optional<Tokenizer> beside(const std::string& file);
+
     // "bytes", "gpt2" (GPT-2's own vocabulary, whatever file it came from) or "bpe10000-5f2c90aa": V and a
     // fingerprint of tokens and merges. Equal names mean equal ids.
     const std::string& name() const;
@@ -67,6 +70,9 @@ class Tokenizer {
 
     std::shared_ptr<const Tables> tables_;
 };
+
+// Fails where token shards lie beside another tokenizer than the one of this name, which is used ("unknown": not checked).
+void check_shards(const char* flag, std::span<const std::string> shards, const std::string& used);
 
 constexpr std::string_view kEndOfText = "<|endoftext|>";
 

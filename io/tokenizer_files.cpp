@@ -1,5 +1,6 @@
 // Where tokenizers are found: in a model file, beside one, in a folder, in Hugging Face's single tokenizer.json.
 #include <filesystem>
+#include <set>
 
 #include "io/files.h"
 #include "io/json.h"
@@ -86,6 +87,25 @@ Tokenizer Tokenizer::from_path(const std::string& path) {
     return from_text(read_text(vocab, kLargestFile), read_text(merges, kLargestFile), in_quotes(path));
 }
 
+std::optional<Tokenizer> Tokenizer::beside(const std::string& file) {
+    const fs::path parent = fs::path(file).parent_path(), folder = parent.empty() ? "." : parent;
+    std::error_code ignored;
+    if (!fs::exists(folder / "vocab.json", ignored) || !fs::exists(folder / "merges.txt", ignored)) return {};
+    return from_path(folder.string());
+}
+
+void check_shards(const char* flag, std::span<const std::string> shards, const std::string& used) {
+    std::set<fs::path> seen;
+    for (const std::string& shard : shards) {
+        if (used == "unknown" || !seen.insert(fs::path(shard).parent_path()).second) continue;
+        if (const auto own = Tokenizer::beside(shard); own && own->name() != used)
+            fail(
+                "%s: the tokenizer beside %s (vocab.json, merges.txt) is %s, expected %s, which is used here; name shards "
+                "that it made",
+                flag, in_quotes(shard).c_str(), own->name().c_str(), used.c_str());
+    }
+}
+
 Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& metadata, const std::string& model_path) {
     const auto name = metadata.find("tokenizer"), vocab = metadata.find("tokenizer.vocab"),
                merges = metadata.find("tokenizer.merges");
@@ -99,11 +119,8 @@ Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& met
                 in_quotes(model_path).c_str(), in_quotes(name->second).c_str(), tokenizer.name().c_str());
         return tokenizer;
     }
-    const fs::path parent = fs::path(model_path).parent_path();
-    const fs::path directory = parent.empty() ? fs::path(".") : parent;
-    std::error_code ignored;
-    if (fs::exists(directory / "vocab.json", ignored) && fs::exists(directory / "merges.txt", ignored)) {
-        Tokenizer tokenizer = from_path(directory.string());
+    if (const std::optional<Tokenizer> found = beside(model_path)) {
+        const Tokenizer& tokenizer = *found;
         if (name == metadata.end() || name->second == tokenizer.name()) return tokenizer;
         fail(
             "%s was trained with the tokenizer %s, but the one beside it is %s; name the right one with --tokenizer DIR",

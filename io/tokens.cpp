@@ -193,6 +193,12 @@ uint64_t TokenSource::fingerprint(size_t whole) const {
 
 bool TokenSource::from_shards() const { return corpus_->runs.front()->is_shard; }
 
+std::vector<std::string> TokenSource::files() const {
+    std::vector<std::string> names;
+    for (const auto& run : corpus_->runs) names.push_back(run->name);
+    return names;
+}
+
 TokenSource tokens_from_text(std::string text, const std::string& name, const Tokenize& tokenize) {
     auto corpus = std::make_shared<Corpus>();
     auto run = std::make_unique<Run>();
@@ -224,6 +230,8 @@ TokenSource open_tokens(const std::string& path_or_pattern, const Tokenize& toke
     const size_t size = corpus->size;
     return {std::move(corpus), 0, size};
 }
+
+bool is_token_shard(const std::string& path) { return is_shard(MappedFile(path)); }
 
 void write_token_shard(const std::string& path, std::span<const uint16_t> tokens) {
     if (tokens.size() > size_t(std::numeric_limits<int32_t>::max()))

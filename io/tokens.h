@@ -57,6 +57,7 @@ class TokenSource {
 
     // Whether the tokens come from shards, already made by some tokenizer, rather than from text.
     bool from_shards() const;
+    std::vector<std::string> files() const;
 
   private:
     // Calls with(run, offset, n) for the parts of [begin, begin + count) that lie in one run each.
@@ -75,6 +76,7 @@ TokenSource tokens_from_text(std::string text, const std::string& name = "the bu
 // shard; anything else must be text, which `tokenize` turns into tokens (without it, its bytes are the tokens).
 TokenSource open_tokens(const std::string& path_or_pattern, const Tokenize& tokenize = nullptr);
 
+bool is_token_shard(const std::string& path);  // by its magic number
 void write_token_shard(const std::string& path, std::span<const uint16_t> tokens);
 
 struct LoaderOptions {

@@ -306,6 +306,33 @@ TEST_CASE("infer: a tokenizer that is not the model's is refused, by size and by
         w.refused("infer wrong.bin " + mode, {"1259", "259", "wrong.bin"});
 }
 
+TEST_CASE("shards beside another tokenizer are refused, and their own is train_gpt's default") {
+    const Workplace w;
+    const std::string text = read_file(w.at("corpus.txt"));
+    for (const auto& [folder, tokens] : std::map<std::string, int>{{"words", 0}, {"more", 141}}) {
+        if (tokens)
+            write_vocabulary(w.at(folder), tokens);
+        else
+            write_vocabulary(w.at(folder));
+        write_token_shard(w.at(folder + "/a.bin"), Tokenizer::from_path(w.at(folder)).encode(text));
+    }
+    w.ok("train_gpt -i words/a.bin -b 2 -x 6 --gate-warmup 2 --gate-end 4" + kShape + " -o words.bin");
+    CHECK(SafetensorsFile(w.at("words.bin")).metadata().at("tokenizer") == Tokenizer::from_path(w.at("words")).name());
+    w.ok("infer words.bin --eval words/a.bin");
+    w.ok("train_gpt -y -o words.bin -x 7");
+    w.ok(kTiny + " --tokenizer more -g norm -o more.bin");
+    w.refused("infer more.bin --eval words/a.bin", {"--eval", "words/a.bin", "bpe259", "bpe400"});
+    w.refused("train_gpt -i words/a.bin --tokenizer more" + kShape, {"--train", "words/a.bin"});
+    w.refused("train_gpt -i words/a.bin --init more.bin", {"--train", "words/a.bin"});
+    w.refused(kTiny + " --tokenizer more -j words/a.bin", {"--val", "words/a.bin"});
+    std::filesystem::create_directory(w.at("bytes"));
+    Tokenizer().save(w.at("bytes"));
+    write_token_shard(w.at("bytes/a.bin"), Tokenizer().encode(text));
+    w.ok("train_gpt -i bytes/a.bin -b 2 -x 6 --gate-warmup 2 --gate-end 4" + kShape + " -o bytes.bin");
+    w.ok("train_gpt -y -o bytes.bin -x 7");
+    CHECK(contains(w.ok("infer bytes.bin --eval bytes/a.bin"), "bits per byte"));
+}
+
 // ---- JSON and settings
 
 TEST_CASE("parse_json: what nests deeper than 100 levels is refused; half surrogates are mended") {

@@ -180,6 +180,15 @@ TEST_CASE("run files: killed at each renaming of an earlier run, it is whole und
     }
 }
 
+TEST_CASE("run files: setting aside replaces nothing, not even what appears at the last moment") {
+    const Workplace w;
+    write_file(w.at("a.bin"), "the earlier model"), write_file(w.at("a.old.bin"), "somebody else's");
+    const std::string model = w.at("a.bin"), to = w.at("a.old.bin");
+    CHECK(error_of([&] { set_aside(model, to, {model}); }).find("File exists") != std::string::npos);
+    CHECK(read_file(to) == "somebody else's");
+    CHECK(read_file(model) == "the earlier model");
+}
+
 TEST_CASE("run files: -y of a finished run changes no state") {
     const Workplace w;
     w.ok(kTiny + " -n 2 --keep 3");

@@ -67,7 +67,7 @@ void add_file_options(Options& o, Settings& s) {
            .help = "the corpus: a text file or token shards in llm.c's format (a pattern such as 'data/train_*.bin')", .per_rank = true});
     o.add({.short_name = "-j", .long_name = "--val", .to = &s.val, .metavar = "FILE",
            .default_text = "the last 10% of -i", .help = "text or shards to validate on", .per_rank = true});
-    o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH", .default_text = "that of --init, else bytes",
+    o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH", .default_text = "that of --init or beside the shards, else bytes",
            .help = "bytes, a folder with vocab.json and merges.txt, a tokenizer.json, or llm.c's gpt2_tokenizer.bin; stored in the "
                    "model", .per_rank = true});
     o.add({.short_name = "-o", .long_name = "--out", .to = &s.out, .metavar = "FILE",

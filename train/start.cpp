@@ -2,11 +2,13 @@
 
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <string_view>
 #include <utility>
 
 #include "data/stories.h"
 #include "io/checksum.h"
+#include "io/files.h"
 #include "io/terminal.h"
 #include "runtime/error.h"
 #include "train/run_files.h"
@@ -74,10 +76,19 @@ Config make_config(const Settings& s, const Run& run, const Start& start) {
     return c;
 }
 
-// --tokenizer's; else that of the file to start from, where it is there; else bytes.
-std::optional<Tokenizer> find_tokenizer(const Settings& s, const Start& start) {
+// The one that made the shards to train on, where it lies beside them.
+std::optional<Tokenizer> tokenizer_of_shards(const std::string& train) {
+    if (train.empty()) return {};
+    const std::string first = matching_files(train).front();
+    std::error_code ignored;
+    if (!std::filesystem::is_regular_file(first, ignored) || !is_token_shard(first)) return {};
+    return Tokenizer::beside(first);
+}
+
+// --tokenizer's; else that of the file to start from, where it is there; else that of the shards; else bytes.
+std::optional<Tokenizer> find_tokenizer(const Settings& s, const Start& start, const std::optional<Tokenizer>& shards) {
     if (!s.tokenizer.empty()) return Tokenizer::from_path(s.tokenizer);
-    if (!start.from_file()) return Tokenizer();
+    if (!start.from_file()) return shards ? *shards : Tokenizer();
     try {
         return Tokenizer::from_metadata(start.tokenizer, start.origin.path);
     } catch (const Error&) {
@@ -90,11 +101,12 @@ std::string fingerprint_text(const TokenSource& corpus) {
     return strprintf("%zu tokens, checksum %016llx", corpus.size(), (unsigned long long)corpus.fingerprint());
 }
 
-// Shards were tokenized elsewhere: without a tokenizer that says more than bytes, they are taken for those of the model to
-// start from, or for GPT-2's.
+// Shards were tokenized elsewhere: without a tokenizer beside them or one that says more than bytes, they are taken for those
+// of the model to start from, or for GPT-2's.
 Run open_corpora(const Settings& s, const Start& start) {
-    const std::optional<Tokenizer> tokenizer = find_tokenizer(s, start);
-    const bool bytes = tokenizer && tokenizer->name() == "bytes", guess = s.tokenizer.empty() && (!tokenizer || bytes);
+    const std::optional<Tokenizer> shards = tokenizer_of_shards(s.train), tokenizer = find_tokenizer(s, start, shards);
+    const bool bytes = tokenizer && tokenizer->name() == "bytes";
+    const bool guess = s.tokenizer.empty() && (!tokenizer || (bytes && !shards));
     Tokenize encode = [&](std::string_view text) {
         if (!tokenizer)
             fail(
@@ -121,6 +133,8 @@ Run open_corpora(const Settings& s, const Start& start) {
         run.tokenizer = tokenizer ? std::map<std::string, std::string>{{"tokenizer", "gpt2"}} : start.tokenizer;
         run.decode.reset();
     }
+    if (train.from_shards()) check_shards("--train", train.files(), run.tokenizer.at("tokenizer"));
+    if (val.from_shards()) check_shards("--val", val.files(), run.tokenizer.at("tokenizer"));
     return run;
 }
 
