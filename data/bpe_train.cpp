@@ -14,7 +14,6 @@
 #include <unordered_map>
 
 #include "io/atomic_file.h"
-#include "io/claims.h"
 #include "io/files.h"
 #include "io/mapped_file.h"
 #include "io/options.h"
@@ -222,7 +221,9 @@ void train(const TrainConfig& config) {
     std::filesystem::create_directories(config.out);
     for (const char* file : {"vocab.json", "merges.txt"}) {
         const std::string path = (std::filesystem::path(config.out) / file).string();
-        check_writable(path), check_no_input("--out", path);
+        if (std::filesystem::exists(path))  // before minutes of work
+            fail("--out: %s exists already; remove it, or name another folder", in_quotes(path).c_str());
+        check_writable(path);
     }
     PairTrainer trainer(count_words(files, int(config.threads)));
     Vocabulary vocabulary = trainer.train(config.vocab_size - kSpecials, config.min_frequency);

@@ -13,7 +13,4 @@ void claim_input(const std::string& path, int fd);
 // from, such as "--out".
 void claim_output(const std::string& flag, const std::string& path);
 
-// The same for a program that has opened all its inputs: they alone are compared, nothing is claimed.
-void check_no_input(const std::string& flag, const std::string& path);
-
 }  // namespace tapernorm

@@ -525,6 +525,9 @@ std::map<std::string, std::string> Tokenizer::metadata() const {
 }
 
 void Tokenizer::save(const std::string& directory) const {
+    if (const auto there = beside(directory + "/vocab.json"); there && there->name() != name())
+        fail("%s holds another tokenizer, %s; expected a folder without one or with %s", in_quotes(directory).c_str(),
+             there->name().c_str(), name().c_str());
     write_text(directory + "/vocab.json", vocab_json_text(tables_->tokens));
     write_text(directory + "/merges.txt", merges_txt_text(tables_->tokens, tables_->merges));
 }

@@ -60,7 +60,8 @@ class Tokenizer {
     // {"tokenizer": name()} and, for BPE, "tokenizer.vocab" and "tokenizer.merges": the two files' contents.
     std::map<std::string, std::string> metadata() const;
 
-    void save(const std::string& directory) const;  // vocab.json and merges.txt, for byte level too
+    // vocab.json and merges.txt, for byte level too. Fails where the folder holds those of another tokenizer.
+    void save(const std::string& directory) const;
 
   private:
     struct Tables;

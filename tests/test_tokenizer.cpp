@@ -506,6 +506,17 @@ TEST_CASE_FIXTURE(PrepareFixture,
     CHECK(read_text(out + "/vocab.json") == "hello hello hello hello\n");
 }
 
+TEST_CASE_FIXTURE(PrepareFixture, "prepare and bpe_train: another tokenizer in the folder stays") {
+    write_file(dir + "/a.txt", "hello hello hello hello\n");
+    fs::create_directories(out);
+    Tokenizer().save(out);
+    const std::string before = read_text(out + "/vocab.json");
+    CHECK(contains(run({dir + "/a.txt", "--val-tokens", "1"}).second, "holds another tokenizer, bytes"));
+    CHECK(contains(run_program(run_bpe_train, {dir + "/a.txt", "--out", out}).second, "vocab.json' exists already"));
+    CHECK(read_text(out + "/vocab.json") == before);
+    CHECK(!fs::exists(out + "/a_val_000000.bin"));
+}
+
 TEST_CASE_FIXTURE(PrepareFixture, "prepare: bytes have a blank line between documents") {
     write_file(dir + "/tales.txt", "one<|endoftext|>two");
     vocabulary = "bytes";
