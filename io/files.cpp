@@ -70,26 +70,29 @@ constexpr FileKind kKinds[] = {
     {0, "\xc8\xd7\x34\x01"sv, "a tokenizer of llm.c", kTexts},
 };
 
-// The length of a JSON header in 8 bytes, then the header: of the bytes of a length, text has none that is zero.
-bool is_safetensors(std::string_view text) {
-    return text.size() > 8 && text.substr(4, 4) == "\0\0\0\0"sv && text[8] == '{';
+// The length of a JSON header in 8 bytes, of which the last four are zero, then the header. It comes before the others, because
+// a length may look like one of their magic numbers.
+constexpr FileKind kSafetensors = {4, "\0\0\0\0{"sv, "a model, a state or another safetensors file", kTexts};
+
+const FileKind* find_kind(std::string_view bytes) {
+    const auto is = [&](const FileKind& kind) {
+        return bytes.size() >= kind.at && bytes.substr(kind.at).starts_with(kind.magic);
+    };
+    if (is(kSafetensors)) return &kSafetensors;
+    const FileKind* found = std::find_if(std::begin(kKinds), std::end(kKinds), is);
+    return found == std::end(kKinds) ? nullptr : found;
 }
 
 }  // namespace
 
 std::string kind_of_file(std::string_view bytes) {
-    if (is_safetensors(bytes)) return "";  // the length of its header may look like a magic number
-    for (const FileKind& kind : kKinds)
-        if (bytes.size() >= kind.at && bytes.substr(kind.at).starts_with(kind.magic)) return kind.name;
-    return "";
+    const FileKind* kind = find_kind(bytes);
+    return kind && kind != &kSafetensors ? kind->name : "";
 }
 
 std::string_view check_text(const std::string& name, std::string_view text) {
-    for (const FileKind& kind : kKinds)
-        if (text.size() >= kind.at && text.substr(kind.at).starts_with(kind.magic))
-            fail("%s: expected text, found %s; %s", name.c_str(), kind.name, kind.remedy);
-    if (is_safetensors(text))
-        fail("%s: expected text, found a model, a state or another safetensors file; %s", name.c_str(), kTexts);
+    if (const FileKind* kind = find_kind(text))
+        fail("%s: expected text, found %s; %s", name.c_str(), kind->name, kind->remedy);
     const size_t zero = text.substr(0, kChecked).find('\0');
     if (zero != text.npos)
         fail(

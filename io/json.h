@@ -6,8 +6,8 @@
 
 namespace tapernorm {
 
-constexpr size_t kDeepestJson =
-    100;  // levels of brackets; code that walks through more of them could overflow its stack
+// Levels of brackets: code that walks through many more of them could overflow its stack.
+constexpr size_t kDeepestJson = 100;
 
 // The value of a text; discarded (is_discarded()) where it is no JSON or nests deeper than kDeepestJson. One half of a
 // surrogate pair, as Python writes it for what it could not decode, becomes U+FFFD.
