@@ -8,6 +8,7 @@
 #include "io/tokenizer.h"
 #include "model/model_file.h"
 #include "tests/run_program.h"
+#include "tests/vocabulary.h"
 
 namespace tapernorm {
 
@@ -94,17 +95,6 @@ struct Base : Workplace {
         }
     }
 };
-
-// 256 bytes, "he", " the", <|endoftext|>: enough to tell from bytes.
-void write_vocabulary(const std::string& folder) {
-    std::vector<std::string> tokens;
-    for (int b = 0; b < 256; b++) tokens.emplace_back(1, char(b));
-    tokens.insert(tokens.end(), {"he", "the", std::string(kEndOfText)});
-    const std::vector<std::pair<uint16_t, uint16_t>> merges = {{'h', 'e'}, {'t', 256}};
-    fs::create_directory(folder);
-    write_file(folder + "/vocab.json", vocab_json_text(tokens));
-    write_file(folder + "/merges.txt", merges_txt_text(tokens, merges));
-}
 
 }  // namespace
 

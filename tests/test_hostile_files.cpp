@@ -15,6 +15,7 @@
 #include "io/tokens.h"
 #include "tests/errors.h"
 #include "tests/run_program.h"
+#include "tests/vocabulary.h"
 
 namespace tapernorm {
 
@@ -28,18 +29,6 @@ const std::string kHostile = "a\x1b[2J\xc2\x9b\x33m\xe2\x80\xae\x62\xff";
 bool is_printable(const std::string& text) { return printable(text, "\n\t") == text; }
 
 std::string brackets(size_t n) { return std::string(n, '['); }
-
-// 256 bytes, "he", "the", <|endoftext|>, then `more` tokens that are never used.
-void write_vocabulary(const std::string& folder, size_t more = 0) {
-    std::vector<std::string> tokens;
-    for (int b = 0; b < 256; b++) tokens.emplace_back(1, char(b));
-    tokens.insert(tokens.end(), {"he", "the", std::string(kEndOfText)});
-    for (size_t i = 0; i < more; i++) tokens.push_back("more " + std::to_string(i));
-    const std::vector<std::pair<uint16_t, uint16_t>> merges = {{'h', 'e'}, {'t', 256}};
-    fs::create_directory(folder);
-    write_file(folder + "/vocab.json", vocab_json_text(tokens));
-    write_file(folder + "/merges.txt", merges_txt_text(tokens, merges));
-}
 
 // A copy of a model with other metadata.
 void with_metadata(const std::string& from, const std::string& to, const std::map<std::string, std::string>& changes) {
@@ -309,11 +298,8 @@ TEST_CASE("infer: a tokenizer that is not the model's is refused, by size and by
 TEST_CASE("shards beside another tokenizer are refused, and their own is train_gpt's default") {
     const Workplace w;
     const std::string text = read_file(w.at("corpus.txt"));
-    for (const auto& [folder, tokens] : std::map<std::string, int>{{"words", 0}, {"more", 141}}) {
-        if (tokens)
-            write_vocabulary(w.at(folder), tokens);
-        else
-            write_vocabulary(w.at(folder));
+    for (const auto& [folder, tokens] : std::map<std::string, size_t>{{"words", 0}, {"more", 141}}) {
+        write_vocabulary(w.at(folder), tokens);
         write_token_shard(w.at(folder + "/a.bin"), Tokenizer::from_path(w.at(folder)).encode(text));
     }
     w.ok("train_gpt -i words/a.bin -b 2 -x 6 --gate-warmup 2 --gate-end 4" + kShape + " -o words.bin");
