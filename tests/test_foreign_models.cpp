@@ -284,7 +284,7 @@ TEST_CASE("foreign models: tensors that nobody would read are refused by name; m
     out.push_back({"transformer.h.1.ln_1.bias", Dtype::F32, {16}, base.data(base.entries()[0])});
     auto metadata = base.metadata();
     metadata.erase("checksum");
-    write_safetensors(w.at("more.bin"), metadata, out);
+    write_safetensors(w.at("more.bin"), metadata, out, {.checksum = true});
     w.refused("infer more.bin -n 1", {"more.bin", "transformer.h.1.ln_1.bias"});
 }
 

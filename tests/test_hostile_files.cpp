@@ -38,7 +38,7 @@ void with_metadata(const std::string& from, const std::string& to, const std::ma
     metadata.erase("checksum");
     std::vector<TensorOut> out;
     for (const TensorEntry& e : file.entries()) out.push_back({e.name, e.dtype, e.shape, file.data(e)});
-    write_safetensors(to, metadata, out);
+    write_safetensors(to, metadata, out, {.checksum = true});
 }
 
 double loss_in(const std::string& out) {
@@ -279,7 +279,7 @@ TEST_CASE("infer: a tokenizer that is not the model's is refused, by size and by
         metadata.erase("tokenizer.vocab"), metadata.erase("tokenizer.merges"), metadata.erase("checksum");
         std::vector<TensorOut> out;
         for (const TensorEntry& e : file.entries()) out.push_back({e.name, e.dtype, e.shape, file.data(e)});
-        write_safetensors(w.at(to), metadata, out);
+        write_safetensors(w.at(to), metadata, out, {.checksum = true});
     };
     w.ok(kTiny + " --tokenizer padded -o padded.bin");
     guess("padded.bin", "guess.bin");

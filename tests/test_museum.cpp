@@ -57,4 +57,19 @@ TEST_CASE("museum: the files of every version of the formats are read, run, fold
     CHECK(folders > 0);
 }
 
+TEST_CASE("museum: only models of version 1 of their format may lack the checksum") {
+    const Workplace w;
+    for (const std::string number : {"1", "2", "3"}) {
+        std::string model = read_file("tests/museum/" + number + "/model.bin");
+        const size_t key = model.find("\"checksum\":");
+        CHECK((key == model.npos) == (number == "1"));
+        if (key != model.npos) model[key + 3] ^= 1;
+        write_file(w.at("model.bin"), model);
+        if (number == "3")
+            w.refused("infer model.bin -n 1", {"'model.bin' has no checksum"});
+        else
+            w.ok("infer model.bin -n 1");
+    }
+}
+
 }  // namespace tapernorm
