@@ -100,6 +100,11 @@ static Options make_options(Settings& s) {
                    "stream a line of --prompts, or a sample, is the same alone"});
     add_engine_options(o, s.engine);
     // clang-format on
+    o.exclude("--eval", {"--hellaswag", "--prompts", "--last-token", "--prompt", "--tokens", "--dump", "--samples"});
+    o.exclude("--hellaswag", {"--prompts", "--last-token", "--prompt", "--tokens", "--dump", "--samples"});
+    o.exclude("--prompts", {"--last-token", "--prompt", "--tokens", "--dump"});
+    o.exclude("--samples", {"--last-token", "--dump"});
+    o.exclude("--tokens", {"--prompt"});
     return o;
 }
 
@@ -174,17 +179,18 @@ void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& p
     TextOutput out;
     out.write(prompt.text);
     const size_t V = tokenizer ? std::min(c.V, tokenizer->vocab_size()) : c.V;
-    const std::optional<int> end = end_token(s, tokenizer);
     size_t generated = 0;
     const auto decode = std::chrono::steady_clock::now();
-    generate_stream(decoder, logits, prompt.tokens, V, s.n, s.sampling(), s.model, [&](size_t i, int token) {
-        if (token == end) return false;
-        MappedFile::check_all();
-        generated++;
-        out.write(tokenizer ? std::string(tokenizer->token(size_t(token))) : strprintf(i == 0 ? "%d" : ",%d", token));
-        flush_output();
-        return true;
-    });
+    generate_stream(decoder, logits, prompt.tokens, V, s.n, s.sampling(), end_token(s, tokenizer),
+                    [&](size_t i, int token) {
+                        if (token < 0) fail_not_finite(s.model);
+                        MappedFile::check_all();
+                        generated++;
+                        out.write(tokenizer ? std::string(tokenizer->token(size_t(token)))
+                                            : strprintf(i == 0 ? "%d" : ",%d", token));
+                        flush_output();
+                        return true;
+                    });
     out.end();
     const double seconds = seconds_since(decode);
     std::printf("\n\nprompt %zu tokens in %.1f ms; %zu generated in %.2f s (%.2f ms per token)\n", prompt.tokens.size(),
@@ -279,17 +285,7 @@ void run(const Settings& s, const Engine<Device, Real>& engine, const Inputs& in
     generate(s, decoder, in.prompts[0], c, in.tokenizer);
 }
 
-static void check_flags(const Settings& s, const Options& o) {
-    std::vector<const char*> modes;
-    for (const char* flag : {"--eval", "--hellaswag", "--prompts", "--last-token"})
-        if (o.given(flag)) modes.push_back(flag);
-    if (modes.size() > 1) fail("%s and %s: expected one of them, found both", modes[0], modes[1]);
-    for (const char* flag : {"--prompt", "--tokens", "--dump"})
-        if (o.given(flag) && (!s.eval.empty() || !s.hellaswag.empty() || !s.prompts.empty()))
-            fail("%s and %s: expected one of them, found both", flag, modes[0]);
-    for (const char* flag : {"--eval", "--hellaswag", "--last-token", "--dump"})
-        if (s.samples > 1 && o.given(flag)) fail("%s and --samples: expected one of them, found both", flag);
-    if (o.given("--prompt") && !s.tokens.empty()) fail("--tokens and --prompt: expected one of them, found both");
+static void check_output(const Settings& s) {
     if (s.dump.empty()) return;
     check_writable(s.dump);
     claim_output("--dump", s.dump);
@@ -304,7 +300,7 @@ static void check_flags(const Settings& s, const Options& o) {
     Options options = make_options(s);
     if (!options.parse(argc, argv)) return 0;
     const DeviceChoice choice = choose_device(s.engine, options);
-    check_flags(s, options);
+    check_output(s);
     Cpu cpu{int(s.engine.threads)};
     cpu.memory_hint = "use fewer sequences at a time, or --weights bf16 or int8";
     const std::unique_ptr<HostModel> model = load_model(cpu, s.model);

@@ -121,12 +121,12 @@ TokenSpan next_span(Decoder<Device, Real>& decoder, size_t sequence, std::span<c
     return {sequence, tokens.data() + tokens.size() - n, n};
 }
 
-// n tokens after a prompt that was fed to the first sequence, also beyond its context, or fewer, where on_token says not to
-// go on; logits [V of the model]: those of the prompt's last token. Only ids below V are chosen. model: its file, for
-// messages.
+// n tokens after a prompt that was fed to the first sequence, also beyond its context, or fewer: the token `end` ends the
+// text and is not told, the token -1 (see OnStep) is the last, and on_token may say not to go on. logits [V of the model]:
+// those of the prompt's last token. Only ids below V are chosen.
 template <class Device, class Real>
 void generate_stream(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& logits, std::span<const int> prompt,
-                     size_t V, size_t n, const Sampling& s, const std::string& model,
+                     size_t V, size_t n, const Sampling& s, std::optional<int> end,
                      const std::function<bool(size_t i, int token)>& on_token) {
     const size_t T = decoder.config().T;
     Generator<Device, Real> generator(decoder);
@@ -135,9 +135,8 @@ void generate_stream(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& log
     for (size_t done = 0; done < n;) {
         const size_t more = std::min(n - done, T - decoder.length() + 1);  // as many as the context holds
         generator.generate(logits, V, more, s, done, [&](size_t i, const int* token) {
-            if (*token < 0) fail_not_finite(model);
             tokens.push(*token);
-            return go_on = on_token(done + i, *token);
+            return go_on = *token != end && on_token(done + i, *token) && *token >= 0;
         });
         if (!go_on) return;
         done += more;

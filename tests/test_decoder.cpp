@@ -169,13 +169,12 @@ TEST_CASE("generation: a token that ends a text ends its sequence; with the last
         Sampling own = sampling;
         own.stream += b;
         size_t steps = 0;
-        generate_stream(alone, logits, start, V, 400, own, "model", [&](size_t, int token) {
+        generate_stream(alone, logits, start, V, 400, own, end, [&](size_t, int token) {
             steps++;
-            if (token == end) return false;
             return tokens.push_back(token), true;
         });
         CHECK(tokens == ended[b]);
-        CHECK(steps == tokens.size() - prompt + 1);
+        CHECK(steps == tokens.size() - prompt);
     }
     CHECK(first <= 3);
     CHECK(last > 30);

@@ -12,6 +12,7 @@
 #include "io/tokens.h"
 #include "model/model_file.h"
 #include "tests/read_log.h"
+#include "tests/vocabulary.h"
 
 namespace tapernorm {
 
@@ -196,6 +197,18 @@ TEST_CASE("infer: generates from a text or ids, greedily or by seed, beyond the 
     // Without a prompt, an opening of our own, cut to the context of 16.
     CHECK(generated(w.ok(infer + "-n 4")).starts_with("Once upon a time"));
     CHECK(w.ok(infer + "--last-token --show 3").find("16 tokens: Once upon a time\n") != std::string::npos);
+}
+
+TEST_CASE("train_gpt: a sample ends at <|endoftext|>, as a text of infer does") {
+    const Workplace w;
+    write_vocabulary(w.at("words"));
+    std::string text;
+    for (int i = 0; i < 300; i++) text += "\n<|endoftext|>";
+    write_file(w.at("ends.txt"), text);
+    const std::string out = w.ok("train_gpt -i ends.txt --tokenizer words -b 2 -x 60 -l 0.03 -s 60 -v 0" + kShape);
+    CHECK_MESSAGE(out.find("<|endoftext|>") == std::string::npos, out);
+    CHECK(w.ok("infer model.bin -n 9 --temperature 0.7 --prompt", {"\n"}).find("; 0 generated in") !=
+          std::string::npos);
 }
 
 TEST_CASE("train_gpt: the log has one JSON line per update") {

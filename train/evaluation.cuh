@@ -60,14 +60,13 @@ std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, co
     std::vector<Acc<Real>> logits(model.config.V);
     decoder.feed(ids.data(), ids.size(), Logits::last, logits.data());
     std::string text = tokenizer.decode({start.data(), ids.size()});
-    Generator<Device, Real> generator(decoder);
-    generator.generate(logits, std::min(logits.size(), tokenizer.vocab_size()),
-                       std::min(tokens, t.settings.T - ids.size() + 1),
-                       {.temperature = 0.7, .top_k = 40, .seed = t.settings.seed + t.step}, 0,
-                       [&](size_t, const int* token) {
-                           text += tokenizer.token(size_t(std::max(*token, 0)));
-                           return !t.told_to_stop();
-                       });
+    generate_stream(decoder, logits, ids, std::min(logits.size(), tokenizer.vocab_size()),
+                    std::min(tokens, t.settings.T - ids.size() + 1),
+                    {.temperature = 0.7, .top_k = 40, .seed = t.settings.seed + t.step}, tokenizer.end_of_text(),
+                    [&](size_t, int token) {
+                        if (token >= 0) text += tokenizer.token(size_t(token));
+                        return !t.told_to_stop();
+                    });
     return text;
 }
 
