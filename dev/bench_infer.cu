@@ -13,6 +13,7 @@
 
 #include "io/options.h"
 #include "runtime/exit_status.h"
+#include "train/shape.h"
 
 namespace tapernorm::bench {
 
@@ -54,17 +55,13 @@ static Options make_options(Settings& s) {
 
 static void check_flags(const Settings& s, const Options& o) {
     for (const char* flag : {"--model", "--n-layer", "--n-head", "--n-embd", "--vocab", "--seed"}) {
-        if (!o.given(flag)) continue;
-        if (!s.model.empty())
+        if (o.given(flag) && !s.model.empty())
             fail("%s: applies to random weights only; expected no MODEL with it, found %s", flag, s.model.c_str());
-        if (std::string(flag).starts_with("--n-") && o.given("--model"))
-            fail("--model and %s: expected one of them, found both", flag);
     }
 }
 
 // Random weights of the sizes that the flags say, as a model whose taper has just begun: with the vectors of all states.
-static std::unique_ptr<HostModel> random_model(Cpu& cpu, Settings& s) {
-    if (!s.shape.empty()) set_shape_by_depth(s.shape, s.L, s.NH, s.C);
+static std::unique_ptr<HostModel> random_model(Cpu& cpu, const Settings& s) {
     if (s.C % s.NH) fail("--n-embd: expected a multiple of --n-head (%zu), found %zu", s.NH, s.C);
     ModelInfo info;
     info.tokenizer = {{"tokenizer", "none"}};
@@ -92,6 +89,7 @@ static int run_program(int argc, char** argv) {
     if (!options.parse(argc, argv)) return 0;
     const DeviceChoice choice = choose_device(s.engine, options);
     check_flags(s, options);
+    set_shape(options, s.shape, s.L, s.NH, s.C);
     Cpu cpu{int(s.engine.threads)};
     const std::unique_ptr<HostModel> model = s.model.empty() ? random_model(cpu, s) : load_model(cpu, s.model);
     const std::string name = s.model.empty() ? "random weights" : s.model;

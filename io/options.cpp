@@ -187,6 +187,15 @@ void Options::add(Option o) {
     rows_.push_back(std::move(o));
 }
 
+void Options::exclude(const std::string& one, const Names& others) {
+    for (const std::string& other : others) exclusions_.push_back({one, other});
+}
+
+bool Options::in_force(const std::string& long_name) const {
+    const auto o = std::ranges::find(rows_, long_name, &Option::long_name);
+    return given(long_name) && !(is_flag(*o) && *std::get<bool*>(o->to) != flag_sets(*o));
+}
+
 void Options::set(const Option& o, const std::string& text, bool typed) {
     const auto assign = [&](auto* target) {
         auto value = *target;
@@ -231,7 +240,7 @@ static size_t stray_line(std::string_view text) {
     return 0;
 }
 
-void Options::read_config(const std::string& path) {
+void Options::read_config(const std::string& path, const Names& typed) {
     const MappedFile file(path, FileUse::own);  // a run started again by its own settings writes them again
     const auto fail_at = [&](size_t line, const std::string& text) {
         fail("%s: line %zu: %s", path.c_str(), line, text.c_str());
@@ -288,6 +297,11 @@ void Options::read_config(const std::string& path) {
             fail_at(line, label(*o) + ": expected " +
                               (std::holds_alternative<std::string*>(o->to) ? "a text in quotes" : expected(*o)) +
                               ", found " + in_quotes(found.str()));
+        const bool excluded = std::ranges::any_of(exclusions_, [&](const auto& pair) {
+            return (pair.first == o->long_name && std::ranges::count(typed, pair.second)) ||
+                   (pair.second == o->long_name && std::ranges::count(typed, pair.first));
+        });
+        if (excluded) continue;
         try {
             set(*o, found.str(), false);
         } catch (const Error& error) {
@@ -366,12 +380,18 @@ bool Options::parse(int argc, const char* const* argv) {
         if (found.contains(version)) return std::printf("%s %s\n", program_.c_str(), version_text().c_str()), false;
     }
 
-    if (found.contains(config)) read_config(found[config]);
+    Names typed;
+    for (const auto& [row, text] : found)
+        if (!is_flag(rows[row]) || text == "true") typed.push_back(rows[row].long_name);
+    if (found.contains(config)) read_config(found[config], typed);
     for (size_t row = 0; row < rows_.size(); row++)
         if (const Option& o = rows_[row]; found.contains(row))
             set(o, found[row], true);
         else if (is_positional(o) && !o.optional)
             fail("the argument %s is missing: %s (see --help)", metavar(o).c_str(), o.help.c_str());
+    for (const auto& [one, other] : exclusions_)
+        if (in_force(one) && in_force(other))
+            fail("%s and %s: expected one of them, found both", one.c_str(), other.c_str());
     return true;
 }
 

@@ -55,6 +55,9 @@ class Options {
     Options(std::string program, std::string description) : program_(program), description_(description) {}
     void section(const std::string& title) { section_ = title; }
     void add(Option option);
+    // `one` and each of the others exclude one another: a typed one replaces that of a file of settings; else two of them are
+    // an Error.
+    void exclude(const std::string& one, const std::vector<std::string>& others);
 
     // Fills the targets from the command line and, where that says nothing, from the file that --config names. Where an
     // option is repeated, the last one counts. An unknown flag or a bad value is an Error of one line. Returns false where
@@ -75,10 +78,13 @@ class Options {
 
   private:
     void set(const Option& o, const std::string& text, bool typed);  // text of a flag: "true" or "false"
-    void read_config(const std::string& path);
+    // Fills in the file's settings but for those that one of `typed` excludes.
+    void read_config(const std::string& path, const std::vector<std::string>& typed);
+    bool in_force(const std::string& long_name) const;  // given, and as a flag not =false
 
     std::string program_, description_, section_;
     std::vector<Option> rows_;
+    std::vector<std::pair<std::string, std::string>> exclusions_;
     std::map<std::string, bool> given_;  // what was given, by long name: whether on the command line itself
     std::vector<std::string> arguments_;
 };

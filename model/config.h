@@ -1,7 +1,6 @@
 // What a model is: its sizes, the state of its norm sites, and the one table of its tensors.
 #pragma once
 #include <cstddef>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -33,23 +32,6 @@ struct Config {
     bool untied_head() const { return fold == Fold::affine || fold == Fold::all; }
     size_t tapering_sites() const { return (internal_tapers() ? 2 * L : 0) + (final_tapers() ? 1 : 0); }
 };
-
-// The sizes of OpenAI's and llm.c's models, by depth ("d12"), as the option --model takes them.
-inline void set_shape_by_depth(const std::string& depth, size_t& L, size_t& NH, size_t& C) {
-    struct Shape {
-        size_t L, C, NH;
-    };
-    static const Shape kShapes[] = {{6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
-    char* end = nullptr;
-    const long layers = depth[0] == 'd' ? std::strtol(depth.c_str() + 1, &end, 10) : 0;
-    if (layers < 1 || layers > 1000 || *end)
-        fail("--model: expected d and a number of layers, such as d12, found %s", in_quotes(depth).c_str());
-    for (const Shape& s : kShapes)
-        if (s.L == size_t(layers)) return void((L = s.L, NH = s.NH, C = s.C));
-    fail(
-        "--model: expected d6, d12, d24, d36 or d48, found d%ld; set other shapes with --n-layer, --n-head and --n-embd",
-        layers);
-}
 
 inline double default_eps(NormKind kind) { return kind == NormKind::layernorm ? 1e-5 : 1e-6; }
 

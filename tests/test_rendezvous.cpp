@@ -307,6 +307,9 @@ TEST_CASE("rendezvous: three ranks on CPUs without MPI do not start, and rank 0 
                   zero.err);
     CHECK(std::ranges::count(zero.err + one.err + two.err, '\n') == 1);
     CHECK(!std::filesystem::exists(w.at("r0.bin")));
+    std::string help;
+    for (const std::string& word : words(w.ok("train_gpt --help"))) help += word + " ";
+    CHECK(has(help, "torchrun and plain srun start at most 2 ranks there"));
 }
 
 TEST_CASE("rendezvous: the secret comes from a variable or from a file that nobody else may read") {

@@ -16,11 +16,11 @@ size_t count_of(const std::string& text, const std::string& part) {
     return count;
 }
 
-// No value is its default.
+// No value is its default, but for --resume's, which excludes others.
 Settings unusual_settings() {
     Settings s;
     s.train = "a b.txt", s.val = "it's \"quoted\" # text", s.out = "C:\\out\\m.bin", s.init = "[x]";
-    s.resume = s.overwrite = true;
+    s.overwrite = true;
     s.checkpoint_every = 11, s.checkpoint_minutes = 0.5, s.keep = 3, s.seed = 12345678901234567890u, s.threads = 5,
     s.device = "cpu";
     s.precision = "fp32", s.tokenizer = "é{}", s.depth = "d12", s.L = 2, s.NH = 3, s.C = 48, s.T = 77,
@@ -51,7 +51,7 @@ TEST_CASE("train_gpt: every option comes back from a file of settings") {
     CHECK((read.gate_warmup.value == s.gate_warmup.value && read.ema_decay == s.ema_decay && read.seed == s.seed));
     // This test knows all options, and each is another than the default.
     const std::string help = make_options(defaults).help();
-    CHECK(count_of(text, " = ") ==
+    CHECK(count_of(text, " = ") + 1 ==
           count_of(help, "\n  -") + count_of(help, "\n      --") - 3);  // --config, --version, -h
     const std::string usual = make_options(defaults).config();
     std::istringstream lines(text);
@@ -101,6 +101,47 @@ TEST_CASE("train_gpt: a file of settings and the state of a run") {
     const std::string out = whole.ok("train_gpt -y -o later.bin -x 12 --config later.toml.txt");
     CHECK_MESSAGE(out.find("0 from update 9 on") != std::string::npos, out);
     CHECK_MESSAGE(read_file(whole.at("later.toml")).find("no-shuffle") == std::string::npos, out);
+}
+
+TEST_CASE("train_gpt: percentages from a file of settings count when a run resumes, unless they are the run's own") {
+    const Workplace w;
+    w.ok("train_gpt -i corpus.txt -b 2 -x 10 -g norm -u 10% --gate-end 60%" + kShape);
+    write_file(w.at("own.toml"), "gate-warmup = '5%'\ngate-end = '60.0%'\n");  // one is the default
+    write_file(w.at("other.toml"), "gate-end = '90%'\nwarmup = '50%'\n");
+    const auto gate_end = [&](const std::string& flags) {
+        w.ok("train_gpt -y " + flags);
+        return SafetensorsFile(w.at("model.state.bin")).metadata().at("gate_end");
+    };
+    CHECK(gate_end("-x 11") == "6");
+    CHECK(gate_end("-x 12 --config model.toml") == "6");
+    CHECK(gate_end("-x 20 --config own.toml") == "6");
+    CHECK(gate_end("-x 30 --config other.toml") == "27");
+    CHECK(read_file(w.at("model.toml")).find("\nwarmup = \"50%\"\n") != std::string::npos);
+    CHECK(gate_end("-x 40") == "27");
+    CHECK(gate_end("-x 41 --config other.toml") == "27");
+    CHECK(gate_end("-x 50 --gate-end 90%") == "45");
+}
+
+TEST_CASE("programs: what is typed wins over what excludes it in a file of settings") {
+    const Workplace w;
+    write_file(w.at("depth.toml"), "model = 'd6'\n");
+    write_file(w.at("both.toml"), "model = 'd6'\nn-layer = 3\n");
+    w.refused("train_gpt --config both.toml", {"--model", "--n-layer"});
+    w.refused("train_gpt --config depth.toml --n-layer 1000 -t 1048576 -b 1048576", {"1000 layers of 384 channels"});
+    w.ok("train_gpt --config depth.toml --n-layer 1 --n-head 2 --n-embd 16 -t 16 -b 2 -i corpus.txt -x 6");
+    write_file(w.at("again.toml"), "overwrite = true\ninit = 'model.bin'\n");
+    w.ok("train_gpt -y -x 7 --config again.toml");
+    w.ok("train_gpt --resume=false -x 6 -n 3 --overwrite --config model.toml");
+    write_file(w.at("fresh.toml"), "resume = true\nout = 'model.bin'\n");
+    w.ok("train_gpt --overwrite -x 6 --config fresh.toml -i corpus.txt" + kShape);
+    w.refused("train_gpt -y --overwrite", {"--resume and --overwrite: expected one of them, found both"});
+    write_file(w.at("eval.toml"), "eval = 'corpus.txt'\nlast-token = false\n");
+    CHECK(w.ok("infer model.bin --config eval.toml").find("bits per byte") != std::string::npos);
+    CHECK(w.ok("infer model.bin --config eval.toml --tokens 1,2 -n 3").find("; 3 generated") != std::string::npos);
+    CHECK(w.ok("infer model.bin --config eval.toml --last-token").find("last-token mode") != std::string::npos);
+    write_file(w.at("two.toml"), "eval = 'corpus.txt'\nprompt = 'a'\n");
+    w.refused("infer model.bin --config two.toml", {"--eval and --prompt: expected one of them, found both"});
+    w.refused("infer model.bin --samples 2 --last-token", {"--samples and --last-token"});
 }
 
 TEST_CASE("train_gpt: defaults that follow from other settings stay open in the file of settings") {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <string_view>
+#include <tuple>
 #include <variant>
 
 #include "io/atomic_file.h"
@@ -11,6 +12,7 @@
 #include "runtime/error.h"
 #include "train/checkpoints.h"
 #include "train/run_files.h"
+#include "train/shape.h"
 
 namespace tapernorm::train {
 
@@ -193,7 +195,8 @@ void add_run_options(Options& o, Settings& s) {
            .help = "CPU threads per rank", .per_rank = true});
     o.section("Multiple ranks");
     o.add({.long_name = "--gpus", .to = &s.gpus, .metavar = "N", .range = {.low = 1, .high = 1024},
-           .help = "start one rank (process) on each of N GPUs of this machine; for CPUs or several machines, use mpirun, torchrun or srun"});
+           .help = "start one rank (process) on each of N GPUs of this machine; on the GPUs of several, use mpirun, torchrun or srun; on "
+                   "CPUs mpirun (or srun --mpi=pmix), because torchrun and plain srun start at most 2 ranks there"});
     o.add({.short_name = "-z", .long_name = "--zero", .to = &s.zero, .metavar = "Z", .range = {.low = 0, .high = 1},
            .help = "1: shard the optimizer's state across the ranks (ZeRO-1)"});
     o.add({.long_name = "--rank-timeout", .to = &s.rank_timeout, .metavar = "S", .range = {.low = 0, .low_open = true},
@@ -224,11 +227,8 @@ void adopt_shape(Settings& s, const Options& now, const Origin& origin) {
 }
 
 void settle_shape(Settings& s, const Options& now, const Origin* origin) {
-    for (const char* flag : {"--n-layer", "--n-head", "--n-embd"})
-        if (now.given("--model") && now.given(flag) && (now.typed(flag) || !now.typed("--model")))
-            fail("--model and %s: expected one of them, found both", flag);
     if (origin && !now.given("--model")) s.depth.clear();
-    if (!s.depth.empty()) set_shape_by_depth(s.depth, s.L, s.NH, s.C);
+    set_shape(now, s.depth, s.L, s.NH, s.C);
     if (origin) adopt_shape(s, now, *origin);
     if (s.C % s.NH) fail("--n-embd: expected a multiple of --n-head (%zu), found %zu", s.NH, s.C);
     // Below this, every size in bytes fits 64 bits; no machine comes near.
@@ -271,6 +271,7 @@ Options make_options(Settings& s) {
               "./train_gpt export MODEL DIR writes a model for Hugging Face's transformers (see its --help).");
     add_file_options(o, s), add_model_options(o, s), add_optimizer_options(o, s);
     add_taper_options(o, s), add_run_options(o, s);
+    o.exclude("--resume", {"--overwrite", "--init"});
     return o;
 }
 
@@ -294,27 +295,46 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
     return complete;
 }
 
-Options resume_settings(Settings& s, std::vector<std::string>& arguments, const SavedSettings& saved) {
-    const Settings now = s;
-    std::vector<std::string> all;
+Options resume_settings(Settings& s, const Options& now, std::vector<std::string>& arguments,
+                        const SavedSettings& saved) {
+    const Settings given = s;
+    const auto parse = [&](std::vector<std::string> words) {
+        std::erase_if(words,
+                      [](const std::string& a) { return a.starts_with("--resume") || a.starts_with("--overwrite"); });
+        std::vector<const char*> pointers = {"train_gpt"};
+        for (const std::string& a : words) pointers.push_back(a.c_str());
+        s = Settings();
+        Options options = make_options(s);
+        try {
+            options.parse(int(pointers.size()), pointers.data());
+        } catch (const Error& error) {
+            fail("%s: the flags in it are damaged: %s", saved.path.c_str(), error.what());
+        }
+        return options;
+    };
+    std::vector<std::string> asked;
     for (size_t at = 0, end; (end = saved.arguments.find('\n', at)) != std::string::npos; at = end + 1)
-        all.push_back(present_name(saved.escaped ? unescaped(saved.arguments.substr(at, end - at))
-                                                 : saved.arguments.substr(at, end - at)));
+        asked.push_back(present_name(saved.escaped ? unescaped(saved.arguments.substr(at, end - at))
+                                                   : saved.arguments.substr(at, end - at)));
+    const Options before = parse(asked);
+    set_dependent_defaults(s, before, kRates), set_dependent_defaults(s, before, kLengths);
+    // The run's own file of settings says these as they were asked for, or as the updates that they have become: no change.
+    const std::tuple<const char*, Length Settings::*, std::string> gate[] = {{"--gate-warmup", &Settings::gate_warmup,
+                                                                              saved.gate_warmup},
+                                                                             {"--gate-end", &Settings::gate_end,
+                                                                              saved.gate_end}};
+    for (const auto& [flag, field, updates] : gate)
+        if (const std::string l = to_text(given.*field); !now.typed(flag) && (l == to_text(s.*field) || l == updates))
+            std::erase_if(arguments, [&](const std::string& a) { return a.starts_with(flag + std::string("=")); });
+    std::vector<std::string> all = asked;
     all.insert(all.end(), {"--gate-warmup", saved.gate_warmup, "--gate-end", saved.gate_end});
     if (!saved.total_batch.empty()) all.insert(all.end(), {"--total-batch", saved.total_batch});
-    all.insert(all.end(), arguments.begin(), arguments.end());
-    std::vector<const char*> pointers = {"train_gpt"};
-    for (const std::string& a : all) pointers.push_back(a.c_str());
-    s = Settings();
-    Options options = make_options(s);
-    try {
-        options.parse(int(pointers.size()), pointers.data());
-    } catch (const Error& error) {
-        fail("%s: the flags in it are damaged: %s", saved.path.c_str(), error.what());
-    }
-    s.out = now.out, s.resume = true;
-    s.gpus = now.gpus;  // the ranks run already
-    arguments = options.arguments();
+    for (std::vector<std::string>* words : {&asked, &all})
+        words->insert(words->end(), arguments.begin(), arguments.end());
+    arguments = parse(asked).arguments();
+    Options options = parse(all);
+    s.out = given.out, s.resume = true;
+    s.gpus = given.gpus;  // the ranks run already
     return options;
 }
 

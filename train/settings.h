@@ -66,15 +66,16 @@ struct CompleteSettings {
 CompleteSettings settle(Settings& s, const Options& now, const Options& given, const Origin* origin,
                         const Ranks& ranks = single_rank());
 
-// The flags of the run that wrote a state, then those given now (`arguments`, which becomes both): the last one counts.
-// Returns the options, all of them parsed.
+// The flags of the run that wrote a state, then those given now (`arguments`, which becomes both, as they were asked for): the
+// last one counts. Returns the options, all of them parsed. now: as they parsed this command line into s.
 struct SavedSettings {
     std::string path, arguments;  // arguments: one per line
     bool escaped = false;         // see escaped(); not so in states of version 1
     // What they were in updates and tokens; they stay also where they were percentages of a run that -x makes longer now.
     std::string gate_warmup, gate_end, total_batch;
 };
-Options resume_settings(Settings& s, std::vector<std::string>& arguments, const SavedSettings& saved);
+Options resume_settings(Settings& s, const Options& now, std::vector<std::string>& arguments,
+                        const SavedSettings& saved);
 
 // The file at settings_path, of what settle returned.
 std::string settings_text(CompleteSettings complete);

@@ -170,15 +170,8 @@ Start find_start(Settings& s, const Options& options, std::vector<std::string>& 
     Start start;
     std::optional<Options> resumed;
     if (s.resume) {
-        if (s.overwrite) fail("--overwrite and --resume: expected one of them, found both");
-        if (options.typed("--init")) fail("--init and --resume: expected one of them, found both");
         start.state = open_state(s, checkpoints, ranks);
-        // The run's own file of settings has its schedule as percentages; the state knows the updates that these were.
-        for (const std::string flag : {"--gate-warmup", "--gate-end"})
-            std::erase_if(arguments, [&](const std::string& a) {
-                return a.starts_with(flag + "=") && a.ends_with('%') && !options.typed(flag);
-            });
-        resumed = resume_settings(s, arguments, saved_settings(*start.state));
+        resumed = resume_settings(s, options, arguments, saved_settings(*start.state));
         start.origin = {start.state->path(), read_config(*start.state)};
         start.tokenizer = read_tokenizer(*start.state);
     } else if (!s.init.empty()) {
