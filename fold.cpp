@@ -233,6 +233,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     const std::unique_ptr<HostModel> model = load_model(dev, in);
     std::printf("read      %s: %s\n", printable(in).c_str(), describe(model->info).c_str());
     refuse_unfinished(in, model->info);
+    warn_of_vocabulary(in, model->info.vocabulary_problem);
     check_writable(out);
     check_replaceable("FOLDED", out, "a folded model", [](const SafetensorsFile& file) {
         return file.metadata().contains("format_version") && file.metadata().contains("folded") &&

@@ -110,7 +110,7 @@ static Options make_options(Settings& s) {
 
 // A token's bytes for a report: in quotes, with unprintable bytes escaped.
 static std::string token_text(const std::optional<Tokenizer>& tokenizer, int id) {
-    if (!tokenizer || size_t(id) >= tokenizer->vocab_size()) return "";
+    if (!tokenizer) return "";
     std::string text = "\"";
     for (char c : tokenizer->token(size_t(id))) {
         if (c == '"' || c == '\\') text += '\\';
@@ -150,9 +150,10 @@ void last_token(const Settings& s, Decoder<Device, Real>& decoder, const Prompt&
     const double median = times[times.size() / 2];
     std::printf("prompt    %zu tokens: %s\n\nnext token, by probability:\n", prompt.tokens.size(),
                 printable(prompt.text.empty() ? s.tokens : prompt.text, "\n\t").c_str());
-    const auto next = candidates(logits.data(), c.V, {.temperature = 1, .top_k = std::min(s.show, c.V)});
+    const size_t V = ids_with_text(c, tokenizer);
+    const auto next = candidates(logits.data(), V, {.temperature = 1, .top_k = std::min(s.show, V)});
     double top = logits[size_t(next[0].token)], sum = 0;
-    for (float z : logits) sum += std::exp(double(z) - top);
+    for (size_t i = 0; i < V; i++) sum += std::exp(double(logits[i]) - top);
     for (const TokenProbability& t : next)
         std::printf("  %6.2f%%  %6d  %s\n", 100 * std::exp(double(logits[size_t(t.token)]) - top) / sum, t.token,
                     token_text(tokenizer, t.token).c_str());
@@ -178,7 +179,7 @@ void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& p
     }
     TextOutput out;
     out.write(prompt.text);
-    const size_t V = tokenizer ? std::min(c.V, tokenizer->vocab_size()) : c.V;
+    const size_t V = ids_with_text(c, tokenizer);
     size_t generated = 0;
     const auto decode = std::chrono::steady_clock::now();
     generate_stream(decoder, logits, prompt.tokens, V, s.n, s.sampling(), end_token(s, tokenizer),
@@ -202,7 +203,7 @@ void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& p
 template <class Device, class Real>
 void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::vector<Prompt>& prompts,
                   const Config& c, const std::optional<Tokenizer>& tokenizer) {
-    const size_t V = tokenizer ? std::min(c.V, tokenizer->vocab_size()) : c.V, texts = prompts.size() * s.samples;
+    const size_t V = ids_with_text(c, tokenizer), texts = prompts.size() * s.samples;
     const std::optional<int> end = end_token(s, tokenizer);
     const bool terminal = isatty(STDOUT_FILENO);
     const auto start = std::chrono::steady_clock::now();
@@ -246,10 +247,8 @@ struct Inputs {
 static void read_inputs(const Settings& s, const Options& options, const ModelInfo& info, Inputs& in) {
     std::string why_none;
     try {
-        const Tokenizer tokenizer =
-            s.tokenizer.empty() ? Tokenizer::from_metadata(info.tokenizer, s.model) : Tokenizer::from_path(s.tokenizer);
-        check_tokenizer(tokenizer, info, s.model);
-        in.tokenizer = tokenizer;
+        in.tokenizer = s.tokenizer.empty() ? model_tokenizer(info, s.model) : Tokenizer::from_path(s.tokenizer);
+        check_tokenizer(*in.tokenizer, info, s.model);
     } catch (const Error& error) {
         if (!s.tokenizer.empty()) throw;
         why_none = error.what();  // ids still work; a prompt of text says this

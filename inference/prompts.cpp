@@ -42,9 +42,9 @@ const Tokenizer& PromptReader::require_tokenizer() const {
 
 Prompt PromptReader::from_ids(const std::string& list) const {
     Prompt p{parse_ids(list), ""};
-    if (tokenizer_)
+    if (tokenizer_)  // see check_tokenizer
         for (int id : p.tokens)
-            if (size_t(id) < tokenizer_->vocab_size()) p.text += tokenizer_->token(size_t(id));
+            p.text += size_t(id) < tokenizer_->vocab_size() ? tokenizer_->token(size_t(id)) : "\xef\xbf\xbd";
     check("the prompt", p.tokens);
     return p;
 }

@@ -167,11 +167,19 @@ void make_folder(const std::string& dir) {
     if (error) fail("cannot make the folder %s: %s; choose another place", dir.c_str(), error.message().c_str());
 }
 
-std::optional<Tokenizer> tokenizer_for(const std::string& path, const std::string& model, const ModelInfo& info) {
-    if (!path.empty()) return Tokenizer::from_path(path);
+// why_none: why there is none, where there is none.
+std::optional<Tokenizer> tokenizer_for(const std::string& path, const std::string& model, const ModelInfo& info,
+                                       std::string& why_none) {
+    if (!path.empty()) {
+        const Tokenizer tokenizer = Tokenizer::from_path(path);
+        check_tokenizer(tokenizer, info, model);
+        return tokenizer;
+    }
     try {
-        return Tokenizer::from_metadata(info.tokenizer, model);
-    } catch (const Error&) {
+        return model_tokenizer(info, model);
+    } catch (const Error& e) {
+        why_none = e.what();
+        warn_of_vocabulary(model, info.vocabulary_problem);
         return {};
     }
 }
@@ -211,8 +219,8 @@ int export_command(int argc, const char* const* argv) {
     const std::unique_ptr<HostModel> model = load_model(dev, in);
     const ModelInfo& info = model->info;
     std::printf("read      %s: %s\n", printable(in).c_str(), describe(info).c_str());
-    const std::optional<Tokenizer> tokenizer = tokenizer_for(tokenizer_path, in, info);
-    if (tokenizer) check_tokenizer(*tokenizer, info, in);
+    std::string why_none;
+    const std::optional<Tokenizer> tokenizer = tokenizer_for(tokenizer_path, in, info, why_none);
     make_folder(dir);
     const Dtype dtype = dtype_text == "bf16" ? Dtype::BF16 : Dtype::F32;
     const bool plain = fits_gpt2_lm_head_model(info);
@@ -229,9 +237,7 @@ int export_command(int argc, const char* const* argv) {
     if (tokenizer)
         write_tokenizer(dir, *tokenizer, info.config.T);
     else
-        std::printf(
-            "note      no tokenizer was written: %s names %s but does not contain it; add one with --tokenizer\n",
-            printable(in).c_str(), in_quotes(info.tokenizer.at("tokenizer")).c_str());
+        std::printf("note      no tokenizer was written: %s\n", why_none.c_str());
     MappedFile::check_all();
     // Written last, because only with it is the folder a model.
     write_text(dir + "/config.json", config_json(info, eps, dtype, tokenizer).dump(2) + "\n");

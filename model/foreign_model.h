@@ -1,6 +1,5 @@
 // GPT-2 models written by other programs: with LayerNorm and all their norms (gate mode norm). See ModelFile::open.
 #pragma once
-#include <map>
 #include <memory>
 #include <string>
 
@@ -26,8 +25,8 @@ std::unique_ptr<ModelFile> open_llmc_checkpoint(const std::string& path);
 
 // ---- both
 
-// The tokenizer whose files are in the same folder as that file, as a model file carries it (Tokenizer::metadata). If there is
-// none, only a name: "gpt2" for a vocabulary of GPT-2's size (or that padded to 50304), otherwise "unknown".
-std::map<std::string, std::string> tokenizer_beside(const std::string& file, size_t V);
+// Sets info's tokenizer to the one whose files are in the same folder as that file. If there is none that fits info.config, it
+// is only a name: "gpt2" for a vocabulary of GPT-2's size (or that padded to 50304), otherwise "unknown".
+void find_tokenizer_beside(const std::string& file, ModelInfo& info);
 
 }  // namespace tapernorm

@@ -152,7 +152,7 @@ class HuggingFaceModel : public ModelFile {
         check_tensors();
         check_head(settings);
         find_unread();
-        info_.tokenizer = tokenizer_beside(weights, info_.config.V);
+        find_tokenizer_beside(weights, info_);
     }
 
   private:
@@ -244,12 +244,21 @@ std::unique_ptr<ModelFile> open_hugging_face(const std::string& weights) {
     return std::make_unique<HuggingFaceModel>(weights);
 }
 
-std::map<std::string, std::string> tokenizer_beside(const std::string& file, size_t V) {
-    std::error_code ignored;
-    const fs::path parent = fs::path(file).parent_path(), folder = parent.empty() ? "." : parent;
-    for (const char* name : {"vocab.json", "tokenizer.json", "gpt2_tokenizer.bin"})
-        if (fs::exists(folder / name, ignored)) return Tokenizer::from_path((folder / name).string()).metadata();
-    return {{"tokenizer", V == 50257 || V == 50304 ? "gpt2" : "unknown"}};
+void find_tokenizer_beside(const std::string& file, ModelInfo& info) {
+    info.tokenizer = {{"tokenizer", info.config.V == 50257 || info.config.V == 50304 ? "gpt2" : "unknown"}};
+    for (const char* name : {"vocab.json", "tokenizer.json", "gpt2_tokenizer.bin"}) {
+        const std::string path = beside(file, name);
+        std::error_code ignored;
+        if (!fs::exists(path, ignored)) continue;
+        try {
+            const Tokenizer tokenizer = Tokenizer::from_path(path);
+            check_tokenizer(tokenizer, info, file);
+            info.tokenizer = tokenizer.metadata();
+        } catch (const Error& e) {
+            info.vocabulary_problem = e.what();
+        }
+        return;
+    }
 }
 
 }  // namespace tapernorm

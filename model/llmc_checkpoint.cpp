@@ -17,7 +17,7 @@ class LlmcCheckpoint : public ModelFile {
     explicit LlmcCheckpoint(const std::string& path) : ModelFile(path, true), file_(path) {
         read_header();
         place_tensors();
-        info_.tokenizer = tokenizer_beside(path, info_.config.V);
+        find_tokenizer_beside(path, info_);
     }
 
   private:

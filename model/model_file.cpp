@@ -253,11 +253,23 @@ Config read_config(const SafetensorsFile& file) {
     return c;
 }
 
-std::map<std::string, std::string> read_tokenizer(const SafetensorsFile& file) {
-    std::map<std::string, std::string> tokenizer = {{"tokenizer", Metadata(file).text("tokenizer")}};
+void read_tokenizer(const SafetensorsFile& file, ModelInfo& info) {
+    const std::string& name = Metadata(file).text("tokenizer");
+    std::map<std::string, std::string> whole = {{"tokenizer", name}};
+    info.tokenizer = whole;
+    if (name == "bytes") return;
     for (const char* part : {"tokenizer.vocab", "tokenizer.merges"})
-        if (auto it = file.metadata().find(part); it != file.metadata().end()) tokenizer.insert(*it);
-    return tokenizer;
+        if (auto it = file.metadata().find(part); it != file.metadata().end()) whole.insert(*it);
+    if (whole.size() == 1) return;
+    try {
+        if (whole.size() == 2)
+            fail("%s: metadata: expected \"tokenizer.vocab\" and \"tokenizer.merges\", found only one of them",
+                 in_quotes(file.path()).c_str());
+        check_tokenizer(Tokenizer::from_metadata(whole, file.path()), info, file.path());
+        info.tokenizer = whole;
+    } catch (const Error& e) {
+        info.vocabulary_problem = e.what();
+    }
 }
 
 // Fails for a version that we do not know, and for bytes that are not those that were written.
@@ -277,7 +289,7 @@ static ModelInfo read_model_info(const SafetensorsFile& file) {
     const Config& c = info.config;
     info.gate = meta.real("gate", 0, 1);
     info.step = meta.count("step", 0, SIZE_MAX / 2);
-    info.tokenizer = read_tokenizer(file);
+    read_tokenizer(file, info);
     if (info.tokenizer["tokenizer"] == "bytes" && c.V < 256)
         fail("%s: a byte-level model: expected vocab_size of at least 256, found %zu; the file is damaged",
              file.path().c_str(), c.V);
@@ -383,6 +395,30 @@ void check_tokenizer(const Tokenizer& tokenizer, const ModelInfo& info, const st
             "the tokenizer %s has %zu tokens, but the vocabulary of %s has %zu (its tokenizer is %s); name the one that it "
             "was trained with: --tokenizer DIR",
             tokenizer.name().c_str(), n, model.c_str(), V, own.c_str());
+}
+
+size_t ids_with_text(const Config& config, const std::optional<Tokenizer>& tokenizer) {
+    return tokenizer ? std::min(config.V, tokenizer->vocab_size()) : config.V;
+}
+
+Tokenizer model_tokenizer(const ModelInfo& info, const std::string& model) {
+    try {
+        const Tokenizer tokenizer = Tokenizer::from_metadata(info.tokenizer, model);
+        check_tokenizer(tokenizer, info, model);
+        return tokenizer;
+    } catch (const Error&) {
+        if (info.vocabulary_problem.empty()) throw;
+        fail("%s (give a good one with --tokenizer DIR)", info.vocabulary_problem.c_str());
+    }
+}
+
+void warn_of_vocabulary(const std::string& model, const std::string& problem) {
+    if (problem.empty()) return;
+    std::fprintf(
+        stderr,
+        "warning: %s: its vocabulary cannot be used, and what is written goes without: %s (infer, train_gpt and "
+        "export take a good one with --tokenizer DIR)\n",
+        in_quotes(model).c_str(), problem.c_str());
 }
 
 ModelImage::ModelImage(const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype)

@@ -20,8 +20,10 @@ struct ModelInfo {
     double gate = 1;                                                          // g in the last update
     size_t step = 0;                                                          // updates done
     std::map<std::string, std::string> tokenizer = {{"tokenizer", "bytes"}};  // Tokenizer::metadata()
-    std::vector<float> taper_scale;  // c of every tapering site (taper_site_names); 1 before calibration
-    std::string unread = {};         // what its file holds besides, and no model needs: "24 attention masks"
+    std::vector<float> taper_scale = {};  // c of every tapering site (taper_site_names); 1 before calibration
+    std::string unread = {};              // what its file holds besides, and no model needs: "24 attention masks"
+    std::string vocabulary_problem =
+        {};  // why `tokenizer` is only a name, where its file has a vocabulary that nobody can use
 };
 
 class ModelFile;
@@ -45,7 +47,9 @@ struct HostModel {
 // A configuration as metadata, and back. State files carry it too.
 std::map<std::string, std::string> config_metadata(const Config& config);
 Config read_config(const SafetensorsFile& file);
-std::map<std::string, std::string> read_tokenizer(const SafetensorsFile& file);  // as Tokenizer::metadata() made it
+
+// Reads the tokenizer that Tokenizer::metadata() put into a file into info, whose config it must fit.
+void read_tokenizer(const SafetensorsFile& file, ModelInfo& info);
 
 // Fails unless the file has every tensor of the configuration's table, with its shape and a floating-point type. Before this
 // check, a configuration may claim any size.
@@ -91,9 +95,22 @@ class ModelFile {
     bool foreign_;
 };
 
-// Fails unless the tokenizer is the model's: of its name, where the file holds or is sure of one, and of its size. A vocabulary
-// of up to the next multiple of 128 is padding (for GPU kernels). model: the model's file, for messages.
+// Fails unless the tokenizer is the model's: of its name, where the file holds or is sure of one, and of its size. model: the
+// model's file, for messages.
+//
+// The model's vocabulary may be larger, up to the next multiple of 128 (padding for GPU kernels). The ids behind the
+// tokenizer's stand for no text: nothing that knows the tokenizer chooses them (ids_with_text), in a prompt of ids they are
+// shown as U+FFFD, and a loss has their probabilities in its softmax, as it had in training.
 void check_tokenizer(const Tokenizer& tokenizer, const ModelInfo& info, const std::string& model);
+
+// How many ids, from 0, generation may choose from: all where no tokenizer is known.
+size_t ids_with_text(const Config& config, const std::optional<Tokenizer>& tokenizer);
+
+// The tokenizer in the model's file or beside it; fails where there is none, or none that fits.
+Tokenizer model_tokenizer(const ModelInfo& info, const std::string& model);
+
+// For programs that write the model again, without the vocabulary. problem: ModelInfo::vocabulary_problem; none, no warning.
+void warn_of_vocabulary(const std::string& model, const std::string& problem);
 
 // The state of the run that writes this model: "a.bin" -> "a.state.bin". Its metadata "model" is the checksum of the model
 // that was written with it.

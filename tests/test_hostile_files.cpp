@@ -295,6 +295,117 @@ TEST_CASE("infer: a tokenizer that is not the model's is refused, by size and by
         w.refused("infer wrong.bin " + mode, {"1259", "259", "wrong.bin"});
 }
 
+TEST_CASE("a broken vocabulary in a model or beside it is named by whoever needs it or writes the model again") {
+    const Workplace w;
+    write_vocabulary(w.at("words"));
+    write_vocabulary(w.at("large"), 1000);
+    w.ok(kTiny + " -g norm --tokenizer words -o good.bin");
+    write_token_shard(w.at("a.bin"), Tokenizer::from_path(w.at("words")).encode(read_file(w.at("corpus.txt"))));
+    const std::map<std::string, std::string> large = Tokenizer::from_path(w.at("large")).metadata();
+    const std::string bad_json = "{\"a\": 1";
+    for (const auto& [changes, needle] :
+         std::vector<std::pair<std::map<std::string, std::string>, std::string>>{{{{"tokenizer.vocab", bad_json}},
+                                                                                  "vocab.json"},
+                                                                                 {{{"tokenizer.merges", "he"}},
+                                                                                  "merges.txt"},
+                                                                                 {{{"tokenizer", "bpe259-00000000"}},
+                                                                                  "bpe259-00000000"},
+                                                                                 {large, "1259"}}) {
+        CAPTURE(needle);
+        with_metadata(w.at("good.bin"), w.at("bad.bin"), changes);
+        auto warned = [&](const std::string& line) {
+            const Outcome outcome = run_program_in(w.path, words(line));
+            CAPTURE(line);
+            CAPTURE(outcome.err);
+            CHECK(outcome.status == 0);
+            CHECK(outcome.err.starts_with("warning: 'bad.bin': its vocabulary cannot be used"));
+            CHECK(contains(outcome.err, needle));
+            CHECK(contains(outcome.err, "--tokenizer DIR"));
+            CHECK(outcome.err.find('\n') + 1 == outcome.err.size());
+        };
+        warned("fold bad.bin folded.bin");
+        warned("train_gpt export bad.bin out");
+        fs::remove_all(w.at("out"));
+        warned("train_gpt -i a.bin --init bad.bin -b 2 -x 1 -v 0 -t 16 --gate-warmup 0 -g norm -o new.bin");
+        for (const std::string model : {"folded.bin", "new.bin"}) {
+            CHECK(!SafetensorsFile(w.at(model)).metadata().contains("tokenizer.vocab"));
+            w.ok("infer " + model + " -n 1 --prompt the --tokenizer words");
+        }
+        w.refused("infer bad.bin --prompt the", {needle, "--tokenizer DIR"});
+        w.ok("infer bad.bin -n 1 --prompt the --tokenizer words");
+        w.refused(kTrain + " --init bad.bin -o text.bin", {"--tokenizer", needle});
+    }
+    // The same in the state of a run,
+    {
+        const SafetensorsFile state(w.at("good.state.bin"));
+        std::map<std::string, std::string> metadata = state.metadata();
+        metadata.erase("checksum"), metadata["tokenizer.vocab"] = bad_json;
+        std::vector<TensorOut> tensors;
+        for (const TensorEntry& e : state.entries()) tensors.push_back({e.name, e.dtype, e.shape, state.data(e)});
+        write_safetensors(w.at("run.state.bin"), metadata, tensors, {.checksum = true});
+    }
+    fs::rename(w.at("words"), w.at("gone"));
+    w.refused("train_gpt -y -o run.bin -x 7", {"words"});
+    w.ok("train_gpt -y -o run.bin -x 7 --tokenizer gone");
+    CHECK(SafetensorsFile(w.at("run.bin")).metadata().contains("tokenizer.vocab"));
+    // and beside a model of another program.
+    fs::create_directory(w.at("hf"));
+    fs::copy_file(w.at("good.bin"), w.at("hf/model.safetensors"));
+    const SafetensorsFile good(w.at("good.bin"));
+    std::vector<TensorOut> out;
+    for (const TensorEntry& e : good.entries()) out.push_back({e.name, e.dtype, e.shape, good.data(e)});
+    write_safetensors(w.at("hf/model.safetensors"), {}, out);
+    write_file(w.at("hf/config.json"),
+               R"({"n_embd": 16, "n_head": 2, "n_layer": 1, "n_positions": 16, "vocab_size": 259})");
+    write_file(w.at("hf/vocab.json"), bad_json), write_file(w.at("hf/merges.txt"), "");
+    CHECK(contains(w.run("fold hf folded.bin").err, "hf/vocab.json"));
+    w.refused("infer hf --prompt the", {"hf/vocab.json"});
+    w.ok("infer hf -n 1 --prompt the --tokenizer gone");
+    w.ok("infer hf -n 1 --tokens 258");
+}
+
+TEST_CASE("infer: ids behind the tokenizer's are never chosen and have U+FFFD as their text") {
+    const Workplace w;
+    write_vocabulary(w.at("hf"), 21);  // 280 tokens
+    w.ok(
+        "train_gpt -i corpus.txt -b 2 -x 1 -g norm --gate-warmup 0 -v 0 --n-layer 1 --n-embd 2 --n-head 1 -t 16 -o a.bin");
+    {
+        const SafetensorsFile from(w.at("a.bin"));
+        std::vector<TensorOut> out;
+        for (const TensorEntry& e : from.entries()) out.push_back({e.name, e.dtype, e.shape, from.data(e)});
+        // Of any vector of two numbers, four of the last rows make four huge logits, one of them positive.
+        std::vector<float> wte(300 * 2, 0.01f);
+        for (size_t i = 280; i < 300; i++) wte[2 * i] = i % 2 ? 9 : -9, wte[2 * i + 1] = i % 4 < 2 ? 9 : -9;
+        for (TensorOut& t : out)
+            if (t.name == "transformer.wte.weight") t.shape = {300, 2}, t.data = wte.data();
+        write_safetensors(w.at("hf/model.safetensors"), {}, out);
+    }
+    write_file(w.at("hf/config.json"),
+               R"({"n_embd": 2, "n_head": 1, "n_layer": 1, "n_positions": 16, "vocab_size": 300})");
+    write_file(w.at("lines.txt"), "the\nhe\n");
+    for (const std::string how : {"--greedy", "--top-k 5", "--top-p 0.9", "--temperature 2"}) {
+        w.ok("infer hf -p the -n 20 " + how);  // to print an id without text would be an error
+        const Outcome outcome = w.run("infer hf --prompts lines.txt -n 20 " + how);
+        CHECK(outcome.status == 0);
+        std::istringstream lines(outcome.out);
+        size_t tokens = 0, padding = 0;
+        for (std::string line; std::getline(lines, line);) {
+            const std::vector<size_t> ids = nlohmann::json::parse(line)["tokens"];
+            for (const size_t id : ids) tokens++, padding += id >= 280;
+        }
+        CHECK(padding == 0);
+        CHECK(tokens > 0);
+    }
+    const std::string next = w.ok("infer hf -p the --last-token --show 300");
+    CHECK(contains(next, "%     279  "));
+    CHECK(!contains(next, "%     280  "));
+    CHECK(contains(w.ok("infer hf --tokens 257,290 -n 1"), "the\xef\xbf\xbd"));
+    // Without a tokenizer there are only ids, and all of them are.
+    fs::rename(w.at("hf/vocab.json"), w.at("vocab.json"));
+    const std::string ids = w.ok("infer hf --tokens 257 -n 20 --greedy");
+    CHECK((contains(ids, ",29") || contains(ids, ",28")));
+}
+
 TEST_CASE("shards beside another tokenizer are refused, and their own is train_gpt's default") {
     const Workplace w;
     const std::string text = read_file(w.at("corpus.txt"));

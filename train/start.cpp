@@ -64,7 +64,7 @@ Config make_config(const Settings& s, const Run& run, const Start& start) {
     if (start.from_file()) {
         c = start.origin.config;
         const std::string& own = start.tokenizer.at("tokenizer");
-        if (c.V < V && tokenizer != "unknown")
+        if (c.V < V && (run.decode || tokenizer == "gpt2"))
             fail("--train: the corpus has a vocabulary of %zu tokens (%s); expected the %zu of %s", V,
                  tokenizer.c_str(), c.V, start.origin.path.c_str());
         if (run.decode) check_tokenizer(*run.decode, {c, 1, 0, start.tokenizer, {}}, start.origin.path);
@@ -86,13 +86,17 @@ std::optional<Tokenizer> tokenizer_of_shards(const std::string& train) {
 }
 
 // --tokenizer's; else that of the file to start from, where it is there; else that of the shards; else bytes.
-std::optional<Tokenizer> find_tokenizer(const Settings& s, const Start& start, const std::optional<Tokenizer>& shards) {
+// why_none: why there is none, which token shards do not need.
+std::optional<Tokenizer> find_tokenizer(const Settings& s, const Start& start, const std::optional<Tokenizer>& shards,
+                                        std::string& why_none) {
     if (!s.tokenizer.empty()) return Tokenizer::from_path(s.tokenizer);
     if (!start.from_file()) return shards ? *shards : Tokenizer();
     try {
-        return Tokenizer::from_metadata(start.tokenizer, start.origin.path);
-    } catch (const Error&) {
-        return {};  // token shards need none
+        return model_tokenizer({start.origin.config, 1, 0, start.tokenizer, {}, {}, start.vocabulary_problem},
+                               start.origin.path);
+    } catch (const Error& e) {
+        why_none = e.what();
+        return {};
     }
 }
 
@@ -104,15 +108,13 @@ std::string fingerprint_text(const TokenSource& corpus) {
 // Shards were tokenized elsewhere: without a tokenizer beside them or one that says more than bytes, they are taken for those
 // of the model to start from, or for GPT-2's.
 Run open_corpora(const Settings& s, const Start& start) {
-    const std::optional<Tokenizer> shards = tokenizer_of_shards(s.train), tokenizer = find_tokenizer(s, start, shards);
+    std::string why_none;
+    const std::optional<Tokenizer> shards = tokenizer_of_shards(s.train),
+                                   tokenizer = find_tokenizer(s, start, shards, why_none);
     const bool bytes = tokenizer && tokenizer->name() == "bytes";
     const bool guess = s.tokenizer.empty() && (!tokenizer || (bytes && !shards));
     Tokenize encode = [&](std::string_view text) {
-        if (!tokenizer)
-            fail(
-                "--tokenizer: %s has no tokenizer in it or next to it, and text needs one; expected a folder with vocab.json "
-                "and merges.txt, or bytes",
-                start.origin.path.c_str());
+        if (!tokenizer) fail("--tokenizer: text needs one, and %s", why_none.c_str());
         return tokenizer->encode_parallel(text, true, int(s.threads));
     };
     if (bytes) encode = nullptr;
@@ -128,7 +130,10 @@ Run open_corpora(const Settings& s, const Start& start) {
             "a longer text, a smaller -t, or give a validation text with -j",
             val.name().c_str(), val.size(), s.T + 1, s.T);
     Run run{train, val, {}, tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
-    if (tokenizer) run.tokenizer = tokenizer->metadata();
+    if (tokenizer)
+        run.tokenizer = tokenizer->metadata();
+    else
+        run.vocabulary_problem = start.vocabulary_problem;
     if (corpus.from_shards() && guess) {
         run.tokenizer = tokenizer ? std::map<std::string, std::string>{{"tokenizer", "gpt2"}} : start.tokenizer;
         run.decode.reset();
@@ -172,12 +177,16 @@ Start find_start(Settings& s, const Options& options, std::vector<std::string>& 
     if (s.resume) {
         start.state = open_state(s, checkpoints, ranks);
         resumed = resume_settings(s, options, arguments, saved_settings(*start.state));
-        start.origin = {start.state->path(), read_config(*start.state)};
-        start.tokenizer = read_tokenizer(*start.state);
+        ModelInfo info{read_config(*start.state)};
+        read_tokenizer(*start.state, info);
+        start.origin = {start.state->path(), info.config};
+        start.tokenizer = info.tokenizer, start.vocabulary_problem = info.vocabulary_problem;
     } else if (!s.init.empty()) {
         start.init = open_init(s.init);
-        start.origin = {start.init->path(), start.init->info().config};
-        start.tokenizer = start.init->info().tokenizer, start.foreign = start.init->foreign();
+        const ModelInfo& info = start.init->info();
+        start.origin = {start.init->path(), info.config};
+        start.tokenizer = info.tokenizer, start.vocabulary_problem = info.vocabulary_problem;
+        start.foreign = start.init->foreign();
     }
     start.settings =
         settle(s, options, resumed ? *resumed : options, start.from_file() ? &start.origin : nullptr, ranks);
@@ -282,6 +291,8 @@ void announce_earlier_run(const Settings& s) {
 }
 
 void check_run(const Settings& s, Run& run) {
+    if (run.init) warn_of_vocabulary(run.init->path(), run.vocabulary_problem);
+    if (run.state) warn_of_vocabulary(run.state->path(), run.vocabulary_problem);
     if (!run.state) {
         run.first_checkpoint = true, run.new_log = !existing_files(s.out).empty();
         return;

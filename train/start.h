@@ -21,6 +21,7 @@ struct Start {
     std::unique_ptr<ModelFile> init;         // the model that --init names
     Origin origin;
     std::map<std::string, std::string> tokenizer;  // Tokenizer::metadata()
+    std::string vocabulary_problem = {};           // ModelInfo's
     bool foreign = false;                          // its tokenizer is a guess that --tokenizer may correct
     CompleteSettings settings;                     // what settle returned
 
@@ -38,6 +39,7 @@ struct Run {
     std::map<std::string, std::string> tokenizer;  // as the model file stores it
     std::optional<Tokenizer> decode;               // where there is a vocabulary to decode samples with
     std::string prompt;                            // that samples complete
+    std::string vocabulary_problem = {};           // of the file to start from, where there is no tokenizer
     Config config = {};
     std::vector<Choice> hellaswag = {};        // scored with every validation
     std::vector<std::string> arguments = {};   // the flags, for the state file
