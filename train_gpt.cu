@@ -383,6 +383,7 @@ struct Trainer {
     size_t gate_warmup, gate_end;
     const volatile sig_atomic_t* stop = nullptr;  // not 0 where this rank is told to stop
     std::string trouble;                          // why this rank cannot go on: a corpus that cannot be read
+    std::string missing;                          // what was broken off after the last update: "validation"
     Clock::time_point checkpoint_due = Clock::time_point::max();
 
     Trainer(Device& dev, const Settings& s, const Config& config, const TokenSource& corpus,
@@ -659,7 +660,8 @@ int stopped(Trainer<Device, Real>& t, int signal, bool saved) {
                    : "");
     if (troubles[1] > 0) ranks.sum(troubles, "the reason why another rank cannot go on");  // which ends this one
     if (saved)
-        std::printf("\ninterrupted after update %zu; resume with: %s\n", t.step, resume.c_str());
+        std::printf("\ninterrupted after update %zu%s; resume with: %s\n", t.step,
+                    t.missing.empty() ? "" : (", without its " + t.missing).c_str(), resume.c_str());
     else
         std::printf("\ninterrupted before update %zu; no file has changed\n", t.step + 1);
     return 128 + (signal ? signal : SIGTERM);  // another rank's signal, where this one had none
@@ -702,12 +704,17 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     check_drift(t);
     require_finite_parameters(t);
     save_checkpoint(t, run, true, !s.resume || t.step > first_step);
+    if (stop && t.step >= s.steps) t.missing = "validation";
     if (stop) return stopped(t, signal, true);
     const auto loss = evaluate(t, run.val, 10 * s.val_batches);
     if (!loss) return stopped(t, stop_signal, true);
     print_end(t, run, *loss);
+    warn_of_output();
     if (const auto scores = run.hellaswag.empty() ? std::nullopt : score_choices(t, run.hellaswag))
         std::printf("hellaswag: %s\n", scores->text().c_str());
+    std::vector<double> unprinted = {double(ranks.first() && !t.missing.empty())};
+    ranks.sum(unprinted, "the end of the run");
+    if (unprinted[0] > 0) return stopped(t, stop_signal, true);
     warn_of_output();
     return 0;
 }
@@ -732,14 +739,16 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
 }
 
 [[maybe_unused]] static int run_program(int argc, char** argv, Ranks& ranks) {
-    if (argc > 1 && std::strcmp(argv[1], "export") == 0) {
-        const int status = export_command(argc - 1, argv + 1);
+    const bool exports = argc > 1 && std::strcmp(argv[1], "export") == 0;
+    Settings s;
+    Options options = make_options(s);
+    const bool trains = !exports && options.parse(argc, argv);
+    ranks.agree({{"the command", trains ? "training" : exports ? "export" : "--help or --version"}});
+    if (!trains) {
+        const int status = exports && ranks.first() ? export_command(argc - 1, argv + 1) : 0;
         flush_output();
         return status;
     }
-    Settings s;
-    Options options = make_options(s);
-    if (!options.parse(argc, argv)) return flush_output(), 0;
     signal(SIGPIPE, SIG_IGN);  // who reads what a run prints may go: the run goes on
     if (s.gpus > 1) ranks.fork_local(s.gpus);
     s.out = model_path(s.out);

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <utility>
 
+#include "io/checksum.h"
 #include "io/claims.h"
 #include "runtime/error.h"
 
@@ -23,21 +24,24 @@ struct MappedFile::Place {
     size_t size = 0;
     std::string path;
     struct stat info = {};
+    uint64_t sum = 0;  // of what was mapped
     Place* next = nullptr;
 
     static std::atomic<Place*> first;
     static std::atomic<const Place*> lost;  // one whose pages were gone; it is not used again
-    static std::mutex mutex;                // for all but the handler
+    static std::mutex mutex;                // for all but the handler and check()
+    static std::mutex check_mutex;          // for info, once it is there
     static struct sigaction handler_before;
 
     static Place* add(const std::string& path, const struct stat& info, unsigned char* begin);
     static void replace_lost_pages(int signal, siginfo_t* fault, void*);
-    void check() const;
+    uint64_t checksum() const;
+    void check();
 };
 
 std::atomic<MappedFile::Place*> MappedFile::Place::first{nullptr};
 std::atomic<const MappedFile::Place*> MappedFile::Place::lost{nullptr};
-std::mutex MappedFile::Place::mutex;
+std::mutex MappedFile::Place::mutex, MappedFile::Place::check_mutex;
 struct sigaction MappedFile::Place::handler_before;
 
 MappedFile::Place* MappedFile::Place::add(const std::string& path, const struct stat& info, unsigned char* begin) {
@@ -76,7 +80,18 @@ void MappedFile::Place::replace_lost_pages(int signal, siginfo_t* fault, void*) 
     raise(signal);
 }
 
-void MappedFile::Place::check() const {
+// Of all bytes or, of a large file, of samples at fixed places: reading it twice would cost too much.
+uint64_t MappedFile::Place::checksum() const {
+    constexpr size_t kWhole = 4 << 20, kSamples = 64, kBytes = 4096;
+    const unsigned char* data = begin;
+    Checksum sum;
+    if (size <= kWhole) sum.add(data, size);
+    for (size_t i = 0; size > kWhole && i < kSamples; i++)  // evenly, from the first bytes to the last
+        sum.add(data + (size - kBytes) * i / (kSamples - 1), kBytes);
+    return sum.value();
+}
+
+void MappedFile::Place::check() {
     if (const Place* gone = lost)
         fail(
             "%s has become shorter while it was in use, or its disk cannot be read; restore it, and do not change files that "
@@ -85,8 +100,13 @@ void MappedFile::Place::check() const {
     // Whatever has the name now, if it is another file, what is mapped is still what was opened.
     struct stat now;
     if (stat(path.c_str(), &now) != 0 || now.st_ino != info.st_ino || now.st_dev != info.st_dev) return;
-    if (now.st_size != info.st_size || now.st_mtim.tv_sec != info.st_mtim.tv_sec ||
-        now.st_mtim.tv_nsec != info.st_mtim.tv_nsec)
+    const std::lock_guard lock(check_mutex);  // readers of a corpus check it on threads of their own
+    const auto same_time = [&] {
+        return now.st_mtim.tv_sec == info.st_mtim.tv_sec && now.st_mtim.tv_nsec == info.st_mtim.tv_nsec;
+    };
+    if (now.st_size == info.st_size && (same_time() || checksum() == sum))
+        info.st_mtim = now.st_mtim;  // another time alone (touch, a backup) is no change
+    else
         fail("%s has been changed while it was in use; restore it, and do not change files that are in use",
              in_quotes(path).c_str());
 }
@@ -120,7 +140,7 @@ MappedFile::MappedFile(const std::string& path, FileUse use) {
     if (p == MAP_FAILED)
         fail("cannot map %s (%zu bytes) into memory: %s", in_quotes(path).c_str(), size_, std::strerror(map_error));
     data_ = static_cast<unsigned char*>(p);
-    if (data_) place_ = Place::add(path, info, data_);
+    if (data_) place_ = Place::add(path, info, data_), place_->sum = place_->checksum();
 }
 
 MappedFile::~MappedFile() {
@@ -144,7 +164,7 @@ void MappedFile::check() const {
 
 void MappedFile::check_all() {
     const std::lock_guard lock(Place::mutex);
-    for (const Place* p = Place::first; p; p = p->next)
+    for (Place* p = Place::first; p; p = p->next)
         if (p->begin || p == Place::lost) p->check();
 }
 

@@ -1,7 +1,7 @@
 // How a program begins and ends: its standard streams, its exit status, and the error it prints if it fails.
 //
-// The exit status: 0: done; 1: an error, which one line on the standard error says; 128 + N: signal N ended it. (train_gpt
-// saves a checkpoint before, see train/stop.h.)
+// The exit status: 0: all that was asked for is done; 1: an error, which one line on the standard error says; 128 + N: signal N
+// ended it before. (train_gpt saves a checkpoint, and says what is missing: see train/stop.h.)
 #pragma once
 #include <fcntl.h>
 #include <signal.h>

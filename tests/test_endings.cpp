@@ -165,6 +165,31 @@ TEST_CASE("mapped files: lost pages read as zeros and a change in place is notic
     CHECK(error_of([&] { MappedFile::check_all(); }).find("/file'") != std::string::npos);
     replaced.check();
 
+    // Another time is no change, the same bytes written again are none, more bytes are one; so in files that are sampled.
+    for (const size_t bytes : {size, size_t(5 << 20)}) {
+        write_file(path + ".new", std::string(bytes, 'x'));
+        std::filesystem::rename(path + ".new", path);
+        const MappedFile touched(path);
+        const auto now = [&](time_t seconds) {
+            struct timespec times[2] = {{0, UTIME_NOW}, {seconds, 0}};
+            REQUIRE(utimensat(AT_FDCWD, path.c_str(), times, 0) == 0);
+        };
+        now(1000000000);
+        touched.check();
+        std::fstream(path, std::ios::in | std::ios::out) << std::string(bytes, 'x');
+        now(1500000000);
+        touched.check();
+        {
+            const MappedFile longer(path);
+            std::ofstream(path, std::ios::app) << "x";
+            CHECK(contains(error_of([&] { longer.check(); }), "/file' has been changed while it was in use"));
+            std::filesystem::resize_file(path, bytes);
+        }
+        std::fstream(path, std::ios::in | std::ios::out) << std::string(bytes - 1, 'x') << 'y';
+        now(2000000000);
+        CHECK(contains(error_of([&] { touched.check(); }), "/file' has been changed while it was in use"));
+    }
+
     // What was lost stays known, for the whole process.
     CHECK(in_child([&] {
         write_it();
@@ -205,13 +230,28 @@ TEST_CASE("endings: infer says that its model has been cut off, and ends") {
     CHECK_MESSAGE(outcome.err.find("infer: error: 'model.bin' has ") == 0, outcome.err);
 }
 
-TEST_CASE("endings: a corpus that is cut off or written to under a run ends it with a checkpoint") {
+TEST_CASE(
+    "endings: a corpus that is cut off or written to under a run ends it with a checkpoint; touch and rsync do not") {
     std::string text;
     for (int i = 0; i < 4000; i++) text += "line " + std::to_string(i * 7919) + " of a text of several pages\n";
     const std::string line = "train_gpt -i corpus.txt -b 2 -x 3000 --gate-warmup 100 --gate-end 200 -v 0 -m 1" + kShape;
     const Workplace whole;
     write_file(whole.at("corpus.txt"), text);
     whole.ok(line);
+    {
+        const Workplace w;
+        write_file(w.at("corpus.txt"), text);
+        Program program(w.path, w.command(line));
+        REQUIRE(program.wait_until(has_step));
+        write_file(w.at("new.txt"), "another text");
+        std::filesystem::last_write_time(w.at("corpus.txt"), std::filesystem::file_time_type());  // touch
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        std::filesystem::rename(w.at("new.txt"), w.at("corpus.txt"));  // rsync
+        const Outcome outcome = program.finish();
+        CHECK(outcome.err == "");
+        CHECK(outcome.status == 0);
+        CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+    }
     for (const bool cut : {true, false}) {
         const Workplace w;
         write_file(w.at("corpus.txt"), text);
@@ -374,9 +414,29 @@ TEST_CASE("endings: a signal ends a validation, a sample and the wait for the la
         CHECK(outcome.err == "");
         CHECK(!contains(outcome.out, "validation loss"));
         CHECK_MESSAGE(contains(outcome.out, "\ninterrupted after update "), outcome.out);
+        CHECK_MESSAGE(contains(outcome.out, ", without its validation; resume with: "), outcome.out);
         if (!last)
             for (const char* file : {"model.bin", "model.state.bin"}) std::filesystem::remove(w.at(file));
     }
+}
+
+TEST_CASE("endings: a signal in the last HellaSwag is no success, and -y prints the scores") {
+    const Workplace w;
+    const std::string item = "{\"ctx\": \"ab\", \"endings\": [\"cd\", \"ef\"], \"label\": 0}\n";
+    std::string items;
+    for (int i = 0; i < 20000; i++) items += item;
+    write_file(w.at("items.jsonl"), items);
+    Program program(w.path, w.command(kTiny + " -v 0 --hellaswag items.jsonl"));
+    REQUIRE(program.wait_until([](const std::string& out) { return contains(out, "\nvalidation loss "); }));
+    program.send(SIGTERM);
+    const Outcome outcome = program.finish();
+    CHECK(outcome.status == 128 + SIGTERM);
+    CHECK(outcome.err == "");
+    CHECK_MESSAGE(outcome.out.ends_with("\ninterrupted after update 6, without its HellaSwag scores; resume with: "
+                                        "./train_gpt -y -o model.bin\n"),
+                  outcome.out);
+    write_file(w.at("items.jsonl"), item);
+    CHECK(contains(w.ok("train_gpt -y"), "\nhellaswag: "));
 }
 
 TEST_CASE("endings: --checkpoint-minutes saves a run that nothing else would have saved") {

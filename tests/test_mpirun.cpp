@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "io/safetensors.h"
+#include "tests/errors.h"
 #include "tests/read_log.h"
 
 namespace tapernorm {
@@ -179,7 +180,14 @@ MPI_TEST("mpirun: an error that all ranks have is one line; a signal to one of t
                       "rank 1") != std::string::npos,
                   outcome.err);
     CHECK(count(outcome.err, "train_gpt: error:") == 1);
+    two_kinds.push_back("--help");
+    outcome = run_program_in(w.path, two_kinds);
+    CHECK(outcome.status != 0);
+    CHECK_MESSAGE(contains(outcome.err, "found 'training' on rank 0 and '--help or --version' on rank 1"), outcome.err);
+    CHECK(count(outcome.err, "train_gpt: error:") == 1);
     CHECK(!std::filesystem::exists(w.at("model.bin")));
+    outcome = run_program_in(w.path, mpirun(2, "--help"));
+    CHECK((outcome.status == 0 && outcome.err == "" && count(outcome.out, "usage: train_gpt") == 1));
 
     LongRun run;
     kill(process_of_rank(run.program.pid(), 2), SIGTERM);

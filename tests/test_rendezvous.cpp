@@ -98,14 +98,17 @@ using Variables = std::map<std::string, std::string>;
 struct Rank {
     Variables variables;
     std::optional<Program> program;
-    Rank(const Workplace& w, int rank, int port, const std::string& flags, const Variables& more = {})
+    Rank(const Workplace& w, int rank, int port, const std::string& flags, const Variables& more = {},
+         const std::string& command = "")
         : variables(more) {
         variables.insert({{"RANK", std::to_string(rank)},
                           {"WORLD_SIZE", "2"},
                           {"LOCAL_RANK", std::to_string(rank)},
                           {"MASTER_PORT", std::to_string(port)}});
         const Environment environment(variables);
-        program.emplace(w.path, Workplace::command(kTiny + " -o r" + std::to_string(rank) + ".bin " + flags));
+        program.emplace(w.path, command.empty()
+                                    ? Workplace::command(kTiny + " -o r" + std::to_string(rank) + ".bin " + flags)
+                                    : words(command));
     }
     Outcome finish() { return program->finish(); }
 };
@@ -355,6 +358,35 @@ TEST_CASE("rendezvous: a rank whose other is killed says what it lost") {
                       out.err);
         CHECK(std::ranges::count(out.err, '\n') == 1);
     }
+}
+
+TEST_CASE("rendezvous: a rank that ends by its own will before the training says so to the others") {
+    const Workplace w;
+    for (const std::string flag : {"--help", "--version"}) {
+        const std::string error = said_of(w, "", flag);
+        CHECK_MESSAGE(
+            error ==
+                "train_gpt: error: rank 0 of 2: the command: expected the same on all ranks, found 'training' on "
+                "rank 0 and '--help or --version' on rank 1; start all ranks with the same program, flags and files\n",
+            error);
+    }
+    CHECK(has(said_of(w, "", "--nonsense"), "rank 1 of 2: unknown flag '--nonsense'"));
+    {
+        const int port = free_port();
+        Rank rank0(w, 0, port, "--help"), rank1(w, 1, port, "--help");
+        const Outcome one = rank1.finish(), zero = rank0.finish();
+        CHECK((zero.status == 0 && one.status == 0));
+        CHECK(zero.err + one.err + one.out == "");
+        CHECK(zero.out == w.ok("train_gpt --help"));
+    }
+    // Rank 0 alone exports.
+    w.ok(kTiny);
+    const int port = free_port();
+    Rank rank0(w, 0, port, "", {}, "train_gpt export model.bin folder"), rank1(w, 1, port, "", {}, "train_gpt export");
+    const Outcome one = rank1.finish(), zero = rank0.finish();
+    CHECK((zero.status == 0 && one.status == 0));
+    CHECK(zero.err + one.err == "");
+    CHECK(std::filesystem::exists(w.at("folder/model.safetensors")));
 }
 
 // ---- agreement

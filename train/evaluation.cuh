@@ -33,7 +33,7 @@ std::optional<double> evaluate(Trainer<Device, Real>& t, const TokenSource& corp
     }
     std::vector<double> sums = {t.model.sums_of(t.model.read_sums()).loss, double(!whole)};
     t.model.ranks.sum(sums, "the end of a validation");
-    if (sums[1] > 0) return {};
+    if (sums[1] > 0) return t.missing = "validation", std::nullopt;
     return sums[0] / double(count * N);
 }
 
@@ -43,7 +43,7 @@ std::optional<HellaSwag> score_choices(Trainer<Device, Real>& t, const std::vect
     Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.taper_scale, t.gate_now());
     HellaSwag scores;
     for (const Choice& choice : choices) {
-        if (t.told_to_stop()) return {};
+        if (t.told_to_stop()) return t.missing = "HellaSwag scores", std::nullopt;
         scores.add(choice, ending_scores(decoder, choice, model.config.V));
     }
     return scores;
