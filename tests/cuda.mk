@@ -63,7 +63,9 @@ TESTED = $(addprefix $(BIN)/,$(PROGRAMS))
 .PHONY: emu-kernels emu-programs emu-test emu-schedules emu-asan emu-tsan cuda-compile-check kernel-table gpu-test
 EMU_SANITIZE ?= $(SANITIZE)
 EMU = $(BUILD)/emu$(EMU_SANITIZE:%=-%)
-EMU_MAKE = $(MAKE) -C tests/emu BUILD="$(abspath $(EMU))" SANITIZE="$(EMU_SANITIZE)" CUDA_INCLUDE="$(CUDA_INCLUDE)"
+# Relative paths: a checkout may be in a folder whose name has a space, which no target of make may have.
+from_emu = $(if $(filter /%,$(1)),,../../)$(1)
+EMU_MAKE = $(MAKE) -C tests/emu BUILD="$(call from_emu,$(EMU))" SANITIZE="$(EMU_SANITIZE)" CUDA_INCLUDE="$(CUDA_INCLUDE)"
 EMU_LINK = -fsanitize=alignment $(EMU_SANITIZE:%=-fsanitize=%) -lrt -ldl -lpthread
 EMU_CXX = $(CXX) -std=c++20 -O1 -fno-math-errno -fno-strict-aliasing -fsanitize=alignment \
           -fno-sanitize-recover=alignment $(EMU_SANITIZE:%=-g1 -fsanitize=% -fno-omit-frame-pointer -Wno-maybe-uninitialized) -fopenmp $(WARNINGS) \
@@ -77,9 +79,9 @@ $(EMU_TESTS): | need-tests
 
 # Made by a make of its own, which knows what is new.
 $(EMU)/libemu.a: FORCE
-	+$(EMU_MAKE) "$(abspath $@)"
+	+$(EMU_MAKE) "$(call from_emu,$@)"
 $(EMU)/run_emu_tests: FORCE $(EMU)/libemu.a
-	+$(EMU_MAKE) "$(abspath $@)"
+	+$(EMU_MAKE) "$(call from_emu,$@)"
 $(EMU)/run_kernel_tests: $(filter-out $(EMU_PROGRAM_TESTS),$(EMU_TESTS))
 $(EMU)/run_cuda_tests: $(EMU_TESTS) | $(EMU_PROGRAMS)
 $(EMU)/train_gpt $(EMU)/infer: %: %.o

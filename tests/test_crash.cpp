@@ -193,7 +193,8 @@ std::pair<Outcome, size_t> run_with_fault(const Workplace& w, const std::string&
     std::string shim = (folder / "torture_shim.so").string();
     if (!std::filesystem::exists(shim)) shim = (folder.parent_path() / "torture_shim.so").string();
     REQUIRE(std::filesystem::exists(shim));
-    const std::pair<const char*, std::string> variables[] = {{"LD_PRELOAD", shim},
+    std::filesystem::create_symlink(shim, w.at("shim.so"));  // the variable takes no name with a space
+    const std::pair<const char*, std::string> variables[] = {{"LD_PRELOAD", "./shim.so"},
                                                              {"TORTURE_CALL", fault.call},
                                                              {"TORTURE_ERROR", std::to_string(fault.error)},
                                                              {"TORTURE_AT", std::to_string(at)},
@@ -203,7 +204,7 @@ std::pair<Outcome, size_t> run_with_fault(const Workplace& w, const std::string&
     const Outcome outcome = w.run(line);
     for (const auto& [name, value] : variables) unsetenv(name);
     const std::string calls = read_file(w.at("calls"));  // empty where the program ended by _exit
-    std::filesystem::remove(w.at("calls"));
+    std::filesystem::remove(w.at("calls")), std::filesystem::remove(w.at("shim.so"));
     return {outcome, calls.empty() ? at : std::stoul(calls)};
 }
 

@@ -22,9 +22,8 @@ namespace {
 
 // Runs a line of a shell; in it, $train_gpt, $fold and $infer are the programs.
 Outcome shell(const Workplace& w, const std::string& line) {
-    std::string programs;
-    for (const char* name : {"train_gpt", "fold", "infer"})
-        programs += std::string(name) + "='" + program_path(name) + "'; ";
+    const std::string folder = std::filesystem::path(program_path("train_gpt")).parent_path();  // may have a space
+    const std::string programs = "PATH='" + folder + "':$PATH; train_gpt=train_gpt; fold=fold; infer=infer; ";
     return run_program_in(w.path, {"/bin/sh", "-c", programs + line});
 }
 
