@@ -401,6 +401,19 @@ TEST_CASE("checkpoints: -y says what is not as it was") {
     unsetenv("TAPERNORM_ISA");
 }
 
+TEST_CASE("run files: a run's id depends on the numbers of the model that --init names, not only on its name") {
+    const Workplace w;
+    std::vector<std::string> ids;
+    for (const std::string base : {"1", "2", "1"}) {
+        w.ok(kTiny + " -g norm -x 1 --gate-warmup 0 -v 0 --overwrite -o base.bin --seed " + base);
+        w.ok(kTrain + " --init base.bin --overwrite -o run.bin");
+        ids.push_back(run_of_log(w.at("run.log.jsonl")));
+    }
+    CHECK(ids[0] != "");
+    CHECK(ids[0] != ids[1]);
+    CHECK(ids[0] == ids[2]);
+}
+
 TEST_CASE("models: a flipped byte is noticed, and so is a model that is older than its state") {
     const Workplace w;
     w.ok(kTiny + " -x 6 -n 3 -g norm");

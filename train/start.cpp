@@ -143,6 +143,15 @@ Run open_corpora(const Settings& s, const Start& start) {
     return run;
 }
 
+void add_numbers(Checksum& sum, const ModelFile& model) {
+    GptTensors<float> none{};
+    visit_tensors(model.info().config, none, [&](const TensorSpec& spec, float*&) {
+        std::vector<float> numbers(spec.count());
+        model.read(spec, numbers.data());
+        sum.add(numbers.data(), numbers.size() * sizeof(float));
+    });
+}
+
 void warn_of_changes(const Run& run, const SafetensorsFile& state) {
     auto before = [&](const char* key) {
         const auto found = state.metadata().find(key);
@@ -205,8 +214,9 @@ Run open_run(const Settings& s, Start start) {
     if (run.state && run.state->metadata().contains("run")) {
         run.id = state_metadata(*run.state, "run");
     } else {
-        // Of what makes one run another: its flags and its corpora.
+        // Of what makes one run another: its flags, its corpora and the numbers that it begins from.
         Checksum sum;
+        if (run.init) add_numbers(sum, *run.init);
         const std::string what = run.settings_file + run.corpus + run.val_corpus;
         sum.add(what.data(), what.size());
         run.id = strprintf("%016llx", (unsigned long long)sum.value());
