@@ -17,6 +17,7 @@
 #include "io/files.h"
 #include "io/mapped_file.h"
 #include "io/options.h"
+#include "io/output_folder.h"
 #include "io/parallel_each.h"
 #include "io/terminal.h"
 #include "io/tokenizer.h"
@@ -218,7 +219,7 @@ void train(const TrainConfig& config) {
     std::vector<TextFile> files;
     for (const std::string& path : matching_files(config.text))
         warn_unless_utf8(in_quotes(path), files.emplace_back(path).text());
-    std::filesystem::create_directories(config.out);
+    OutputFolder folder(config.out);
     for (const char* file : {"vocab.json", "merges.txt"}) {
         const std::string path = (std::filesystem::path(config.out) / file).string();
         if (std::filesystem::exists(path))  // before minutes of work
@@ -236,7 +237,8 @@ void train(const TrainConfig& config) {
         Tokenizer::from_text(vocab_json_text(vocabulary.tokens), merges_txt_text(vocabulary.tokens, vocabulary.merges),
                              in_quotes(config.out));
     MappedFile::check_all();
-    tokenizer.save(config.out);
+    tokenizer.save(folder);
+    folder.keep();
     std::printf("%s: %s, %zu bytes, %zu merges, <|endoftext|>\n", printable(config.out).c_str(),
                 tokenizer.name().c_str(), kAlphabet, vocabulary.merges.size());
 }

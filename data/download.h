@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "io/files.h"
+#include "io/output_folder.h"
 #include "runtime/error.h"
 
 extern char** environ;  // POSIX: no header declares it
@@ -157,8 +158,8 @@ inline int run_curl(const std::string& url, const std::string& part, const std::
 inline void download(std::string url, const std::string& path, std::string sha256, const std::string& mirror) {
     if (fs::exists(path)) return;
     if (!mirror.empty()) url = mirror + url.substr(url.find('/', url.find("//") + 2));
-    if (fs::path(path).has_parent_path()) fs::create_directories(fs::path(path).parent_path());
-    const std::string part = path + ".part", headers = path + ".headers";
+    OutputFolder folder(fs::path(path).parent_path().string());
+    const std::string part = path + ".part", headers = folder.file(fs::path(path).filename().string() + ".headers");
     int status = run_curl(url, part, headers);
     constexpr int kBadRange = 33, kBadResume = 36, kHttpError = 22;  // curl's exit codes
     if ((status == kBadRange || status == kBadResume || status == kHttpError) && fs::exists(part) &&

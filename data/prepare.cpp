@@ -17,6 +17,7 @@
 #include "io/files.h"
 #include "io/mapped_file.h"
 #include "io/options.h"
+#include "io/output_folder.h"
 #include "io/parallel_each.h"
 #include "io/terminal.h"
 #include "io/tokenizer.h"
@@ -39,11 +40,12 @@ struct PrepareConfig {
 // Fills shards in order: first the validation split, then training.
 class ShardWriter {
   public:
-    ShardWriter(std::string prefix, size_t shard_tokens, size_t val_tokens, size_t max_tokens)
-        : prefix_(std::move(prefix)), shard_tokens_(shard_tokens), max_tokens_(max_tokens), val_left_(val_tokens) {
+    ShardWriter(OutputFolder& folder, std::string name, size_t shard_tokens, size_t val_tokens, size_t max_tokens)
+        : folder_(folder), name_(std::move(name)), shard_tokens_(shard_tokens), max_tokens_(max_tokens),
+          val_left_(val_tokens) {
         for (const char* split : {"val", "train"})
-            for (const auto& entry : fs::directory_iterator(fs::path(prefix_).parent_path()))
-                if (entry.path().string().starts_with(prefix_ + "_" + split + "_"))
+            for (const auto& entry : fs::directory_iterator(folder_.path()))
+                if (entry.path().filename().string().starts_with(name_ + "_" + split + "_"))
                     fail(
                         "%s exists already; remove the old shards or choose another folder with --out, so that two "
                         "corpora do not mix",
@@ -75,7 +77,9 @@ class ShardWriter {
     void flush() {
         if (shard_.empty()) return;
         const size_t number = in_val_ ? val_shards_++ : ++train_shards_;
-        write_token_shard(strprintf("%s_%s_%06zu.bin", prefix_.c_str(), in_val_ ? "val" : "train", number), shard_);
+        const std::string name = strprintf("%s_%s_%06zu.bin", name_.c_str(), in_val_ ? "val" : "train", number);
+        write_token_shard(folder_.file(name), shard_);
+        if (!in_val_) folder_.keep();  // what was made for training so far is worth keeping, whatever comes
         shard_.clear();
     }
 
@@ -85,7 +89,8 @@ class ShardWriter {
     size_t val_tokens() const { return written_[1]; }
 
   private:
-    std::string prefix_;
+    OutputFolder& folder_;
+    std::string name_;
     size_t shard_tokens_, max_tokens_, val_left_;
     std::vector<uint16_t> shard_;
     bool in_val_ = false;  // the split of the tokens in shard_
@@ -228,11 +233,11 @@ void report(const PrepareConfig& config, const std::string& name, size_t train_t
 }
 
 // The corpus consists of tokens already: its shards are only downloaded.
-void prepare_shards(const NamedCorpus& corpus, const PrepareConfig& config) {
+void prepare_shards(const NamedCorpus& corpus, const PrepareConfig& config, OutputFolder& folder) {
     if (config.tokenizer != "gpt2")
         fail("--tokenizer: expected gpt2, because %s comes as tokens of GPT-2's vocabulary, found %s",
              corpus.name.c_str(), config.tokenizer.c_str());
-    open_tokenizer(config).save(config.out);
+    open_tokenizer(config).save(folder);
     size_t tokens[2] = {};
     for (const RemoteFile& file : corpus.files) {
         if (config.max_tokens && tokens[0] + tokens[1] >= config.max_tokens) break;
@@ -241,6 +246,7 @@ void prepare_shards(const NamedCorpus& corpus, const PrepareConfig& config) {
         const TokenSource shard = open_tokens(path);
         if (!shard.from_shards()) fail("%s is not a token shard; remove it and try again", in_quotes(path).c_str());
         tokens[path.find("_val_") != path.npos] += shard.size();
+        folder.keep();
     }
     const std::string first = file_name(corpus.files[0].url);
     report(config, first.substr(0, first.find("_val_")), tokens[0], tokens[1]);
@@ -252,11 +258,11 @@ struct Input {
 };
 
 void prepare_text(const std::string& name, const std::vector<Input>& inputs, size_t val_tokens,
-                  const PrepareConfig& config) {
+                  const PrepareConfig& config, OutputFolder& folder) {
     const Tokenizer tokenizer = open_tokenizer(config);
     std::fprintf(stderr, "tokenizer %s, %zu tokens\n", tokenizer.name().c_str(), tokenizer.vocab_size());
-    ShardWriter writer((fs::path(config.out) / name).string(), config.shard_tokens, val_tokens, config.max_tokens);
-    tokenizer.save(config.out);
+    ShardWriter writer(folder, name, config.shard_tokens, val_tokens, config.max_tokens);
+    tokenizer.save(folder);
     Tokenization tokenization(tokenizer, writer, config);
     for (const Input& input : inputs) {
         if (writer.full()) break;
@@ -265,6 +271,8 @@ void prepare_text(const std::string& name, const std::vector<Input>& inputs, siz
     }
     tokenization.finish();
     if (writer.tokens() == 0) fail("%s holds no text; name a file with text", in_quotes(config.corpus).c_str());
+    MappedFile::check_all();
+    folder.keep();
     report(config, name, writer.train_tokens(), writer.val_tokens());
 }
 
@@ -300,8 +308,8 @@ void prepare(PrepareConfig config) {
         if (name.empty()) name = "corpus";
     }
     if (config.out.empty()) config.out = "data/" + name;
-    fs::create_directories(config.out);
-    if (named != corpora.end() && named->format == "shards") return prepare_shards(*named, config);
+    OutputFolder folder(config.out);
+    if (named != corpora.end() && named->format == "shards") return prepare_shards(*named, config, folder);
 
     std::vector<Input> inputs;
     if (named == corpora.end()) {
@@ -322,7 +330,7 @@ void prepare(PrepareConfig config) {
     const size_t val_tokens = config.has_val_tokens    ? config.val_tokens
                               : named != corpora.end() ? named->val_tokens
                                                        : default_val_tokens(inputs, config);
-    prepare_text(name, inputs, val_tokens, config);
+    prepare_text(name, inputs, val_tokens, config, folder);
 }
 
 }  // namespace
@@ -387,7 +395,6 @@ static int run_prepare(int argc, char** argv) {
             fail("--mirror: expected a URL without control characters, found %s", in_quotes(config.mirror).c_str());
         config.has_val_tokens = options.given("--val-tokens");
         prepare(config);
-        MappedFile::check_all();
         return 0;
     });
 }

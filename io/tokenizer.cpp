@@ -11,6 +11,7 @@
 #include "io/files.h"
 #include "io/json.h"
 #include "io/mapped_file.h"
+#include "io/output_folder.h"
 #include "io/parallel_each.h"
 #include "io/words.h"
 #include "runtime/error.h"
@@ -524,12 +525,13 @@ std::map<std::string, std::string> Tokenizer::metadata() const {
             {"tokenizer.merges", merges_txt_text(tables_->tokens, tables_->merges)}};
 }
 
-void Tokenizer::save(const std::string& directory) const {
-    if (const auto there = beside(directory + "/vocab.json"); there && there->name() != name())
-        fail("%s holds another tokenizer, %s; expected a folder without one or with %s", in_quotes(directory).c_str(),
-             there->name().c_str(), name().c_str());
-    write_text(directory + "/vocab.json", vocab_json_text(tables_->tokens));
-    write_text(directory + "/merges.txt", merges_txt_text(tables_->tokens, tables_->merges));
+void Tokenizer::save(OutputFolder& folder) const {
+    const std::string vocab = folder.file("vocab.json"), merges = folder.file("merges.txt");
+    if (const auto there = beside(vocab); there && there->name() != name())
+        fail("%s holds another tokenizer, %s; expected a folder without one or with %s",
+             in_quotes(folder.path()).c_str(), there->name().c_str(), name().c_str());
+    write_text(vocab, vocab_json_text(tables_->tokens));
+    write_text(merges, merges_txt_text(tables_->tokens, tables_->merges));
 }
 
 }  // namespace tapernorm

@@ -23,6 +23,8 @@
 
 namespace tapernorm {
 
+class OutputFolder;
+
 // Immutable and cheap to copy; all members may be called from several threads at once.
 class Tokenizer {
   public:
@@ -61,7 +63,7 @@ class Tokenizer {
     std::map<std::string, std::string> metadata() const;
 
     // vocab.json and merges.txt, for byte level too. Fails where the folder holds those of another tokenizer.
-    void save(const std::string& directory) const;
+    void save(OutputFolder& folder) const;
 
   private:
     struct Tables;

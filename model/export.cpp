@@ -7,6 +7,7 @@
 #include "io/files.h"
 #include "io/mapped_file.h"
 #include "io/options.h"
+#include "io/output_folder.h"
 #include "io/tokenizer.h"
 #include "model/modeling_tapernorm.h"
 
@@ -149,22 +150,20 @@ json config_json(const ModelInfo& info, double eps, Dtype dtype, const std::opti
 
 // Writes vocab.json, merges.txt and the settings with which GPT2Tokenizer makes our ids. The 256 tokens of a byte-level model
 // have no <|endoftext|>, which GPT2Tokenizer would add as a 257th.
-void write_tokenizer(const std::string& dir, const Tokenizer& tokenizer, size_t context) {
-    tokenizer.save(dir);
+void write_tokenizer(OutputFolder& folder, const Tokenizer& tokenizer, size_t context) {
+    tokenizer.save(folder);
     const json end = tokenizer.end_of_text() ? json(kEndOfText) : json();
     // clang-format off
     const json settings = {{"tokenizer_class", "GPT2Tokenizer"}, {"add_prefix_space", false}, {"model_max_length", context},
                            {"bos_token", end}, {"eos_token", end}, {"unk_token", end}, {"pad_token", nullptr}};
     // clang-format on
-    write_text(dir + "/tokenizer_config.json", settings.dump(2) + "\n");
+    write_text(folder.file("tokenizer_config.json"), settings.dump(2) + "\n");
 }
 
-void make_folder(const std::string& dir) {
-    std::error_code error;
-    if (fs::exists(dir, error) && (!fs::is_directory(dir, error) || !fs::is_empty(dir, error)))
+void check_new(const std::string& dir) {
+    std::error_code ignored;
+    if (fs::exists(dir, ignored) && (!fs::is_directory(dir, ignored) || !fs::is_empty(dir, ignored)))
         fail("%s exists already and is not an empty folder; expected the name of a new folder", dir.c_str());
-    fs::create_directory(dir, error);
-    if (error) fail("cannot make the folder %s: %s; choose another place", dir.c_str(), error.message().c_str());
 }
 
 // why_none: why there is none, where there is none.
@@ -221,26 +220,28 @@ int export_command(int argc, const char* const* argv) {
     std::printf("read      %s: %s\n", printable(in).c_str(), describe(info).c_str());
     std::string why_none;
     const std::optional<Tokenizer> tokenizer = tokenizer_for(tokenizer_path, in, info, why_none);
-    make_folder(dir);
+    check_new(dir);
+    OutputFolder folder(dir, false);
     const Dtype dtype = dtype_text == "bf16" ? Dtype::BF16 : Dtype::F32;
     const bool plain = fits_gpt2_lm_head_model(info);
     double eps = info.config.eps;
     if (plain) {
         const Gpt2Tensors gpt2 = as_gpt2(*model);
         eps = gpt2.eps;
-        write_gpt2(dir + "/model.safetensors", gpt2, dtype);
+        write_gpt2(folder.file("model.safetensors"), gpt2, dtype);
     } else {
         // The modeling file uses our names of the tensors.
-        save_model(dir + "/model.safetensors", info, model->tensors, dtype);
-        write_text(dir + "/modeling_tapernorm.py", kModelingTapernormPy);
+        save_model(folder.file("model.safetensors"), info, model->tensors, dtype);
+        write_text(folder.file("modeling_tapernorm.py"), kModelingTapernormPy);
     }
     if (tokenizer)
-        write_tokenizer(dir, *tokenizer, info.config.T);
+        write_tokenizer(folder, *tokenizer, info.config.T);
     else
         std::printf("note      no tokenizer was written: %s\n", why_none.c_str());
     MappedFile::check_all();
     // Written last, because only with it is the folder a model.
-    write_text(dir + "/config.json", config_json(info, eps, dtype, tokenizer).dump(2) + "\n");
+    write_text(folder.file("config.json"), config_json(info, eps, dtype, tokenizer).dump(2) + "\n");
+    folder.keep();
     std::printf("wrote     %s: %s, %s\n", printable(dir).c_str(),
                 plain ? "GPT2LMHeadModel" : "TaperNormGPT2LMHeadModel", dtype_text.c_str());
     print_result(dir, info, plain);

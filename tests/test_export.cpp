@@ -150,6 +150,13 @@ TEST_CASE("export: bf16, another tokenizer, and what it refuses") {
         for (const std::string& needle : needles) CHECK(outcome.err.find(needle) != std::string::npos);
         CHECK(w.contents() == before);
     }
+    // A disk that is full: nothing is left, whether the folder was there or not.
+    for (const bool there : {false, true}) {
+        if (there) std::filesystem::create_directory(w.at("out"));
+        const auto files = w.contents();
+        CHECK(run_program_in(w.path, words("train_gpt export norm.bin out"), 5000).status == 1);
+        CHECK(w.contents() == files);
+    }
     CHECK(w.ok_export("--help").find("usage: train_gpt export MODEL DIR") != std::string::npos);
 }
 

@@ -423,7 +423,7 @@ TEST_CASE("shards beside another tokenizer are refused, and their own is train_g
     w.refused("train_gpt -i words/a.bin --init more.bin", {"--train", "words/a.bin"});
     w.refused(kTiny + " --tokenizer more -j words/a.bin", {"--val", "words/a.bin"});
     std::filesystem::create_directory(w.at("bytes"));
-    Tokenizer().save(w.at("bytes"));
+    save_tokenizer(Tokenizer(), w.at("bytes"));
     write_token_shard(w.at("bytes/a.bin"), Tokenizer().encode(text));
     w.ok("train_gpt -i bytes/a.bin -b 2 -x 6 --gate-warmup 2 --gate-end 4" + kShape + " -o bytes.bin");
     w.ok("train_gpt -y -o bytes.bin -x 7");

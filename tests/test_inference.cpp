@@ -9,6 +9,7 @@
 #include "io/safetensors.h"
 #include "io/tokenizer.h"
 #include "tests/run_program.h"
+#include "tests/vocabulary.h"
 
 namespace tapernorm {
 
@@ -153,7 +154,7 @@ TEST_CASE("infer: equal lines and --samples have texts of their own, each of the
 TEST_CASE("infer: a text ends at <|endoftext|>, alone and among others; --ignore-eos goes on") {
     const Workplace w;
     std::filesystem::create_directory(w.at("words"));
-    Tokenizer().save(w.at("words"));  // bytes, and the token 256
+    save_tokenizer(Tokenizer(), w.at("words"));  // bytes, and the token 256
     std::string vocab = read_file(w.at("words/vocab.json"));
     write_file(w.at("words/vocab.json"), vocab.replace(vocab.rfind('}'), 1, ", \"<|endoftext|>\": 256}"));
     std::string text;

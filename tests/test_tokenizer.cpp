@@ -8,6 +8,7 @@
 #include <cstring>
 #include <fstream>
 #include <initializer_list>
+#include <set>
 
 #include "io/files.h"
 #include "io/tokenizer.h"
@@ -15,6 +16,7 @@
 #include "runtime/random.h"
 #include "tests/errors.h"
 #include "tests/temporary_folder.h"
+#include "tests/vocabulary.h"
 
 // The programs as they are, without their main.
 #define TAPERNORM_NO_MAIN
@@ -149,7 +151,7 @@ TEST_CASE("byte level: ids are bytes") {
 
 TEST_CASE("byte level survives saving as a vocabulary without merges") {
     const TemporaryFolder folder;
-    Tokenizer().save(folder.path);
+    save_tokenizer(Tokenizer(), folder.path);
     const Tokenizer read = Tokenizer::from_path(folder.path);
     CHECK(read.name() == "bytes");
     CHECK(read.encode("\xff a") == Ids{255, 32, 97});
@@ -307,7 +309,7 @@ TEST_CASE("names tell vocabularies apart") {
 TEST_CASE("files: directory, prefix, metadata") {
     const TemporaryFolder folder;
     const Tokenizer tokenizer = hello.tokenizer();
-    tokenizer.save(folder.path);
+    save_tokenizer(tokenizer, folder.path);
     write_file(folder.path + "/my_vocab.json", hello.vocab());
     const std::string windows = "h e\r\nl l\r\nhe ll\r\nhell o\r\nĠ w\r\n";  // no #version, other line ends
     write_file(folder.path + "/my_merges.txt", windows);
@@ -452,7 +454,7 @@ struct PrepareFixture {
 
     PrepareFixture() {
         fs::create_directories(vocabulary);
-        hello.tokenizer().save(vocabulary);
+        save_tokenizer(hello.tokenizer(), vocabulary);
     }
     std::pair<int, std::string> run(std::vector<std::string> arguments) {
         for (const std::string& more :
@@ -509,7 +511,7 @@ TEST_CASE_FIXTURE(PrepareFixture,
 TEST_CASE_FIXTURE(PrepareFixture, "prepare and bpe_train: another tokenizer in the folder stays") {
     write_file(dir + "/a.txt", "hello hello hello hello\n");
     fs::create_directories(out);
-    Tokenizer().save(out);
+    save_tokenizer(Tokenizer(), out);
     const std::string before = read_text(out + "/vocab.json");
     CHECK(contains(run({dir + "/a.txt", "--val-tokens", "1"}).second, "holds another tokenizer, bytes"));
     CHECK(contains(run_program(run_bpe_train, {dir + "/a.txt", "--out", out}).second, "vocab.json' exists already"));
@@ -687,6 +689,42 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: what cannot be downloaded or read") 
     CHECK(printable(output, "\n\t") == output);
     write_file(dir + "/empty.txt", "");
     CHECK(contains(run({dir + "/empty.txt"}).second, "holds no text"));
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare and bpe_train: what a refused command made is removed, and nothing else") {
+    write_file(dir + "/empty.txt", "");
+    write_file(dir + "/torn.txt.gz", "no gzip");
+    write_file(dir + "/packed.txt", "\x1f\x8b\x08" + std::string(3000, 'x'));
+    write_file(dir + "/a_1.jsonl", R"({"text": "hello hello hello"})"
+                                   "\n");
+    write_file(dir + "/a_2.jsonl", "{\n");
+    auto files = [&] {
+        std::set<std::string> all;
+        for (const auto& entry : fs::recursive_directory_iterator(dir)) all.insert(entry.path().string());
+        return all;
+    };
+    out = dir + "/new/out";
+    for (const bool there : {false, true}) {
+        if (there) fs::create_directories(out);
+        const auto before = files();
+        for (const std::string name : {"none.txt", "empty.txt", "torn.txt.gz", "no*.txt", "a_*.jsonl"}) {
+            CAPTURE(name);
+            CHECK(run({dir + "/" + name, "--val-tokens", "2"}).first == 1);
+            CHECK(files() == before);
+        }
+        for (const std::string name : {"openwebtext", "fineweb-edu"}) CHECK(run({name}).first == 1);
+        CHECK(files() == before);
+        for (const std::string name : {"none.txt", "packed.txt"})
+            CHECK(run_program(run_bpe_train, {dir + "/" + name, "--out", out}).first == 1);
+        CHECK(files() == before);
+    }
+    write_file(dir + "/file", "");
+    CHECK(contains(run_program(run_bpe_train, {dir + "/a_1.jsonl", "--out", dir + "/file"}).second,
+                   "cannot make the folder"));
+    // Shards to train on that are whole are worth keeping.
+    CHECK(run({dir + "/a_*.jsonl", "--val-tokens", "1", "--shard-tokens", "1"}).first == 1);
+    CHECK(fs::exists(out + "/a__train_000001.bin"));
+    CHECK(fs::exists(out + "/vocab.json"));
 }
 
 TEST_CASE("GPT-2's own vocabulary") {

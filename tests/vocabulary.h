@@ -5,10 +5,17 @@
 #include <utility>
 #include <vector>
 
+#include "io/output_folder.h"
 #include "io/tokenizer.h"
 #include "tests/run_program.h"
 
 namespace tapernorm {
+
+inline void save_tokenizer(const Tokenizer& tokenizer, const std::string& path) {
+    OutputFolder folder(path);
+    tokenizer.save(folder);
+    folder.keep();
+}
 
 // 256 bytes, "he", "the", <|endoftext|>, then `more` tokens that are never used.
 inline void write_vocabulary(const std::string& folder, size_t more = 0) {

@@ -1,0 +1,54 @@
+// A folder for what a command writes, of which nothing is left where the command fails.
+#pragma once
+#include <filesystem>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "runtime/error.h"
+
+namespace tapernorm {
+
+class OutputFolder {
+  public:
+    // Makes it where it is missing, and its parents too where `parents` is true.
+    explicit OutputFolder(const std::string& path, bool parents = true) : path_(path) {
+        std::error_code error, ignored;
+        for (std::filesystem::path p = path_; !p.empty() && !std::filesystem::exists(p, ignored); p = p.parent_path())
+            made_.push_back(p);
+        parents ? std::filesystem::create_directories(path_, error) : std::filesystem::create_directory(path_, error);
+        if (!error && std::filesystem::is_directory(path_, ignored)) return;
+        remove_empty();
+        fail("cannot make the folder %s: %s; choose another place", in_quotes(path).c_str(),
+             error ? error.message().c_str() : "a file has its name");
+    }
+    ~OutputFolder() {
+        std::error_code ignored;
+        for (const std::filesystem::path& file : files_) std::filesystem::remove(file, ignored);
+        remove_empty();
+    }
+    OutputFolder(const OutputFolder&) = delete;
+    OutputFolder& operator=(const OutputFolder&) = delete;
+
+    std::string path() const { return path_.string(); }
+
+    // The path of a file that is about to be written: removed at the end, unless `keep` was called or it is there already.
+    std::string file(const std::string& name) {
+        const std::filesystem::path path = path_ / name;
+        std::error_code ignored;
+        if (!std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) files_.push_back(path);
+        return path.string();
+    }
+    void keep() { files_.clear(); }
+
+  private:
+    void remove_empty() {
+        std::error_code ignored;
+        for (const std::filesystem::path& p : made_) std::filesystem::remove(p, ignored);  // none with anything in it
+    }
+
+    std::filesystem::path path_;
+    std::vector<std::filesystem::path> made_, files_;  // the innermost folder first
+};
+
+}  // namespace tapernorm
