@@ -659,9 +659,10 @@ int stopped(Trainer<Device, Real>& t, int signal, bool saved) {
              saved ? strprintf("; the run is saved after update %zu, and %s resumes it", t.step, resume.c_str()).c_str()
                    : "");
     if (troubles[1] > 0) ranks.sum(troubles, "the reason why another rank cannot go on");  // which ends this one
+    const char* lost = t.step < t.settings.steps ? ", not repeated later" : "";
+    const std::string missing = t.missing.empty() ? "" : ", without its " + t.missing + lost;
     if (saved)
-        std::printf("\ninterrupted after update %zu%s; resume with: %s\n", t.step,
-                    t.missing.empty() ? "" : (", without its " + t.missing).c_str(), resume.c_str());
+        std::printf("\ninterrupted after update %zu%s; resume with: %s\n", t.step, missing.c_str(), resume.c_str());
     else
         std::printf("\ninterrupted before update %zu; no file has changed\n", t.step + 1);
     return 128 + (signal ? signal : SIGTERM);  // another rank's signal, where this one had none
