@@ -26,12 +26,20 @@ for gate in norm taper taper-all; do
             cp "$work/$kind.bin" "$seeds/safetensors/$gate-$norm-$kind"
         done
         seed "$work/model.state.bin" "$seeds/state/$gate-$norm"
+        for letter in o l c f r; do
+            { printf $letter; cat "$seeds/state/$gate-$norm"; } > "$seeds/state/$letter-$gate-$norm"
+        done
         seed "$work/model.state.bin" "$seeds/safetensors/$gate-$norm-state"
     done
 done
 { printf '%s' '{"model_type":"gpt2","n_layer":1,"n_embd":2,"n_head":1,"n_positions":4,"vocab_size":256,' \
     '"activation_function":"gelu_new","layer_norm_epsilon":1e-05,"n_inner":null}'; printf '\xff'; cat "$seeds/model/norm-layernorm-model"; } \
     > "$seeds/foreign_model/hugging-face"
+{ printf 'i{"weight_map":{"transformer.wte.weight":"one.safetensors"}}\xff'; cat "$seeds/foreign_model/hugging-face"; } \
+    > "$seeds/foreign_model/sharded"
+for letter in a p t; do
+    { printf $letter; cat "$seeds/foreign_model/hugging-face"; } > "$seeds/foreign_model/folder-$letter"
+done
 # A checkpoint of llm.c: 256 int32 (magic, version, T, V, L, heads, C, padded V), then 90 floats.
 { printf '\xc6\xd7\x34\x01'; for n in 3 4 2 1 1 2 2; do printf "\\x$n\0\0\0"; done; head -c 992 /dev/zero; head -c 360 /dev/zero; } \
     > "$seeds/foreign_model/llmc"
@@ -45,6 +53,14 @@ cp "$work/corpus.txt" "$seeds/tokens/text"
 ./bpe_train "$work/corpus.txt" -o "$work/bpe" --vocab-size 300 > /dev/null
 { cat "$work/bpe/vocab.json"; printf '\xff'; cat "$work/bpe/merges.txt"; printf '\xff'; head -c 60 "$work/corpus.txt"; } \
     > "$seeds/tokenizer/bpe"
+long=$(printf 'catsat%.0s' $(seq 60)) # longer than the words that are merged in place
+for place in f b bn; do { cat "$seeds/tokenizer/bpe"; printf '%s<|endoftext|>\xff%s' "$long" $place; } > "$seeds/tokenizer/$place"; done
+{ printf '{"normalizer":null,"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false},"added_tokens":[{"id":0,"content":"!"}],'
+    printf '"model":{"type":"BPE","vocab":%s,"merges":[' "$(cat "$work/bpe/vocab.json")"
+    sed -n '2,$s/.*/"&"/p' "$work/bpe/merges.txt" | sed 's/\\/\\\\/g' | paste -sd, -; printf ']}}\xff\xffThe cat\xffj'; } > "$seeds/tokenizer/json"
+# llm.c's: 256 int32 (magic, version, V, <|endoftext|>), then a length and the bytes of each token: all bytes, two merges.
+{ printf '\xc8\xd7\x34\x01\2\0\0\0\x03\1\0\0\2\1\0\0'; head -c 1008 /dev/zero
+    for n in $(seq 0 255); do printf '\1'; printf "\\x$(printf %02x "$n")"; done; printf '\2ca\3cat\1x'; } > "$seeds/tokenizer/llmc"
 printf '%s\n' -i corpus.txt -e d12 -d 32 --gate-warmup 5% -k wsd --no-shuffle -l=3e-4 > "$seeds/options/line"
 # Bytes of tests/fuzz/logits_case.h: every norm, gate and fold.
 for norm in 0 1; do for mode in 0 1 2; do for fold in 0 1 2 3; do

@@ -31,8 +31,8 @@ FUZZ_OBJECTS = $(patsubst %.cpp,$(1)/%.o,$(LIBRARY_SOURCES) $(TRAIN_SOURCES)) $(
 # From the seeds of dev/fuzz_seeds.sh, the corpus that is kept here, and what earlier runs found (build/fuzz/corpus).
 FUZZ = $(BUILD)/fuzz
 export FUZZ_SECONDS FUZZ_RUNS
-FUZZ_COMMAND = $(FUZZ_CXX) $(CPPFLAGS) $(SANITIZED) -O1 -g1 -fsanitize=fuzzer-no-link,address,undefined \
-               -fno-sanitize-recover=undefined -Wno-pass-failed
+FUZZ_COMMAND = $(FUZZ_CXX) $(CPPFLAGS) $(SANITIZED) -O2 -g1 -fsanitize=fuzzer-no-link,address,undefined \
+               -fno-sanitize-coverage=trace-cmp -fsanitize-coverage-ignorelist=tests/fuzz/not_counted -fno-sanitize-recover=undefined -Wno-pass-failed
 $(eval $(call objects,$(FUZZ),$(FUZZ_COMMAND),$(FUZZ_COMMAND) -x c++))
 $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%): $(FUZZ)/fuzz_%: $(FUZZ)/tests/fuzz/fuzz_%.o $(call FUZZ_OBJECTS,$(FUZZ))
 	$(FUZZ_CXX) -fsanitize=fuzzer,address,undefined $^ $(LDLIBS) -lgomp -o $@

@@ -79,7 +79,7 @@ template <class Device, class Real>
 std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>& t,
                                                           const std::vector<std::string>& arguments,
                                                           const std::map<std::string, std::string>& more) {
-    auto state = std::make_unique<GatheredState<Device, Real>>(HostTensors<Device, Real>{t.model});
+    std::unique_ptr<GatheredState<Device, Real>> state(new GatheredState<Device, Real>{{t.model}});
     auto& [tensors, averages, stream, losses, gradients, metadata] = *state;
     tensors.add_parameters(), tensors.add_state("m.", t.m), tensors.add_state("v.", t.v);
     if (!t.model.ranks.first()) return state;
@@ -88,8 +88,8 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
     stream = {c.stream_scale, double(c.updates), t.scale_target};
     losses.assign(t.losses.losses.begin(), t.losses.losses.end());
     gradients.assign(t.gradients.norms.begin(), t.gradients.norms.end());
-    auto add = [&](const char* name, Dtype dtype, size_t count, const void* data) {
-        if (count) tensors.out.push_back({name, dtype, {count}, data});
+    auto add = [&out = tensors.out](const char* name, Dtype dtype, size_t count, const void* data) {
+        if (count) out.push_back({name, dtype, {count}, data});
     };
     add("state.calibration", Dtype::F64, averages.size(), averages.data());
     add("state.stream", Dtype::F64, stream.size(), stream.data());

@@ -21,7 +21,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                 "a part is more than the whole");
         settle(s, options, options, nullptr);
         require(s.total_batch % (s.batch * s.T) == 0, "an update is no multiple of its micro-batches");
-        require(!make_options(s).table().empty(), "no settings are printed");
+        require(!make_options(s).table().empty() && !make_options(s).common().empty(), "no settings are printed");
     });
 }
 

@@ -11,6 +11,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::string_view input = as_text(data, size);
     const std::string path = file_with(input);
     return expect_clean([&] {
+        run_of_log(path);
         RunLog(path, 5).write(6, {{"loss", 1.5}});
         std::ifstream file(path, std::ios::binary);
         const std::string text(std::istreambuf_iterator<char>(file), {});

@@ -1,4 +1,6 @@
 // A state file, as -y reads it: its checks, its flags, its numbers. One that is taken trains on, and what is saved then opens.
+// Letters in front of it say what else there is: an older state (o), a log (l), a corpus that has changed (c); or that it is not
+// -y that finds it, but a fresh run (f), or one that replaces it (r).
 #define TAPERNORM_NO_MAIN
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/safetensors_mutator.h"
@@ -8,40 +10,60 @@ namespace tapernorm::train {
 
 namespace {
 
-void resume(const std::string& folder, const std::string& corpus) {
+using Letters = std::string_view;
+bool has(Letters letters, char letter) { return letters.find(letter) != letters.npos; }
+
+Letters letters_of(std::string_view input) { return input.substr(0, input.find_first_not_of("cflor")); }
+
+void run_on(const std::string& folder, const std::string& corpus, Letters letters) {
     Settings s;
-    s.out = folder + "/model.bin", s.resume = true;
+    s.out = folder + "/model.bin", s.resume = !has(letters, 'f') && !has(letters, 'r'), s.overwrite = has(letters, 'r');
+    s.train = corpus, s.T = 8, s.batch = 1, s.C = 2, s.NH = 1, s.L = 1, s.threads = 1, s.val_batches = 1;
     const Options now = make_options(s);
+    std::vector<std::string> arguments;
     Checkpoints checkpoints(state_path(s.out));
-    std::vector<std::string> arguments = {"-y"};
     Start start = find_start(s, now, arguments, checkpoints, single_rank());
     // Other files than the state itself, and sizes that its flags ask for, are the user's.
     s.train = corpus, s.val = s.tokenizer = s.hellaswag = "";
-    s.batch = 1, s.T = std::min<size_t>(s.T, 8), s.total_batch = s.T, s.keep = 1;
+    s.batch = 1, s.T = std::min<size_t>(s.T, 8), s.total_batch = s.T, s.keep = 2;
+    check_outputs(s), announce_earlier_run(s);
     Run run = open_run(s, std::move(start));
+    run.arguments = arguments, run.checkpoints = checkpoints, run.computed_with = "base";
+    check_run(s, run);
     Cpu dev(1, Isa::base);
     Trainer<Cpu, float> t(dev, s, run.config, run.train);
-    load_state(t, *run.state);
+    initialize(t.model, 1);
+    if (run.state) load_state(t, *run.state);
+    space_warning(s.out, bytes_to_write(t));
     t.update();
-    save_state(t, arguments, checkpoints, run.tokenizer);
+    save_checkpoint(t, run, true);
     std::string note;
     check_state(*Checkpoints(state_path(s.out)).open_newest(note));
     require(note.empty(), "the state that was saved is not the newest");
+    ModelFile::open(s.out);
 }
 
 }  // namespace
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned seed) {
-    return mutate_safetensors(data, size, max_size, seed);
+    return mutate_safetensors(data, size, max_size, seed, letters_of(as_text(data, size)).size());
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-    const std::string path = file_with(with_checksum(safetensors_bytes(as_text(data, size))), "model.state.bin");
-    const std::string corpus = file_with(
-        "The cat sat on the mat. The cat sat on the mat. The cat sat on the mat. The cat sat on the mat. "
-        "The cat sat on the mat. The cat sat on the mat. The cat sat on the mat.",
-        "corpus.txt");
-    return expect_clean([&] { resume(std::filesystem::path(path).parent_path().string(), corpus); });
+    namespace fs = std::filesystem;
+    const std::string_view input = as_text(data, size);
+    const Letters letters = letters_of(input);
+    const std::string state = with_checksum(safetensors_bytes(input.substr(letters.size())));
+    const std::string path = file_with(state, "model.state.bin"), folder = fs::path(path).parent_path().string();
+    if (has(letters, 'o'))
+        file_with(state, "model.state.1.bin"), file_with(state.substr(0, size / 2), "model.state.bin");
+    if (has(letters, 'l')) file_with("{\"run\": \"0123456789abcdef\"}\n{\"step\": 1}\n", "model.log.jsonl");
+    std::string text;
+    for (int i = 0; i < (has(letters, 'c') ? 8 : 7); i++) text += "The cat sat on the mat. ";
+    const std::string corpus = file_with(text, "corpus.txt");
+    const int status = expect_clean([&] { run_on(folder, corpus, letters); });
+    for (const auto& entry : fs::directory_iterator(folder)) fs::remove(entry.path());
+    return status;
 }
 
 }  // namespace tapernorm::train

@@ -1,5 +1,8 @@
-// vocab.json, merges.txt and a text to encode, cut at bytes 0xff; or, where the input begins with the magic number of
-// llm.c's gpt2_tokenizer.bin, that file.
+// vocab.json, merges.txt and a text to encode, cut at bytes 0xff. A fourth part says where they are: two files in a folder (f),
+// beside a model (b) that names another tokenizer (n), or the first is Hugging Face's tokenizer.json (j). An input that begins
+// with the magic number of llm.c's gpt2_tokenizer.bin is that file.
+#include <filesystem>
+
 #include "io/tokenizer.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -10,10 +13,38 @@ static void check_roundtrips(const Tokenizer& tokenizer, std::string_view text) 
         const std::vector<uint16_t> ids = tokenizer.encode(text, special);
         for (uint16_t id : ids) require(id < tokenizer.vocab_size(), "an id beyond the vocabulary");
         require(tokenizer.decode(ids) == text, "decode(encode(text)) is another text");
+        require(tokenizer.encode_parallel(text, special, 2) == ids, "other ids by threads");
     }
     const Tokenizer again = Tokenizer::from_metadata(tokenizer.metadata(), "/nonexistent/model.bin");
     require(again.name() == tokenizer.name(), "another tokenizer comes back from the metadata");
     require(again.encode(text) == tokenizer.encode(text), "other ids by the tokenizer from the metadata");
+}
+
+static Tokenizer read_tokenizer(const std::vector<std::string_view>& part) {
+    namespace fs = std::filesystem;
+    const auto is = [&](char letter) { return part[3].find(letter) != part[3].npos; };
+    if (!is('f') && !is('b') && !is('j')) return Tokenizer::from_text(part[0], part[1], "the input");
+    const fs::path first = file_with(part[0], is('j') ? "tokenizer.json" : "vocab.json"), folder = first.parent_path();
+    if (!is('j')) file_with(part[1], "merges.txt");
+    struct Clean {
+        fs::path folder;
+        ~Clean() {
+            for (const auto& entry : fs::recursive_directory_iterator(folder))
+                if (entry.is_regular_file()) fs::remove(entry.path());
+        }
+    } clean{folder};
+    if (is('b')) {
+        const std::string model = folder / "model.bin";
+        std::map<std::string, std::string> metadata;
+        if (is('n')) metadata["tokenizer"] = std::string(part[2]);
+        check_shards("--train", {{model}}, "gpt2");
+        return Tokenizer::from_metadata(metadata, model);
+    }
+    const Tokenizer tokenizer = Tokenizer::from_path(folder.string());
+    fs::create_directory(folder / "saved");
+    tokenizer.save(folder / "saved");
+    require(Tokenizer::from_path(folder / "saved").name() == tokenizer.name(), "another tokenizer is saved");
+    return tokenizer;
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -22,8 +53,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         if (input.starts_with(std::string_view("\xc8\xd7\x34\x01", 4))) {  // 20240328
             check_roundtrips(Tokenizer::from_path(file_with(input, "tokenizer.bin")), "The cat sat.");
         } else {
-            const auto part = parts(input, 3);
-            check_roundtrips(Tokenizer::from_text(part[0], part[1], "the input"), part[2]);
+            const auto part = parts(input, 4);
+            check_roundtrips(read_tokenizer({part.begin(), part.end()}), part[2]);
         }
     });
 }

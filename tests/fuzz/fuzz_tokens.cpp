@@ -1,4 +1,4 @@
-// Token shards and texts, and the batches cut from them.
+// Token shards and texts, by bytes and by words, and the batches cut from them.
 #include "io/tokens.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -15,6 +15,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
             int inputs[6], targets[6];
             for (int i = 0; i < 4; i++) loader.next(inputs, targets);
         }
+        if (!source.from_shards()) {
+            const Tokenize two_bytes = [](std::string_view text) { return std::vector<uint16_t>(text.size() / 2, 7); };
+            require(open_tokens(path, two_bytes).size() == source.size() / 2, "other tokens");
+            return;
+        }
+        std::vector<int> ids(source.size());
+        source.read(0, ids.size(), ids.data());
+        const std::string again = path + ".again";
+        write_token_shard(again, std::vector<uint16_t>(ids.begin(), ids.end()));
+        require(open_tokens(again).fingerprint() == source.fingerprint(), "other tokens come back");
     });
 }
 
