@@ -325,7 +325,7 @@ Options resume_settings(Settings& s, const Options& now, std::vector<std::string
                                                                               saved.gate_end}};
     for (const auto& [flag, field, updates] : gate)
         if (const std::string l = to_text(given.*field); !now.typed(flag) && (l == to_text(s.*field) || l == updates))
-            std::erase_if(arguments, [&](const std::string& a) { return a.starts_with(flag + std::string("=")); });
+            std::erase_if(arguments, [start = flag + std::string("=")](auto& a) { return a.starts_with(start); });
     std::vector<std::string> all = asked;
     all.insert(all.end(), {"--gate-warmup", saved.gate_warmup, "--gate-end", saved.gate_end});
     if (!saved.total_batch.empty()) all.insert(all.end(), {"--total-batch", saved.total_batch});
