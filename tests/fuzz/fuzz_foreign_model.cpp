@@ -3,6 +3,7 @@
 // PyTorch's own file (p), a tokenizer (t).
 #include <filesystem>
 
+#include "io/output_folder.h"
 #include "model/model_file.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/safetensors_mutator.h"
@@ -32,7 +33,10 @@ void write_folder(std::string_view input, const std::string& folder) {
     const std::string weights = safetensors_bytes(input.substr(end_of_config(input)));
     file_with(weights, has('i') ? "one.safetensors" : has('p') ? "pytorch_model.bin" : "model.safetensors");
     if (has('a')) file_with("{}", "adapter_config.json");
-    if (has('t')) Tokenizer().save(folder);
+    if (!has('t')) return;
+    OutputFolder files(folder);
+    Tokenizer().save(files);
+    files.keep();
 }
 
 }  // namespace

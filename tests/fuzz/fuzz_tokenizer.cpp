@@ -3,6 +3,7 @@
 // with the magic number of llm.c's gpt2_tokenizer.bin is that file.
 #include <filesystem>
 
+#include "io/output_folder.h"
 #include "io/tokenizer.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -29,8 +30,7 @@ static Tokenizer read_tokenizer(const std::vector<std::string_view>& part) {
     struct Clean {
         fs::path folder;
         ~Clean() {
-            for (const auto& entry : fs::recursive_directory_iterator(folder))
-                if (entry.is_regular_file()) fs::remove(entry.path());
+            for (const auto& entry : fs::directory_iterator(folder)) fs::remove(entry.path());
         }
     } clean{folder};
     if (is('b')) {
@@ -41,9 +41,9 @@ static Tokenizer read_tokenizer(const std::vector<std::string_view>& part) {
         return Tokenizer::from_metadata(metadata, model);
     }
     const Tokenizer tokenizer = Tokenizer::from_path(folder.string());
-    fs::create_directory(folder / "saved");
-    tokenizer.save(folder / "saved");
-    require(Tokenizer::from_path(folder / "saved").name() == tokenizer.name(), "another tokenizer is saved");
+    OutputFolder saved(folder / "saved");
+    tokenizer.save(saved);
+    require(Tokenizer::from_path(saved.path()).name() == tokenizer.name(), "another tokenizer is saved");
     return tokenizer;
 }
 
