@@ -65,11 +65,32 @@ std::string directory_of(const std::string& path) {
     return parent.empty() ? "." : parent;
 }
 
+}  // namespace
+
+int open_regular(const std::string& path, int flags) {
+    const int fd = open(path.c_str(), flags | O_CLOEXEC | O_NONBLOCK, 0666);
+    struct stat info;
+    if (fd < 0 || (fstat(fd, &info) == 0 && S_ISREG(info.st_mode))) return fd;
+    close(fd);
+    errno = EEXIST;
+    return -1;
+}
+
+int rename_to_free(const std::string& from, const std::string& to) {
+    if (renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return 0;
+    if (errno != EINVAL && errno != ENOSYS) return -1;
+    struct stat info;  // some file systems cannot
+    if (lstat(to.c_str(), &info) == 0) return errno = EEXIST, -1;
+    return rename(from.c_str(), to.c_str());
+}
+
+namespace {
+
 // Opens the temporary file for one writer. A temporary file left by a crash is taken over; one that is being written is not. On failure
 // returns -1 with errno set, to EWOULDBLOCK where another process holds the file.
 int open_temporary(const std::string& temporary) {
     for (;;) {
-        const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+        const int fd = open_regular(temporary, O_WRONLY | O_CREAT | O_NOFOLLOW);
         if (fd < 0) return -1;
         // Some network file systems have no locks; there, renaming still keeps readers safe.
         const bool busy = flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
@@ -95,6 +116,9 @@ AtomicFile::AtomicFile(const std::string& path, double patience) : path_(path) {
     temporary_ = target_ + ".tapernorm-tmp";
     struct stat info;
     const bool exists = stat(target_.c_str(), &info) == 0;
+    if (fs::path(path).extension().string().starts_with(".tapernorm-"))
+        fail("cannot write %s: the programs keep this ending for files of theirs that are in use; give another name",
+             in_quotes(path).c_str());
     if (exists && S_ISDIR(info.st_mode))
         fail("cannot write %s: it is a directory; name a file in it", in_quotes(path).c_str());
     if (exists && !S_ISREG(info.st_mode))

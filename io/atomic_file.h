@@ -39,6 +39,12 @@ class AtomicFile {
     int fd_ = -1;
 };
 
+// Like open() and rename(), with -1 and errno, for the few files that AtomicFile is not for. Another thing than a regular file
+// is EEXIST, and no pipe makes the program wait.
+int open_regular(const std::string& path, int flags);
+// EEXIST where there is anything of the name `to`.
+int rename_to_free(const std::string& from, const std::string& to);
+
 // "model.state.bin", 2 -> "model.state.2.bin"; number 0 is the file itself.
 std::string numbered(const std::string& path, size_t number);
 

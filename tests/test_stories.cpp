@@ -8,8 +8,13 @@
 #include <map>
 #include <set>
 #include <sstream>
+#include <thread>
 
-#include "data/stories.h"
+#define TAPERNORM_NO_MAIN
+#include "data/make_stories.cpp"
+#undef TAPERNORM_NO_MAIN
+#include "tests/errors.h"
+#include "tests/run_program.h"
 
 namespace tapernorm {
 
@@ -270,6 +275,40 @@ TEST_CASE("stories: the prompts speak the language of the corpus") {
             CHECK_MESSAGE(corpus().find(three) != corpus().npos, three);
         }
     }
+}
+
+TEST_CASE("make_stories: replaces nothing but its own stories, and only as a whole") {
+    const TemporaryFolder folder;
+    const std::string path = folder / "stories.txt";
+    std::string arguments[] = {"make_stories", path, "--bytes", "2000"};
+    char* argv[] = {arguments[0].data(), arguments[1].data(), arguments[2].data(), arguments[3].data(), nullptr};
+    CHECK(prepare::run_make_stories(4, argv) == 0);
+    CHECK(read_file(path) == story_corpus(2000, 1));
+    for (const size_t bytes : {5000, 1000}) {  // more, fewer
+        prepare::write_stories(path, bytes, 1);
+        CHECK(read_file(path) == story_corpus(bytes, 1));
+    }
+    const std::string stories = story_corpus(1000, 1);
+    for (const std::string& other :
+         {stories + "my own", "my own" + stories, std::string("{}"), story_corpus(9000, 2)}) {
+        write_file(path, other);
+        CHECK(contains(error_of([&] { prepare::write_stories(path, 1000, 1); }), "expected another name"));
+        CHECK(read_file(path) == other);
+    }
+    write_file(path, "");
+    prepare::write_stories(path, 1000, 1);
+    CHECK(read_file(path) == stories);
+    CHECK(contains(error_of([&] { prepare::write_stories(folder.path, 1000, 1); }), "it is a directory"));
+    for (const std::string end : {"tmp", "lock", "log"})  // the programs' own, which may be empty for a moment
+        CHECK(contains(error_of([&] { prepare::write_stories(folder / "a.tapernorm-" + end, 9, 1); }), "another name"));
+    // Into a pipe.
+    const std::string pipe = folder / "pipe";
+    REQUIRE(mkfifo(pipe.c_str(), 0600) == 0);
+    std::string piped;
+    std::thread reader([&] { piped = read_file(pipe); });
+    prepare::write_stories(pipe, 1000, 1);
+    reader.join();
+    CHECK(piped == stories);
 }
 
 }  // namespace tapernorm

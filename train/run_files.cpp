@@ -105,10 +105,7 @@ std::string aside_path(const std::string& model) {
 void set_aside(const std::string& model, const std::string& to, const std::vector<std::string>& files) {
     for (const std::string& path : files) {
         const std::string target = moved(path, model, to);
-        int failed = renameat2(AT_FDCWD, path.c_str(), AT_FDCWD, target.c_str(), RENAME_NOREPLACE);
-        if (failed && (errno == EINVAL || errno == ENOSYS))  // some file systems cannot
-            failed = exists(target) ? (errno = EEXIST, -1) : rename(path.c_str(), target.c_str());
-        if (failed)
+        if (rename_to_free(path, target) != 0)
             fail("cannot rename %s, a file of an earlier run, to %s: %s; move it away", in_quotes(path).c_str(),
                  in_quotes(target).c_str(), std::strerror(errno));
     }
@@ -135,7 +132,7 @@ void RunLock::lock(const std::string& model) {
             return;
     claim_output("--out", path);
     for (;;) {
-        const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
+        const int fd = open_regular(path, O_RDWR | O_CREAT | O_NOFOLLOW);
         if (fd < 0)
             fail(
                 "--out: cannot make %s, by which other runs see that the name is taken: %s; remove it, or give another name",
