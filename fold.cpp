@@ -183,8 +183,9 @@ static void check(Cpu& dev, const HostModel& model, const Model64& exact, const 
     const double exactness = max_difference(truth, identity), own = max_difference(truth, before);
     const double error = max_difference(truth, after), difference = max_difference(before, after);
     const double bound = kRounding * std::max(own, largest * 0x1p-24);
-    std::printf("check     %zu x %zu tokens: max |dlogit| %.3g, relative %.3g, KL %.3g nats\n", probe.kSequences,
-                probe.length, difference, difference / largest, mean_kl(before, after, exact.config.V));
+    std::printf("check     %zu x %s: max |dlogit| %.3g, relative %.3g, KL %.3g nats\n", probe.kSequences,
+                counted(probe.length, "token").c_str(), difference, difference / largest,
+                mean_kl(before, after, exact.config.V));
     std::
         printf("          against the model in double: unfolded %.3g, folded %.3g, bound %.3g; folded in double %.3g\n",
                own, error, bound, exactness);

@@ -148,7 +148,7 @@ void last_token(const Settings& s, Decoder<Device, Real>& decoder, const Prompt&
     while (times.size() < 50 && seconds_since(start) < 1);
     std::nth_element(times.begin(), times.begin() + ptrdiff_t(times.size() / 2), times.end());
     const double median = times[times.size() / 2];
-    std::printf("prompt    %zu tokens: %s\n\nnext token, by probability:\n", prompt.tokens.size(),
+    std::printf("prompt    %s: %s\n\nnext token, by probability:\n", counted(prompt.tokens.size(), "token").c_str(),
                 printable(prompt.text.empty() ? s.tokens : prompt.text, "\n\t").c_str());
     const size_t V = ids_with_text(c, tokenizer);
     const auto next = candidates(logits.data(), V, {.temperature = 1, .top_k = std::min(s.show, V)});
@@ -157,8 +157,9 @@ void last_token(const Settings& s, Decoder<Device, Real>& decoder, const Prompt&
     for (const TokenProbability& t : next)
         std::printf("  %6.2f%%  %6d  %s\n", 100 * std::exp(double(logits[size_t(t.token)]) - top) / sum, t.token,
                     token_text(tokenizer, t.token).c_str());
-    std::printf("\nlast-token mode: %.0f tokens/s (%.3f ms for %zu tokens, median of %zu)\n",
-                double(prompt.tokens.size()) / median, median * 1e3, prompt.tokens.size(), times.size());
+    std::printf("\nlast-token mode: %.0f tokens/s (%.3f ms for %s, median of %zu)\n",
+                double(prompt.tokens.size()) / median, median * 1e3, counted(prompt.tokens.size(), "token").c_str(),
+                times.size());
     if (!s.dump.empty()) dump_logits(s.dump, logits, c.V);
 }
 
@@ -194,8 +195,9 @@ void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& p
                     });
     out.end();
     const double seconds = seconds_since(decode);
-    std::printf("\n\nprompt %zu tokens in %.1f ms; %zu generated in %.2f s (%.2f ms per token)\n", prompt.tokens.size(),
-                prefill_seconds * 1e3, generated, seconds, seconds * 1e3 / double(std::max<size_t>(generated, 1)));
+    std::printf("\n\nprompt %s in %.1f ms; %zu generated in %.2f s (%.2f ms per token)\n",
+                counted(prompt.tokens.size(), "token").c_str(), prefill_seconds * 1e3, generated, seconds,
+                seconds * 1e3 / double(std::max<size_t>(generated, 1)));
 }
 
 // Completes every prompt --samples times, each time as if it were alone, --batch texts at a time; prints one JSON object for
@@ -232,8 +234,9 @@ void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::
         flush_output();
     }
     const double seconds = seconds_since(start);
-    std::fprintf(stderr, "%zu prompts, %zu texts, %zu tokens generated in %.2f s (%.0f tokens/s)\n", prompts.size(),
-                 texts, generated, seconds, double(generated) / seconds);
+    std::fprintf(stderr, "%s, %s, %s generated in %.2f s (%.0f tokens/s)\n", counted(prompts.size(), "prompt").c_str(),
+                 counted(texts, "text").c_str(), counted(generated, "token").c_str(), seconds,
+                 double(generated) / seconds);
 }
 
 // What the mode reads besides the model; checked before anything is computed.

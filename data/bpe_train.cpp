@@ -72,8 +72,8 @@ WordCounts count_words(const std::vector<TextFile>& files, int threads) {
     });
     for (size_t i = 1; i < counts.size(); ++i)
         for (const auto& [word, count] : counts[i]) counts[0][word] += count;
-    progress.show(strprintf("counted %zu different words in %.1f MB, %.1f s", counts[0].size(), double(total) / 1e6,
-                            progress.seconds()),
+    progress.show(strprintf("counted %s in %.1f MB, %.1f s", counted(counts[0].size(), "different word").c_str(),
+                            double(total) / 1e6, progress.seconds()),
                   true);
     return std::move(counts[0]);
 }
@@ -208,7 +208,7 @@ Vocabulary PairTrainer::train(size_t vocab_limit, uint64_t min_frequency) {
         progress.update(
             [&] { return strprintf("merging: %zu of %zu tokens", vocabulary_.tokens.size(), vocab_limit); });
     }
-    progress.show(strprintf("%zu merges, %.1f s", vocabulary_.merges.size(), progress.seconds()), true);
+    progress.show(counted(vocabulary_.merges.size(), "merge") + strprintf(", %.1f s", progress.seconds()), true);
     return std::move(vocabulary_);
 }
 
@@ -230,17 +230,16 @@ void train(const TrainConfig& config) {
     Vocabulary vocabulary = trainer.train(config.vocab_size - kSpecials, config.min_frequency);
     vocabulary.tokens.emplace_back(kEndOfText);
     if (vocabulary.tokens.size() < config.vocab_size)
-        std::fprintf(stderr,
-                     "only %zu tokens: no other pair occurs %zu times; use more text or a smaller --min-frequency\n",
-                     vocabulary.tokens.size(), config.min_frequency);
+        std::fprintf(stderr, "only %zu tokens: no other pair occurs %s; use more text or a smaller --min-frequency\n",
+                     vocabulary.tokens.size(), counted(config.min_frequency, "time").c_str());
     const Tokenizer tokenizer =
         Tokenizer::from_text(vocab_json_text(vocabulary.tokens), merges_txt_text(vocabulary.tokens, vocabulary.merges),
                              in_quotes(config.out));
     MappedFile::check_all();
     tokenizer.save(folder);
     folder.keep();
-    std::printf("%s: %s, %zu bytes, %zu merges, <|endoftext|>\n", printable(config.out).c_str(),
-                tokenizer.name().c_str(), kAlphabet, vocabulary.merges.size());
+    std::printf("%s: %s, %zu bytes, %s, <|endoftext|>\n", printable(config.out).c_str(), tokenizer.name().c_str(),
+                kAlphabet, counted(vocabulary.merges.size(), "merge").c_str());
 }
 
 }  // namespace

@@ -123,7 +123,8 @@ class Tokenization {
 
     void finish() {
         writer_.flush();
-        progress_.show(line() + strprintf(", %zu documents, %.1f s", documents_, progress_.seconds()), true);
+        progress_.show(line() + ", " + counted(documents_, "document") + strprintf(", %.1f s", progress_.seconds()),
+                       true);
     }
 
   private:
@@ -148,7 +149,7 @@ class Tokenization {
     }
 
     std::string line() const {
-        return strprintf("%.1f MB, %zu tokens, %.1f MB/s", double(bytes_) / 1e6, writer_.tokens(),
+        return strprintf("%.1f MB, %s, %.1f MB/s", double(bytes_) / 1e6, counted(writer_.tokens(), "token").c_str(),
                          double(bytes_) / 1e6 / std::max(progress_.seconds(), 1e-9));
     }
 
@@ -226,8 +227,9 @@ void report(const PrepareConfig& config, const std::string& name, size_t train_t
     std::string shards;
     for (const char c : config.out + "/" + name)
         shards += std::strchr("*?[\\", c) ? std::string("\\") + c : std::string(1, c);
-    std::printf("%s: %zu tokens for training, %zu for validation. To train on them:\n  ./train_gpt -i %s",
-                printable(config.out).c_str(), train_tokens, val_tokens, shell_word(shards + "_train_*.bin").c_str());
+    std::printf("%s: %s for training, %zu for validation. To train on them:\n  ./train_gpt -i %s",
+                printable(config.out).c_str(), counted(train_tokens, "token").c_str(), val_tokens,
+                shell_word(shards + "_train_*.bin").c_str());
     if (val_tokens) std::printf(" -j %s", shell_word(shards + "_val_*.bin").c_str());
     std::printf(" --tokenizer %s\n", shell_word(config.out).c_str());
 }

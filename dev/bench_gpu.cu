@@ -266,10 +266,11 @@ int run_benchmark(int argc, char** argv) {
     Cuda dev;
     const Limits limits = measure_limits(dev, s.rounds, s.C < 256);
     std::printf(
-        "# Training speed on %s\n\n`make gpu-bench`: %zu layers, %zu heads, %zu channels, vocabulary %zu, batch %zu "
+        "# Training speed on %s\n\n`make gpu-bench`: %s, %s, %s, vocabulary %zu, batch %zu "
         "of %zu tokens, bf16; medians of %zu.\nLimits measured in this run: copying %.0f GB/s (read and write), a "
         "large bf16 product %.1f TFLOP/s.\n\n",
-        probe.description.c_str(), s.L, s.NH, s.C, s.V, s.B, s.T, s.rounds, limits.bytes * 1e-9, limits.flops * 1e-12);
+        probe.description.c_str(), counted(s.L, "layer").c_str(), counted(s.NH, "head").c_str(),
+        counted(s.C, "channel").c_str(), s.V, s.B, s.T, s.rounds, limits.bytes * 1e-9, limits.flops * 1e-12);
     measure_updates(dev, s, limits);
     std::vector<Row> rows = measure_ops(dev, s);
     measure_ends(dev, s, rows);

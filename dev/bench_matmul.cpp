@@ -131,7 +131,8 @@ int main(int argc, char** argv) {
 #ifdef HAVE_DNNL
     omp_set_num_threads(dev.threads);
 #endif
-    std::printf("%d threads, %s, medians of %d rounds\n\n", dev.threads, isa_name(dev.isa), rounds);
+    std::printf("%s, %s, medians of %d rounds\n\n", counted(size_t(dev.threads), "thread").c_str(), isa_name(dev.isa),
+                rounds);
     std::printf("| product | peak GFLOP/s | ours | of peak | oneDNN | of peak | ours / oneDNN |\n");
     std::printf("| --- | --- | --- | --- | --- | --- | --- |\n");
     std::vector<double> ratios;

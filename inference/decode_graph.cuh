@@ -82,7 +82,8 @@ class DecodeGraph {
                   0);
         const size_t longest = *std::max_element(decoder_.lengths_.begin(), decoder_.lengths_.end());
         if (longest + n - 1 > decoder_.config_.T)
-            fail("decoding: %zu tokens after %zu exceed the context of %zu", n, longest, decoder_.config_.T);
+            fail("decoding: %s after %zu, but the context has %zu", counted(n, "token").c_str(), longest,
+                 decoder_.config_.T);
         const SampleSettings settings = sample_settings(s, first);
         std::vector<int> positions;
         for (const size_t length : decoder_.lengths_) positions.push_back(int(length) - 1);

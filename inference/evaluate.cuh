@@ -82,8 +82,8 @@ void report_loss(const Engine<Device, Real>& engine, const EvalTokens& eval) {
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     require_finite(engine.name, {float(e.loss())});
     const double bits = e.loss_sum / std::log(2.0);
-    std::printf("%s: %zu tokens, %s; windows of %zu tokens\n", eval.source.c_str(), tokens.size(),
-                eval.bytes ? strprintf("%zu bytes", eval.bytes).c_str() : "no tokenizer", c.T);
+    std::printf("%s: %s, %s; windows of %s\n", eval.source.c_str(), counted(tokens.size(), "token").c_str(),
+                eval.bytes ? counted(eval.bytes, "byte").c_str() : "no tokenizer", counted(c.T, "token").c_str());
     std::printf("loss      %.6f nats per token, perplexity %.4f, %.6f bits per %s; %.0f tokens/s\n", e.loss(),
                 std::exp(e.loss()), bits / double(eval.bytes ? eval.bytes - eval.first_bytes : e.predicted),
                 eval.bytes ? "byte" : "token", double(e.predicted) / seconds);

@@ -25,8 +25,8 @@ void HellaSwag::add(const Choice& choice, const std::vector<double>& scores) {
 }
 
 std::string HellaSwag::text() const {
-    return strprintf("%zu items: acc %.4f, acc_norm %.4f, log-likelihood %.5f per token of the right endings", items,
-                     acc(), acc_norm(), log_likelihood / double(items));
+    return strprintf("%s: acc %.4f, acc_norm %.4f, log-likelihood %.5f per token of the right endings",
+                     counted(items, "item").c_str(), acc(), acc_norm(), log_likelihood / double(items));
 }
 
 namespace {
@@ -77,7 +77,8 @@ std::vector<Choice> read_llmc(const std::string& path, const MappedFile& file) {
                  (at - begin) * 2);
     }
     if (at != numbers)
-        fail("%s: %zu bytes follow its %zu items; the file is damaged", path.c_str(), (numbers - at) * 2, item);
+        fail("%s: %zu bytes follow its %s; the file is damaged", path.c_str(), (numbers - at) * 2,
+             counted(item, "item").c_str());
     return choices;
 }
 
@@ -138,8 +139,8 @@ std::vector<Choice> read_hellaswag(const std::string& path, const std::optional<
         size_t longest = 0;
         for (const std::vector<int>& ending : choice.endings) longest = std::max(longest, ending.size());
         if (longest >= T)
-            fail("%s: item %zu has an ending of %zu tokens; expected fewer than the model's context, %zu", path.c_str(),
-                 i, longest, T);
+            fail("%s: item %zu has an ending of %s; expected fewer than the model's context, %zu", path.c_str(), i,
+                 counted(longest, "token").c_str(), T);
         const size_t keep =
             std::min(choice.context.size(), T - longest);  // the context's end, where all of it is too long
         choice.context.erase(choice.context.begin(), choice.context.end() - ptrdiff_t(keep));

@@ -31,8 +31,8 @@ void PromptReader::check(const std::string& what, const std::vector<int>& tokens
     const Config& c = info_.config;
     check_ids(tokens, c.V, [&](size_t i) { return strprintf("%s: token %zu", what.c_str(), i); });
     if (tokens.size() > c.T)
-        fail("%s: expected at most %zu tokens (the context of %s), found %zu; shorten it", what.c_str(), c.T,
-             model_.c_str(), tokens.size());
+        fail("%s: expected at most %s (the context of %s), found %zu; shorten it", what.c_str(),
+             counted(c.T, "token").c_str(), model_.c_str(), tokens.size());
 }
 
 const Tokenizer& PromptReader::require_tokenizer() const {

@@ -71,7 +71,7 @@ void open_shard(Run* run) {
     const int64_t count = header[2];
     if (count < 0 || bytes - kHeaderBytes != size_t(count) * sizeof(uint16_t))
         fail(
-            "token shard %s: its header says %lld tokens, but its %zu bytes hold %zu; it is damaged or its copy is "
+            "token shard %s: its header says that it holds %lld, but its %zu bytes have room for %zu; it is damaged or its copy is "
             "incomplete",
             name.c_str(), (long long)count, bytes, (bytes - kHeaderBytes) / sizeof(uint16_t));
     run->is_shard = true;
@@ -123,7 +123,8 @@ TokenSource::TokenSource(std::shared_ptr<const Corpus> corpus, size_t begin, siz
 template <class With>
 void TokenSource::visit(size_t begin, size_t count, With&& with) const {
     if (begin > size() || count > size() - begin)
-        fail("tokens [%zu, %zu) of %s lie outside its %zu tokens", begin, begin + count, name().c_str(), size());
+        fail("tokens [%zu, %zu) of %s lie outside its %s", begin, begin + count, name().c_str(),
+             counted(size(), "token").c_str());
     for (size_t at = begin_ + begin; count > 0;) {
         const Run& run = corpus_->run_at(at);
         const size_t offset = at - run.begin, n = std::min(count, run.count - offset);
@@ -145,7 +146,8 @@ void TokenSource::read(size_t begin, size_t count, int* dst) const {
 
 TokenSource TokenSource::slice(size_t begin, size_t end) const {
     if (begin > end || end > size())
-        fail("range [%zu, %zu) of %s lies outside its %zu tokens", begin, end, name().c_str(), size());
+        fail("range [%zu, %zu) of %s lies outside its %s", begin, end, name().c_str(),
+             counted(size(), "token").c_str());
     return {corpus_, begin_ + begin, begin_ + end};
 }
 
@@ -248,12 +250,13 @@ Loader::Loader(TokenSource source, size_t B, size_t T, const LoaderOptions& opti
     : source_(std::move(source)), B_(B), T_(T), options_(options), row_(T + 1) {
     const size_t N = source_.size();
     if (B < 1 || T < 1)
-        fail("expected batches of at least 1 sequence of at least 1 token, found %zu sequences of %zu tokens", B, T);
+        fail("expected batches of at least 1 sequence of at least 1 token, found %s of %s",
+             counted(B, "sequence").c_str(), counted(T, "token").c_str());
     if (N < T + 1)
         fail(
-            "%s has %zu tokens, but one sequence needs %zu (%zu and the last target); use a longer text or shorter "
+            "%s has %s, but one sequence needs %zu (%zu and the last target); use a longer text or shorter "
             "sequences (-t)",
-            source_.name().c_str(), N, T + 1, T);
+            source_.name().c_str(), counted(N, "token").c_str(), T + 1, T);
     if (options.rank >= options.world_size)
         fail("expected a rank below the number of ranks, found rank %zu of %zu; ranks count from 0", options.rank,
              options.world_size);

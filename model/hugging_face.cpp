@@ -167,8 +167,8 @@ class HuggingFaceModel : public ModelFile {
         size_t tensors = 0;
         for (const SafetensorsFile& file : files_) tensors += file.entries().size();
         if (info_.config.L > tensors)  // checked before it costs anything
-            fail("%s: \"n_layer\" is %zu, but the model has only %zu tensors", beside(path_, kConfig).c_str(),
-                 info_.config.L, tensors);
+            fail("%s: \"n_layer\" is %zu, but the model has only %s", beside(path_, kConfig).c_str(), info_.config.L,
+                 counted(tensors, "tensor").c_str());
         GptTensors<float> none{};
         visit_tensors(info_.config, none,
                       [&](const TensorSpec& t, float*&) { checked_tensor(file_of(t.name), t.name, t.shape); });
@@ -203,7 +203,7 @@ class HuggingFaceModel : public ModelFile {
                 else
                     tensors.push_back(e.name);
         refuse_unread(path_, known, tensors);
-        if (masks) info_.unread = strprintf("its %zu attention masks", masks);
+        if (masks) info_.unread = "its " + counted(masks, "attention mask");
     }
 
     template <class Real>

@@ -50,16 +50,18 @@ class LlmcCheckpoint : public ModelFile {
         c.NH = size(5, "heads", 1, c.C);
         padded_V_ = size(7, "padded vocabulary", c.V, 1 << 25);
         if (c.C % c.NH)
-            fail("%s: llm.c's header: %zu channels are not a multiple of %zu heads; the file is damaged", path_.c_str(),
-                 c.C, c.NH);
+            fail(
+                "%s: llm.c's header: expected the channels to be a multiple of the heads (%zu), found %zu; the file is damaged",
+                path_.c_str(), c.NH, c.C);
         c.norm = NormKind::layernorm, c.mode = GateMode::norm;
         const size_t numbers = (padded_V_ + c.T) * c.C + c.L * (12 * c.C + 13) * c.C + 2 * c.C;  // fits 64 bits
         const size_t bytes = kHeaderBytes + numbers * dtype_bytes(dtype_);
         if (file_.size() != bytes)
             fail(
-                "%s: an llm.c checkpoint of %zu layers, %zu channels and a padded vocabulary of %zu has %zu bytes, but the "
+                "%s: an llm.c checkpoint of %s, %s and a padded vocabulary of %zu has %zu bytes, but the "
                 "file has %zu; it is damaged or its copy is incomplete",
-                path_.c_str(), c.L, c.C, padded_V_, bytes, file_.size());
+                path_.c_str(), counted(c.L, "layer").c_str(), counted(c.C, "channel").c_str(), padded_V_, bytes,
+                file_.size());
     }
 
     // The file holds one kind of tensor for all layers, then the next kind, in the order of visit_tensors.

@@ -193,8 +193,8 @@ HostModel::HostModel(Cpu& dev, ModelInfo info_) : info(std::move(info_)), arena_
 void check_tensors(const SafetensorsFile& file, const Config& config) {
     // Every block has its own tensors, so a damaged number of layers is found before it costs anything.
     if (config.L > file.entries().size())
-        fail("%s: metadata \"n_layer\" says %zu layers, but the file has only %zu tensors; the file is damaged",
-             file.path().c_str(), config.L, file.entries().size());
+        fail("%s: metadata \"n_layer\" says %s, but the file has only %s; the file is damaged", file.path().c_str(),
+             counted(config.L, "layer").c_str(), counted(file.entries().size(), "tensor").c_str());
     GptTensors<float> none{};
     visit_tensors(config, none, [&](const TensorSpec& spec, float*&) { checked_tensor(file, spec.name, spec.shape); });
 }
@@ -461,9 +461,10 @@ std::string describe(const ModelInfo& info) {
                 : info.gate == 0         ? "tapered, not folded (explicit scaling)"
                                          : strprintf("tapering, gate %.4g", info.gate);
     return strprintf(
-        "GPT-2, %zu layers, %zu heads, %zu channels, context %zu, vocabulary %zu (%s), %.2fM parameters; "
+        "GPT-2, %s, %s, %s, context %zu, vocabulary %zu (%s), %.2fM parameters; "
         "%s, -g %s, step %zu; %s%s%s",
-        c.L, c.NH, c.C, c.T, c.V, printable(info.tokenizer.at("tokenizer")).c_str(), double(parameter_count(c)) * 1e-6,
+        counted(c.L, "layer").c_str(), counted(c.NH, "head").c_str(), counted(c.C, "channel").c_str(), c.T, c.V,
+        printable(info.tokenizer.at("tokenizer")).c_str(), double(parameter_count(c)) * 1e-6,
         c.norm == NormKind::layernorm ? "LayerNorm" : "RMSNorm", gate_mode_name(c.mode), info.step, state.c_str(),
         info.unread.empty() ? "" : "; without ", printable(info.unread).c_str());
 }

@@ -33,7 +33,7 @@ inline DeviceChoice choose_device(const std::string& flag, const std::string& wa
 
 // "cpu: 8 threads, AVX-512; built without CUDA"
 inline std::string describe(const Cpu& cpu, const DeviceChoice& choice) {
-    return strprintf("cpu: %d thread%s, %s; %s", cpu.threads, cpu.threads == 1 ? "" : "s", isa_name(cpu.isa),
+    return strprintf("cpu: %s, %s; %s", counted(size_t(cpu.threads), "thread").c_str(), isa_name(cpu.isa),
                      choice.why.c_str());
 }
 

@@ -33,6 +33,12 @@ inline std::string vstrprintf(const char* format, va_list args) {
     return text;
 }
 
+// "1 token", "2 tokens", "2 batches".
+inline std::string counted(size_t n, std::string_view noun) {
+    const char* ending = n == 1 ? "" : noun.ends_with("ch") ? "es" : "s";
+    return std::to_string(n).append(" ").append(noun).append(ending);
+}
+
 // "; HINT" for the end of an error about too little memory, or nothing where the program gave no hint.
 inline std::string memory_hint_text(const char* hint) { return *hint ? std::string("; ") + hint : ""; }
 

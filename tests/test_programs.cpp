@@ -151,6 +151,25 @@ TEST_CASE("train_gpt: bits per byte count the bytes that the tokens stand for") 
     CHECK(std::abs(bits - loss / std::log(2.0) / 2) <= printed * (1 + 1 / std::log(2.0) / 2));
 }
 
+TEST_CASE("programs: one of a thing is not printed as several") {
+    CHECK(counted(0, "token") + counted(1, "token") + counted(2, "token") == "0 tokens1 token2 tokens");
+    CHECK(counted(1, "batch") + counted(2, "batch") == "1 batch2 batches");
+    const Workplace w;
+    write_file(w.at("line.txt"), "a\n");
+    std::string all = w.ok("train_gpt -i corpus.txt -b 1 -x 1 -g norm -v 0 --n-layer 1 --n-embd 1 --n-head 1 -t 1");
+    for (const std::string line : {"train_gpt -y", "fold model.bin folded.bin", "infer folded.bin -p a -n 1",
+                                   "infer folded.bin -p a --last-token", "infer folded.bin --prompts line.txt -n 1",
+                                   "infer folded.bin --eval line.txt", "train_gpt -y -x 2", "train_gpt -x 0"}) {
+        const Outcome outcome = w.run(line);
+        all += outcome.out + outcome.err;
+    }
+    CHECK(all.find("1 layer, 1 head, 1 channel") != all.npos);
+    for (size_t at = 0; (at = all.find(" 1 ", at)) != all.npos; at++) {
+        const std::string word = all.substr(at + 3, all.find_first_of(" ,;.:)\n", at + 3) - at - 3);
+        CHECK_MESSAGE(!word.ends_with('s'), all.substr(at, 40));
+    }
+}
+
 TEST_CASE("infer: says which state of a model it runs, normalized, tapering, tapered and folded") {
     const Workplace w;
     const std::vector<int> tokens = byte_ids("Once");
@@ -282,7 +301,7 @@ TEST_CASE("train_gpt: resuming at any update writes the same bytes as a run with
         w.ok("train_gpt -y -x 6");
         w.ok("train_gpt -y -x 12");
         CHECK(read_file(w.at("model.bin")) == model);
-        CHECK(w.ok("train_gpt -y").find("12 updates are done") != std::string::npos);
+        CHECK(w.ok("train_gpt -y").find("complete  after 12 updates, and -x is 12") != std::string::npos);
         CHECK(read_file(w.at("model.bin")) == model);
     }
 }

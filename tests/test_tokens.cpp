@@ -162,9 +162,9 @@ TEST_CASE("tokens: bad files are refused in one line") {
         return message;
     };
     CHECK(contains(error(shard_bytes(20240520, 2, 1, {1})), "found 2"));
-    CHECK(contains(error(shard_bytes(20240520, 1, 2, {1})), "says 2 tokens"));
-    CHECK(contains(error(shard_bytes(20240520, 1, 1, {1, 2})), "says 1 tokens"));
-    CHECK(contains(error(shard_bytes(20240520, 1, -1, {})), "says -1 tokens"));
+    CHECK(contains(error(shard_bytes(20240520, 1, 2, {1})), "says that it holds 2,"));
+    CHECK(contains(error(shard_bytes(20240520, 1, 1, {1, 2})), "says that it holds 1,"));
+    CHECK(contains(error(shard_bytes(20240520, 1, -1, {})), "says that it holds -1,"));
     CHECK(contains(error(shard_bytes(20240520, 1, 1, {1}).substr(0, 1000)), "bytes of a header"));
     CHECK(contains(error(shard_bytes(20240801, 7, 1, {1, 0})), "uint32"));
     CHECK(contains(error(std::string("\x07\x00\x08\x00", 4)), "byte 1 is zero"));

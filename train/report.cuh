@@ -150,8 +150,8 @@ void print_start(const Trainer<Device, Real>& t, const Run& run) {
                     t.gate_end > s.steps ? ": after the end of this run, whose model cannot be folded yet" : "");
     const Ranks& ranks = t.model.ranks;
     if (ranks.size > 1)
-        std::printf("ranks     %d, started by %s; an update is %zu micro-batches on each\n", ranks.size,
-                    ranks.launcher.c_str(), s.micro_steps(ranks));
+        std::printf("ranks     %d, started by %s; an update is %s on each\n", ranks.size, ranks.launcher.c_str(),
+                    counted(s.micro_steps(ranks), "micro-batch").c_str());
     std::printf("memory   ");
     size_t total = 0;
     for (const auto& [purpose, bytes] : memory_table(t)) {
@@ -190,7 +190,8 @@ void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) 
     const Settings& s = t.settings;
     size_t held = 0;
     for (const auto& [purpose, bytes] : memory_table(t)) held += bytes;
-    std::printf("\nvalidation loss %.4f (%s) after %zu updates\n", val_loss, in_bits(val_loss, run).c_str(), t.step);
+    std::printf("\nvalidation loss %.4f (%s) after %s\n", val_loss, in_bits(val_loss, run).c_str(),
+                counted(t.step, "update").c_str());
     std::printf("%s, of which tensors %.1f MiB\n", memory_in_use(t.model.dev).c_str(), double(held) / 1048576);
     std::printf("model %s, state %s, log %s, settings %s\n", printable(s.out).c_str(),
                 printable(state_path(s.out)).c_str(), printable(log_path(s.out)).c_str(),

@@ -234,17 +234,18 @@ void settle_shape(Settings& s, const Options& now, const Origin* origin) {
     // Below this, every size in bytes fits 64 bits; no machine comes near.
     if (double(s.batch) * double(s.T) * double(std::max(s.L, s.NH)) * double(s.C) > 0x1p50)
         fail(
-            "--batch: %zu sequences of %zu tokens with %zu layers of %zu channels are more than any memory holds; expected "
+            "--batch: %s of %s with %s of %s are more than any memory holds; expected "
             "smaller -b, -t, --n-layer or --n-embd",
-            s.batch, s.T, s.L, s.C);
+            counted(s.batch, "sequence").c_str(), counted(s.T, "token").c_str(), counted(s.L, "layer").c_str(),
+            counted(s.C, "channel").c_str());
 }
 
 void settle_batch(Settings& s, const Ranks& ranks) {
     const size_t micro = s.batch * s.T * size_t(ranks.size);
     if (s.total_batch == 0) s.total_batch = micro;
     if (s.total_batch % micro)
-        fail("--total-batch: expected a multiple of -b x -t x ranks = %zu x %zu x %d = %zu tokens, found %zu", s.batch,
-             s.T, ranks.size, micro, s.total_batch);
+        fail("--total-batch: expected a multiple of -b x -t x ranks = %zu x %zu x %d = %s, found %zu", s.batch, s.T,
+             ranks.size, counted(micro, "token").c_str(), s.total_batch);
 }
 
 void settle_gate(Settings& s) {

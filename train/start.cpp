@@ -126,9 +126,9 @@ Run open_corpora(const Settings& s, const Start& start) {
              train.name().c_str());
     if (val.size() <= s.T && train.size() > s.T)
         fail(
-            "--val: the part of %s to validate on has %zu tokens, one sequence needs %zu (-t %zu and its last target); use "
+            "--val: the part of %s to validate on has %s, one sequence needs %zu (-t %zu and its last target); use "
             "a longer text, a smaller -t, or give a validation text with -j",
-            val.name().c_str(), val.size(), s.T + 1, s.T);
+            val.name().c_str(), counted(val.size(), "token").c_str(), s.T + 1, s.T);
     Run run{train, val, {}, tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
     if (tokenizer)
         run.tokenizer = tokenizer->metadata();
@@ -283,7 +283,7 @@ void announce_earlier_run(const Settings& s) {
     std::string updates;
     try {
         const SafetensorsFile state(state_path(s.out), FileUse::own);
-        updates = " (" + std::to_string(state_number(state, "step")) + " updates)";
+        updates = " (" + counted(state_number(state, "step"), "update") + ")";
     } catch (const Error&) {
         // It had no checkpoint, or its state is damaged: its files are kept all the same.
     }

@@ -312,8 +312,7 @@ class Reception {
     std::string dropped_text() const {
         std::string text;
         for (const auto& [why, times] : dropped_)
-            text +=
-                strprintf("%s%zu connection%s %s", text.empty() ? "" : ", ", times, times == 1 ? "" : "s", why.c_str());
+            text += (text.empty() ? "" : ", ") + counted(times, "connection") + " " + why;
         return text;
     }
 
