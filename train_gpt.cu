@@ -693,8 +693,7 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
         std::printf("%s: validation loss %.6f before the first update\n", printable(run.init->path()).c_str(), *loss);
     }
     if (s.resume && t.step >= s.steps)
-        std::printf("complete  after %s, and -x is %zu; to continue, give a larger -x\n",
-                    counted(t.step, "update").c_str(), s.steps);
+        std::printf("complete  update %zu is done and -x is %zu; to continue, give a larger -x\n", t.step, s.steps);
     MappedFile::check_all();  // what was read so far
     const size_t first_step = t.step;
     watch_stop_signals();

@@ -166,7 +166,7 @@ TEST_CASE("programs: one of a thing is not printed as several") {
     CHECK(all.find("1 layer, 1 head, 1 channel") != all.npos);
     for (size_t at = 0; (at = all.find(" 1 ", at)) != all.npos; at++) {
         const std::string word = all.substr(at + 3, all.find_first_of(" ,;.:)\n", at + 3) - at - 3);
-        CHECK_MESSAGE(!word.ends_with('s'), all.substr(at, 40));
+        CHECK_MESSAGE((word == "is" || !word.ends_with('s')), all.substr(at, 40));
     }
 }
 
@@ -301,7 +301,7 @@ TEST_CASE("train_gpt: resuming at any update writes the same bytes as a run with
         w.ok("train_gpt -y -x 6");
         w.ok("train_gpt -y -x 12");
         CHECK(read_file(w.at("model.bin")) == model);
-        CHECK(w.ok("train_gpt -y").find("complete  after 12 updates, and -x is 12") != std::string::npos);
+        CHECK(w.ok("train_gpt -y").find("complete  update 12 is done and -x is 12") != std::string::npos);
         CHECK(read_file(w.at("model.bin")) == model);
     }
 }
