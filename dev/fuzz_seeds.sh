@@ -26,19 +26,27 @@ for gate in norm taper taper-all; do
             cp "$work/$kind.bin" "$seeds/safetensors/$gate-$norm-$kind"
         done
         seed "$work/model.state.bin" "$seeds/state/$gate-$norm"
-        for letter in o l c f r; do
+        for letter in o l c f r s i; do
             { printf $letter; cat "$seeds/state/$gate-$norm"; } > "$seeds/state/$letter-$gate-$norm"
         done
         seed "$work/model.state.bin" "$seeds/safetensors/$gate-$norm-state"
     done
 done
-{ printf '%s' '{"model_type":"gpt2","n_layer":1,"n_embd":2,"n_head":1,"n_positions":4,"vocab_size":256,' \
-    '"activation_function":"gelu_new","layer_norm_epsilon":1e-05,"n_inner":null}'; printf '\xff'; cat "$seeds/model/norm-layernorm-model"; } \
-    > "$seeds/foreign_model/hugging-face"
-{ printf 'i{"weight_map":{"transformer.wte.weight":"one.safetensors"}}\xff'; cat "$seeds/foreign_model/hugging-face"; } \
-    > "$seeds/foreign_model/sharded"
-for letter in a p t; do
-    { printf $letter; cat "$seeds/foreign_model/hugging-face"; } > "$seeds/foreign_model/folder-$letter"
+# Hugging Face's: without the metadata that make it a model of this program; and some that are not as they should be.
+foreign() { # foreign NAME LETTERS [CHANGE OF config.json [CHANGE OF THE HEADER]], for sed
+    { printf '%s' "$2"; printf '%s' '{"model_type":"gpt2","n_layer":1,"n_embd":2,"n_head":1,"n_positions":4,"vocab_size":256,' \
+        '"activation_function":"gelu_new","layer_norm_epsilon":1e-05,"n_inner":null}' | sed "${3:-}"; printf '\xff'
+        LC_ALL=C sed 's/"__metadata__":{[^}]*},//'"${4:+;$4}" "$seeds/model/norm-layernorm-model"; } > "$seeds/foreign_model/$1"
+}
+foreign hugging-face ''
+foreign masks '' '' 's/"transformer.h.0.ln_1.weight":\([^}]*\)}/&,"transformer.h.0.attn.bias":\1}/'
+for letter in a p t; do foreign folder-$letter $letter; done
+foreign sharded i 's/^/{"weight_map":{"transformer.wte.weight":"one.safetensors"}}\xff/'
+foreign empty-index i 's/^/{"weight_map":1}\xff/'
+foreign index-of-folders i 's/^/{"weight_map":{"transformer.wte.weight":"..\/one.safetensors"}}\xff/'
+for change in '"n_layer":1/"n_layer":99' '"n_embd":2,"n_head":1/"n_embd":3,"n_head":2' gelu_new/relu '"n_inner":null/"n_inner":7' \
+    '1e-05/-1' '{/{"quantization_config":{},' '{/{"tie_word_embeddings":false,' '{/{"scale_attn_weights":7,' '"n_head":1/"n_head":"x"'; do
+    foreign "config-$((i += 1))" '' "s/$change/"
 done
 # A checkpoint of llm.c: 256 int32 (magic, version, T, V, L, heads, C, padded V), then 90 floats.
 { printf '\xc6\xd7\x34\x01'; for n in 3 4 2 1 1 2 2; do printf "\\x$n\0\0\0"; done; head -c 992 /dev/zero; head -c 360 /dev/zero; } \
@@ -53,8 +61,14 @@ cp "$work/corpus.txt" "$seeds/tokens/text"
 ./bpe_train "$work/corpus.txt" -o "$work/bpe" --vocab-size 300 > /dev/null
 { cat "$work/bpe/vocab.json"; printf '\xff'; cat "$work/bpe/merges.txt"; printf '\xff'; head -c 60 "$work/corpus.txt"; } \
     > "$seeds/tokenizer/bpe"
+"$bin/train_gpt" --device cpu --threads 1 -i "$work/corpus.txt" -o "$work/words.bin" --tokenizer "$work/bpe" -b 1 -x 2 -m 1 -g norm --n-layer 1 \
+    --n-embd 2 --n-head 1 -t 4 > /dev/null
+seed "$work/words.bin" "$seeds/model/words"
+seed "$work/words.state.bin" "$seeds/state/words"
+{ printf s; cat "$seeds/state/words"; } > "$seeds/state/s-words"
+{ printf i; cat "$seeds/state/words"; } > "$seeds/state/i-words"
 long=$(printf 'catsat%.0s' $(seq 60)) # longer than the words that are merged in place
-for place in f b bn; do { cat "$seeds/tokenizer/bpe"; printf '%s<|endoftext|>\xff%s' "$long" $place; } > "$seeds/tokenizer/$place"; done
+for place in f b bn m mn; do { cat "$seeds/tokenizer/bpe"; printf '%s<|endoftext|>\xff%s' "$long" $place; } > "$seeds/tokenizer/$place"; done
 { printf '{"normalizer":null,"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false},"added_tokens":[{"id":0,"content":"!"}],'
     printf '"model":{"type":"BPE","vocab":%s,"merges":[' "$(cat "$work/bpe/vocab.json")"
     sed -n '2,$s/.*/"&"/p' "$work/bpe/merges.txt" | sed 's/\\/\\\\/g' | paste -sd, -; printf ']}}\xff\xffThe cat\xffj'; } > "$seeds/tokenizer/json"

@@ -18,10 +18,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         const auto model = load_model(dev, path);
         const Config& c = model->info.config;
         describe(model->info);
+        std::optional<Tokenizer> tokenizer;
         try {
-            Tokenizer::from_metadata(model->info.tokenizer, path);
-        } catch (const Error&) {  // infer goes on with ids
+            tokenizer = model_tokenizer(model->info, path);
+        } catch (const Error&) {  // infer goes on with ids, fold without a vocabulary
+            warn_of_vocabulary(path, model->info.vocabulary_problem);
         }
+        require(ids_with_text(c, tokenizer) <= c.V, "more ids with a text than ids");
         Decoder<Cpu, float> decoder(dev, c, model->tensors, model->info.taper_scale, model->info.gate);
         std::vector<float> logits(c.V);
         const int tokens[] = {0, 1};

@@ -1,6 +1,7 @@
 // A state file, as -y reads it: its checks, its flags, its numbers. One that is taken trains on, and what is saved then opens.
 // Letters in front of it say what else there is: an older state (o), a log (l), a corpus that has changed (c); or that it is not
-// -y that finds it, but a fresh run (f), or one that replaces it (r).
+// -y that finds it, but a fresh run (f), or one that replaces it (r); that the corpus is a shard (s); or that another run starts
+// from the model that was saved (i).
 #define TAPERNORM_NO_MAIN
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/safetensors_mutator.h"
@@ -13,7 +14,7 @@ namespace {
 using Letters = std::string_view;
 bool has(Letters letters, char letter) { return letters.find(letter) != letters.npos; }
 
-Letters letters_of(std::string_view input) { return input.substr(0, input.find_first_not_of("cflor")); }
+Letters letters_of(std::string_view input) { return input.substr(0, input.find_first_not_of("cfilors")); }
 
 void run_on(const std::string& folder, const std::string& corpus, Letters letters) {
     Settings s;
@@ -41,6 +42,11 @@ void run_on(const std::string& folder, const std::string& corpus, Letters letter
     check_state(*Checkpoints(state_path(s.out)).open_newest(note));
     require(note.empty(), "the state that was saved is not the newest");
     ModelFile::open(s.out);
+    if (!has(letters, 'i')) return;
+    Settings next = s;
+    next.init = s.out, next.out = folder + "/next.bin", next.resume = next.overwrite = false;
+    std::vector<std::string> none;
+    open_run(next, find_start(next, now, none, checkpoints, single_rank()));
 }
 
 }  // namespace
@@ -61,6 +67,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     std::string text;
     for (int i = 0; i < (has(letters, 'c') ? 8 : 7); i++) text += "The cat sat on the mat. ";
     const std::string corpus = file_with(text, "corpus.txt");
+    if (has(letters, 's')) write_token_shard(corpus, std::vector<uint16_t>(text.begin(), text.end()));
     const int status = expect_clean([&] { run_on(folder, corpus, letters); });
     for (const auto& entry : fs::directory_iterator(folder)) fs::remove(entry.path());
     return status;

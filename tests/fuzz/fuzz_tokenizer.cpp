@@ -1,10 +1,11 @@
 // vocab.json, merges.txt and a text to encode, cut at bytes 0xff. A fourth part says where they are: two files in a folder (f),
-// beside a model (b) that names another tokenizer (n), or the first is Hugging Face's tokenizer.json (j). An input that begins
+// beside a model (b), in its metadata (m), under the name that the text is (n); or the first is Hugging Face's tokenizer.json (j). An input that begins
 // with the magic number of llm.c's gpt2_tokenizer.bin is that file.
 #include <filesystem>
 
 #include "io/output_folder.h"
 #include "io/tokenizer.h"
+#include "io/words.h"
 #include "tests/fuzz/fuzz.h"
 
 namespace tapernorm {
@@ -14,8 +15,20 @@ static void check_roundtrips(const Tokenizer& tokenizer, std::string_view text) 
         const std::vector<uint16_t> ids = tokenizer.encode(text, special);
         for (uint16_t id : ids) require(id < tokenizer.vocab_size(), "an id beyond the vocabulary");
         require(tokenizer.decode(ids) == text, "decode(encode(text)) is another text");
-        require(tokenizer.encode_parallel(text, special, 2) == ids, "other ids by threads");
+        std::vector<uint16_t> cut;
+        for (size_t at = 0, end; at < text.size(); at = end) {
+            end = word_safe_cut(text, at + 16);
+            const std::vector<uint16_t> part = tokenizer.encode(text.substr(at, end - at), special);
+            cut.insert(cut.end(), part.begin(), part.end());
+        }
+        require(cut == ids, "other ids of a text that was cut");
     }
+    try {
+        tokenizer.token(tokenizer.vocab_size());
+        std::abort();
+    } catch (const Error&) {
+    }
+    require(tokenizer.end_of_text() < tokenizer.vocab_size(), "<|endoftext|> is beyond the vocabulary");
     const Tokenizer again = Tokenizer::from_metadata(tokenizer.metadata(), "/nonexistent/model.bin");
     require(again.name() == tokenizer.name(), "another tokenizer comes back from the metadata");
     require(again.encode(text) == tokenizer.encode(text), "other ids by the tokenizer from the metadata");
@@ -24,6 +37,12 @@ static void check_roundtrips(const Tokenizer& tokenizer, std::string_view text) 
 static Tokenizer read_tokenizer(const std::vector<std::string_view>& part) {
     namespace fs = std::filesystem;
     const auto is = [&](char letter) { return part[3].find(letter) != part[3].npos; };
+    std::map<std::string, std::string> metadata;
+    if (is('n')) metadata["tokenizer"] = std::string(part[2]);
+    if (is('m')) {
+        metadata["tokenizer.vocab"] = std::string(part[0]), metadata["tokenizer.merges"] = std::string(part[1]);
+        return Tokenizer::from_metadata(metadata, "/nonexistent/model.bin");
+    }
     if (!is('f') && !is('b') && !is('j')) return Tokenizer::from_text(part[0], part[1], "the input");
     const fs::path first = file_with(part[0], is('j') ? "tokenizer.json" : "vocab.json"), folder = first.parent_path();
     if (!is('j')) file_with(part[1], "merges.txt");
@@ -35,10 +54,9 @@ static Tokenizer read_tokenizer(const std::vector<std::string_view>& part) {
     } clean{folder};
     if (is('b')) {
         const std::string model = folder / "model.bin";
-        std::map<std::string, std::string> metadata;
-        if (is('n')) metadata["tokenizer"] = std::string(part[2]);
-        check_shards("--train", {{model}}, "gpt2");
-        return Tokenizer::from_metadata(metadata, model);
+        const Tokenizer tokenizer = Tokenizer::from_metadata(metadata, model);
+        check_shards("--train", {{model}}, is('n') ? "gpt2" : tokenizer.name());
+        return tokenizer;
     }
     const Tokenizer tokenizer = Tokenizer::from_path(folder.string());
     OutputFolder saved(folder / "saved");

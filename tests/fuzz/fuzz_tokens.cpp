@@ -15,7 +15,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
             int inputs[6], targets[6];
             for (int i = 0; i < 4; i++) loader.next(inputs, targets);
         }
+        require(source.files().size() == 1, "other files");
         if (!source.from_shards()) {
+            require(tokens_from_text(std::string(as_text(data, size))).size() == source.size(),
+                    "other tokens of a text");
             const Tokenize two_bytes = [](std::string_view text) { return std::vector<uint16_t>(text.size() / 2, 7); };
             require(open_tokens(path, two_bytes).size() == source.size() / 2, "other tokens");
             return;
