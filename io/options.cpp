@@ -245,7 +245,8 @@ void Options::read_config(const std::string& path, const Names& typed) {
     const auto fail_at = [&](size_t line, const std::string& text) {
         fail("%s: line %zu: %s", path.c_str(), line, text.c_str());
     };
-    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);  // the byte order mark of UTF-8
     const std::string expected_line =
         "expected NAME = VALUE, with texts and percentages in quotes (gate-mode = \"taper\")";
     // No tables: we need none, and toml++ 3.3 (Debian 12) aborts on some that are malformed, and overflows the stack where the
@@ -258,8 +259,7 @@ void Options::read_config(const std::string& path, const Names& typed) {
             (at != line.npos && line[at] == '[') || size_t(std::ranges::count(line, '.')) > kMostDots)
             fail_at(number, expected_line + ", found " + in_quotes(line));
     // (Its tables of Unicode have holes that are undefined behaviour.)
-    const bool mark = text.starts_with("\xef\xbb\xbf");  // the byte order mark of UTF-8
-    if (const size_t line = stray_line(text.substr(mark ? 3 : 0)))
+    if (const size_t line = stray_line(text))
         fail_at(line, expected_line + ", found a quote within a word or a letter beyond ASCII outside of quotes");
     toml::table table;
     try {
