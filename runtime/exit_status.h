@@ -12,7 +12,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <filesystem>
 #include <new>
+#include <string>
+#include <system_error>
 
 #include "runtime/error.h"
 #include "runtime/printable.h"
@@ -23,9 +26,27 @@ inline const char* running_program = "";
 inline constexpr const char* kOutOfMemory =
     "out of memory; use a smaller model, batch or context, or close other programs";
 
-inline void print_out_of_memory() {
+// The line for what was thrown. An Error has it; what the standard library throws says neither where nor what to do.
+inline std::string error_text(const std::exception& error) {
+    if (dynamic_cast<const Error*>(&error)) return printable(error.what());
+    if (dynamic_cast<const std::bad_alloc*>(&error)) return kOutOfMemory;
+    if (const auto* file = dynamic_cast<const std::filesystem::filesystem_error*>(&error))
+        return strprintf("cannot use %s: %s; check the path", in_quotes(file->path1().string()).c_str(),
+                         file->code().message().c_str());
+    if (const auto* system = dynamic_cast<const std::system_error*>(&error))
+        return strprintf(
+            "the system gives no thread or memory: %s; use fewer --threads, or raise its limits (ulimit -a)",
+            system->code().message().c_str());
+    return strprintf("an error inside of this program, which is a bug: %s", printable(error.what()).c_str());
+}
+
+// A terminal on standard output shows a line that has not ended: what is said next begins on another.
+inline bool line_is_open = false;
+
+inline void print_error(const char* program, const char* text) {
+    if (line_is_open) std::fputc('\n', stdout);
     std::fflush(stdout);
-    std::fprintf(stderr, "%s: error: %s\n", running_program, kOutOfMemory);
+    std::fprintf(stderr, "%s: error: %s\n", program, text);
 }
 
 // Memory may also end where no exception may leave, such as in nlohmann's destructor, which allocates.
@@ -33,7 +54,7 @@ inline void print_out_of_memory() {
     try {
         if (std::current_exception()) throw;
     } catch (const std::bad_alloc&) {
-        print_out_of_memory();
+        print_error(running_program, kOutOfMemory);
         _exit(1);
     } catch (...) {  // a bug, to be seen as one
     }
@@ -76,11 +97,10 @@ int exit_status(const char* program, Body&& body) {
         flush_output();
         return status;
     } catch (const std::bad_alloc&) {
-        print_out_of_memory();
+        print_error(program, kOutOfMemory);
         return 1;
     } catch (const std::exception& error) {
-        std::fflush(stdout);
-        std::fprintf(stderr, "%s: error: %s\n", program, printable(error.what()).c_str());  // not all are Errors
+        print_error(program, error_text(error).c_str());
         return 1;
     }
 }

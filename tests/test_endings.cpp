@@ -487,7 +487,8 @@ TEST_CASE("endings: a disk that is full at the end: older checkpoints go, then t
         Program program(w.path, {"/bin/sh", "-c",
                                  "exec '" + program_path("train_gpt") + "' -y -o disk/model.bin --keep 1 -x 12 -n 100" +
                                      kRest + " 2>&1"});
-        REQUIRE(program.wait_until([](const std::string& out) { return contains(out, "waiting for room"); }));
+        REQUIRE(program.wait_until(
+            [](const std::string& out) { return contains(out, "trying again until it can be written"); }));
         CHECK(read_file(disk.path + "/model.state.bin") == state);
         if (gives_up)
             program.send(SIGINT);
@@ -496,32 +497,108 @@ TEST_CASE("endings: a disk that is full at the end: older checkpoints go, then t
         outcome = program.finish();
         CHECK(outcome.status == (gives_up ? 1 : 0));
         CHECK_MESSAGE(contains(outcome.out, gives_up ? "train_gpt: error: cannot write 'disk/model.state.bin'"
-                                                     : "the disk has room again: state and model are written\n"),
+                                                     : "\nstate and model are written now\n"),
                       outcome.out);
     }
     for (const auto& [file, bytes] : w.contents()) CHECK_MESSAGE(!file.ends_with("-tmp"), file);
     CHECK(read_file(disk.path + "/model.bin") == read_file(whole.at("model.bin")));
 }
 
-TEST_CASE("endings: where the state finds no room the model is written alone") {
+TEST_CASE("endings: what of the state and the model cannot be written is tried again, whatever prevents it") {
     // (In a process of its own, which it makes watch signals.)
     CHECK(in_child([] {
         train::Checkpoints checkpoints("");
         std::string order;
-        int full = 2;  // attempts
         const auto state = [&] {
             order += "s";
-            if (full-- > 0) throw DiskFull("no room");
+            if (order.size() == 1) throw DiskFull("no room");
+            if (order.size() == 3) fail("no folder");
+            if (order.size() == 4) throw std::bad_alloc();
         };
         train::write_last(checkpoints, state, [&] { order += "m"; });
-        return order == "smss";
+        return order == "smsss";
     }));
+    CHECK(in_child([] {
+        train::Checkpoints checkpoints("");
+        std::string order;
+        const auto model = [&] {
+            order += "m";
+            if (order.size() < 4) fail("no folder");
+        };
+        train::write_last(checkpoints, [&] { order += "s"; }, model);
+        return order == "smmm";
+    }));
+}
+
+TEST_CASE("endings: a last save that is not possible loses nothing: it waits until it is, or for Ctrl-C") {
+    const std::string line =
+        "-i corpus.txt -b 2 -x 3000 -v 0 -m 1 --gate-warmup 2 --gate-end 4 -l 0.01" + kShape + kRest;
+    struct Obstacle {
+        std::function<void(const Workplace&)> put, remove;
+        std::string problem, written;
+    };
+    const Obstacle obstacles[] = {{[](const Workplace& w) { std::filesystem::rename(w.at("d"), w.at("e")); },
+                                   [](const Workplace& w) { std::filesystem::rename(w.at("e"), w.at("d")); },
+                                   "the directory 'd' does not exist", "neither state nor model is written"},
+                                  {[](const Workplace& w) {
+                                       std::filesystem::create_directory(w.at("d/run.state.bin"));
+                                   },
+                                   [](const Workplace& w) { std::filesystem::remove(w.at("d/run.state.bin")); },
+                                   "it is a directory", "the model alone is written"}};
+    for (const Obstacle& obstacle : obstacles) {
+        CAPTURE(obstacle.problem);
+        for (const bool gives_up : {false, true}) {
+            const Workplace w;
+            std::filesystem::create_directory(w.at("d"));
+            Program program(w.path, {"/bin/sh", "-c",
+                                     "exec '" + program_path("train_gpt") + "' " + line + " -x 1000000 -o d/run 2>&1"});
+            REQUIRE(program.wait_until(has_step));
+            obstacle.put(w);
+            program.send(SIGTERM);
+            REQUIRE(program.wait_until([](const std::string& out) { return contains(out, "trying again until"); }));
+            if (gives_up)
+                program.send(SIGINT);
+            else
+                obstacle.remove(w);
+            const Outcome outcome = program.finish();
+            CAPTURE(outcome.out);
+            CHECK(outcome.status == (gives_up ? 1 : 128 + SIGTERM));
+            CHECK(contains(outcome.out, obstacle.problem));
+            CHECK(contains(outcome.out,
+                           "; " + obstacle.written + "; trying again until it can be written (Ctrl-C gives up)\n"));
+            if (gives_up) continue;
+            CHECK(contains(outcome.out, "resume with: ./train_gpt -y -o d/run.bin\n"));
+            SafetensorsFile(w.at("d/run.state.bin")).verify();
+            SafetensorsFile(w.at("d/run.bin")).verify();
+        }
+    }
+}
+
+TEST_CASE(
+    "endings: a state too large for the shell's limit is said at the start, and the model is written at the end") {
+    const Workplace w;
+    Program program(w.path,
+                    {"/bin/sh", "-c",
+                     "exec '" + program_path("train_gpt") + "' " + kTiny.substr(10) + kRest + " -o run 2>&1"},
+                    60 * 1024);
+    REQUIRE(program.wait_until([](const std::string& out) { return contains(out, "trying again until"); }));
+    program.send(SIGINT);
+    const Outcome outcome = program.finish();
+    CAPTURE(outcome.out);
+    CHECK(outcome.status == 1);
+    CHECK(contains(outcome.out,
+                   "warning: the shell's limit (ulimit -f) allows files of 0.1 MiB, and the checkpoints of "));
+    CHECK(contains(outcome.out,
+                   "'run.state.bin': could not write the data (the old file is untouched): File too large; "));
+    CHECK(contains(outcome.out, "; the model alone is written; trying again"));
+    CHECK(contains(outcome.out, "\ntrain_gpt: error: cannot write 'run.state.bin'"));
+    SafetensorsFile(w.at("run.bin")).verify();
 }
 
 TEST_CASE("endings: too little room is said at the start, with both numbers") {
     const TemporaryFolder folder;
-    CHECK(train::space_warning(folder.path + "/model.bin", 1) == "");
-    const std::string warning = train::space_warning(folder.path + "/model.bin", 1e18);
+    CHECK(train::space_warning(folder.path + "/model.bin", {1, 1}) == "");
+    const std::string warning = train::space_warning(folder.path + "/model.bin", {1e18, 1});
     CHECK(contains(warning, "warning: the disk of '"));
     CHECK(contains(warning, " MiB free, and this run may need 953674316406.2 MiB"));
     const Workplace w;

@@ -1,6 +1,7 @@
 #include "train/checkpoints.h"
 
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 
 #include "io/atomic_file.h"
 #include "runtime/error.h"
+#include "runtime/exit_status.h"
 #include "train/stop.h"
 
 namespace tapernorm::train {
@@ -78,49 +80,65 @@ bool Checkpoints::give_up_older() {
 }
 
 void write_last(Checkpoints& checkpoints, const std::function<void()>& state, const std::function<void()>& model) {
-    std::string problem;
-    bool said = false;
-    const auto written = [&](const std::function<void()>& write) {
-        for (;;) {
-            try {
-                write();
-                return true;
-            } catch (const DiskFull& e) {
-                problem = e.what();
+    bool has_state = false, has_model = false, waited = false, removed = false;
+    std::string said;
+    for (int wait = 100;; wait = std::min(wait + wait / 10, 60000)) {  // ms
+        std::string problem;                                           // the first
+        const auto attempt = [&](bool& done, const std::function<void()>& write) {
+            while (!done) {
+                std::string text;
+                try {
+                    write();
+                    done = true;
+                } catch (const DiskFull& e) {
+                    text = e.what();
+                    if (checkpoints.give_up_older()) {
+                        if (!std::exchange(removed, true))
+                            std::fprintf(stderr, "warning: %s; the older checkpoints of this run are removed\n",
+                                         e.what());
+                        continue;
+                    }
+                } catch (const std::exception& e) {
+                    text = error_text(e);
+                }
+                if (problem.empty()) problem = text;
+                return;
             }
-            if (!checkpoints.give_up_older()) return false;
-            if (!std::exchange(said, true))
-                std::fprintf(stderr, "warning: %s; the older checkpoints of this run are removed\n", problem.c_str());
-        }
-    };
-    bool has_state = written(state);
-    const std::string first_problem = problem;
-    bool has_model = written(model);
-    if (has_state && has_model) return;
-    if (!has_state) problem = first_problem;
-    stop_signal = 0;
-    watch_stop_signals();  // before anyone is told that they give up
-    std::fprintf(stderr, "warning: %s; %s; waiting for room on the disk (Ctrl-C gives up)\n", problem.c_str(),
-                 has_model ? "the model alone is written" : "the model is not written either");
-    for (int wait = 100; !(has_state && has_model); wait = std::min(wait + wait / 10, 60000)) {  // ms
+        };
+        attempt(has_state, state), attempt(has_model, model);
+        if (has_state && has_model) break;
+        if (!std::exchange(waited, true))
+            stop_signal = 0, watch_stop_signals();  // before anyone is told that they give up
+        if (problem != said)
+            std::fprintf(stderr, "warning: %s; %s; trying again until it can be written (Ctrl-C gives up)\n",
+                         problem.c_str(),
+                         has_model   ? "the model alone is written"
+                         : has_state ? "the state alone is written"
+                                     : "neither state nor model is written");
+        said = problem;
         if (!stop_signal) poll(nullptr, 0, wait);  // ends early where a signal comes
-        if (stop_signal) throw DiskFull(problem);
-        has_state = has_state || written(state);
-        has_model = has_model || (has_state && written(model));
+        if (stop_signal) fail("%s", problem.c_str());
     }
-    std::printf("\nthe disk has room again: state and model are written\n");
+    if (waited) std::printf("\nstate and model are written now\n");
 }
 
-std::string space_warning(const std::string& path, double needed) {
+std::string space_warning(const std::string& path, const DiskNeeds& needs) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
+        double(limit.rlim_cur) < needs.largest_file)
+        return strprintf(
+            "warning: the shell's limit (ulimit -f) allows files of %.1f MiB, and the checkpoints of this run need %.1f MiB; "
+            "raise it",
+            double(limit.rlim_cur) / 1048576, needs.largest_file / 1048576);
     const std::string parent = std::filesystem::path(path).parent_path().string();
     struct statvfs disk;
     if (statvfs(parent.empty() ? "." : parent.c_str(), &disk) != 0) return "";
     const double free = double(disk.f_bavail) * double(disk.f_frsize);
-    if (free >= needed) return "";
+    if (free >= needs.bytes) return "";
     return strprintf(
         "warning: the disk of %s has %.1f MiB free, and this run may need %.1f MiB more for its model and its checkpoints; free "
         "some space, or keep fewer checkpoints (--keep)",
-        in_quotes(path).c_str(), free / 1048576, needed / 1048576);
+        in_quotes(path).c_str(), free / 1048576, needs.bytes / 1048576);
 }
 
 const std::string& state_metadata(const SafetensorsFile& file, const char* key) {

@@ -39,13 +39,16 @@ class Checkpoints {
 std::string escaped(const std::string& bytes);
 std::string unescaped(const std::string& line);
 
-// Writes the state and the model at the end of a run, which may have taken days, on a disk that may be full: older
-// checkpoints are given up, then the model is written alone, then it waits for room. What it does, it says on the standard
-// error. Fails where a signal tells it to give up.
+// Writes the state and the model at the end of a run, which may have taken days, whatever prevents it: on a full disk older
+// checkpoints are given up; then each is written where it can be, and what cannot is tried again until it can. What it
+// does, it says on the standard error. Fails where a signal tells it to give up.
 void write_last(Checkpoints& checkpoints, const std::function<void()>& state, const std::function<void()>& model);
 
-// A warning where the disk of `path` has less room than `needed` bytes; "" where it has enough.
-std::string space_warning(const std::string& path, double needed);
+// A warning where the disk of `path` has too little room, or the shell's limit too little for one file; "" where there is enough.
+struct DiskNeeds {
+    double bytes = 0, largest_file = 0;
+};
+std::string space_warning(const std::string& path, const DiskNeeds& needs);
 
 // An entry of a state file's metadata; fails if it is missing, or is not a whole number.
 const std::string& state_metadata(const SafetensorsFile& file, const char* key);

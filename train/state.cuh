@@ -256,17 +256,17 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool
 // What the checkpoints of this run and its model may add to the files that are there. While one is written, the one that it
 // replaces is still there.
 template <class Device, class Real>
-double bytes_to_write(Trainer<Device, Real>& t) {
+DiskNeeds bytes_to_write(Trainer<Device, Real>& t) {
     double numbers = 0;
     for (const auto& tensor : tensor_list(t.model.config, t.model.params)) numbers += double(tensor.spec.count());
     const double model = numbers * sizeof(float), state = 3 * model;  // with both moments
     double bytes = state * double(t.settings.keep + 1) + 2 * model;
-    if (!t.settings.resume && !t.settings.overwrite) return bytes;  // what is there stays, under other names
+    if (!t.settings.resume && !t.settings.overwrite) return {bytes, state};  // what is there stays, under other names
     std::error_code missing;
     for (size_t number = 0; number < t.settings.keep; number++)
         if (std::filesystem::exists(numbered(state_path(t.settings.out), number), missing)) bytes -= state;
     if (std::filesystem::exists(t.settings.out, missing)) bytes -= model;
-    return bytes;
+    return {bytes, state};
 }
 
 // In the middle of a run: a disk that is full now may have room again later, and the checkpoint of before is whole.

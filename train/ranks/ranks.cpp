@@ -17,6 +17,7 @@
 #include <fstream>
 #include <utility>
 
+#include "runtime/exit_status.h"
 #include "train/stop.h"
 
 namespace tapernorm::train {
@@ -339,13 +340,12 @@ void Ranks::agree(const std::vector<Fact>& facts, const char* hint) {
 }
 
 int Ranks::fail_all(const char* program, const std::exception& error) {
-    std::fflush(stdout);
     bool said = dynamic_cast<const RankStopped*>(&error) != nullptr;
     if (!first() && link_) said |= link_->stopped_by_first_rank(3);
     if (!said && size == 1)
-        std::fprintf(stderr, "%s: error: %s\n", program, printable(error.what()).c_str());
+        print_error(program, error_text(error).c_str());
     else if (!said)
-        std::fprintf(stderr, "%s: error: %s: %s\n", program, describe().c_str(), printable(error.what()).c_str());
+        print_error(program, (describe() + ": " + error_text(error)).c_str());
     if (link_) link_->stop_all();
     return 1;
 }
