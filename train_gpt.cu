@@ -760,7 +760,7 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
     Start start = find_start(s, options, arguments, checkpoints, ranks);
     ranks.set_time_limit(s.rank_timeout);
     ranks.agree(common_settings(s, start));
-    if (ranks.first()) check_outputs(s), announce_earlier_run(s);
+    if (ranks.first()) check_outputs(s);
     Cpu cpu{int(s.threads)};
     cpu.memory_hint = kMemoryHint;
     [[maybe_unused]] const bool gpu = choose_gpu(s, cpu, ranks);

@@ -116,7 +116,7 @@ TEST_CASE("train_gpt: a run that diverges says at which update, and leaves the f
     CHECK(read_file(w.at("model.bin")) == model);
     CHECK(read_file(w.at("model.state.bin")) == state);
     CHECK(read_file(w.at("model.log.jsonl")) == log);
-    CHECK(count_lines(read_file(w.at("model.log.jsonl.new"))) == 2);  // the run's id and its first update
+    CHECK(count_lines(read_file(w.at("model.tapernorm-log"))) == 2);  // the run's id and its first update
 }
 
 TEST_CASE("train_gpt: refuses to start from models that do not fit") {

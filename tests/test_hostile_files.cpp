@@ -499,10 +499,12 @@ TEST_CASE("programs: 300,000 brackets, wherever JSON or TOML is read, are one cl
         write_file(w.at("deep.toml"), text);
         w.refused("train_gpt --config deep.toml", {"deep.toml", "line 1"});
     }
-    // A line of a log that is no line of ours is dropped on resuming.
+    // A line of a log that is no line of ours is left out on resuming.
     w.ok(kTiny + " -o run.bin");
     write_file(w.at("run.log.jsonl"), read_file(w.at("run.log.jsonl")) + "{\"step\": " + closed + "}\n");
-    w.ok("train_gpt -y -o run.bin -x 7");
+    const Outcome resumed = w.run("train_gpt -y -o run.bin -x 7");
+    CHECK(resumed.status == 0);
+    CHECK_MESSAGE(resumed.err.starts_with("warning: the log 'run.log.jsonl': lines left out"), resumed.err);
 }
 
 // ---- what is not a file

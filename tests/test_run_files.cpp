@@ -7,6 +7,7 @@
 #include <cstring>
 #include <filesystem>
 #include <set>
+#include <thread>
 
 #include "io/safetensors.h"
 #include "io/tokens.h"
@@ -24,12 +25,6 @@ namespace tapernorm::train {
 namespace fs = std::filesystem;
 
 namespace {
-
-std::string metadata(const std::string& path, const std::string& key) {
-    const SafetensorsFile file(path, FileUse::own);
-    const auto found = file.metadata().find(key);
-    return found == file.metadata().end() ? "" : found->second;
-}
 
 // The files of a run with their contents, under the names that a run `as` would give them.
 std::map<std::string, std::string> run_files(const Workplace& w, const std::string& name, const std::string& as = "") {
@@ -69,12 +64,12 @@ TEST_CASE("run files: two runs whose names differ behind a dot keep their files 
     CHECK(first.size() == 4);
     CHECK(run_files(w, "lr0.001") == first);
     CHECK(run_files(w, "lr0.002").size() == 4);
-    CHECK(metadata(w.at("lr0.001.state.bin"), "run") != metadata(w.at("lr0.002.state.bin"), "run"));
+    CHECK(metadata_of(w.at("lr0.001.state.bin"), "run") != metadata_of(w.at("lr0.002.state.bin"), "run"));
     w.ok("train_gpt -y -o lr0.001 -x 8 -k constant -l 0.001");
-    CHECK(metadata(w.at("lr0.001.state.bin"), "run") ==
-          metadata(w.at("lr0.001.bin").replace(w.at("lr0.001.bin").size() - 4, 4, ".state.bin"), "run"));
-    CHECK(metadata(w.at("lr0.001.state.bin"), "step") == "8");
-    CHECK(metadata(w.at("lr0.002.state.bin"), "step") == "6");
+    CHECK(metadata_of(w.at("lr0.001.state.bin"), "run") ==
+          metadata_of(w.at("lr0.001.bin").replace(w.at("lr0.001.bin").size() - 4, 4, ".state.bin"), "run"));
+    CHECK(metadata_of(w.at("lr0.001.state.bin"), "step") == "8");
+    CHECK(metadata_of(w.at("lr0.002.state.bin"), "step") == "6");
 }
 
 TEST_CASE("run files: a fresh run keeps those of the earlier one under another name") {
@@ -100,8 +95,7 @@ TEST_CASE("run files: a fresh run keeps those of the earlier one under another n
     w.ok("train_gpt -y -o m.old -x 8");
     CHECK(read_file(w.at("m.old.bin")) == read_file(whole.at("m.bin")));
     for (const auto& [name, contents] : w.contents()) {
-        CHECK_MESSAGE(!name.ends_with(".new"), name);
-        CHECK_MESSAGE(!name.ends_with("-lock"), name);
+        CHECK_MESSAGE(name.find(".tapernorm-") == name.npos, name);
     }
 }
 
@@ -111,14 +105,46 @@ TEST_CASE("run files: a fresh run that ends before its first checkpoint leaves t
     const auto before = run_files(w, "model");
     Program killed(w.path, w.command(kLong));
     REQUIRE(killed.wait_until([](const std::string& text) { return text.find("step ") != std::string::npos; }));
+    while (read_file(w.at("model.tapernorm-log")).size() < 100)
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
     killed.send(SIGKILL);
     killed.finish();
     CHECK(run_files(w, "model") == before);
-    w.ok("train_gpt -y -x 8");  // the earlier one, and its log alone
+    const std::string newer = read_file(w.at("model.tapernorm-log"));
+    const Outcome earlier = w.run("train_gpt -y -x 8");  // the earlier one, and its log alone
+    CHECK(earlier.status == 0);
+    CHECK(earlier.err ==
+          "warning: a newer run of this name (" + std::to_string(updates_in_log(w.at("model.old.log.jsonl"))) +
+              " updates in its log, which is now 'model.old.log.jsonl') ended before its first checkpoint; "
+              "this is the earlier one\n");
+    CHECK(read_file(w.at("model.old.log.jsonl")) == newer);
     const auto log = read_log(w.at("model.log.jsonl"));
     CHECK(log.size() == 8);
     for (size_t i = 0; i < log.size(); i++) CHECK(log[i].at("step") == i + 1);
-    CHECK(run_of_log(w.at("model.log.jsonl")) == metadata(w.at("model.state.bin"), "run"));
+    CHECK(run_of_log(w.at("model.log.jsonl")) == metadata_of(w.at("model.state.bin"), "run"));
+    w.ok("train_gpt -y -x 9");  // said once
+    // A fresh run keeps both.
+    const auto nine = run_files(w, "model");
+    write_file(w.at("model.tapernorm-log"), newer);
+    CHECK(contains(w.ok(kTiny + " -l 0.02"), "is now model.old2.log.jsonl"));
+    CHECK(read_file(w.at("model.old2.log.jsonl")) == newer);
+    CHECK(run_files(w, "model.old3", "model") == nine);
+}
+
+TEST_CASE("run files: nothing that has the name of the new log is written to or renamed") {
+    const Workplace w;
+    w.ok(kTiny + " -o m");
+    const std::string name = w.at("m.tapernorm-log");
+    write_file(w.at("m.log.jsonl.new"), "a user's own");
+    for (int kind = 0; kind < 3; kind++) {
+        if (kind == 0) fs::create_directory(name);
+        if (kind == 1) fs::create_symlink("corpus.txt", name);
+        if (kind == 2) REQUIRE(mkfifo(name.c_str(), 0600) == 0);
+        w.refused(kTiny + " -l 0.02 -o m", {"--out", "m.tapernorm-log", "remove it"});
+        fs::remove(name);
+    }
+    w.ok(kTiny + " -l 0.02 -o m");
+    CHECK(read_file(w.at("m.log.jsonl.new")) == "a user's own");
 }
 
 TEST_CASE("run files: a name that is taken meanwhile, a user's own files, and links are not lost") {
@@ -174,8 +200,9 @@ TEST_CASE("run files: killed at each renaming of an earlier run, it is whole und
             w.ok("train_gpt -y -o m -x 8 -k constant -l 0.01");
             continue;
         }
-        w.ok(kTiny + " -l 0.03 -o m");
         CAPTURE(moved);
+        w.refused("train_gpt -y -o m", {"no state", "set aside as 'm.old.bin'", "./train_gpt -y -o m.old.bin"});
+        w.ok(kTiny + " -l 0.03 -o m");
         if (moved < 4) CHECK(run_files(w, "m.old", "m") == first);  // as long as the log said whose the rest is
         w.ok("train_gpt -y -o m.old -x 8 -k constant -l 0.01");
     }
@@ -211,12 +238,43 @@ TEST_CASE("run files: -y refuses the log of another run") {
     w.ok("train_gpt -y -o a -x 8");
     fs::remove(w.at("a.log.jsonl"));
     w.ok("train_gpt -y -o a -x 9");
-    CHECK(run_of_log(w.at("a.log.jsonl")) == metadata(w.at("a.state.bin"), "run"));
+    CHECK(run_of_log(w.at("a.log.jsonl")) == metadata_of(w.at("a.state.bin"), "run"));
     // A copy under another name goes on under that name.
     for (const char* end : {".bin", ".state.bin"})
         fs::copy_file(w.at(std::string("a") + end), w.at(std::string("c") + end));
     w.ok("train_gpt -y -o c -x 10");
-    CHECK(metadata(w.at("a.state.bin"), "step") == "9");
+    CHECK(metadata_of(w.at("a.state.bin"), "step") == "9");
+}
+
+TEST_CASE("run files: -y does not replace the model of another run, and says what its log has lost") {
+    const Workplace w;
+    w.ok(kTiny + " -x 3 -o a");
+    const auto copy = [&](const std::string& from, const std::string& to) {
+        fs::copy_file(w.at(from), w.at(to), fs::copy_options::overwrite_existing);
+    };
+    w.ok(kTiny + " --seed 5 -o b");
+    w.ok("fold b.bin folded.bin");
+    copy("a.state.bin", "b.state.bin"), fs::remove(w.at("b.log.jsonl"));
+    w.refused("train_gpt -y -x 4 -o b", {"--resume", "b.bin", "another name"});
+    copy("a.log.jsonl", "b.log.jsonl"), copy("folded.bin", "b.bin");
+    w.refused("train_gpt -y -x 4 -o b", {"--resume", "b.bin"});
+    // One that was killed between its state and its model; a model that is damaged.
+    copy("a.bin", "older.bin");
+    w.ok("train_gpt -y -x 4 -k constant -l 0.01 -o a");
+    fs::remove(w.at("a.log.jsonl")), copy("older.bin", "a.bin");
+    w.ok("train_gpt -y -o a");
+    write_file(w.at("a.bin"), read_file(w.at("a.bin")).substr(0, 3000));
+    w.ok("train_gpt -y -o a");
+    // The log of a run that an editor had open.
+    w.ok(kTiny + " -o c");
+    const std::string log = read_file(w.at("c.log.jsonl"));
+    write_file(w.at("c.log.jsonl"), log + "my notes\n");
+    const Outcome outcome = w.run("train_gpt -y -x 7 -o c");
+    CHECK(outcome.status == 0);
+    CHECK_MESSAGE(outcome.err.starts_with("warning: the log 'c.log.jsonl': lines left out"), outcome.err);
+    CHECK(contains(outcome.err, "it is now 'c.log.1.jsonl')\n"));
+    CHECK(read_file(w.at("c.log.1.jsonl")) == log + "my notes\n");
+    CHECK(read_log(w.at("c.log.jsonl")).size() == 7);
 }
 
 TEST_CASE("run files: a name has one run at a time") {
@@ -258,8 +316,9 @@ TEST_CASE("claims: no program writes what it reads, by whatever name") {
     w.refused(kTiny + " -o base --tokenizer base.log.jsonl", {"base.log.jsonl"});
     w.refused(kTiny + " -i m.log.jsonl -o m", {"--out", "m.log.jsonl"});
     w.refused(kTiny + " -j m.toml -o m", {"--out", "m.toml"});
-    write_file(w.at("m.log.jsonl.new"), read_file(w.at("corpus.txt")));
-    w.refused(kTiny + " -i m.log.jsonl.new -o m", {"--out", "m.log.jsonl.new"});
+    write_file(w.at("m.tapernorm-log"), read_file(w.at("corpus.txt")));
+    w.refused(kTiny + " -i m.tapernorm-log -o m", {"--out", "m.tapernorm-log"});
+    fs::remove(w.at("m.tapernorm-log"));
     write_token_shard(w.at("part.state.1.bin"), std::vector<uint16_t>(900, 9));
     w.refused(kTiny + " -n 1 -t 4 --n-embd 8 -i part.state.1.bin -o part", {"--out", "part.state.1.bin"});
     w.refused(kTiny + " -i data.* -o data", {"data.tapernorm-lock"});
@@ -284,7 +343,7 @@ TEST_CASE("checkpoints: a gradient that was no number does not end up as a state
     CHECK(run.status == 0);
     CHECK(run.out.find("| skipped") != std::string::npos);
     CHECK(w.run("train_gpt -y -x 61 -o j").status == 0);
-    CHECK(metadata(w.at("j.state.bin"), "step") == "61");
+    CHECK(metadata_of(w.at("j.state.bin"), "step") == "61");
 }
 
 TEST_CASE("checkpoints: parameters that are not finite end the run, and the checkpoint before them stays") {
@@ -344,7 +403,7 @@ TEST_CASE("checkpoints: paths with any bytes in them come back from the state") 
         CHECK(run_program_in(w.path, command).status == 0);
         const Outcome resumed = run_program_in(w.path, w.command("train_gpt -y -x 6 -o", {name}));
         CHECK_MESSAGE(resumed.status == 0, resumed.err);
-        CHECK(metadata(w.at(name + ".state.bin"), "step") == "6");
+        CHECK(metadata_of(w.at(name + ".state.bin"), "step") == "6");
         if (name == "gr\xfc\xdf") continue;  // no text of TOML: --config says so
         const Outcome again =
             run_program_in(w.path, w.command("train_gpt -o other --config", {name + ".toml", "-i", name + ".txt"}));

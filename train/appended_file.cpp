@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "io/atomic_file.h"
 #include "runtime/error.h"
 
 namespace tapernorm::train {
@@ -21,9 +22,9 @@ void AppendedFile::flush() const {
     if (fd_ >= 0) (void)!fdatasync(fd_);
 }
 
-void AppendedFile::open(bool empty_first) {
-    fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | (empty_first ? O_TRUNC : 0), 0666);
-    if (fd_ < 0) warn(std::strerror(errno));
+void AppendedFile::open(bool fresh) {
+    fd_ = open_regular(path_, O_WRONLY | O_CREAT | O_APPEND | (fresh ? O_EXCL : 0));
+    if (fd_ < 0) warn(errno == EEXIST ? "something else has its name" : std::strerror(errno));
 }
 
 bool AppendedFile::empty() const { return fd_ >= 0 && lseek(fd_, 0, SEEK_END) == 0; }

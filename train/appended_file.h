@@ -12,7 +12,8 @@ class AppendedFile {
     AppendedFile(const AppendedFile&) = delete;
     AppendedFile& operator=(const AppendedFile&) = delete;
 
-    void open(bool empty_first);
+    // fresh: a new file, in place of nothing that is there; else the end of the one that is there, if there is one.
+    void open(bool fresh);
     void append(const std::string& text);  // at once, and as a whole or not at all; nothing before open()
 
     void flush() const;  // to the disk: after a power cut the log must not end before the checkpoint

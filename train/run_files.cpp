@@ -43,15 +43,9 @@ bool exists(const std::string& path) {
     return fs::exists(fs::symlink_status(path, ignored));
 }
 
-// The id of the run that a state belongs to; "" where it does not say.
-std::string run_of_state(const std::string& path) {
-    try {
-        const SafetensorsFile state(path, FileUse::own);
-        const auto found = state.metadata().find("run");
-        return found == state.metadata().end() ? "" : found->second;
-    } catch (const Error&) {
-        return "";
-    }
+// "runs/a.bin", 2 -> "runs/a.old2.bin"
+std::string old_name(const std::string& model, size_t number) {
+    return run_name(model) + ".old" + (number > 1 ? std::to_string(number) : "") + ".bin";
 }
 
 // `path` under the name of the run `to`.
@@ -77,7 +71,7 @@ std::string model_path(const std::string& out) {
 
 std::string log_path(const std::string& model) { return run_name(model) + ".log.jsonl"; }
 std::string settings_path(const std::string& model) { return run_name(model) + ".toml"; }
-std::string new_log_path(const std::string& model) { return log_path(model) + ".new"; }
+std::string new_log_path(const std::string& model) { return run_name(model) + ".tapernorm-log"; }
 
 std::string lock_path(const std::string& model) { return run_name(model) + ".tapernorm-lock"; }
 
@@ -89,17 +83,53 @@ std::vector<std::string> existing_files(const std::string& model) {
     return files;
 }
 
+std::string metadata_of(const std::string& path, const std::string& key) {
+    try {
+        const SafetensorsFile file(path, FileUse::own);
+        const auto found = file.metadata().find(key);
+        return found == file.metadata().end() ? "" : found->second;
+    } catch (const Error&) {
+        return "";
+    }
+}
+
 std::string aside_path(const std::string& model) {
     const std::vector<std::string> files = existing_files(model);
     for (size_t number = 1;; number++) {
-        const std::string to = run_name(model) + ".old" + (number > 1 ? std::to_string(number) : "") + ".bin";
+        const std::string to = old_name(model, number);
         if (exists(lock_path(to))) continue;
         if (existing_files(to).empty()) return to;
         const auto taken = [&](const std::string& path) { return exists(moved(path, model, to)); };
         const std::string run = run_of_log(log_path(model));
-        if (!run.empty() && run == run_of_state(state_path(to)) && std::none_of(files.begin(), files.end(), taken))
+        if (!run.empty() && run == metadata_of(state_path(to), "run") &&
+            std::none_of(files.begin(), files.end(), taken))
             return to;
     }
+}
+
+std::string set_aside_new_log(const std::string& model) {
+    const std::string log = new_log_path(model);
+    for (size_t number = 1; exists(log); number++) {
+        const std::string to = old_name(model, number);
+        if (exists(lock_path(to)) || !existing_files(to).empty()) continue;
+        if (rename_to_free(log, log_path(to)) == 0) return log_path(to);
+        if (errno != EEXIST)
+            fail("--out: cannot rename %s, the log of an earlier run, to %s: %s; move it away", in_quotes(log).c_str(),
+                 in_quotes(log_path(to)).c_str(), std::strerror(errno));
+    }
+    return "";
+}
+
+std::string run_set_aside(const std::string& model) {
+    const std::string run = run_of_log(log_path(model));
+    std::string newest;
+    for (size_t number = 1; number <= Checkpoints::kMost; number++) {
+        const std::string to = old_name(model, number);
+        if (!exists(state_path(to))) continue;
+        newest = to;
+        if (!run.empty() && run == metadata_of(state_path(to), "run")) break;
+    }
+    return newest;
 }
 
 void set_aside(const std::string& model, const std::string& to, const std::vector<std::string>& files) {

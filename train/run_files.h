@@ -1,6 +1,6 @@
 // The files of a run and whose they are. A run has one name, "runs/a" of -o runs/a.bin or -o runs/a, and its files are
 // runs/a.bin (the model), .state.bin, .state.1.bin ... (older states), .log.jsonl, .toml (its settings) and, while it runs,
-// .tapernorm-lock: two names never share a file.
+// .tapernorm-lock and .tapernorm-log: two names never share a file.
 #pragma once
 #include <string>
 #include <vector>
@@ -20,6 +20,16 @@ std::string lock_path(const std::string& model);
 
 // Which of a run's files exist, oldest states first; the lock and the new log are left out.
 std::vector<std::string> existing_files(const std::string& model);
+
+// Gives the log that a run left at new_log_path, which ended before its first checkpoint, the name that the log of a run of
+// its own would have, "a.old.log.jsonl", and returns it; "" where there is none.
+std::string set_aside_new_log(const std::string& model);
+
+// The run under one of these names to which -y can go, best the one whose log is still in place; "" where there is none.
+std::string run_set_aside(const std::string& model);
+
+// Metadata of a safetensors file; "" where there is no such file or it does not say.
+std::string metadata_of(const std::string& path, const std::string& key);
 
 // The first of "a.old.bin", "a.old2.bin" ... of which no file exists and which no run has; or one to which only a part of these
 // files was moved, when the program was killed.

@@ -18,8 +18,9 @@ class RunLog {
     using Value = std::variant<double, int64_t, uint64_t, std::string>;
     using Fields = std::vector<std::pair<std::string, Value>>;
 
-    // A fresh run empties the file. A resumed one cuts off what was logged after `resume_step` (those updates
-    // will run again) and a last line torn by a crash. run: the run's id, "" for none.
+    // A fresh run needs a free name. A resumed one cuts off what was logged after `resume_step` (those updates will run
+    // again) and a last line torn by a crash. Where it finds other lines than records in their order, the log as it was
+    // is kept under another name; that, and updates that are missing, is one warning. run: the run's id, "" for none.
     explicit RunLog(const std::string& path, std::optional<size_t> resume_step = std::nullopt,
                     const std::string& run = "");
 
@@ -32,6 +33,9 @@ class RunLog {
   private:
     AppendedFile file_;
 };
+
+// How many updates a log has.
+size_t updates_in_log(const std::string& path);
 
 // The id of the run that a log belongs to; "" where it does not say.
 std::string run_of_log(const std::string& path);

@@ -361,6 +361,12 @@ void check_outputs(const Settings& s) {
     if (start.size() == 9 && start[8] != '{' && start.find_first_not_of('\0') != start.npos)
         fail("--out: %s exists and is not a model; expected another name", in_quotes(s.out).c_str());
     for (const std::string& out : {s.out, state, log, settings_file}) check_writable(out);
+    // What a run has left there is set aside; what cannot be a run's stays.
+    std::error_code ignored;
+    const auto in_the_way = std::filesystem::symlink_status(new_log_path(s.out), ignored);
+    if (std::filesystem::exists(in_the_way) && !std::filesystem::is_regular_file(in_the_way))
+        fail("--out: %s, which holds the log of a run until its first checkpoint, is not a regular file; remove it",
+             in_quotes(new_log_path(s.out)).c_str());
     for (const std::string& out : existing_files(s.out)) claim_output("--out", out);
     claim_output("--out", new_log_path(s.out));
 }

@@ -35,6 +35,10 @@ std::unique_ptr<SafetensorsFile> open_state(const Settings& s, Checkpoints& chec
     std::string note;
     auto state = checkpoints.open_newest(note, check_state);
     if (!note.empty() && ranks.first()) std::fprintf(stderr, "warning: %s\n", note.c_str());
+    const std::string aside = state ? "" : run_set_aside(s.out);
+    if (!aside.empty())
+        fail("--resume: no state %s; an earlier run of this name was set aside as %s: ./train_gpt -y -o %s resumes it",
+             state_path(s.out).c_str(), in_quotes(aside).c_str(), shell_word(aside).c_str());
     if (!state)
         fail("--resume: no state %s; expected the one that a run with -o %s writes; start it without -y",
              state_path(s.out).c_str(), s.out.c_str());
@@ -273,8 +277,9 @@ std::map<std::string, std::string> run_metadata(const Run& run) {
             {"computed_with", run.computed_with}};
 }
 
-void announce_earlier_run(const Settings& s) {
-    if (s.resume || existing_files(s.out).empty()) return;
+// Says what will become of the files of an earlier run under this name, if there are any.
+static void announce_earlier_run(const Settings& s) {
+    if (existing_files(s.out).empty()) return;
     if (s.overwrite) {
         std::printf(
             "earlier   the files of an earlier run are replaced at the first checkpoint, as --overwrite says\n");
@@ -300,17 +305,62 @@ void announce_earlier_run(const Settings& s) {
         aside.c_str(), model.c_str());
 }
 
+// Fails where the model beside the state is none of this run: it would be lost. Of this run it may be the state's; the one
+// before, where the run was killed between the two; a newer one, where the newest state is damaged, or where there was no room
+// for it: that model fits the run whose log it has beside it. A model that is damaged itself is no loss.
+static void check_model(const Settings& s, const Run& run) {
+    const auto& state = run.state->metadata();
+    std::error_code ignored;
+    if (!state.contains("model") || run.state->path() != state_path(s.out)) return;  // older versions do not say
+    if (!std::filesystem::exists(s.out, ignored)) return;
+    std::map<std::string, std::string> model;
+    try {
+        const SafetensorsFile file(s.out, FileUse::own);
+        model = file.metadata();
+        if (model.contains("checksum")) file.verify();
+    } catch (const Error&) {
+        return;
+    }
+    for (const char* known : {"model", "model_before"})
+        if (const auto sum = state.find(known); sum != state.end() && sum->second == model["checksum"]) return;
+    bool same = run_of_log(log_path(s.out)) == run.id;
+    for (const auto& [key, value] : config_metadata(run.config)) same = same && model[key] == value;
+    if (same) return;
+    fail("--resume: %s would be overwritten, and is not a model of the run in %s; move it away, or give another name",
+         in_quotes(s.out).c_str(), in_quotes(run.state->path()).c_str());
+}
+
+// The log of a run that ended before its first checkpoint is kept; files of the run before it are still in place.
+static void keep_new_log(const Settings& s) {
+    const std::string log = set_aside_new_log(s.out);
+    if (log.empty()) return;
+    const size_t updates = updates_in_log(log);
+    if (s.resume)
+        std::fprintf(
+            stderr,
+            "warning: a newer run of this name (%zu updates in its log, which is now %s) ended before its first "
+            "checkpoint; this is the earlier one\n",
+            updates, in_quotes(log).c_str());
+    else
+        std::printf("earlier   the log of a run that ended before its first checkpoint (%zu updates) is now %s\n",
+                    updates, printable(log).c_str());
+}
+
 void check_run(const Settings& s, Run& run) {
     if (run.init) warn_of_vocabulary(run.init->path(), run.vocabulary_problem);
     if (run.state) warn_of_vocabulary(run.state->path(), run.vocabulary_problem);
     if (!run.state) {
+        keep_new_log(s);
         run.first_checkpoint = true, run.new_log = !existing_files(s.out).empty();
+        announce_earlier_run(s);
         return;
     }
     if (const std::string owner = run_of_log(log_path(s.out)); !owner.empty() && owner != run.id)
         fail("--resume: %s is the log of another run (%s) than %s (%s); move it away, or give the name of its own run",
              in_quotes(log_path(s.out)).c_str(), in_quotes(owner).c_str(), in_quotes(run.state->path()).c_str(),
              run.id.c_str());
+    check_model(s, run);
+    keep_new_log(s);
     warn_of_changes(run, *run.state);
 }
 

@@ -65,11 +65,8 @@ void check_state(const SafetensorsFile& state);
 // instruction set, as metadata.
 std::map<std::string, std::string> run_metadata(const Run& run);
 
-// Says what will become of the files of an earlier run under this name, if there are any and this run does not resume it.
-void announce_earlier_run(const Settings& s);
-
-// On rank 0, which writes: a fresh run notes whether there is an earlier one; a resumed one fails for a log that is not its own,
-// and warns of a corpus or an instruction set that have changed.
+// On rank 0, which writes: a fresh run notes whether there is an earlier one, and says what will become of its files; a resumed
+// one fails for a log or a model that is not its own, and warns of a corpus or an instruction set that have changed.
 void check_run(const Settings& s, Run& run);
 
 }  // namespace tapernorm::train

@@ -1,8 +1,10 @@
 // Checkpoints: the state file, from which a run resumes to the bit, and the model file.
 #pragma once
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <deque>
 #include <filesystem>
 #include <functional>
@@ -211,7 +213,9 @@ inline void make_room(Run& run, const Settings& s) {
     std::vector<std::string> files = existing_files(s.out);
     if (!run.new_log) std::erase(files, log_path(s.out));  // its own
     if (!s.overwrite && !files.empty()) set_aside(s.out, aside_path(s.out), files);
-    if (run.new_log) std::rename(new_log_path(s.out).c_str(), log_path(s.out).c_str());
+    if (run.new_log && std::rename(new_log_path(s.out).c_str(), log_path(s.out).c_str()) != 0 && errno != ENOENT)
+        std::fprintf(stderr, "warning: cannot rename %s, the log of this run, to %s: %s\n",
+                     in_quotes(new_log_path(s.out)).c_str(), in_quotes(log_path(s.out)).c_str(), std::strerror(errno));
     run.first_checkpoint = run.new_log = false;
 }
 
@@ -235,6 +239,7 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool
         else
             image.emplace(info, host->tensors);
         metadata["model"] = image->checksum();
+        if (const std::string before = metadata_of(out, "checksum"); !before.empty()) metadata["model_before"] = before;
     }
     const auto state = gather_state(t, run.arguments, metadata);
     if (!model.ranks.first()) return;

@@ -27,7 +27,7 @@ void run_on(const std::string& folder, const std::string& corpus, Letters letter
     // Other files than the state itself, and sizes that its flags ask for, are the user's.
     s.train = corpus, s.val = s.tokenizer = s.hellaswag = "";
     s.batch = 1, s.T = std::min<size_t>(s.T, 8), s.total_batch = s.T, s.keep = 2;
-    check_outputs(s), announce_earlier_run(s);
+    check_outputs(s);
     Run run = open_run(s, std::move(start));
     run.arguments = arguments, run.checkpoints = checkpoints, run.computed_with = "base";
     check_run(s, run);
