@@ -140,7 +140,7 @@ AtomicFile::AtomicFile(const std::string& path, double patience) : path_(path) {
     if (fd_ < 0 && errno == ENOENT)
         fail("cannot write %s: the directory %s does not exist; create it first (mkdir -p)", in_quotes(path).c_str(),
              in_quotes(directory_of(target_)).c_str());
-    if (fd_ < 0) fail_with(errno, "create a file in its directory");
+    if (fd_ < 0) fail_with(errno, ("create " + in_quotes(temporary_)).c_str());
     if (exists) (void)!fchmod(fd_, info.st_mode & 07777);  // keeps the old file's permissions if allowed to
 }
 

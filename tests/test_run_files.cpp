@@ -143,6 +143,11 @@ TEST_CASE("run files: nothing that has the name of the new log is written to or 
         w.refused(kTiny + " -l 0.02 -o m", {"--out", "m.tapernorm-log", "remove it"});
         fs::remove(name);
     }
+    for (const std::string other : {"m.bin.tapernorm-tmp", "m.state.bin.tapernorm-tmp", "m.tapernorm-lock"}) {
+        REQUIRE(mkfifo(w.at(other).c_str(), 0600) == 0);  // nobody waits for its other end
+        w.refused(kTiny + " -l 0.02 -o m", {other});
+        fs::remove(w.at(other));
+    }
     w.ok(kTiny + " -l 0.02 -o m");
     CHECK(read_file(w.at("m.log.jsonl.new")) == "a user's own");
 }
