@@ -21,6 +21,7 @@ namespace {
 
 using Names = std::vector<std::string>;
 constexpr size_t kPageWidth = 100;
+constexpr size_t kMostDots = 1000;  // in a line of a file of settings
 
 std::string to_text(const std::string& value) { return value; }
 std::string to_text(bool value) { return value ? "yes" : "no"; }
@@ -135,19 +136,36 @@ std::string padded(std::string text, size_t width) {
     return text;
 }
 
-// In quotes, with TOML's escapes. Other bytes stay as they are: UTF-8 in, UTF-8 out. (toml++ would take other bytes for Latin-1.)
-std::string toml_string(const std::string& text) {
+// In quotes, with TOML's escapes. TOML has none for a byte that is not UTF-8; a text of ours never has a zero, so that one with
+// two hexadecimal digits can stand for such a byte. named_bytes: whether there is any.
+std::string toml_string(const std::string& text, bool& named_bytes) {
     std::string quoted = "\"";
-    for (const char c : text) {
-        const unsigned byte = static_cast<unsigned char>(c);
-        if (byte < 32 || byte == 127) {
+    size_t dots = 0;
+    for (size_t i = 0, length; i < text.size(); i += std::max<size_t>(length, 1)) {
+        const unsigned byte = static_cast<unsigned char>(text[i]);
+        uint32_t code = 0;
+        length = utf8_char(text, i, code);
+        dots += byte == '.';
+        named_bytes |= length == 0;
+        if (length == 0)
+            quoted += strprintf("\\u0000%02x", byte);
+        else if (byte < 32 || byte == 127 || (byte == '.' && dots > kMostDots / 2))
             quoted += strprintf("\\u%04x", byte);
-            continue;
-        }
-        if (c == '"' || c == '\\') quoted += '\\';
-        quoted += c;
+        else
+            quoted.append(byte == '"' || byte == '\\' ? "\\" : "").append(text, i, length);
     }
     return quoted + "\"";
+}
+
+// The text that toml_string wrote, after TOML's own escapes.
+std::string with_named_bytes(std::string text) {
+    for (size_t at = 0; (at = text.find('\0', at)) != text.npos; at++) {
+        unsigned byte = 0;
+        const char* digits = text.data() + at + 1;
+        if (at + 2 < text.size() && std::from_chars(digits, digits + 2, byte, 16).ptr == digits + 2)
+            text.replace(at, 3, 1, char(byte));
+    }
+    return text;
 }
 
 // What every program has, and parse() itself acts on.
@@ -251,7 +269,6 @@ void Options::read_config(const std::string& path, const Names& typed) {
         "expected NAME = VALUE, with texts and percentages in quotes (gate-mode = \"taper\")";
     // No tables: we need none, and toml++ 3.3 (Debian 12) aborts on some that are malformed, and overflows the stack where the
     // dots of a key nest them deeply.
-    constexpr size_t kMostDots = 1000;
     std::istringstream file_lines{std::string(text)};
     size_t number = 1;
     for (std::string line; std::getline(file_lines, line); number++)
@@ -286,7 +303,7 @@ void Options::read_config(const std::string& path, const Names& typed) {
             fail_at(line, label(*o) + ": expected one value, found another in line " + std::to_string(other->second));
         std::ostringstream found;
         if (node->is_string())
-            found << node->ref<std::string>();
+            found << with_named_bytes(node->ref<std::string>());
         else if (node->is_integer())
             found << node->ref<int64_t>();  // in decimal, whatever it was written in
         else if (node->is_floating_point())
@@ -460,13 +477,12 @@ std::string Options::config(const Names& implied) const {
         if (value.empty() || off || is_positional(o)) continue;
         if (o.section != section) text << "\n# " << o.section << "\n";
         section = o.section;
-        text << (std::ranges::count(implied, o.long_name) ? "# " : "") << key(o) << " = ";
-        if (is_flag(o))
-            text << "true\n";
-        else if (std::holds_alternative<std::string*>(o.to) || value.ends_with('%') || above_int64)
-            text << toml_string(value) << "\n";
-        else
-            text << value << "\n";
+        bool named_bytes = false;
+        std::string written = is_flag(o) ? "true" : value;
+        if (std::holds_alternative<std::string*>(o.to) || value.ends_with('%') || above_int64)
+            written = toml_string(value, named_bytes);
+        if (named_bytes) text << "# \\u0000 and two digits stand for a byte that is not UTF-8\n";
+        text << (std::ranges::count(implied, o.long_name) ? "# " : "") << key(o) << " = " << written << "\n";
     }
     return text.str();
 }

@@ -4,6 +4,8 @@
 
 #include <doctest/doctest.h>
 
+#include "runtime/random.h"
+#include "tests/errors.h"
 #include "tests/run_program.h"
 
 namespace tapernorm::train {
@@ -57,6 +59,55 @@ TEST_CASE("train_gpt: every option comes back from a file of settings") {
     std::istringstream lines(text);
     for (std::string line; std::getline(lines, line);)
         if (line.find(" = ") != std::string::npos) CHECK_MESSAGE(usual.find(line + "\n") == std::string::npos, line);
+}
+
+TEST_CASE("train_gpt: any bytes in any text come back from a file of settings") {
+    const TemporaryFolder folder;
+    const std::string path = folder / "run.toml";
+    const std::string pieces[] = {"%",
+                                  "\\",
+                                  "\"",
+                                  "'",
+                                  "#",
+                                  "\\u0000e9",
+                                  "00",
+                                  "=",
+                                  "[",
+                                  "\n",
+                                  "\r",
+                                  "é",
+                                  "\xef\xbb\xbf",
+                                  "\xef\xbf\xbe",
+                                  "\xf0\x9f\x98\x80",
+                                  "\xed\xa0\x80",
+                                  "\xc3",
+                                  "\xe2\x82"};
+    std::string Settings::* const texts[] = {&Settings::train,     &Settings::val,        &Settings::tokenizer,
+                                             &Settings::out,       &Settings::init,       &Settings::depth,
+                                             &Settings::hellaswag, &Settings::tensorboard};
+    for (uint64_t round = 0; round < 100; round++) {
+        Settings s, read;
+        for (size_t t = 0; t < std::size(texts); t++) {
+            std::string& text = s.*texts[t];
+            text = round == 0 ? std::string(4000, '.') : "";
+            for (size_t i = 0, n = 1 + random_bits(1, t, round) % 12; i < n; i++) {
+                const uint64_t bits = random_bits(2 + i, t, round);
+                text += bits % 2 ? pieces[bits / 2 % std::size(pieces)] : std::string(1, char(1 + bits / 2 % 255));
+            }
+        }
+        write_file(path, make_options(s).config());
+        const char* argv[] = {"train_gpt", "--config", path.c_str()};
+        REQUIRE(make_options(read).parse(3, argv));
+        for (const auto text : texts) CHECK(read.*text == s.*text);
+    }
+    const Workplace w;
+    const std::string name = "a\xe9 b.txt";
+    write_file(w.at(name), read_file(w.at("corpus.txt")));
+    w.ok("train_gpt -b 2 -x 2" + kShape + " -o one", {"-i", name});
+    CHECK(contains(read_file(w.at("one.toml")),
+                   "\n# \\u0000 and two digits stand for a byte that is not UTF-8\ntrain = \"a\\u0000e9 b.txt\"\n"));
+    w.ok("train_gpt --config one.toml -o two");
+    CHECK(read_file(w.at("one.bin")) == read_file(w.at("two.bin")));
 }
 
 TEST_CASE("train_gpt: the settings beside a model train it again, to the bit") {
