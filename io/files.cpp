@@ -1,5 +1,6 @@
 #include "io/files.h"
 
+#include <fnmatch.h>
 #include <glob.h>
 
 #include <algorithm>
@@ -14,10 +15,14 @@
 
 namespace tapernorm {
 
-std::vector<std::string> matching_files(const std::string& pattern) {
+static bool is_pattern(const std::string& name) {
     std::error_code ec;
-    const bool plain = pattern.find_first_of("*?[") == std::string::npos && !pattern.starts_with('~');
-    if (plain || std::filesystem::exists(pattern, ec)) return {pattern};
+    const bool plain = name.find_first_of("*?[") == std::string::npos && !name.starts_with('~');
+    return !plain && !std::filesystem::exists(name, ec);
+}
+
+std::vector<std::string> matching_files(const std::string& pattern) {
+    if (!is_pattern(pattern)) return {pattern};
     glob_t found = {};
     const int rc = glob(pattern.c_str(), GLOB_TILDE, nullptr, &found);
     std::vector<std::string> names(found.gl_pathv, found.gl_pathv + (rc == 0 ? found.gl_pathc : 0));
@@ -25,6 +30,18 @@ std::vector<std::string> matching_files(const std::string& pattern) {
     if (names.empty()) fail("no file matches %s; check the path", in_quotes(pattern).c_str());
     std::sort(names.begin(), names.end());  // glob sorts by the locale
     return names;
+}
+
+bool pattern_names(const std::string& pattern, const std::string& path) {
+    namespace fs = std::filesystem;
+    const fs::path wanted(pattern), file(path);
+    if (!is_pattern(pattern) || fnmatch(wanted.filename().c_str(), file.filename().c_str(), FNM_PERIOD) != 0)
+        return false;
+    const auto folder = [](const fs::path& p) { return p.has_parent_path() ? p.parent_path().string() : "."; };
+    std::error_code ec;
+    for (const std::string& match : matching_files(folder(wanted)))
+        if (fs::equivalent(match, folder(file), ec)) return true;
+    return false;
 }
 
 namespace {

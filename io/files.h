@@ -13,6 +13,9 @@ namespace tapernorm {
 // that is no pattern is returned as it is, whether or not the file exists; a pattern that matches nothing is an error.
 std::vector<std::string> matching_files(const std::string& pattern);
 
+// Whether a pattern would match the file `path`, if it were there. A name that is no pattern matches nothing.
+bool pattern_names(const std::string& pattern, const std::string& path);
+
 // Fails unless what begins like this is text: a packed file, a model, token ids, UTF-16 and the like would all "work" as text,
 // and give results about noise. The error says what it is and what to do. name: the file's, as the
 // message shows it. Returns the text without UTF-8's byte order mark.
@@ -31,6 +34,7 @@ class TextFile {
         : file_(path), text_(check_text(in_quotes(path), {reinterpret_cast<const char*>(file_.data()), file_.size()})) {
     }
     std::string_view text() const { return text_; }
+    void check() const { file_.check(); }  // see MappedFile
 
   private:
     MappedFile file_;

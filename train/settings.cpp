@@ -8,6 +8,7 @@
 
 #include "io/atomic_file.h"
 #include "io/claims.h"
+#include "io/files.h"
 #include "model/model_file.h"
 #include "runtime/error.h"
 #include "train/checkpoints.h"
@@ -345,6 +346,15 @@ std::string settings_text(CompleteSettings complete) {
 
 void check_outputs(const Settings& s) {
     const std::string settings_file = settings_path(s.out), state = state_path(s.out), log = log_path(s.out);
+    std::vector<std::string> outputs = {s.out, log, settings_file};
+    for (size_t number = 0; number < s.keep; number++) outputs.push_back(numbered(state, number));
+    for (const auto& [flag, corpus] : {std::pair("--train", s.train), std::pair("--val", s.val)})
+        for (const std::string& out : outputs)
+            if (pattern_names(corpus, out))
+                fail(
+                    "%s: %s also matches %s, which this run writes; name the corpus more closely (such as 'train_*.bin'), or "
+                    "keep the run in another folder",
+                    flag, in_quotes(corpus).c_str(), in_quotes(out).c_str());
     auto own_file = [](const std::string& path) {
         std::error_code unknown;
         return std::filesystem::exists(path, unknown) ? MappedFile(path, FileUse::own) : MappedFile();
