@@ -675,7 +675,7 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     std::optional<double> last_rate;
     if (run.state) {
         load_state(t, *run.state);
-        if (run.state->metadata().contains("lr")) last_rate = std::stod(state_metadata(*run.state, "lr"));
+        if (run.state->metadata().contains("lr")) last_rate = std::atof(state_metadata(*run.state, "lr").c_str());
         run.state.reset();  // its disk space is free once it is replaced
     }
     if (run.init)

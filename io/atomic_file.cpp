@@ -126,6 +126,11 @@ AtomicFile::AtomicFile(const std::string& path, double patience) : path_(path) {
     if (exists && access(target_.c_str(), W_OK) != 0)
         fail("cannot write %s: the file is write-protected (%s); name another, or chmod u+w it",
              in_quotes(path).c_str(), std::strerror(errno));
+    std::error_code ignored;
+    const std::string folder = fs::canonical(directory_of(path), ignored).string();
+    if (folder == "/dev" || folder == "/proc" || folder.starts_with("/proc/"))
+        fail("cannot write %s: in %s are devices and processes, no files; name another place", in_quotes(path).c_str(),
+             in_quotes(folder).c_str());
     if (!exists && target_.back() == '/')
         fail("cannot write %s: it names a directory; name a file in it", in_quotes(path).c_str());
 

@@ -357,11 +357,13 @@ void SafetensorsFile::read(const TensorEntry& entry, Real* dst) const {
 template void SafetensorsFile::read<float>(const TensorEntry&, float*) const;
 template void SafetensorsFile::read<double>(const TensorEntry&, double*) const;
 
+constexpr const char* kGetAnother = "restore a copy of it, or have it written again";
+
 void SafetensorsFile::verify() const {
     const auto stored = metadata_.find("checksum");
     if (stored == metadata_.end())
-        fail("%s has no checksum; it is damaged or was written by another version of this program",
-             in_quotes(path_).c_str());
+        fail("%s has no checksum; it is damaged or was written by another version of this program; %s",
+             in_quotes(path_).c_str(), kGetAnother);
     const std::string_view header(reinterpret_cast<const char*>(file_.data()), data_begin_);
     const size_t place = checksum_place(header, stored->second);
     Checksum sum;
@@ -373,8 +375,8 @@ void SafetensorsFile::verify() const {
     }
     const std::string found = strprintf("%016llx", (unsigned long long)sum.value());
     if (found != stored->second)
-        fail("%s is damaged: expected the checksum %s, found %s", in_quotes(path_).c_str(),
-             in_quotes(stored->second).c_str(), found.c_str());
+        fail("%s is damaged: expected the checksum %s, found %s; %s", in_quotes(path_).c_str(),
+             in_quotes(stored->second).c_str(), found.c_str(), kGetAnother);
 }
 
 SafetensorsImage::SafetensorsImage(const std::string& path, const std::map<std::string, std::string>& metadata,

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "runtime/error.h"
+#include "runtime/exit_status.h"
 
 namespace tapernorm {
 
@@ -27,6 +28,7 @@ inline std::string duration(double seconds) {
 // of bash, zsh and ksh that know \xNN.
 inline std::string shell_word(const std::string& path) {
     auto plain = [](unsigned char c) { return c < 128 && (std::isalnum(c) || (c && std::strchr("/._-+,=@%:", c))); };
+    if (path.starts_with('-')) return shell_word(std::string("./").append(path));  // else it would be a flag
     if (!path.empty() && std::all_of(path.begin(), path.end(), plain)) return path;
     const bool is_printable = printable(path) == path;
     std::string word;
@@ -49,10 +51,16 @@ class TextOutput {
             put(piece);
         std::fflush(stdout);
     }
-    void end() { put(pieces_.rest()); }
+    void end() {
+        put(pieces_.rest());
+        line_is_open = false;
+    }
 
   private:
-    static void put(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
+    void put(std::string_view text) const {
+        std::fwrite(text.data(), 1, text.size(), stdout);
+        if (terminal_ && !text.empty()) line_is_open = text.back() != '\n';
+    }
 
     const bool terminal_ = isatty(STDOUT_FILENO);
     PrintablePieces pieces_;

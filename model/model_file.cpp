@@ -319,12 +319,15 @@ static void warn_if_older_than_state(const SafetensorsFile& model) {
         return;  // most models have no state beside them
     }
     if (!state.contains("model") || state["model"] == model.metadata().at("checksum")) return;
+    const auto number = [](const std::string& text) {
+        return text.size() > 20 || text.find_first_not_of("0123456789") != text.npos ? in_quotes(text) : text;
+    };
+    const std::string mine = number(Metadata(model).text("step")), newest = number(state["step"]);
     std::fprintf(
         stderr,
-        "warning: %s (update %s) is not the model of the newest checkpoint, %s (update %s); ./train_gpt -y -o %s "
-        "writes that\n",
-        in_quotes(model.path()).c_str(), Metadata(model).text("step").c_str(), in_quotes(path).c_str(),
-        in_quotes(state["step"]).c_str(), shell_word(model.path()).c_str());
+        "warning: %s (update %s) is not the model of the newest checkpoint, %s (update %s%s); ./train_gpt -y -o %s writes that\n",
+        in_quotes(model.path()).c_str(), mine.c_str(), in_quotes(path).c_str(), newest.c_str(),
+        mine == newest ? " of another run" : "", shell_word(model.path()).c_str());
 }
 
 namespace {

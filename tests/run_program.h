@@ -139,6 +139,15 @@ class Program {
     Outcome outcome_;
 };
 
+// What a child process does, which must return true.
+inline bool in_child(const std::function<bool()>& body) {
+    const pid_t child = fork();
+    if (child == 0) _exit(body() ? 0 : 1);
+    int status = 1;
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
 inline Outcome run_program_in(const std::string& folder, const std::vector<std::string>& command,
                               size_t file_limit = 0) {
     return Program(folder, command, file_limit).finish();

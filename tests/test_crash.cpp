@@ -346,7 +346,15 @@ TEST_CASE("crash: a damaged newest checkpoint falls back to the one before it, a
         check_same_result(w, whole);
         std::filesystem::remove(w.at("model.state.bin"));
     }
-    // Alone, it is an error.
+    // Alone, it is an error, and so it is with others like it.
+    w.ok(kTiny + " -n 2");
+    for (const char* name : {"model.state.bin", "model.state.1.bin"}) {
+        std::string damaged = read_file(w.at(name));
+        damaged[damaged.size() - 9] ^= 1;
+        write_file(w.at(name), damaged);
+    }
+    w.refused("train_gpt -y", {"'model.state.bin' is damaged: expected the checksum", "restore a copy",
+                               "nor can 'model.state.1.bin' be used", "start afresh without -y"});
     w.ok(kTiny + " --keep 1 -n 2");
     CHECK(!std::filesystem::exists(w.at("model.state.1.bin")));
     state = read_file(w.at("model.state.bin"));

@@ -70,15 +70,6 @@ void wait_for_handler(const Program& program, int signal, bool wanted) {
     }
 }
 
-// What a child process does, which must return true.
-bool in_child(const std::function<bool()>& body) {
-    const pid_t child = fork();
-    if (child == 0) _exit(body() ? 0 : 1);
-    int status = 1;
-    waitpid(child, &status, 0);
-    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
-
 }  // namespace
 
 // ---- standard streams
@@ -122,6 +113,31 @@ TEST_CASE("endings: output that cannot be written is an error where it is what t
                       outcome.err);
         if (line.find("--prompts") == line.npos) CHECK(one_line(outcome.err));
     }
+}
+
+TEST_CASE("endings: whatever is thrown becomes a line that says what to do") {
+    CHECK(error_text(Error("x: y")) == "x: y");
+    CHECK(error_text(std::bad_alloc()) == kOutOfMemory);
+    const std::error_code no_thread(EAGAIN, std::generic_category());
+    CHECK(
+        error_text(std::system_error(no_thread)) ==
+        "the system gives no thread or memory: Resource temporarily unavailable; use fewer --threads, or raise its limits "
+        "(ulimit -a)");
+    CHECK(error_text(std::filesystem::filesystem_error("x", "a\nb", no_thread)) ==
+          "cannot use 'a\\x0ab': Resource temporarily unavailable; check the path");
+    CHECK(error_text(std::runtime_error("odd")) == "an error inside of this program, which is a bug: odd");
+}
+
+TEST_CASE("endings: an error behind an unfinished text on a terminal begins a line") {
+    const Workplace w;
+    w.ok(kTiny + " --n-embd 64");
+    Program program(w.path, w.command("infer model.bin -n 1000000000"), 0, true);
+    REQUIRE(program.wait_until([](const std::string& out) { return out.size() > 400; }));
+    std::filesystem::resize_file(w.at("model.bin"), 4096);
+    const Outcome outcome = program.finish();
+    CHECK(outcome.status == 1);
+    CHECK(outcome.out.ends_with("\n"));
+    CHECK(one_line(outcome.err));
 }
 
 TEST_CASE("endings: a reader that has gone ends infer in silence") {

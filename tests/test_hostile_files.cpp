@@ -92,6 +92,8 @@ TEST_CASE("shell_word: what the shell makes of it is the path") {
         CHECK(std::system(("bash -c " + shell_word("printf %s " + word + " > " + out)).c_str()) == 0);
         CHECK(read_file(out) == path);
     }
+    CHECK(shell_word("-x.bin") == "./-x.bin");
+    CHECK(shell_word("-x y") == "'./-x y'");
 }
 
 TEST_CASE("programs: hostile names of files are printable on success, too") {

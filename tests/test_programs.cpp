@@ -249,6 +249,8 @@ TEST_CASE("train_gpt: the log has one JSON line per update") {
         CHECK((line.at("scale_loss") > 0) == (k > 2));
     }
     CHECK(log[5].at("loss") < log[0].at("loss"));
+    CHECK(w.ok(kTiny + " -o -foo").find("next: ./fold ./-foo.bin ./-foo.folded.bin && ./infer ./-foo.folded.bin ") !=
+          std::string::npos);
     for (const char* text : {"validation loss", "step 6/6", "next: ./fold model.bin folded.bin"})
         CHECK_MESSAGE(out.find(text) != std::string::npos, text);
     CHECK(count_with(tensor_names(w.at("model.state.bin")), "v.transformer.wte.weight") == 1);

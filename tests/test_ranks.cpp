@@ -60,6 +60,7 @@ TEST_CASE("ranks: what launchers say") {
                              doctest::Contains("MASTER_PORT: expected a port from 1 to 65535"), Error);
     CHECK_THROWS_WITH_AS(place({{"RANK", "x"}, {"WORLD_SIZE", "2"}}), doctest::Contains("RANK: expected a number"),
                          Error);
+    CHECK(place({{"RANK", "0"}, {"WORLD_SIZE", "1"}}).size == 1);  // alone, which meets nobody
     CHECK_THROWS_WITH_AS(place({{"RANK", "2"}, {"WORLD_SIZE", "2"}, {"MASTER_PORT", "1"}}),
                          doctest::Contains("rank 2 of 2"), Error);
     CHECK_THROWS_WITH_AS(place({{"RANK", "1"}, {"WORLD_SIZE", "2"}}), doctest::Contains("MASTER_PORT"), Error);

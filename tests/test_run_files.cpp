@@ -500,10 +500,42 @@ TEST_CASE("models: a flipped byte is noticed, and so is a model that is older th
         const Outcome outcome = w.run(line);
         CHECK(outcome.status == 0);
         CHECK(outcome.err.find("warning: 'model.bin' (update 6)") == 0);
-        CHECK(outcome.err.find("update '9'") != std::string::npos);
+        CHECK(outcome.err.find("(update 9);") != std::string::npos);
     }
     w.ok("train_gpt -y");
     CHECK(w.run("infer model.bin -n 1 --prompt a").err == "");
+    w.ok(kTiny + " -x 9 --seed 2 -o other");
+    write_file(w.at("model.bin"), read_file(w.at("other.bin")));
+    const std::string err = w.run("infer model.bin -n 1 --prompt a").err;
+    CHECK_MESSAGE(err.find("'model.state.bin' (update 9 of another run); ./train_gpt -y") != std::string::npos, err);
+}
+
+TEST_CASE("runs: folders of devices and processes are no places for files") {
+    const Workplace w;
+    w.refused(kTiny + " -o /dev/fd/77", {"cannot write '/dev/fd/77.bin': in '/proc/", "no files; name another place"});
+    w.refused(kTiny + " -o /proc/self/x", {"cannot write '/proc/self/x.bin': in '/proc/"});
+    w.refused(kTiny + " -o /dev/stdout.bin", {"cannot write '/dev/stdout.bin': in '/dev' are devices"});
+    w.ok(kTiny);
+    w.refused("fold model.bin /dev/x.bin", {"cannot write '/dev/x.bin': in '/dev' are devices"});
+}
+
+TEST_CASE("runs: a pattern of the corpus that matches the run's own files is refused at once, with advice that works") {
+    const Workplace w;
+    std::vector<uint16_t> ids(200, 7);
+    write_token_shard(w.at("c_1.bin"), ids);
+    write_token_shard(w.at("c_2.bin"), ids);
+    std::filesystem::create_directory(w.at("d"));
+    const std::string flags = " --tokenizer bytes -b 2 -x 2" + kShape;
+    for (const std::string& pattern : {std::string("*.bin"), std::string("./*n"), w.at("*.bin"), std::string("?*")})
+        w.refused("train_gpt" + flags + " -o run -i " + pattern,
+                  {"--train: '", "also matches 'run.", "such as 'train_*.bin'", "another folder"});
+    w.refused("train_gpt" + flags + " -o run -i c_1.bin -j r*.state.1.bin",
+              {"--val: 'r*.state.1.bin' also matches 'run.st"});
+    w.refused("train_gpt" + flags + " -o d/run -i */run.*", {"also matches 'd/run."});
+    w.ok("train_gpt" + flags + " -o d/run -i *.bin");
+    w.ok("train_gpt" + flags + " -o run -i c_*.bin");
+    w.refused("train_gpt -y -x 3 -o run -i *.bin", {"also matches 'run.bin', which this run writes"});
+    w.ok("train_gpt -y -x 3 -o run");
 }
 
 }  // namespace tapernorm::train

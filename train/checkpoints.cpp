@@ -19,7 +19,7 @@
 namespace tapernorm::train {
 
 std::unique_ptr<SafetensorsFile> Checkpoints::open_newest(std::string& note, const Check& check) {
-    std::string problem;  // with the newest state
+    std::string problem, others;  // with the newest state; the older ones that cannot be used either
     for (size_t number = 0; number < kMost; number++) {
         const std::string path = numbered(path_, number);
         std::error_code ignored;
@@ -36,10 +36,12 @@ std::unique_ptr<SafetensorsFile> Checkpoints::open_newest(std::string& note, con
             resumed_ = true, whole_ = number == 0;
             return file;
         } catch (const Error& e) {
+            others += problem.empty() ? "" : (others.empty() ? "; nor can " : ", ") + in_quotes(path);
             if (problem.empty()) problem = e.what();
         }
     }
-    if (!problem.empty()) fail("%s", problem.c_str());
+    if (!others.empty()) others += " be used";
+    if (!problem.empty()) fail("%s%s; without a whole state, start afresh without -y", problem.c_str(), others.c_str());
     return nullptr;
 }
 

@@ -196,12 +196,14 @@ void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) 
     std::printf("model %s, state %s, log %s, settings %s\n", printable(s.out).c_str(),
                 printable(state_path(s.out)).c_str(), printable(log_path(s.out)).c_str(),
                 printable(settings_path(s.out)).c_str());
-    const std::string out = shell_word(s.out);
+    // Of another name for each run, so that the next one's does not replace it.
+    const std::string name = s.out == "model.bin" ? "folded.bin" : s.out.substr(0, s.out.size() - 4) + ".folded.bin",
+                      out = shell_word(s.out), folded = shell_word(name);
     if (const double g = t.gate_now(); t.model.config.mode != GateMode::norm && g != 0)
         std::printf("next: the gate is still %.4g; continue: ./train_gpt -y -o %s -x %zu%s\n", g, out.c_str(),
                     t.gate_end, flags_for_rate(t.lr_now()).c_str());
     else
-        std::printf("next: ./fold %s folded.bin && ./infer folded.bin --last-token\n", out.c_str());
+        std::printf("next: ./fold %s %s && ./infer %s --last-token\n", out.c_str(), folded.c_str(), folded.c_str());
 }
 
 template <class Device, class Real>

@@ -60,7 +60,7 @@ Place torchrun_place() {
             .local_size = number("LOCAL_WORLD_SIZE", number("LOCAL_RANK", 0) + 1), .launcher = "torchrun"};
     p.address = has("MASTER_ADDR") ? std::getenv("MASTER_ADDR") : "127.0.0.1";
     // torchrun itself holds MASTER_PORT: its ranks meet at the next one.
-    p.port = number("MASTER_PORT") + (has("TORCHELASTIC_RUN_ID") ? 1 : 0);
+    p.port = number("MASTER_PORT", p.size == 1 ? 0 : -1) + (has("TORCHELASTIC_RUN_ID") ? 1 : 0);
     return p;
 }
 
