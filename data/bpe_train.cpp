@@ -43,6 +43,7 @@ using WordCounts = std::unordered_map<std::string_view, uint64_t>;
 WordCounts count_words(const std::vector<TextFile>& files, int threads) {
     constexpr size_t kPartBytes = 1 << 20;
     std::vector<std::string_view> parts;
+    std::vector<const TextFile*> file_of;
     size_t total = 0;
     for (const TextFile& file : files) {
         const std::string_view text = file.text();
@@ -50,6 +51,7 @@ WordCounts count_words(const std::vector<TextFile>& files, int threads) {
         for (size_t at = 0; at < text.size();) {
             const size_t end = word_safe_cut(text, at + kPartBytes);
             parts.push_back(text.substr(at, end - at));
+            file_of.push_back(&file);
             at = end;
         }
     }
@@ -64,6 +66,7 @@ WordCounts count_words(const std::vector<TextFile>& files, int threads) {
             for (std::string_view word; words.next(word);) ++mine[word];
             at = end == parts[i].size() ? end + 1 : end + kEndOfText.size();
         }
+        file_of[i]->check();  // not only after minutes of work on zeros
         done += parts[i].size();
         progress.update([&] {
             return strprintf("counting words: %.0f%% of %.1f MB", 100.0 * double(done) / double(total),
@@ -226,7 +229,9 @@ void train(const TrainConfig& config) {
             fail("--out: %s exists already; remove it, or name another folder", in_quotes(path).c_str());
         check_writable(path);
     }
-    PairTrainer trainer(count_words(files, int(config.threads)));
+    const WordCounts counts = count_words(files, int(config.threads));
+    if (counts.empty()) fail("%s holds no text; name a file with text", in_quotes(config.text).c_str());
+    PairTrainer trainer(counts);
     Vocabulary vocabulary = trainer.train(config.vocab_size - kSpecials, config.min_frequency);
     vocabulary.tokens.emplace_back(kEndOfText);
     if (vocabulary.tokens.size() < config.vocab_size)

@@ -183,7 +183,7 @@ class TarReader : public DocumentReader {
 // A tar archive of compressed tar archives (*.xz): OpenWebText.
 class NestedTarReader : public DocumentReader {
   public:
-    explicit NestedTarReader(const std::string& path) : path_(path) {
+    explicit NestedTarReader(const std::string& path) : path_(path), file_(path) {
         if (!path_.starts_with('/')) path_ = "./" + path_;  // tar takes -a for a flag and a:b for a file of the host a
         const std::string list = ByteSource({"tar", "-tf", path_}, in_quotes(path)).read_all();
         for (size_t at = 0, end; at < list.size(); at = end + 1) {
@@ -197,6 +197,7 @@ class NestedTarReader : public DocumentReader {
 
     bool next(Passage& passage) override {
         for (;;) {
+            file_.check();
             if (inner_ && inner_->next(passage)) return true;
             if (opened_ == members_.size()) return false;
             const std::string& member = members_[opened_++];
@@ -210,6 +211,7 @@ class NestedTarReader : public DocumentReader {
 
   private:
     std::string path_;
+    MappedFile file_;
     std::vector<std::string> members_;
     size_t opened_ = 0;
     std::unique_ptr<TarReader> inner_;

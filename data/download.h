@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "io/files.h"
+#include "io/mapped_file.h"
 #include "io/output_folder.h"
 #include "runtime/error.h"
 
@@ -30,14 +31,15 @@ class ByteSource {
   public:
     explicit ByteSource(const std::string& path) : name_(in_quotes(path)) {
         // Fails for a folder or a FIFO; /dev/stdin is a stream on purpose.
-        const MappedFile regular = path.starts_with("/dev/") ? MappedFile() : MappedFile(path);
+        const bool stream = path.starts_with("/dev/");
+        if (!stream) file_ = MappedFile(path);
         if (path.ends_with(".gz")) {
             start({"gzip", "-dc"}, path);
         } else if (path.ends_with(".xz")) {
             start({"xz", "-dc"}, path);
         } else if (path.ends_with(".zst")) {
             start({"zstd", "-dcq"}, path);
-        } else if (fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC); fd_ < 0) {
+        } else if (stream && (fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC)) < 0) {
             fail("cannot read %s: %s", name_.c_str(), std::strerror(errno));
         }
     }
@@ -51,10 +53,13 @@ class ByteSource {
 
     const std::string& name() const { return name_; }
 
-    // Reads up to `bytes`; fewer only at the end.
+    // Reads up to `bytes`; fewer only at the end. Fails where the file has changed since it was opened.
     size_t read(char* dst, size_t bytes) {
-        size_t have = 0;
-        while (have < bytes) {
+        size_t have = fd_ < 0 ? std::min(bytes, file_.size() - at_) : 0;
+        std::copy_n(file_.data() + at_, have, dst);
+        at_ += have;
+        file_.check();
+        while (fd_ >= 0 && have < bytes) {
             const ssize_t got = ::read(fd_, dst + have, bytes - have);
             if (got < 0 && errno == EINTR) continue;
             if (got < 0) fail("cannot read %s: %s", name_.c_str(), std::strerror(errno));
@@ -101,6 +106,7 @@ class ByteSource {
         int status = 0;
         waitpid(child_, &status, 0);
         child_ = 0;
+        file_.check();
         if (status != 0)
             fail(
                 "%s: %s failed (status %d, its own message is above); the file may be damaged: remove it and get it again",
@@ -108,7 +114,9 @@ class ByteSource {
     }
 
     std::string name_, command_;
-    int fd_ = -1;
+    MappedFile file_;  // where there is one
+    size_t at_ = 0;    // what is before was read from it
+    int fd_ = -1;      // of a stream or a program
     pid_t child_ = 0;
 };
 

@@ -266,14 +266,22 @@ void prepare_text(const std::string& name, const std::vector<Input>& inputs, siz
     ShardWriter writer(folder, name, config.shard_tokens, val_tokens, config.max_tokens);
     tokenizer.save(folder);
     Tokenization tokenization(tokenizer, writer, config);
-    for (const Input& input : inputs) {
-        if (writer.full()) break;
-        if (input.split) writer.all_to(input.split);
-        tokenization.run(*open_reader(input.path, input.format));
+    try {
+        for (const Input& input : inputs) {
+            if (writer.full()) break;
+            if (input.split) writer.all_to(input.split);
+            tokenization.run(*open_reader(input.path, input.format));
+        }
+        tokenization.finish();
+        MappedFile::check_all();
+    } catch (const FileChanged&) {
+        folder.take_back();  // shards of two texts
+        throw;
     }
-    tokenization.finish();
     if (writer.tokens() == 0) fail("%s holds no text; name a file with text", in_quotes(config.corpus).c_str());
-    MappedFile::check_all();
+    if (writer.train_tokens() == 0)
+        fail("--val-tokens: expected fewer than the %zu tokens of the corpus, found %zu; nothing is left to train on",
+             writer.tokens(), val_tokens);
     folder.keep();
     report(config, name, writer.train_tokens(), writer.val_tokens());
 }

@@ -91,12 +91,13 @@ uint64_t MappedFile::Place::checksum() const {
     return sum.value();
 }
 
+[[noreturn]] static void fail_changed(const std::string& path, const char* how) {
+    throw FileChanged(in_quotes(path) + how + "; restore it, and do not change files that are in use");
+}
+
 void MappedFile::Place::check() {
     if (const Place* gone = lost)
-        fail(
-            "%s has become shorter while it was in use, or its disk cannot be read; restore it, and do not change files that "
-            "are in use",
-            in_quotes(gone->path).c_str());
+        fail_changed(gone->path, " has become shorter while it was in use, or its disk cannot be read");
     // Whatever has the name now, if it is another file, what is mapped is still what was opened.
     struct stat now;
     if (stat(path.c_str(), &now) != 0 || now.st_ino != info.st_ino || now.st_dev != info.st_dev) return;
@@ -107,8 +108,7 @@ void MappedFile::Place::check() {
     if (now.st_size == info.st_size && (same_time() || checksum() == sum))
         info.st_mtim = now.st_mtim;  // another time alone (touch, a backup) is no change
     else
-        fail("%s has been changed while it was in use; restore it, and do not change files that are in use",
-             in_quotes(path).c_str());
+        fail_changed(path, " has been changed while it was in use");
 }
 
 MappedFile::MappedFile(const std::string& path, FileUse use) {

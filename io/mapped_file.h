@@ -12,6 +12,10 @@
 
 namespace tapernorm {
 
+struct FileChanged : Error {
+    using Error::Error;
+};
+
 // Whether a file is only read, or one that this program may also replace (see io/claims.h).
 enum class FileUse { input, own };
 

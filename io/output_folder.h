@@ -39,7 +39,9 @@ class OutputFolder {
         if (!std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) files_.push_back(path);
         return path.string();
     }
-    void keep() { files_.clear(); }
+    void keep() { kept_.insert(kept_.end(), files_.begin(), files_.end()), files_.clear(); }
+    // What was kept so far is to be removed, too.
+    void take_back() { files_.insert(files_.end(), kept_.begin(), kept_.end()), kept_.clear(); }
 
   private:
     void remove_empty() {
@@ -48,7 +50,7 @@ class OutputFolder {
     }
 
     std::filesystem::path path_;
-    std::vector<std::filesystem::path> made_, files_;  // the innermost folder first
+    std::vector<std::filesystem::path> made_, files_, kept_;  // the innermost folder first
 };
 
 }  // namespace tapernorm

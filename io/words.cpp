@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "io/mapped_file.h"
 #include "runtime/error.h"
 
 #if HAVE_PCRE2
@@ -109,8 +110,10 @@ bool Words::next(std::string_view& word) {
                                    position_, PCRE2_NO_UTF_CHECK, match, nullptr);
     const PCRE2_SIZE* place = pcre2_get_ovector_pointer(match);
     // Every character starts a word, so a match is always found, and at this place.
-    if (result < 1 || place[0] != position_ || place[1] <= position_)
+    if (result < 1 || place[0] != position_ || place[1] <= position_) {
+        MappedFile::check_all();  // unless the text has changed meanwhile
         fail("PCRE2 cannot cut the text into words at byte %zu (result %d)", position_, result);
+    }
     word = text_.substr(position_, place[1] - position_);
     position_ = place[1];
     return true;

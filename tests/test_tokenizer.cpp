@@ -727,6 +727,67 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare and bpe_train: what a refused command
     CHECK(fs::exists(out + "/vocab.json"));
 }
 
+TEST_CASE_FIXTURE(PrepareFixture,
+                  "prepare: a text that changes while it is read is refused, and no shard of it stays") {
+    const std::string path = dir + "/long.txt", line = "a line of a long text\n";
+    std::string text;
+    while (text.size() < 4 * kPassageBytes) text += line;
+    const auto error_after = [&](const std::function<void()>& change) {
+        write_file(path, text);
+        const auto reader = open_reader(path, "auto");
+        Passage passage;
+        if (!reader->next(passage)) return std::string("nothing to read");
+        change();
+        return error_of([&] {
+            while (reader->next(passage)) {
+            }
+        });
+    };
+    const std::string error = error_after([&] { std::ofstream(path, std::ios::app) << line; });
+    CHECK_MESSAGE(contains(error, "long.txt' has been changed while it was in use"), error);
+    CHECK(in_child([&] {  // which remembers the lost pages
+        return contains(error_after([&] { fs::resize_file(path, 5000); }),
+                        "long.txt' has become shorter while it was in use");
+    }));
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: shards of a corpus that has changed are removed") {
+    write_file(dir + "/a_1.txt", "hello hello hello");
+    write_file(dir + "/a_2.txt.gz", "packed");
+    write_file(dir + "/bin/gzip", "#!/bin/sh\necho more >> \"" + dir + "/a_2.txt.gz\"; echo hello\n");
+    fs::permissions(dir + "/bin/gzip", fs::perms::owner_all);
+    const std::string before = std::getenv("PATH");
+    setenv("PATH", (dir + "/bin:" + before).c_str(), 1);
+    const auto [status, output] = run({dir + "/a_*", "--val-tokens", "1", "--shard-tokens", "1"});
+    setenv("PATH", before.c_str(), 1);
+    CHECK(status == 1);
+    CHECK_MESSAGE(contains(output, "prepare: error: '" + dir + "/a_2.txt.gz' has been changed while it was in use"),
+                  output);
+    CHECK(!fs::exists(out));
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare and bpe_train: a text with nothing to train on is refused") {
+    write_file(dir + "/short.txt", "hello hello");
+    write_file(dir + "/empty.txt", "");
+    const auto [status, output] = run({dir + "/short.txt", "--val-tokens", "1000000"});
+    CHECK(status == 1);
+    CHECK_MESSAGE(contains(output, "prepare: error: --val-tokens: expected fewer than the "), output);
+    CHECK(!fs::exists(out));
+    const auto bpe = run_program(run_bpe_train, {dir + "/empty.txt", "--out", out});
+    CHECK(bpe.first == 1);
+    CHECK_MESSAGE(contains(bpe.second, "empty.txt' holds no text"), bpe.second);
+    CHECK(!fs::exists(out));
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare and bpe_train: an output folder that is a file is one line of ours") {
+    write_file(dir + "/c.txt", "hello hello");
+    out = dir + "/c.txt";
+    for (const auto& output : {run({dir + "/c.txt"}), run_program(run_bpe_train, {dir + "/c.txt", "--out", out})}) {
+        CHECK(output.first == 1);
+        CHECK_MESSAGE(contains(output.second, "error: cannot make the folder '" + out), output.second);
+    }
+}
+
 TEST_CASE("GPT-2's own vocabulary") {
     const char* path = std::getenv("GPT2_TOKENIZER");
     if (!path) {
