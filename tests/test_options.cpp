@@ -309,13 +309,14 @@ TEST_CASE("options: a file of settings, which the command line overrides") {
     CHECK(error("lr = 0.1e") != "");
     CHECK(error("beta1 = 1.1") == "line 1: --beta1: expected a number of at least 0 and below 1, found '1.1'");
     CHECK(error("batch = \"false\"") == "line 1: --batch (-b): expected a whole number of at least 1, found 'false'");
-    for (const char* hostile :
-         {"[.]", "[=", "\xef\xbb\xbf[\\", "[#", "[[[", "[\n", " [", "a = [.", "a = { . = 1 }", "a = { [ = 1 }", "a.[ = 1"})
+    for (const char* hostile : {"[.]", "[=", "\xef\xbb\xbf[\\", "[#", "[[[", "[\n", " [", "a = [.", "a = { . = 1 }",
+                                "a = { [ = 1 }", "a.[ = 1", "a =--g{\"\u0120@", "\u0120 = 1"})
         CHECK(error(hostile).starts_with("line 1: "));
     CHECK(error("train = false") == "line 1: --train (-i): expected a text in quotes, found 'false'");
     parsed_with("no-shuffle = true", {"--no-shuffle=false"}, again);
     CHECK(again.shuffle == true);
-    CHECK(error("train = \"\xff.txt\"").starts_with("line "));  // not UTF-8: refused, never another name
+    parsed_with("train = \"~\xff~ff\" # \xff", {}, again);  // not UTF-8, and yet the name of a file
+    CHECK(again.train == "~\xff~ff");
     all = {}, all.train = "\xff.txt";
     parsed_with(table_of(&all).config().c_str(), {}, again);
     CHECK(again.train == "\xff.txt");

@@ -296,7 +296,7 @@ CUDA_TEST("cuda decoding: the same graph for other settings; the same tokens aga
     const std::vector<int> few = generate({.temperature = 1.5, .seed = 3}, 30, 3);
     CHECK(*std::max_element(few.begin(), few.end()) == 2);
     CHECK(generate({.temperature = 0}, config.T - 3 + 1).size() == 2 * (config.T - 2));  // to the very end
-    CHECK_THROWS_WITH_AS(generate({.temperature = 0}, config.T - 3 + 2), doctest::Contains("context of 140"), Error);
+    CHECK_THROWS_WITH_AS(generate({.temperature = 0}, config.T - 3 + 2), doctest::Contains("context has 140"), Error);
 }
 
 CUDA_TEST("cuda decoding: each sequence has a stream of its own, ends at the end token, and again without the others") {
