@@ -123,7 +123,10 @@ class ModelImage {
   public:
     ModelImage(const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype = Dtype::F32);
     const std::string& checksum() const { return image_->checksum(); }
-    void write(const std::string& path) const { image_->write(path); }  // as a whole, or leaves it as it was
+    // As a whole, or leaves it as it was. ready: called when all is written but the new name.
+    void write(const std::string& path, const std::function<void()>& ready = {}) const {
+        image_->write(path, 1, ready);
+    }
 
   private:
     std::vector<std::vector<uint16_t>> rounded_;

@@ -245,14 +245,13 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool
     if (!model.ranks.first()) return;
     const auto ready = [&] { make_room(run, t.settings); };
     std::error_code ignored;
-    if (std::filesystem::is_symlink(state_path(out), ignored)) ready();  // the link moves, not what it leads to
+    for (const std::string& link : {out, state_path(out)})
+        if (std::filesystem::is_symlink(link, ignored)) ready();  // the link moves, not what it leads to
     const auto write_state = [&] {
         if (changed) run.checkpoints.write(state->metadata, state->tensors.out, t.settings.keep, ready);
     };
     const auto write_model = [&] {
-        ready();
-        write_text(settings_path(out), run.settings_file);
-        image->write(out);
+        image->write(out, [&] { ready(), write_text(settings_path(out), run.settings_file); });
     };
     if (last) return write_last(run.checkpoints, write_state, write_model);
     write_state(), write_model();
