@@ -26,7 +26,7 @@ for gate in norm taper taper-all; do
             cp "$work/$kind.bin" "$seeds/safetensors/$gate-$norm-$kind"
         done
         seed "$work/model.state.bin" "$seeds/state/$gate-$norm"
-        for letter in o l c f r s i; do
+        for letter in o l c f r s i m n fn; do
             { printf $letter; cat "$seeds/state/$gate-$norm"; } > "$seeds/state/$letter-$gate-$norm"
         done
         seed "$work/model.state.bin" "$seeds/safetensors/$gate-$norm-state"
@@ -68,7 +68,7 @@ seed "$work/words.state.bin" "$seeds/state/words"
 { printf s; cat "$seeds/state/words"; } > "$seeds/state/s-words"
 { printf i; cat "$seeds/state/words"; } > "$seeds/state/i-words"
 long=$(printf 'catsat%.0s' $(seq 60)) # longer than the words that are merged in place
-for place in f b bn m mn; do { cat "$seeds/tokenizer/bpe"; printf '%s<|endoftext|>\xff%s' "$long" $place; } > "$seeds/tokenizer/$place"; done
+for place in f fo b bg bn m mn; do { cat "$seeds/tokenizer/bpe"; printf '%s<|endoftext|>\xff%s' "$long" $place; } > "$seeds/tokenizer/$place"; done
 { printf '{"normalizer":null,"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false},"added_tokens":[{"id":0,"content":"!"}],'
     printf '"model":{"type":"BPE","vocab":%s,"merges":[' "$(cat "$work/bpe/vocab.json")"
     sed -n '2,$s/.*/"&"/p' "$work/bpe/merges.txt" | sed 's/\\/\\\\/g' | paste -sd, -; printf ']}}\xff\xffThe cat\xffj'; } > "$seeds/tokenizer/json"

@@ -1,7 +1,7 @@
 // A state file, as -y reads it: its checks, its flags, its numbers. One that is taken trains on, and what is saved then opens.
 // Letters in front of it say what else there is: an older state (o), a log (l), a corpus that has changed (c); or that it is not
-// -y that finds it, but a fresh run (f), or one that replaces it (r); that the corpus is a shard (s); or that another run starts
-// from the model that was saved (i).
+// -y that finds it, but a fresh run (f), or one that replaces it (r); that the corpus is a shard (s); that another run starts
+// from the model that was saved (i), has left its model (m) or its log (n).
 #define TAPERNORM_NO_MAIN
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/safetensors_mutator.h"
@@ -14,7 +14,7 @@ namespace {
 using Letters = std::string_view;
 bool has(Letters letters, char letter) { return letters.find(letter) != letters.npos; }
 
-Letters letters_of(std::string_view input) { return input.substr(0, input.find_first_not_of("cfilors")); }
+Letters letters_of(std::string_view input) { return input.substr(0, input.find_first_not_of("cfilmnors")); }
 
 void run_on(const std::string& folder, const std::string& corpus, Letters letters) {
     Settings s;
@@ -64,6 +64,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (has(letters, 'o'))
         file_with(state, "model.state.1.bin"), file_with(state.substr(0, size / 2), "model.state.bin");
     if (has(letters, 'l')) file_with("{\"run\": \"0123456789abcdef\"}\n{\"step\": 1}\n", "model.log.jsonl");
+    if (has(letters, 'n')) file_with("{\"run\": \"0\"}\n{\"step\": 1}\n", "model.tapernorm-log");
+    if (has(letters, 'm')) {
+        Cpu dev(1, Isa::base);
+        ModelInfo info;
+        info.config.V = 256, info.config.T = info.config.L = info.config.NH = info.config.C = 2;
+        info.taper_scale.resize(info.config.tapering_sites(), 1);
+        const HostModel model(dev, info);
+        save_model(folder + "/model.bin", info, model.tensors, Dtype::BF16);
+        ModelFile::open(folder + "/model.bin");
+    }
     std::string text;
     for (int i = 0; i < (has(letters, 'c') ? 8 : 7); i++) text += "The cat sat on the mat. ";
     const std::string corpus = file_with(text, "corpus.txt");

@@ -1,6 +1,7 @@
 // vocab.json, merges.txt and a text to encode, cut at bytes 0xff. A fourth part says where they are: two files in a folder (f),
-// beside a model (b), in its metadata (m), under the name that the text is (n); or the first is Hugging Face's tokenizer.json (j). An input that begins
-// with the magic number of llm.c's gpt2_tokenizer.bin is that file.
+// without the second (o), beside a model (b) or beside shards that should be GPT-2's (bg), in a model (m), under the name that
+// the text is (n); or the first is Hugging Face's tokenizer.json (j). An input that begins with the magic number of llm.c's
+// gpt2_tokenizer.bin is that file.
 #include <filesystem>
 
 #include "io/output_folder.h"
@@ -45,7 +46,7 @@ static Tokenizer read_tokenizer(const std::vector<std::string_view>& part) {
     }
     if (!is('f') && !is('b') && !is('j')) return Tokenizer::from_text(part[0], part[1], "the input");
     const fs::path first = file_with(part[0], is('j') ? "tokenizer.json" : "vocab.json"), folder = first.parent_path();
-    if (!is('j')) file_with(part[1], "merges.txt");
+    if (!is('j') && !is('o')) file_with(part[1], "merges.txt");
     struct Clean {
         fs::path folder;
         ~Clean() {
@@ -55,7 +56,8 @@ static Tokenizer read_tokenizer(const std::vector<std::string_view>& part) {
     if (is('b')) {
         const std::string model = folder / "model.bin";
         const Tokenizer tokenizer = Tokenizer::from_metadata(metadata, model);
-        check_shards("--train", {{model}}, is('n') ? "gpt2" : tokenizer.name());
+        check_shards("--train", {{model}}, tokenizer.name());
+        if (is('g')) check_shards("--train", {{model}}, "gpt2");
         return tokenizer;
     }
     const Tokenizer tokenizer = Tokenizer::from_path(folder.string());
