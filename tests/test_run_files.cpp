@@ -315,7 +315,7 @@ TEST_CASE("claims: no program writes what it reads, by whatever name") {
     fs::create_hard_link(w.at("folded.bin"), w.at("hard.bin"));
     fs::create_symlink("corpus.txt", w.at("soft.bin"));
     const std::string shards = kTiny + " -n 1 -t 4 --n-embd 8 -i part_*.bin";
-    w.refused(shards + " -o part_2", {"--out", "part_2.bin"});
+    w.refused(shards + " -o part_2", {"--train", "'part_*.bin' also matches 'part_2.bin'"});
     w.refused(kTiny + " -o soft", {"--out", "soft.bin"});
     w.refused(kTrain + " --init base.bin -o base", {"--out", "base.bin"});
     w.refused(kTiny + " -o base --tokenizer base.log.jsonl", {"base.log.jsonl"});
@@ -326,7 +326,8 @@ TEST_CASE("claims: no program writes what it reads, by whatever name") {
     fs::remove(w.at("m.tapernorm-log"));
     write_token_shard(w.at("part.state.1.bin"), std::vector<uint16_t>(900, 9));
     w.refused(kTiny + " -n 1 -t 4 --n-embd 8 -i part.state.1.bin -o part", {"--out", "part.state.1.bin"});
-    w.refused(kTiny + " -i data.* -o data", {"data.tapernorm-lock"});
+    w.refused(kTiny + " -i data.* -o data", {"'data.*' also matches 'data.bin'"});
+    w.refused(kTiny + " -i data.tapernorm-* -o data", {"data.tapernorm-lock"});
     w.refused("fold m.bin m.bin", {"FOLDED", "m.bin"});
     w.refused("infer folded.bin -n 1 --dump hard.bin", {"--dump", "hard.bin"});
     // Nor what it did not make.
