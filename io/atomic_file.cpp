@@ -92,6 +92,11 @@ int open_temporary(const std::string& temporary) {
     for (;;) {
         const int fd = open_regular(temporary, O_WRONLY | O_CREAT | O_NOFOLLOW);
         if (fd < 0) return -1;
+        if (struct stat info; fstat(fd, &info) == 0 && info.st_nlink > 1) {  // no program made it: a user's own
+            close(fd);
+            errno = EEXIST;
+            return -1;
+        }
         // Some network file systems have no locks; there, renaming still keeps readers safe.
         const bool busy = flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
         struct stat opened, named;

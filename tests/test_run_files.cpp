@@ -304,6 +304,26 @@ TEST_CASE("run files: a name has one run at a time") {
     CHECK(w.run(kTiny + " -o link").status == 1);
 }
 
+TEST_CASE("run files: what is no lock or temporary file of a run and has the name of one stays as it is") {
+    const Workplace w;
+    const std::string lock = w.at("m.tapernorm-lock");
+    fs::copy_file(w.at("corpus.txt"), lock);
+    for (const std::string& line : {kTiny, kTrain + kShape + " -i m.tapernorm-lock", std::string("train_gpt -y")})
+        w.refused(line + " -o m", {"--out", "m.tapernorm-lock", "no lock of a run", "move it away"});
+    fs::remove(lock);
+    write_file(w.at("number"), "12\n"), write_file(w.at("empty"), "");
+    for (const std::string linked : {"corpus.txt", "number", "empty"}) {
+        for (const std::string name : {"m.tapernorm-lock", "m.bin.tapernorm-tmp", "m.state.bin.tapernorm-tmp"}) {
+            fs::create_hard_link(w.at(linked), w.at(name));
+            w.refused(kTiny + " -v 0 -o m", {name});
+            fs::remove(w.at(name));
+        }
+    }
+    write_file(lock, "12\n");
+    w.ok(kTiny + " -o m");
+    CHECK(!fs::exists(lock));
+}
+
 TEST_CASE("claims: no program writes what it reads, by whatever name") {
     const Workplace w;
     w.ok(kTiny + " -g norm -o base");

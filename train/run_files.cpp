@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <string_view>
 #include <system_error>
 
 #include "io/atomic_file.h"
@@ -51,6 +52,22 @@ std::string old_name(const std::string& model, size_t number) {
 // `path` under the name of the run `to`.
 std::string moved(const std::string& path, const std::string& model, const std::string& to) {
     return run_name(to) + path.substr(run_name(model).size());
+}
+
+// Whether `path` leads to the file that is open as `fd`.
+bool names_file(const std::string& path, int fd) {
+    struct stat opened, named;
+    return fstat(fd, &opened) == 0 && stat(path.c_str(), &named) == 0 && opened.st_ino == named.st_ino &&
+           opened.st_dev == named.st_dev;
+}
+
+// Of a run that was killed, or new: the number of a process or nothing, under this name alone.
+bool is_lock(int fd) {
+    struct stat info;
+    char text[32];
+    const ssize_t size = pread(fd, text, sizeof text, 0);
+    if (fstat(fd, &info) != 0 || info.st_nlink > 1 || size < 0 || size_t(size) == sizeof text) return false;
+    return std::string_view(text, size_t(size)).find_first_not_of("0123456789\n") == std::string_view::npos;
 }
 
 }  // namespace
@@ -155,11 +172,8 @@ RunLock::~RunLock() {
 
 void RunLock::lock(const std::string& model) {
     const std::string path = lock_path(model);
-    struct stat other;
-    for (const Held& h : held_)  // a link within the run itself
-        if (struct stat mine; stat(path.c_str(), &other) == 0 && fstat(h.fd, &mine) == 0 &&
-                              other.st_ino == mine.st_ino && other.st_dev == mine.st_dev)
-            return;
+    for (const Held& h : held_)
+        if (names_file(path, h.fd)) return;  // a link within the run itself
     claim_output("--out", path);
     for (;;) {
         const int fd = open_regular(path, O_RDWR | O_CREAT | O_NOFOLLOW);
@@ -176,9 +190,12 @@ void RunLock::lock(const std::string& model) {
             fail("--out: %s is being written by another run, process %s; wait for it, or give another name",
                  in_quotes(model).c_str(), *owner ? owner : "unknown");
         }
-        struct stat opened, named;
-        if (fstat(fd, &opened) == 0 && stat(path.c_str(), &named) == 0 && opened.st_ino == named.st_ino &&
-            opened.st_dev == named.st_dev) {
+        if (names_file(path, fd)) {
+            if (!is_lock(fd)) {
+                close(fd);
+                fail("--out: %s would be overwritten, and is no lock of a run; move it away, or give another name",
+                     in_quotes(path).c_str());
+            }
             held_.push_back({path, fd});
             const std::string pid = std::to_string(getpid()) + "\n";
             (void)!ftruncate(fd, 0), (void)!pwrite(fd, pid.data(), pid.size(), 0);
