@@ -41,7 +41,7 @@ bool pattern_names(const std::string& pattern, const std::string& path) {
     std::error_code ec;
     for (const std::string& match : matching_files(folder(wanted)))
         if (fs::equivalent(match, folder(file), ec)) return true;
-    return false;
+    return pattern_names(folder(wanted), folder(file));  // a folder that is not there yet
 }
 
 namespace {

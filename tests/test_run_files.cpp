@@ -553,7 +553,11 @@ TEST_CASE("runs: a pattern of the corpus that matches the run's own files is ref
     w.refused("train_gpt" + flags + " -o run -i c_1.bin -j r*.state.1.bin",
               {"--val: 'r*.state.1.bin' also matches 'run.st"});
     w.refused("train_gpt" + flags + " -o d/run -i */run.*", {"also matches 'd/run."});
-    w.ok("train_gpt" + flags + " -o d/run -i *.bin");
+    write_token_shard(w.at("d/c_1.bin"), ids);
+    for (const char* board : {"d", "new"})  // which is made later
+        w.refused("train_gpt" + flags + " -o run -i */* --tensorboard " + board,
+                  {"--train: '*/*' also matches '" + std::string(board) + "/events.out.tfevents.0000000001"});
+    w.ok("train_gpt" + flags + " -o d/run -i *.bin --tensorboard d");
     w.ok("train_gpt" + flags + " -o run -i c_*.bin");
     w.refused("train_gpt -y -x 3 -o run -i *.bin", {"also matches 'run.bin', which this run writes"});
     w.ok("train_gpt -y -x 3 -o run");

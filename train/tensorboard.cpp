@@ -42,10 +42,17 @@ std::string masked_checksum(const std::string& bytes) {
 
 const std::string name_start = "events.out.tfevents.";
 
-// "DIR/events.out.tfevents.0000000002.train_gpt", its number behind that of every event file in DIR.
-std::string next_file(const std::string& folder) {
+// A failure shows when a file in it is opened.
+const std::string& made(const std::string& folder) {
     std::error_code ignored;
-    fs::create_directories(folder, ignored);  // a failure shows when the file is opened
+    fs::create_directories(folder, ignored);
+    return folder;
+}
+
+}  // namespace
+
+std::string next_event_file(const std::string& folder) {
+    std::error_code ignored;
     unsigned long long last = 0;
     for (const auto& entry : fs::directory_iterator(folder, ignored))
         if (const std::string name = entry.path().filename().string(); name.starts_with(name_start))
@@ -53,8 +60,6 @@ std::string next_file(const std::string& folder) {
                 std::max(last, std::min(std::strtoull(name.c_str() + name_start.size(), nullptr, 10), 9999999998ull));
     return (fs::path(folder) / (name_start + strprintf("%010llu.train_gpt", last + 1))).string();
 }
-
-}  // namespace
 
 std::string TensorBoardLog::summary(const RunLog::Fields& fields) {
     std::string values;
@@ -79,7 +84,7 @@ std::string TensorBoardLog::record(const std::string& data) {
 }
 
 TensorBoardLog::TensorBoardLog(const std::string& folder, std::optional<size_t> resume_step)
-    : file_(next_file(folder), "TensorBoard file") {
+    : file_(next_event_file(made(folder)), "TensorBoard file") {
     file_.open(true);
     write_event(0, field(3, bytes_type, "brain.Event:2"));
     write_event(resume_step.value_or(0) + 1, field(7, bytes_type, field(1, varint_type, varint(1))));  // START

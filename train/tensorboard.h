@@ -14,6 +14,9 @@
 
 namespace tapernorm::train {
 
+// "DIR/events.out.tfevents.0000000002.train_gpt", its number behind that of every event file in DIR.
+std::string next_event_file(const std::string& folder);
+
 class TensorBoardLog {
   public:
     // Begins a new file in `folder`, which is created where it is missing; its name sorts behind those there, as
