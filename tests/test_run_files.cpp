@@ -258,11 +258,13 @@ TEST_CASE("run files: -y does not replace the model of another run, and says wha
         fs::copy_file(w.at(from), w.at(to), fs::copy_options::overwrite_existing);
     };
     w.ok(kTiny + " --seed 5 -o b");
-    w.ok("fold b.bin folded.bin");
+    w.ok("fold b.bin folded.bin"), w.ok(kTiny + " -x 3 --seed 5 -o b.old");
     copy("a.state.bin", "b.state.bin"), fs::remove(w.at("b.log.jsonl"));
     w.refused("train_gpt -y -x 4 -o b", {"--resume", "b.bin", "another name"});
     copy("a.log.jsonl", "b.log.jsonl"), copy("folded.bin", "b.bin");
     w.refused("train_gpt -y -x 4 -o b", {"--resume", "b.bin"});
+    copy("b.old.bin", "b.bin");  // of the same shape: the log does not say that it is this run's
+    w.refused("train_gpt -y -x 4 -o b", {"--resume", "b.bin", "another name"});
     // One that was killed between its state and its model; a model that is damaged.
     copy("a.bin", "older.bin");
     w.ok("train_gpt -y -x 4 -k constant -l 0.01 -o a");

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <string_view>
 #include <utility>
@@ -307,7 +308,7 @@ static void announce_earlier_run(const Settings& s) {
 
 // Fails where the model beside the state is none of this run: it would be lost. Of this run it may be the state's; the one
 // before, where the run was killed between the two; a newer one, where the newest state is damaged, or where there was no room
-// for it: that model fits the run whose log it has beside it. A model that is damaged itself is no loss.
+// for it: that model has more updates than the state, and fits the run whose log it has beside it. A model that is damaged itself is no loss.
 static void check_model(const Settings& s, const Run& run) {
     const auto& state = run.state->metadata();
     std::error_code ignored;
@@ -323,7 +324,8 @@ static void check_model(const Settings& s, const Run& run) {
     }
     for (const char* known : {"model", "model_before"})
         if (const auto sum = state.find(known); sum != state.end() && sum->second == model["checksum"]) return;
-    bool same = run_of_log(log_path(s.out)) == run.id;
+    const size_t updates = std::strtoull(model["step"].c_str(), nullptr, 10);
+    bool same = updates > state_number(*run.state, "step") && run_of_log(log_path(s.out)) == run.id;
     for (const auto& [key, value] : config_metadata(run.config)) same = same && model[key] == value;
     if (same) return;
     fail("--resume: %s would be overwritten, and is not a model of the run in %s; move it away, or give another name",
