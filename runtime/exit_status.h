@@ -69,11 +69,12 @@ inline void watch_memory(const char* program) {
 // For main, before anything else. Standard streams that were closed lead to /dev/null: the next file to be opened would get
 // the number of one, and all that is printed with it. A limit of file sizes (ulimit -f) becomes an error of the write.
 inline void start_program() {
-    int fd;
-    while ((fd = open("/dev/null", O_RDWR)) >= 0 && fd <= STDERR_FILENO) {
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        if (fcntl(fd, F_GETFD) != -1 || open("/dev/null", O_RDWR) == fd) continue;
+        std::fprintf(stderr, "%s: error: a standard stream is closed, and /dev/null cannot be opened in its place: %s\n",
+                     program_invocation_short_name, std::strerror(errno));
+        std::_Exit(1);
     }
-    if (fd < 0) std::_Exit(1);
-    close(fd);
     signal(SIGXFSZ, SIG_IGN);
 }
 
