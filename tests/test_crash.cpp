@@ -17,6 +17,7 @@
 #include "runtime/random.h"
 #include "tests/run_program.h"
 #include "tests/small_disk.h"
+#include "train/run_log.h"
 
 namespace tapernorm {
 
@@ -259,20 +260,25 @@ TEST_CASE(
 #if defined(__x86_64__)
 namespace {
 
+bool changes_names(uint64_t call) {
+    for (uint64_t one : {SYS_rename, SYS_renameat, SYS_renameat2, SYS_unlink, SYS_unlinkat})
+        if (call == one) return true;
+    return false;
+}
+
 // System calls that change files: between two of them lies every state of the disk that a crash can leave. Of several writes
 // in a row, the first stands for all.
 bool changes_files(uint64_t call, bool& writing) {
     const bool was_writing = std::exchange(writing, call == SYS_write);
     if (call == SYS_write) return !was_writing;
-    for (uint64_t one : {SYS_openat, SYS_open, SYS_rename, SYS_renameat, SYS_renameat2, SYS_unlink, SYS_unlinkat,
-                         SYS_ftruncate, SYS_fsync, SYS_fchmod})
+    for (uint64_t one : {SYS_openat, SYS_open, SYS_ftruncate, SYS_fsync, SYS_fchmod})
         if (call == one) return true;
-    return false;
+    return changes_names(call);
 }
 
-// Runs a command and kills it at the entry of its call number `at` that changes files, counted from the first checkpoint's
+// Runs a command and kills it at the entry of its call number `at` that changes files (names: that renames or removes), counted from the first checkpoint's
 // temporary file. False where the program ended before; `traced` is false where the system does not allow this.
-bool kill_at_call(const Workplace& w, const std::string& line, size_t at, bool& traced) {
+bool kill_at_call(const Workplace& w, const std::string& line, size_t at, bool& traced, bool names = false) {
     const std::vector<std::string> command = w.command(line);
     const std::string path = program_path(command[0]);
     const pid_t child = fork();
@@ -295,7 +301,8 @@ bool kill_at_call(const Workplace& w, const std::string& line, size_t at, bool& 
     while (WIFSTOPPED(status)) {
         struct user_regs_struct registers{};
         ptrace(PTRACE_GETREGS, child, nullptr, &registers);
-        if (WSTOPSIG(status) == SIGTRAP && (entry = !entry) && changes_files(registers.orig_rax, writing)) {
+        if (WSTOPSIG(status) == SIGTRAP && (entry = !entry) &&
+            (names ? changes_names(registers.orig_rax) : changes_files(registers.orig_rax, writing))) {
             const bool saving = calls > 0 || std::filesystem::exists(w.at("model.state.bin.tapernorm-tmp"));
             if (saving && calls++ == at) kill(child, SIGKILL);
         }
@@ -327,6 +334,55 @@ TEST_CASE("crash: killed at every system call of its checkpoints") {
         REQUIRE(at < 1000);
     }
     CHECK(at > 25);  // two checkpoints of two files each
+}
+
+TEST_CASE("crash: killed at every renaming of a first checkpoint that replaces an earlier run") {
+    const std::string line = kTiny + " -l 0.02 --seed 9";
+    const Workplace earlier;
+    earlier.ok(kTiny + " -n 2");
+    write_file(earlier.at("model.log.1.jsonl"), "as it was\n");
+    const std::string run = SafetensorsFile(earlier.at("model.state.bin")).metadata().at("run");
+    for (const std::string how : {" --overwrite", ""}) {
+        size_t at = 0, resumed = 0;
+        for (bool killed = true; killed; at++) {
+            const Workplace w;
+            std::filesystem::copy(earlier.path, w.path,
+                                  std::filesystem::copy_options::overwrite_existing |
+                                      std::filesystem::copy_options::recursive);
+            bool traced = false;
+            killed = kill_at_call(w, line + how, at, traced, true);
+            if (!traced) return;
+            CAPTURE(how);
+            CAPTURE(at);
+            const bool has_state = std::filesystem::exists(w.at("model.state.bin"));
+            const Outcome again = w.run("train_gpt -y");
+            CAPTURE(again.err);
+            CHECK((again.status == 0) == has_state);
+            if (has_state) {
+                const std::string now = SafetensorsFile(w.at("model.state.bin")).metadata().at("run");
+                CHECK(train::run_of_log(w.at("model.log.jsonl")) == now);
+                resumed += now == run;
+                if (now == run) CHECK(read_file(w.at("model.bin")) == read_file(earlier.at("model.bin")));
+            }
+            if (how == "") {
+                CHECK(w.run(kTiny + " -l 0.03").status == 0);
+                size_t together = 0;
+                for (const std::string name : {"model.old", "model.old2"}) {
+                    bool all = true;
+                    for (const std::string end :
+                         {".bin", ".state.bin", ".state.1.bin", ".log.1.jsonl", ".log.jsonl", ".toml"})
+                        all = all && read_file(w.at(name + end)) == read_file(earlier.at("model" + end));
+                    together += all;
+                }
+                CHECK(together == 1);
+            } else if (!killed) {
+                CHECK(!std::filesystem::exists(w.at("model.log.1.jsonl")));
+            }
+            REQUIRE(at < 1000);
+        }
+        CHECK(resumed > 1);
+        CHECK(at > 5);
+    }
 }
 #endif
 

@@ -92,10 +92,19 @@ std::string new_log_path(const std::string& model) { return run_name(model) + ".
 
 std::string lock_path(const std::string& model) { return run_name(model) + ".tapernorm-lock"; }
 
+std::vector<std::string> kept_logs(const std::string& model) {
+    std::vector<std::string> logs;
+    for (size_t number = 1; number <= Checkpoints::kMost; number++)
+        if (const std::string log = numbered(log_path(model), number); exists(log)) logs.push_back(log);
+    return logs;
+}
+
 std::vector<std::string> existing_files(const std::string& model) {
     std::vector<std::string> files;
     for (size_t number = Checkpoints::kMost + 1; number-- > 0;) files.push_back(numbered(state_path(model), number));
-    files.insert(files.end(), {model, log_path(model), settings_path(model)});
+    files.push_back(model);
+    for (const std::string& log : kept_logs(model)) files.push_back(log);
+    files.insert(files.end(), {settings_path(model), log_path(model)});
     std::erase_if(files, [](const std::string& path) { return !exists(path); });
     return files;
 }
@@ -111,17 +120,38 @@ std::string metadata_of(const std::string& path, const std::string& key) {
 }
 
 std::string aside_path(const std::string& model) {
-    const std::vector<std::string> files = existing_files(model);
-    for (size_t number = 1;; number++) {
-        const std::string to = old_name(model, number);
-        if (exists(lock_path(to))) continue;
-        if (existing_files(to).empty()) return to;
-        const auto taken = [&](const std::string& path) { return exists(moved(path, model, to)); };
-        const std::string run = run_of_log(log_path(model));
-        if (!run.empty() && run == metadata_of(state_path(to), "run") &&
-            std::none_of(files.begin(), files.end(), taken))
+    for (size_t number = 1;; number++)
+        if (const std::string to = old_name(model, number); !exists(lock_path(to)) && existing_files(to).empty())
             return to;
+}
+
+void finish_set_aside(const std::string& model) {
+    const bool here = exists(state_path(model));
+    const std::string run = here ? metadata_of(state_path(model), "run") : run_of_log(log_path(model));
+    for (size_t number = 1; number <= Checkpoints::kMost && !run.empty(); number++) {
+        const std::string to = old_name(model, number);
+        if (exists(lock_path(to)) || exists(state_path(to)) == here) continue;
+        const std::string &from = here ? to : model, &whole = here ? model : to;
+        const std::vector<std::string> files = existing_files(from);
+        const std::string state = here && !files.empty() ? files.back() : state_path(to);
+        const auto taken = [&](const std::string& path) { return exists(moved(path, from, whole)); };
+        if (files.empty() || metadata_of(state, "run") != run || std::any_of(files.begin(), files.end(), taken))
+            continue;
+        return set_aside(from, whole, files);
     }
+}
+
+void name_new_log(const std::string& model) {
+    const std::string log = new_log_path(model);
+    if (std::rename(log.c_str(), log_path(model).c_str()) != 0 && errno != ENOENT)
+        std::fprintf(stderr, "warning: cannot rename %s, the log of this run, to %s: %s\n", in_quotes(log).c_str(),
+                     in_quotes(log_path(model)).c_str(), std::strerror(errno));
+}
+
+void finish_new_log(const std::string& model) {
+    const std::string run = run_of_log(new_log_path(model));
+    if (!run.empty() && run == metadata_of(state_path(model), "run") && run != run_of_log(log_path(model)))
+        name_new_log(model);
 }
 
 std::string set_aside_new_log(const std::string& model) {

@@ -18,7 +18,11 @@ std::string new_log_path(const std::string& model);
 
 std::string lock_path(const std::string& model);
 
-// Which of a run's files exist, oldest states first; the lock and the new log are left out.
+// Logs that were kept as they were when their run resumed: "a.log.1.jsonl".
+std::vector<std::string> kept_logs(const std::string& model);
+
+// Which of a run's files exist, oldest states first and the log, which says whose they are, last; the lock and the new log are
+// left out.
 std::vector<std::string> existing_files(const std::string& model);
 
 // Gives the log that a run left at new_log_path, which ended before its first checkpoint, the name that the log of a run of
@@ -31,9 +35,17 @@ std::string run_set_aside(const std::string& model);
 // Metadata of a safetensors file; "" where there is no such file or it does not say.
 std::string metadata_of(const std::string& path, const std::string& key);
 
-// The first of "a.old.bin", "a.old2.bin" ... of which no file exists and which no run has; or one to which only a part of these
-// files was moved, when the program was killed.
+// The first of "a.old.bin", "a.old2.bin" ... of which no file exists and which no run has.
 std::string aside_path(const std::string& model);
+
+// Where the program was killed while it set a run aside: the rest of its files follow its newest state, or, where that is still
+// in place, the older ones come back.
+void finish_set_aside(const std::string& model);
+
+// The new log becomes the run's log, once the first state or model is there.
+void name_new_log(const std::string& model);
+// The same where the program was killed between the two.
+void finish_new_log(const std::string& model);
 
 // Gives `files`, in this order, of the run `model` the names of the run `to`. None is replaced. The newest state moves after the
 // older ones, so that whenever this ends early -y finds the newest one under one of the two names.

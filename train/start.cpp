@@ -34,6 +34,7 @@ std::unique_ptr<ModelFile> open_init(const std::string& path) {
 
 std::unique_ptr<SafetensorsFile> open_state(const Settings& s, Checkpoints& checkpoints, const Ranks& ranks) {
     std::string note;
+    if (ranks.first()) finish_set_aside(s.out);
     auto state = checkpoints.open_newest(note, check_state);
     if (!note.empty() && ranks.first()) std::fprintf(stderr, "warning: %s\n", note.c_str());
     const std::string aside = state ? "" : run_set_aside(s.out);
@@ -351,7 +352,9 @@ static void keep_new_log(const Settings& s) {
 void check_run(const Settings& s, Run& run) {
     if (run.init) warn_of_vocabulary(run.init->path(), run.vocabulary_problem);
     if (run.state) warn_of_vocabulary(run.state->path(), run.vocabulary_problem);
+    finish_new_log(s.out);
     if (!run.state) {
+        finish_set_aside(s.out);
         keep_new_log(s);
         run.first_checkpoint = true, run.new_log = !existing_files(s.out).empty();
         announce_earlier_run(s);

@@ -210,13 +210,20 @@ void require_finite_parameters(Trainer<Device, Real>& t) {
 // A fresh run's first checkpoint ends the time in which an earlier run of this name could still be resumed under it.
 inline void make_room(Run& run, const Settings& s) {
     if (!run.first_checkpoint) return;
+    if (run.new_log) finish_set_aside(s.out);  // where an attempt before this one failed
     std::vector<std::string> files = existing_files(s.out);
     if (!run.new_log) std::erase(files, log_path(s.out));  // its own
     if (!s.overwrite && !files.empty()) set_aside(s.out, aside_path(s.out), files);
-    if (run.new_log && std::rename(new_log_path(s.out).c_str(), log_path(s.out).c_str()) != 0 && errno != ENOENT)
-        std::fprintf(stderr, "warning: cannot rename %s, the log of this run, to %s: %s\n",
-                     in_quotes(new_log_path(s.out)).c_str(), in_quotes(log_path(s.out)).c_str(), std::strerror(errno));
-    run.first_checkpoint = run.new_log = false;
+    run.first_checkpoint = false;
+}
+
+// The log is renamed behind the first state or model: whenever the program is killed, either run can go on with its own.
+inline void replace_logs(Run& run, const Settings& s) {
+    if (!run.new_log) return;
+    std::error_code ignored;
+    for (const std::string& log : kept_logs(s.out)) std::filesystem::remove(log, ignored);
+    name_new_log(s.out);
+    run.new_log = false;
 }
 
 // The state first, which names the model that belongs to it: a crash between the two leaves a state from which the model is
@@ -249,9 +256,11 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool
         if (std::filesystem::is_symlink(link, ignored)) ready();  // the link moves, not what it leads to
     const auto write_state = [&] {
         if (changed) run.checkpoints.write(state->metadata, state->tensors.out, t.settings.keep, ready);
+        replace_logs(run, t.settings);
     };
     const auto write_model = [&] {
         image->write(out, [&] { ready(), write_text(settings_path(out), run.settings_file); });
+        replace_logs(run, t.settings);
     };
     if (last) return write_last(run.checkpoints, write_state, write_model);
     write_state(), write_model();
