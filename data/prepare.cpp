@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <future>
 #include <memory>
+#include <optional>
 
 #include "data/documents.h"
 #include "data/download.h"
@@ -37,12 +38,18 @@ struct PrepareConfig {
 // ----------------------------------------------------------------------------------------------------------
 // Tokens
 
+// How much is for validation: so many tokens, or a tenth of what a corpus of so many bytes gives, but at most one shard.
+struct ValSize {
+    std::optional<size_t> tokens;
+    double corpus_bytes = 0;
+};
+
 // Fills shards in order: first the validation split, then training.
 class ShardWriter {
   public:
-    ShardWriter(OutputFolder& folder, std::string name, size_t shard_tokens, size_t val_tokens, size_t max_tokens)
+    ShardWriter(OutputFolder& folder, std::string name, size_t shard_tokens, const ValSize& val, size_t max_tokens)
         : folder_(folder), name_(std::move(name)), shard_tokens_(shard_tokens), max_tokens_(max_tokens),
-          val_left_(val_tokens) {
+          val_left_(val.tokens.value_or(0)), corpus_bytes_(val.corpus_bytes), decided_(val.tokens) {
         for (const char* split : {"val", "train"})
             for (const auto& entry : fs::directory_iterator(folder_.path()))
                 if (entry.path().filename().string().starts_with(name_ + "_" + split + "_"))
@@ -58,9 +65,36 @@ class ShardWriter {
         val_left_ = std::strcmp(split, "val") == 0 ? ~size_t(0) : 0;
     }
 
-    void add(std::span<const uint16_t> tokens) {
+    // bytes: of the text that the tokens were made from.
+    void add(std::span<const uint16_t> tokens, size_t bytes) {
         if (max_tokens_) tokens = tokens.first(std::min(tokens.size(), max_tokens_ - total_));
-        total_ += tokens.size();
+        total_ += tokens.size(), bytes_ += bytes;
+        if (decided_) return write(tokens);
+        held_.insert(held_.end(), tokens.begin(), tokens.end());
+        if (held_.size() < kHeld) return;
+        const double expected = corpus_bytes_ * double(total_) / double(bytes_);
+        decide(max_tokens_ ? std::min(size_t(expected), max_tokens_) : size_t(expected));
+    }
+
+    void finish() {
+        if (!decided_) decide(total_);
+        flush();
+    }
+
+    bool full() const { return max_tokens_ && total_ >= max_tokens_; }
+    size_t tokens() const { return total_; }
+    size_t train_tokens() const { return written_[0]; }
+    size_t val_tokens() const { return written_[1]; }
+
+  private:
+    static constexpr size_t kHeld = 1 << 24;  // of a smaller corpus, a tenth is exact; of a larger one, estimated
+
+    void decide(size_t all_tokens) {
+        val_left_ = std::min(shard_tokens_, all_tokens / 10), decided_ = true;
+        write(std::exchange(held_, {}));
+    }
+
+    void write(std::span<const uint16_t> tokens) {
         while (!tokens.empty()) {
             const bool val = val_left_ > 0;
             const size_t room = std::min(shard_tokens_ - shard_.size(), val ? val_left_ : ~size_t(0));
@@ -83,18 +117,14 @@ class ShardWriter {
         shard_.clear();
     }
 
-    bool full() const { return max_tokens_ && total_ >= max_tokens_; }
-    size_t tokens() const { return total_; }
-    size_t train_tokens() const { return written_[0]; }
-    size_t val_tokens() const { return written_[1]; }
-
-  private:
     OutputFolder& folder_;
     std::string name_;
     size_t shard_tokens_, max_tokens_, val_left_;
-    std::vector<uint16_t> shard_;
+    double corpus_bytes_;
+    bool decided_;  // how many tokens are for validation; until then they are held
+    std::vector<uint16_t> held_, shard_;
     bool in_val_ = false;  // the split of the tokens in shard_
-    size_t val_shards_ = 0, train_shards_ = 0, total_ = 0, written_[2] = {};
+    size_t val_shards_ = 0, train_shards_ = 0, total_ = 0, bytes_ = 0, written_[2] = {};
 };
 
 // Reads, tokenizes and writes at the same time: while the threads work on one batch of passages, the next is read.
@@ -122,7 +152,7 @@ class Tokenization {
     }
 
     void finish() {
-        writer_.flush();
+        writer_.finish();
         progress_.show(line() + ", " + counted(documents_, "document") + strprintf(", %.1f s", progress_.seconds()),
                        true);
     }
@@ -134,7 +164,7 @@ class Tokenization {
                       [&](size_t i, int) { ids[i] = tokenizer_.encode(text_of(batch[i], config_.field)); });
         for (size_t i = 0; i < batch.size(); ++i) {
             if (batch[i].new_document) begin_document();
-            writer_.add(ids[i]);
+            writer_.add(ids[i], batch[i].text.size());
             bytes_ += batch[i].text.size();
         }
         progress_.update([&] { return line(); });
@@ -144,7 +174,7 @@ class Tokenization {
         const std::vector<uint16_t> border = tokenizer_.end_of_text() ? std::vector{*tokenizer_.end_of_text()}
                                              : documents_             ? tokenizer_.encode("\n\n")
                                                                       : std::vector<uint16_t>();
-        writer_.add(border);
+        writer_.add(border, 0);
         ++documents_;
     }
 
@@ -259,11 +289,11 @@ struct Input {
     const char* split;
 };
 
-void prepare_text(const std::string& name, const std::vector<Input>& inputs, size_t val_tokens,
+void prepare_text(const std::string& name, const std::vector<Input>& inputs, const ValSize& val,
                   const PrepareConfig& config, OutputFolder& folder) {
     const Tokenizer tokenizer = open_tokenizer(config);
     std::fprintf(stderr, "tokenizer %s, %zu tokens\n", tokenizer.name().c_str(), tokenizer.vocab_size());
-    ShardWriter writer(folder, name, config.shard_tokens, val_tokens, config.max_tokens);
+    ShardWriter writer(folder, name, config.shard_tokens, val, config.max_tokens);
     tokenizer.save(folder);
     Tokenization tokenization(tokenizer, writer, config);
     try {
@@ -279,15 +309,18 @@ void prepare_text(const std::string& name, const std::vector<Input>& inputs, siz
         throw;
     }
     if (writer.tokens() == 0) fail("%s holds no text; name a file with text", in_quotes(config.corpus).c_str());
+    if (writer.train_tokens() == 0 && !config.has_val_tokens)
+        fail("--max-tokens: expected more than the %zu tokens for validation, which come first; give a larger number",
+             writer.val_tokens());
     if (writer.train_tokens() == 0)
         fail("--val-tokens: expected fewer than the %zu tokens of the corpus, found %zu; nothing is left to train on",
-             writer.tokens(), val_tokens);
+             writer.tokens(), config.val_tokens);
     folder.keep();
     report(config, name, writer.train_tokens(), writer.val_tokens());
 }
 
-// A tenth of the corpus, estimated from the size of its files, but at most one shard.
-size_t default_val_tokens(const std::vector<Input>& inputs, const PrepareConfig& config) {
+// About, where it is packed; what a file holds beside the text counts, too.
+double size_of(const std::vector<Input>& inputs) {
     double bytes = 0;
     for (const Input& input : inputs) {
         const bool packed = input.path.ends_with(".gz") || input.path.ends_with(".xz") || input.path.ends_with(".zst");
@@ -300,8 +333,13 @@ size_t default_val_tokens(const std::vector<Input>& inputs, const PrepareConfig&
                 in_quotes(input.path).c_str());
         bytes += double(size) * (packed ? 3 : 1);
     }
-    const double tokens = config.tokenizer == "bytes" ? bytes : bytes / 4.3;  // English, GPT-2's vocabulary
-    return std::min(config.shard_tokens, size_t(tokens / 10));
+    return bytes;
+}
+
+ValSize val_size(const PrepareConfig& config, const NamedCorpus* named, const std::vector<Input>& inputs) {
+    if (config.has_val_tokens) return {config.val_tokens};
+    if (!named) return {{}, size_of(inputs)};
+    return {config.max_tokens ? std::min(named->val_tokens, config.max_tokens / 10) : named->val_tokens};
 }
 
 void prepare(PrepareConfig config) {
@@ -337,10 +375,8 @@ void prepare(PrepareConfig config) {
             download(file.url, inputs.back().path, file.sha256, config.mirror);
         }
     }
-    const size_t val_tokens = config.has_val_tokens    ? config.val_tokens
-                              : named != corpora.end() ? named->val_tokens
-                                                       : default_val_tokens(inputs, config);
-    prepare_text(name, inputs, val_tokens, config, folder);
+    const ValSize val = val_size(config, named == corpora.end() ? nullptr : &*named, inputs);
+    prepare_text(name, inputs, val, config, folder);
 }
 
 }  // namespace

@@ -779,6 +779,26 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare and bpe_train: a text with nothing to
     CHECK(!fs::exists(out));
 }
 
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: a tenth of the tokens is for validation, of a packed or a cut text, too") {
+    std::string text;
+    for (int i = 0; i < 1500; i++) text += "hello " + std::to_string(i % 7) + "\n";
+    write_file(dir + "/c.txt", text);
+    write_file(dir + "/packed.txt", text);
+    REQUIRE(std::system(("gzip " + dir + "/packed.txt").c_str()) == 0);
+    for (const auto& more : {std::vector<std::string>{}, {"--max-tokens", "1000"}, {"--shard-tokens", "70"}})
+        for (const std::string name : {"c", "packed"}) {
+            std::vector<std::string> arguments = {dir + "/" + name + (name == "c" ? ".txt" : ".txt.gz")};
+            arguments.insert(arguments.end(), more.begin(), more.end());
+            const auto [status, output] = run(arguments);
+            CHECK_MESSAGE(status == 0, output);
+            const size_t val = tokens_of(out + "/" + name + "_val_*.bin").size();
+            const size_t all = val + tokens_of(out + "/" + name + "_train_*.bin").size();
+            CHECK(val == (more.empty() || more[0] == "--max-tokens" ? all / 10 : 70));
+            CHECK((all == 1000) == (!more.empty() && more[0] == "--max-tokens"));
+            fs::remove_all(out);
+        }
+}
+
 TEST_CASE_FIXTURE(PrepareFixture, "prepare and bpe_train: an output folder that is a file is one line of ours") {
     write_file(dir + "/c.txt", "hello hello");
     out = dir + "/c.txt";
