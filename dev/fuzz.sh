@@ -29,6 +29,7 @@ for target in "$@"; do
     "$folder/fuzz_$target" "$limit" -max_len=4194304 -malloc_limit_mb=256 -rss_limit_mb=2048 -timeout="${FUZZ_TIMEOUT:-25}" \
         -dict=tests/fuzz/dictionary -artifact_prefix="$folder/findings/$target-" -print_final_stats=1 -verbosity=0 -close_fd_mask=1 \
         "$folder/corpus/$target" "$folder/seeds/$target" "$folder/kept/$target" >"$folder/$target.log" 2>&1 || finding=1
+    grep -q "run interrupted" "$folder/$target.log" && finding=0 # by Ctrl-C: nothing was found
     runs=$(sed -n 's/stat::number_of_executed_units: *//p' "$folder/$target.log")
     printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$target" "$(date -u +%F)" "$commit" "${runs:-0}" $((SECONDS - start)) \
         $finding >> $table
