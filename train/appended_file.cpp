@@ -32,11 +32,14 @@ bool AppendedFile::empty() const { return fd_ >= 0 && lseek(fd_, 0, SEEK_END) ==
 void AppendedFile::append(const std::string& text) {
     if (fd_ < 0) return;
     const off_t before = lseek(fd_, 0, SEEK_END);
-    const ssize_t done = ::write(fd_, text.data(), text.size());
-    if (done == ssize_t(text.size())) return;
+    size_t written = 0;
+    ssize_t done = 0;  // where only a part was written, the next call says why
+    while (written < text.size() && (done = ::write(fd_, text.data() + written, text.size() - written)) > 0)
+        written += size_t(done);
+    if (written == text.size()) return;
     const int error = done < 0 ? errno : ENOSPC;
     // Half a text would spoil the next one, should there be space again.
-    if (done > 0 && before >= 0) (void)!ftruncate(fd_, before);
+    if (written > 0 && before >= 0) (void)!ftruncate(fd_, before);
     warn(std::strerror(error));
 }
 
