@@ -767,7 +767,7 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
     Settings shown = s;
     std::printf("%s\n", make_options(shown).table().c_str());
     Run run = open_run(s, std::move(start));
-    run.arguments = arguments, run.checkpoints = checkpoints;
+    run.arguments = arguments, run.checkpoints = checkpoints, run.lock = lock ? &*lock : nullptr;
     run.computed_with = gpu ? "CUDA" : isa_name(cpu.isa);
     if (ranks.first()) check_run(s, run);
 #ifdef TN_CUDA

@@ -312,6 +312,40 @@ TEST_CASE("run files: a name has one run at a time") {
     CHECK(w.run(kTiny + " -o link").status == 1);
 }
 
+TEST_CASE("run files: a run whose folder was moved takes nothing from the one that has its name now") {
+    const Workplace w;
+    const auto move_away = [&](const std::string& to) {
+        fs::rename(w.at("d"), w.at(to)), fs::create_directory(w.at("d"));
+    };
+    fs::create_directory(w.at("d"));
+    const std::string model = w.at("d/run.bin");
+    {
+        RunLock first(model);
+        CHECK(!first.retake());
+        move_away("d1");
+        {
+            const RunLock second(model);
+            CHECK(contains(error_of([&] { first.retake(); }), "another run, process"));
+        }
+        CHECK(first.retake());
+        CHECK(!first.retake());
+        move_away("d2");
+        write_file(lock_path(model), "a third one's");
+    }
+    CHECK(read_file(lock_path(model)) == "a third one's");
+    fs::remove(lock_path(model));
+    Program first(w.path, w.command(kLong + " -o d/run"));
+    REQUIRE(first.wait_until([](const std::string& text) { return text.find("step ") != std::string::npos; }));
+    while (read_file(log_path(model)).size() < 100) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    move_away("d3");
+    w.ok(kTiny + " -o d/run");
+    const auto second = run_files(w, "d/run");
+    first.send(SIGTERM);
+    CHECK(first.finish().status == 128 + SIGTERM);
+    CHECK(run_files(w, "d/run.old", "d/run") == second);
+    CHECK(!fs::exists(lock_path(model)));
+}
+
 TEST_CASE("run files: what is no lock or temporary file of a run and has the name of one stays as it is") {
     const Workplace w;
     const std::string lock = w.at("m.tapernorm-lock");

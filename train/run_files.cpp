@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <string_view>
 #include <system_error>
+#include <utility>
 
 #include "io/atomic_file.h"
 #include "io/claims.h"
@@ -197,7 +198,25 @@ RunLock::RunLock(const std::string& model) {
 }
 
 RunLock::~RunLock() {
-    for (const Held& h : held_) unlink(h.path.c_str()), close(h.fd);
+    for (const Held& h : held_) {
+        if (names_file(h.path, h.fd)) unlink(h.path.c_str());
+        close(h.fd);
+    }
+}
+
+bool RunLock::retake() {
+    bool any = false;
+    for (size_t i = 0, all = held_.size(); i < all; i++) {
+        const std::string folder = fs::path(held_[i].path).parent_path().string();
+        if (names_file(held_[i].path, held_[i].fd) || !exists(folder.empty() ? "." : folder)) continue;
+        lock(std::string(held_[i].model));
+        if (held_.size() == all) continue;  // the other one's
+        std::swap(held_[i], held_.back());
+        close(held_.back().fd);
+        held_.pop_back();
+        any = true;
+    }
+    return any;
 }
 
 void RunLock::lock(const std::string& model) {
@@ -226,7 +245,7 @@ void RunLock::lock(const std::string& model) {
                 fail("--out: %s would be overwritten, and is no lock of a run; move it away, or give another name",
                      in_quotes(path).c_str());
             }
-            held_.push_back({path, fd});
+            held_.push_back({model, path, fd});
             const std::string pid = std::to_string(getpid()) + "\n";
             (void)!ftruncate(fd, 0), (void)!pwrite(fd, pid.data(), pid.size(), 0);
             return;

@@ -57,6 +57,9 @@ class RunLock {
     // Fails where another process has it, with that process's number. Behind a symbolic link the run that it leads to is locked too.
     explicit RunLock(const std::string& model);
     ~RunLock();
+    // Where the run's folder was moved and there is another under its name, takes the lock there; whether it had to. Fails where
+    // another process has it.
+    bool retake();
     RunLock(const RunLock&) = delete;
     RunLock& operator=(const RunLock&) = delete;
 
@@ -64,7 +67,7 @@ class RunLock {
     void lock(const std::string& model);
 
     struct Held {
-        std::string path;
+        std::string model, path;
         int fd;
     };
     std::vector<Held> held_;

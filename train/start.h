@@ -34,6 +34,8 @@ Start find_start(Settings& s, const Options& options, std::vector<std::string>& 
                  const Ranks& ranks);
 
 // Everything that a run needs besides the trainer.
+class RunLock;
+
 struct Run {
     TokenSource train, val;
     std::map<std::string, std::string> tokenizer;  // as the model file stores it
@@ -48,6 +50,7 @@ struct Run {
     std::string computed_with = {};            // the instruction set, or "cuda"
     bool first_checkpoint = false;   // of a fresh run, still to come: until then an earlier run keeps its files
     bool new_log = false;            // there is an earlier one: until then, the log is at new_log_path
+    RunLock* lock = nullptr;         // on rank 0
     std::string settings_file = {};  // the text of the file of settings
     Checkpoints checkpoints = Checkpoints("");    // the states, as they are written
     std::unique_ptr<SafetensorsFile> state = {};  // to resume

@@ -254,11 +254,17 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool
     std::error_code ignored;
     for (const std::string& link : {out, state_path(out)})
         if (std::filesystem::is_symlink(link, ignored)) ready();  // the link moves, not what it leads to
+    const auto own_name = [&] {  // else what is there now is another run's, which stays, under another name
+        if (run.lock && run.lock->retake() && metadata_of(state_path(out), "run") != run.id)
+            run.first_checkpoint = run.new_log = true;
+    };
     const auto write_state = [&] {
+        own_name();
         if (changed) run.checkpoints.write(state->metadata, state->tensors.out, t.settings.keep, ready);
         replace_logs(run, t.settings);
     };
     const auto write_model = [&] {
+        own_name();
         image->write(out, [&] { ready(), write_text(settings_path(out), run.settings_file); });
         replace_logs(run, t.settings);
     };
