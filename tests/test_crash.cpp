@@ -414,6 +414,17 @@ TEST_CASE("crash: a damaged newest checkpoint falls back to the one before it, a
     }
     w.refused("train_gpt -y", {"'model.state.bin' is damaged: expected the checksum", "restore a copy",
                                "nor can 'model.state.1.bin' be used", "start afresh without -y"});
+    // Two that are damaged are both named where a third is whole.
+    w.ok(kTiny + " --overwrite --keep 3 -n 2");
+    for (const char* name : {"model.state.bin", "model.state.1.bin"}) {
+        std::string damaged = read_file(w.at(name));
+        damaged[damaged.size() - 9] ^= 1;
+        write_file(w.at(name), damaged);
+    }
+    const std::string said = w.run("train_gpt -y").err;
+    CHECK_MESSAGE(said.find("; nor can 'model.state.1.bin' be used; resuming from the checkpoint before them, "
+                            "'model.state.2.bin'\n") != std::string::npos,
+                  said);
     w.ok(kTiny + " --keep 1 -n 2");
     CHECK(!std::filesystem::exists(w.at("model.state.1.bin")));
     state = read_file(w.at("model.state.bin"));

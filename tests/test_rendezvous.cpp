@@ -446,6 +446,9 @@ TEST_CASE("agreement: corpora of one size that differ are noticed; what is each 
     said = said_of(w, "-j corpus.txt", "-j other.txt");
     CHECK_MESSAGE(has(said, "--val (-j), its tokens: expected the same on all ranks"), said);
 
+    said = said_of(w, "", "-j other.txt");
+    CHECK_MESSAGE(has(said, "--val (-j): expected the same on all ranks, found 'none' on rank 0"), said);
+
     std::filesystem::copy_file(w.at("corpus.txt"), w.at("copy.txt"));
     const int port = free_port();
     Rank rank0(w, 0, port, ""), rank1(w, 1, port, "-i copy.txt --threads 2 --keep 3 --rank-timeout 60");

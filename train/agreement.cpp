@@ -8,6 +8,7 @@ std::vector<Fact> common_settings(const Settings& s, const Start& start) {
     std::vector<Fact> facts = {{"the program", version_text()}};
     Settings shown = s;
     for (const auto& [name, value] : make_options(shown).common()) facts.push_back({name, value});
+    facts.push_back({"--val (-j)", s.val.empty() ? "none" : "a file"});
     std::string checksum;
     if (start.state) checksum = state_metadata(*start.state, "checksum");
     facts.push_back({"the checksum of the state to resume", checksum});

@@ -29,10 +29,10 @@ std::unique_ptr<SafetensorsFile> Checkpoints::open_newest(std::string& note, con
             file->verify();
             if (check) check(*file);
             if (number > 0)
-                note = strprintf("%s; resuming from the checkpoint before it, %s",
-                                 problem.empty() ? strprintf("%s is missing", in_quotes(path_).c_str()).c_str()
-                                                 : problem.c_str(),
-                                 in_quotes(path).c_str());
+                note = (problem.empty() ? in_quotes(path_) + " is missing" : problem) +
+                       (others.empty() ? "; resuming from the checkpoint before it, "
+                                       : others + " be used; resuming from the checkpoint before them, ") +
+                       in_quotes(path);
             resumed_ = true, whole_ = number == 0;
             return file;
         } catch (const Error& e) {

@@ -75,7 +75,8 @@ bool is_lock(int fd) {
 
 std::string model_path(const std::string& out) {
     const std::string name = run_name(out);
-    if (name.empty() || name.back() == '/')
+    const std::string last = fs::path(name).filename().string();
+    if (last.empty() || last == "." || last == "..")
         fail("--out: expected the name of a file, found %s", in_quotes(out).c_str());
     if (names_a_state(name))
         fail("--out: %s would be the state of another run; expected a name without .state", in_quotes(out).c_str());
