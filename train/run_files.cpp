@@ -62,13 +62,14 @@ bool names_file(const std::string& path, int fd) {
            opened.st_dev == named.st_dev;
 }
 
-// Of a run that was killed, or new: the number of a process or nothing, under this name alone.
+// Of a run that was killed, or new: the number of a process or nothing (after a power cut zeros), under this name alone.
 bool is_lock(int fd) {
     struct stat info;
     char text[32];
     const ssize_t size = pread(fd, text, sizeof text, 0);
     if (fstat(fd, &info) != 0 || info.st_nlink > 1 || size < 0 || size_t(size) == sizeof text) return false;
-    return std::string_view(text, size_t(size)).find_first_not_of("0123456789\n") == std::string_view::npos;
+    return std::string_view(text, size_t(size)).find_first_not_of(std::string_view("0123456789\n\0", 12)) ==
+           std::string_view::npos;
 }
 
 }  // namespace
@@ -192,10 +193,11 @@ void set_aside(const std::string& model, const std::string& to, const std::vecto
 
 RunLock::RunLock(const std::string& model) {
     check_writable(model);  // a folder that is missing or protected is an error of its own
-    lock(model);
+    const auto claim_and_lock = [&](const std::string& name) { claim_output("--out", lock_path(name)), lock(name); };
+    claim_and_lock(model);
     std::error_code error;
     const fs::path target = fs::canonical(model, error);
-    if (!error && fs::is_symlink(model, error)) lock(target.string());
+    if (!error && fs::is_symlink(model, error)) claim_and_lock(target.string());
 }
 
 RunLock::~RunLock() {
@@ -224,7 +226,6 @@ void RunLock::lock(const std::string& model) {
     const std::string path = lock_path(model);
     for (const Held& h : held_)
         if (names_file(path, h.fd)) return;  // a link within the run itself
-    claim_output("--out", path);
     for (;;) {
         const int fd = open_regular(path, O_RDWR | O_CREAT | O_NOFOLLOW);
         if (fd < 0)
