@@ -159,15 +159,12 @@ void finish_new_log(const std::string& model) {
 
 std::string set_aside_new_log(const std::string& model) {
     const std::string log = new_log_path(model);
-    for (size_t number = 1; exists(log); number++) {
-        const std::string to = old_name(model, number);
-        if (exists(lock_path(to)) || !existing_files(to).empty()) continue;
-        if (rename_to_free(log, log_path(to)) == 0) return log_path(to);
-        if (errno != EEXIST)
-            fail("--out: cannot rename %s, the log of an earlier run, to %s: %s; move it away", in_quotes(log).c_str(),
-                 in_quotes(log_path(to)).c_str(), std::strerror(errno));
-    }
-    return "";
+    if (!exists(log)) return "";
+    const std::string to = log_path(aside_path(model));
+    if (rename_to_free(log, to) != 0)
+        fail("--out: cannot rename %s, the log of an earlier run, to %s: %s; move it away", in_quotes(log).c_str(),
+             in_quotes(to).c_str(), std::strerror(errno));
+    return to;
 }
 
 std::string run_set_aside(const std::string& model) {
