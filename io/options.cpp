@@ -21,7 +21,6 @@ namespace {
 
 using Names = std::vector<std::string>;
 constexpr size_t kPageWidth = 100;
-constexpr size_t kMostDots = 1000;  // in a line of a file of settings
 
 std::string to_text(const std::string& value) { return value; }
 std::string to_text(bool value) { return value ? "yes" : "no"; }
@@ -140,16 +139,14 @@ std::string padded(std::string text, size_t width) {
 // two hexadecimal digits can stand for such a byte. named_bytes: whether there is any.
 std::string toml_string(const std::string& text, bool& named_bytes) {
     std::string quoted = "\"";
-    size_t dots = 0;
     for (size_t i = 0, length; i < text.size(); i += std::max<size_t>(length, 1)) {
         const unsigned byte = static_cast<unsigned char>(text[i]);
         uint32_t code = 0;
         length = utf8_char(text, i, code);
-        dots += byte == '.';
         named_bytes |= length == 0;
         if (length == 0)
             quoted += strprintf("\\u0000%02x", byte);
-        else if (byte < 32 || byte == 127 || (byte == '.' && dots > kMostDots / 2))
+        else if (byte < 32 || byte == 127)
             quoted += strprintf("\\u%04x", byte);
         else
             quoted.append(byte == '"' || byte == '\\' ? "\\" : "").append(text, i, length);
@@ -262,14 +259,23 @@ void Options::read_config(const std::string& path, const Names& typed) {
     if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);  // the byte order mark of UTF-8
     const std::string expected_line =
         "expected NAME = VALUE, with texts and percentages in quotes (gate-mode = \"taper\")";
-    // No tables: we need none, and toml++ 3.3 (Debian 12) aborts on some that are malformed, and overflows the stack where the
-    // dots of a key nest them deeply.
+    // Names and single values alone, which is all that we need: toml++ 3.3 (Debian 12) aborts on some tables and lists that are
+    // malformed, and overflows the stack where the dots of a name nest them deeply.
+    constexpr std::string_view kBlanks = " \t\r";
+    constexpr std::string_view kNameLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
     std::istringstream file_lines{std::string(text)};
     size_t number = 1;
-    for (std::string line; std::getline(file_lines, line); number++)
-        if (const size_t at = line.find_first_not_of(" \t");
-            (at != line.npos && line[at] == '[') || size_t(std::ranges::count(line, '.')) > kMostDots)
+    for (std::string line; std::getline(file_lines, line); number++) {
+        const auto after = [&](std::string_view letters, size_t at) {
+            return std::min(line.find_first_not_of(letters, at), line.size());
+        };
+        const size_t name = after(kBlanks, 0), name_end = after(kNameLetters, name), equals = after(kBlanks, name_end);
+        if (name == line.size() || line[name] == '#') continue;
+        if (name_end == name || equals == line.size() || line[equals] != '=')
             fail_at(number, expected_line + ", found " + in_quotes(line));
+        if (const char value = line.c_str()[after(kBlanks, equals + 1)]; value == '[' || value == '{')
+            fail_at(number, line.substr(name, name_end - name) + ": expected NAME = VALUE, found a table or a list");
+    }
     toml::table table;
     try {
         table = toml::parse(only_ascii(text));
@@ -288,8 +294,6 @@ void Options::read_config(const std::string& path, const Names& typed) {
         const auto o = std::ranges::find_if(rows_, [flag = "--" + name](const Option& row) {
             return row.long_name == flag || row.alias == flag;
         });
-        if (node->is_table() || node->is_array())
-            fail_at(line, name + ": expected NAME = VALUE, found a table or a list");
         if (o == rows_.end())
             fail_at(line, "unknown setting " + in_quotes(name) + suggestion(name, keys) + " (--help lists all)");
         if (const auto [other, fresh] = lines.try_emplace(o->long_name, line); !fresh)

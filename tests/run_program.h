@@ -66,6 +66,9 @@ class Program {
         argv.push_back(nullptr);
         int out[2], err[2];
         if (pipe2(out, O_CLOEXEC) != 0 || pipe2(err, O_CLOEXEC) != 0) throw std::runtime_error("no pipe");
+        // The smallest pipe: a program that prints more than this waits to be read. So one that prints a line for each update
+        // cannot have ended before the test has done to it what it waited for.
+        fcntl(out[1], F_SETPIPE_SZ, 4096);
         if (terminal) {
             close(out[0]), close(out[1]);
             out[0] = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);

@@ -249,7 +249,7 @@ TEST_CASE(
     "endings: a corpus that is cut off or written to under a run ends it with a checkpoint; touch and rsync do not") {
     std::string text;
     for (int i = 0; i < 4000; i++) text += "line " + std::to_string(i * 7919) + " of a text of several pages\n";
-    const std::string line = "train_gpt -i corpus.txt -b 2 -x 3000 --gate-warmup 100 --gate-end 200 -v 0 -m 1" + kShape;
+    const std::string line = "train_gpt -i corpus.txt -b 2 -x 1000 --gate-warmup 100 --gate-end 200 -v 1 -m 1" + kShape;
     const Workplace whole;
     write_file(whole.at("corpus.txt"), text);
     whole.ok(line);
@@ -349,7 +349,7 @@ TEST_CASE("endings: Ctrl-C that ends the reader of a pipe too saves the run") {
 // ---- signals
 
 TEST_CASE("endings: every signal that asks for the end saves the run; it resumes to the bit") {
-    const std::string line = "train_gpt -i corpus.txt -b 2 -x 4000 --gate-warmup 100 --gate-end 200 -v 0 -m 1" + kShape;
+    const std::string line = "train_gpt -i corpus.txt -b 2 -x 1500 --gate-warmup 100 --gate-end 200 -v 1 -m 1" + kShape;
     const Workplace whole, w;
     whole.ok(line);
     std::string command = line;
@@ -367,7 +367,10 @@ TEST_CASE("endings: every signal that asks for the end saves the run; it resumes
     }
     w.ok(command);
     CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
-    CHECK(log_without_times(w) == log_without_times(whole));
+    auto log = log_without_times(w), whole_log = log_without_times(whole);
+    for (auto* lines : {&log, &whole_log})
+        for (auto& line : *lines) line.erase("val_loss");  // a validation that a signal ends is not repeated
+    CHECK_MESSAGE(log == whole_log, "the log is another");
 }
 
 TEST_CASE("endings: a signal that is ignored from the start (nohup, &) stays ignored") {
@@ -440,7 +443,7 @@ TEST_CASE("endings: a signal in the last HellaSwag is no success, and -y prints 
     const Workplace w;
     const std::string item = "{\"ctx\": \"ab\", \"endings\": [\"cd\", \"ef\"], \"label\": 0}\n";
     std::string items;
-    for (int i = 0; i < 20000; i++) items += item;
+    for (int i = 0; i < 200000; i++) items += item;
     write_file(w.at("items.jsonl"), items);
     Program program(w.path, w.command(kTiny + " -v 0 --hellaswag items.jsonl"));
     REQUIRE(program.wait_until([](const std::string& out) { return contains(out, "\nvalidation loss "); }));
@@ -583,6 +586,7 @@ TEST_CASE("endings: a last save that is not possible loses nothing: it waits unt
             CHECK(contains(outcome.out,
                            "; " + obstacle.written + "; trying again until it can be written (Ctrl-C gives up)\n"));
             if (gives_up) continue;
+            CHECK(!std::filesystem::exists(w.at("d/run.old.state.bin")));
             CHECK(contains(outcome.out, "resume with: ./train_gpt -y -o d/run.bin\n"));
             SafetensorsFile(w.at("d/run.state.bin")).verify();
             SafetensorsFile(w.at("d/run.bin")).verify();

@@ -309,8 +309,9 @@ TEST_CASE("options: a file of settings, which the command line overrides") {
     CHECK(error("lr = 0.1e") != "");
     CHECK(error("beta1 = 1.1") == "line 1: --beta1: expected a number of at least 0 and below 1, found '1.1'");
     CHECK(error("batch = \"false\"") == "line 1: --batch (-b): expected a whole number of at least 1, found 'false'");
-    for (const char* hostile : {"[.]", "[=", "\xef\xbb\xbf[\\", "[#", "[[[", "[\n", " [", "a = [.", "a = { . = 1 }",
-                                "a = { [ = 1 }", "a.[ = 1", "a =--g{\"\u0120@", "\u0120 = 1"})
+    for (const char* hostile :
+         {"[.]", "[=", "\xef\xbb\xbf[\\", "[#", "[[[", "[\n", " [", "a = [.", "a = { . = 1 }", "a = { [ = 1 }",
+          "a.[ = 1", "train = [[}", "\"a=\" = [}", "a =--g{\"\u0120@", "\u0120 = 1"})
         CHECK(error(hostile).starts_with("line 1: "));
     CHECK(error("train = false") == "line 1: --train (-i): expected a text in quotes, found 'false'");
     parsed_with("no-shuffle = true", {"--no-shuffle=false"}, again);

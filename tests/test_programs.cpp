@@ -354,7 +354,7 @@ TEST_CASE("train_gpt: without the scale loss the default schedule is a late one;
 
 TEST_CASE("train_gpt: Ctrl-C in every phase of the gate writes a checkpoint, and the printed command goes on") {
     const std::string line =
-        "train_gpt -i corpus.txt -b 2 -x 4000 --gate-warmup 700 --gate-end 1700 -l 1e-3 -v 0" + kShape + " -o";
+        "train_gpt -i corpus.txt -b 2 -x 4000 --gate-warmup 700 --gate-end 1700 -l 1e-3 -v 1 -m 1" + kShape + " -o";
     const std::string out = "my model.bin";
     const Workplace whole, w;
     whole.ok(line, {out});
@@ -382,7 +382,7 @@ TEST_CASE("train_gpt: Ctrl-C in every phase of the gate writes a checkpoint, and
 
 TEST_CASE("train_gpt: a run that is killed resumes from its last checkpoint") {
     const std::string line =
-        "train_gpt -i corpus.txt -b 2 -x 4000 --gate-warmup 300 --gate-end 600 -v 0 -n 400" + kShape;
+        "train_gpt -i corpus.txt -b 2 -x 1500 --gate-warmup 300 --gate-end 600 -v 1 -m 1 -n 400" + kShape;
     const Workplace whole, w;
     whole.ok(line);
     Program program(w.path, w.command(line));

@@ -120,7 +120,7 @@ std::string said_of(const Workplace& w, const std::string& both, const std::stri
                     const Variables& more = {}) {
     const int port = free_port();
     Rank rank0(w, 0, port, both), rank1(w, 1, port, both + " " + second, more);
-    const Outcome one = rank1.finish(), zero = rank0.finish();
+    const Outcome zero = rank0.finish(), one = rank1.finish();  // rank 0 prints
     CHECK(zero.status != 0);
     CHECK(one.status != 0);
     CHECK(!std::filesystem::exists(w.at("r0.bin")));
@@ -374,7 +374,7 @@ TEST_CASE("rendezvous: a rank that ends by its own will before the training says
     {
         const int port = free_port();
         Rank rank0(w, 0, port, "--help"), rank1(w, 1, port, "--help");
-        const Outcome one = rank1.finish(), zero = rank0.finish();
+        const Outcome zero = rank0.finish(), one = rank1.finish();  // rank 0 prints
         CHECK((zero.status == 0 && one.status == 0));
         CHECK(zero.err + one.err + one.out == "");
         CHECK(zero.out == w.ok("train_gpt --help"));
@@ -383,7 +383,7 @@ TEST_CASE("rendezvous: a rank that ends by its own will before the training says
     w.ok(kTiny);
     const int port = free_port();
     Rank rank0(w, 0, port, "", {}, "train_gpt export model.bin folder"), rank1(w, 1, port, "", {}, "train_gpt export");
-    const Outcome one = rank1.finish(), zero = rank0.finish();
+    const Outcome zero = rank0.finish(), one = rank1.finish();  // rank 0 prints
     CHECK((zero.status == 0 && one.status == 0));
     CHECK(zero.err + one.err == "");
     CHECK(std::filesystem::exists(w.at("folder/model.safetensors")));
@@ -452,7 +452,7 @@ TEST_CASE("agreement: corpora of one size that differ are noticed; what is each 
     std::filesystem::copy_file(w.at("corpus.txt"), w.at("copy.txt"));
     const int port = free_port();
     Rank rank0(w, 0, port, ""), rank1(w, 1, port, "-i copy.txt --threads 2 --keep 3 --rank-timeout 60");
-    const Outcome one = rank1.finish(), zero = rank0.finish();
+    const Outcome zero = rank0.finish(), one = rank1.finish();  // rank 0 prints
     CHECK(one.err + zero.err == "");
     CHECK(one.status + zero.status == 0);
     // The same update as by one process, with the state that each rank finds under a name of its own.
@@ -470,7 +470,7 @@ TEST_CASE("agreement: ranks that begin from different files are noticed") {
     const auto refused = [&](const std::string& both, const std::string& second, const std::string& error) {
         const int port = free_port();
         Rank rank0(w, 0, port, both), rank1(w, 1, port, both + " " + second);
-        const Outcome one = rank1.finish(), zero = rank0.finish();
+        const Outcome zero = rank0.finish(), one = rank1.finish();  // rank 0 prints
         CHECK(one.status + zero.status == 2);
         CHECK_MESSAGE(has(zero.err, "train_gpt: error: rank 0 of 2: " + error), zero.err);
         CHECK(one.err == "");

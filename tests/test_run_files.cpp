@@ -131,6 +131,15 @@ TEST_CASE("run files: a fresh run that ends before its first checkpoint leaves t
     CHECK(run_files(w, "model.old3", "model") == nine);
 }
 
+TEST_CASE("run files: a directory under the name of a run's file is refused, and stays") {
+    const Workplace w;
+    for (const std::string name : {"m.bin", "m.state.bin", "m.state.1.bin", "m.toml", "m.log.jsonl", "m.log.1.jsonl"}) {
+        fs::create_directory(w.at(name));
+        w.refused(kTiny + " -o m", {name, "directory"});
+        fs::remove(w.at(name));
+    }
+}
+
 TEST_CASE("run files: nothing that has the name of the new log is written to or renamed") {
     const Workplace w;
     w.ok(kTiny + " -o m");

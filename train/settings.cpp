@@ -379,7 +379,12 @@ void check_outputs(const Settings& s) {
     if (std::filesystem::exists(in_the_way) && !std::filesystem::is_regular_file(in_the_way))
         fail("--out: %s, which holds the log of a run until its first checkpoint, is not a regular file; remove it",
              in_quotes(new_log_path(s.out)).c_str());
-    for (const std::string& out : existing_files(s.out)) claim_output("--out", out);
+    for (const std::string& out : existing_files(s.out)) {
+        if (std::filesystem::is_directory(out))
+            fail("--out: a file of the run would have the name of the directory %s; move it away",
+                 in_quotes(out).c_str());
+        claim_output("--out", out);
+    }
     claim_output("--out", new_log_path(s.out));
 }
 

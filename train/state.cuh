@@ -213,6 +213,8 @@ inline void make_room(Run& run, const Settings& s) {
     if (run.new_log) finish_set_aside(s.out);  // where an attempt before this one failed
     std::vector<std::string> files = existing_files(s.out);
     if (!run.new_log) std::erase(files, log_path(s.out));  // its own
+    // No run has made a directory: it stays where it is, and what it is in the way of fails.
+    std::erase_if(files, [](const std::string& path) { return std::filesystem::is_directory(path); });
     if (!s.overwrite && !files.empty()) set_aside(s.out, aside_path(s.out), files);
     run.first_checkpoint = false;
 }
