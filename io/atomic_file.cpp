@@ -21,6 +21,7 @@
 namespace tapernorm {
 
 namespace fs = std::filesystem;
+using namespace std::string_literals;
 
 namespace {
 
@@ -66,6 +67,15 @@ std::string directory_of(const std::string& path) {
 }
 
 }  // namespace
+
+void check_place(const std::string& path, const std::string& folder) {
+    std::error_code ignored;
+    const std::string place = fs::weakly_canonical(folder, ignored).string();
+    for (const char* kernel : {"/dev", "/proc"})
+        if ((place + "/").starts_with(kernel + "/"s) && !(place + "/").starts_with("/dev/shm/"))
+            fail("cannot write %s: in '%s' are devices and processes, no files; name another place",
+                 in_quotes(path).c_str(), kernel);
+}
 
 int open_regular(const std::string& path, int flags) {
     const int fd = open(path.c_str(), flags | O_CLOEXEC | O_NONBLOCK, 0666);
@@ -131,11 +141,7 @@ AtomicFile::AtomicFile(const std::string& path, double patience) : path_(path) {
     if (exists && access(target_.c_str(), W_OK) != 0)
         fail("cannot write %s: the file is write-protected (%s); name another, or chmod u+w it",
              in_quotes(path).c_str(), std::strerror(errno));
-    std::error_code ignored;
-    const std::string folder = fs::canonical(directory_of(path), ignored).string();
-    if (folder == "/dev" || folder == "/proc" || folder.starts_with("/proc/"))
-        fail("cannot write %s: in %s are devices and processes, no files; name another place", in_quotes(path).c_str(),
-             in_quotes(folder).c_str());
+    check_place(path, directory_of(path));
     if (!exists && target_.back() == '/')
         fail("cannot write %s: it names a directory; name a file in it", in_quotes(path).c_str());
 

@@ -5,6 +5,7 @@
 #include <system_error>
 #include <vector>
 
+#include "io/atomic_file.h"
 #include "runtime/error.h"
 
 namespace tapernorm {
@@ -13,6 +14,7 @@ class OutputFolder {
   public:
     // Makes it where it is missing, and its parents too where `parents` is true.
     explicit OutputFolder(const std::string& path, bool parents = true) : path_(path) {
+        check_place(path, path);
         std::error_code error, ignored;
         for (std::filesystem::path p = path_; !p.empty() && !std::filesystem::exists(p, ignored); p = p.parent_path())
             made_.push_back(p);

@@ -349,7 +349,10 @@ void check_outputs(const Settings& s) {
     const std::string settings_file = settings_path(s.out), state = state_path(s.out), log = log_path(s.out);
     std::vector<std::string> outputs = {s.out, log, settings_file};
     for (size_t number = 0; number < s.keep; number++) outputs.push_back(numbered(state, number));
-    if (!s.tensorboard.empty()) outputs.push_back(next_event_file(s.tensorboard));
+    if (!s.tensorboard.empty()) {
+        check_place(s.tensorboard, s.tensorboard);
+        outputs.push_back(next_event_file(s.tensorboard));
+    }
     for (const auto& [flag, corpus] : {std::pair("--train", s.train), std::pair("--val", s.val)})
         for (const std::string& out : outputs)
             if (pattern_names(corpus, out))
