@@ -70,7 +70,7 @@ std::string directory_of(const std::string& path) {
 
 void check_place(const std::string& path, const std::string& folder) {
     std::error_code ignored;
-    const std::string place = fs::weakly_canonical(folder, ignored).string();
+    const std::string place = fs::weakly_canonical(fs::absolute(folder, ignored), ignored).string();
     for (const char* kernel : {"/dev", "/proc"})
         if ((place + "/").starts_with(kernel + "/"s) && !(place + "/").starts_with("/dev/shm/"))
             fail("cannot write %s: in '%s' are devices and processes, no files; name another place",

@@ -7,6 +7,7 @@
 #include <functional>
 #include <queue>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "io/files.h"
 #include "io/json.h"
@@ -516,6 +517,28 @@ std::string Tokenizer::decode(std::span<const uint16_t> ids) const {
     std::string text;
     for (const uint16_t id : ids) text += token(id);
     return text;
+}
+
+// In a whole vocabulary, a merge makes each token that two others join to. (Added tokens are seldom such, but for runs of white space.)
+void Tokenizer::check_merges(const std::string& source) const {
+    const std::vector<std::string>& tokens = tables_->tokens;
+    const std::unordered_set<std::string_view> all(tokens.begin(), tokens.end());
+    std::unordered_set<std::string_view> made;
+    for (const uint16_t id : tables_->merged) made.insert(tokens[id]);
+    const auto two_join = [&](std::string_view token) {
+        for (size_t at = 1; at < token.size(); ++at)
+            if (all.contains(token.substr(0, at)) && all.contains(token.substr(at))) return true;
+        return false;
+    };
+    size_t missing = 0, first = 0;
+    for (size_t id = tokens.size(); id-- > 0;)
+        if (!made.contains(tokens[id]) && tokens[id].find_first_not_of(" \t\r\n") != std::string::npos &&
+            !(tokens[id].starts_with("<") && tokens[id].ends_with(">")) && two_join(tokens[id]))
+            missing++, first = id;
+    if (missing > 0)
+        fail("%s: %s of its vocabulary, such as %s, %s made by no merge: merges.txt is incomplete; get it again",
+             source.c_str(), counted(missing, "token").c_str(), in_quotes(tokens[first]).c_str(),
+             missing == 1 ? "is" : "are");
 }
 
 std::map<std::string, std::string> Tokenizer::metadata() const {

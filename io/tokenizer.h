@@ -69,6 +69,8 @@ class Tokenizer {
     struct Tables;
     explicit Tokenizer(std::shared_ptr<const Tables> tables) : tables_(std::move(tables)) {}
     static Tokenizer from_llmc(const std::string& path);
+    // Fails where the vocabulary has tokens that merges must make and none does.
+    void check_merges(const std::string& source) const;
     void append(std::string_view text, std::vector<uint16_t>& ids) const;
 
     std::shared_ptr<const Tables> tables_;

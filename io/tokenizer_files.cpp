@@ -71,7 +71,9 @@ Tokenizer Tokenizer::from_path(const std::string& path) {
     }
     if (vocab.ends_with("tokenizer.json")) {
         const TwoFiles files = split_tokenizer_json(vocab);
-        return from_text(files.vocab_json, files.merges_txt, in_quotes(vocab));
+        const Tokenizer tokenizer = from_text(files.vocab_json, files.merges_txt, in_quotes(vocab));
+        tokenizer.check_merges(in_quotes(vocab));
+        return tokenizer;
     }
     if (!vocab.ends_with(kVocabName))
         fail(
@@ -84,7 +86,10 @@ Tokenizer Tokenizer::from_path(const std::string& path) {
         if (!fs::exists(file, ignored))
             fail("the tokenizer %s needs %s, which does not exist; data/README.md says where to get GPT-2's files",
                  in_quotes(path).c_str(), in_quotes(file).c_str());
-    return from_text(read_text(vocab, kLargestFile), read_text(merges, kLargestFile), in_quotes(path));
+    const Tokenizer tokenizer =
+        from_text(read_text(vocab, kLargestFile), read_text(merges, kLargestFile), in_quotes(path));
+    tokenizer.check_merges(in_quotes(path));
+    return tokenizer;
 }
 
 std::optional<Tokenizer> Tokenizer::beside(const std::string& file) {

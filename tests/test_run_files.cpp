@@ -584,8 +584,8 @@ TEST_CASE("models: a flipped byte is noticed, and so is a model that is older th
 
 TEST_CASE("runs: folders of devices and processes are no places for files") {
     const Workplace w;
-    w.refused(kTiny + " -o /dev/fd/77", {"cannot write '/dev/fd/77.bin': in '/proc/", "no files; name another place"});
-    w.refused(kTiny + " -o /proc/self/x", {"cannot write '/proc/self/x.bin': in '/proc/"});
+    w.refused(kTiny + " -o /dev/fd/77", {"cannot write '/dev/fd/77.bin': in '/proc'", "no files; name another place"});
+    w.refused(kTiny + " -o /proc/self/x", {"cannot write '/proc/self/x.bin': in '/proc'"});
     w.refused(kTiny + " -o /dev/stdout.bin", {"cannot write '/dev/stdout.bin': in '/dev' are devices"});
     w.ok(kTiny);
     w.refused("train_gpt export model.bin /dev/x", {"cannot write '/dev/x': in '/dev' are devices"});

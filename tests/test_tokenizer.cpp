@@ -366,6 +366,23 @@ TEST_CASE("damaged vocabularies are refused with a reason") {
     const TemporaryFolder folder;
     write_file(folder.path + "/vocab.json", vocab);
     CHECK(contains(error_of([&] { Tokenizer::from_path(folder.path); }), "merges.txt', which does not exist"));
+    for (const auto& [left, needle] : std::map<
+             std::string,
+             std::string>{{"",
+                           "5 tokens of its vocabulary, such as 'he', are made by no merge: merges.txt is incomplete"},
+                          {merges.substr(0, merges.find("hell")),
+                           "2 tokens of its vocabulary, such as 'hello', are made by no merge"},
+                          {merges.substr(0, merges.find("Ġ")),
+                           "1 token of its vocabulary, such as ' w', is made by no merge"}}) {
+        write_file(folder.path + "/merges.txt", left);
+        const std::string said = error_of([&] { Tokenizer::from_path(folder.path); });
+        CHECK_MESSAGE(contains(said, needle), said);
+    }
+    // Added tokens are no such ones.
+    std::string more = vocab;
+    more.replace(more.rfind('}'), 1, ", \"<he>\": 262, \"zzz\": 263, \"ĠĠ\": 264}");
+    write_file(folder.path + "/vocab.json", more), write_file(folder.path + "/merges.txt", merges);
+    CHECK(Tokenizer::from_path(folder.path).vocab_size() == 265);
 }
 
 namespace {

@@ -22,7 +22,7 @@ inline void write_vocabulary(const std::string& folder, size_t more = 0) {
     std::vector<std::string> tokens;
     for (int b = 0; b < 256; b++) tokens.emplace_back(1, char(b));
     tokens.insert(tokens.end(), {"he", "the", std::string(kEndOfText)});
-    for (size_t i = 0; i < more; i++) tokens.push_back("more " + std::to_string(i));
+    for (size_t i = 0; i < more; i++) tokens.push_back("<more " + std::to_string(i) + ">");
     const std::vector<std::pair<uint16_t, uint16_t>> merges = {{'h', 'e'}, {'t', 256}};
     std::filesystem::create_directory(folder);
     write_file(folder + "/vocab.json", vocab_json_text(tokens));
