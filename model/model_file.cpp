@@ -411,7 +411,8 @@ Tokenizer model_tokenizer(const ModelInfo& info, const std::string& model) {
         return tokenizer;
     } catch (const Error&) {
         if (info.vocabulary_problem.empty()) throw;
-        fail("%s (give a good one with --tokenizer DIR)", info.vocabulary_problem.c_str());
+        const bool said = info.vocabulary_problem.find("--tokenizer DIR") != std::string::npos;
+        fail("%s%s", info.vocabulary_problem.c_str(), said ? "" : " (give a good one with --tokenizer DIR)");
     }
 }
 

@@ -607,7 +607,7 @@ TEST_CASE(
     CAPTURE(outcome.out);
     CHECK(outcome.status == 1);
     CHECK(contains(outcome.out,
-                   "warning: the shell's limit (ulimit -f) allows files of 0.1 MiB, and the checkpoints of "));
+                   "warning: the shell's limit (ulimit -f) allows files of 60 KiB, and the checkpoints of "));
     CHECK(contains(outcome.out,
                    "'run.state.bin': could not write the data (the old file is untouched): File too large; "));
     CHECK(contains(outcome.out, "; the model alone is written; trying again"));

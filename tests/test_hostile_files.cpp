@@ -334,6 +334,8 @@ TEST_CASE("a broken vocabulary in a model or beside it is named by whoever needs
             w.ok("infer " + model + " -n 1 --prompt the --tokenizer words");
         }
         w.refused("infer bad.bin --prompt the", {needle, "--tokenizer DIR"});
+        const std::string said = run_program_in(w.path, words("infer bad.bin --prompt the")).err;
+        CHECK_MESSAGE(said.find("--tokenizer DIR") == said.rfind("--tokenizer DIR"), said);
         w.ok("infer bad.bin -n 1 --prompt the --tokenizer words");
         w.refused(kTrain + " --init bad.bin -o text.bin", {"--tokenizer", needle});
     }

@@ -245,6 +245,8 @@ TEST_CASE("run files: -y of a finished run changes no state") {
     CHECK(run_files(w, "model") == before);
     w.refused("train_gpt -y --overwrite", {"--overwrite", "--resume"});
     w.refused(kTiny + " -o /dev/null", {"/dev/null"});
+    for (const std::string name : {".", "..", "./..", "..bin"})
+        w.refused(kTiny + " -o " + name, {"--out: expected the name of a file, found '" + name + "'"});
 }
 
 TEST_CASE("run files: -y refuses the log of another run") {

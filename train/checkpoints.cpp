@@ -124,23 +124,27 @@ void write_last(Checkpoints& checkpoints, const std::function<void()>& state, co
     if (waited) std::printf("\nstate and model are written now\n");
 }
 
+static std::string size_text(double bytes) {
+    return bytes < 1 << 20 ? strprintf("%.0f KiB", bytes / 1024) : strprintf("%.1f MiB", bytes / 1048576);
+}
+
 std::string space_warning(const std::string& path, const DiskNeeds& needs) {
     struct rlimit limit;
     if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
         double(limit.rlim_cur) < needs.largest_file)
         return strprintf(
-            "warning: the shell's limit (ulimit -f) allows files of %.1f MiB, and the checkpoints of this run need %.1f MiB; "
+            "warning: the shell's limit (ulimit -f) allows files of %s, and the checkpoints of this run need %s; "
             "raise it",
-            double(limit.rlim_cur) / 1048576, needs.largest_file / 1048576);
+            size_text(double(limit.rlim_cur)).c_str(), size_text(needs.largest_file).c_str());
     const std::string parent = std::filesystem::path(path).parent_path().string();
     struct statvfs disk;
     if (statvfs(parent.empty() ? "." : parent.c_str(), &disk) != 0) return "";
     const double free = double(disk.f_bavail) * double(disk.f_frsize);
     if (free >= needs.bytes) return "";
     return strprintf(
-        "warning: the disk of %s has %.1f MiB free, and this run may need %.1f MiB more for its model and its checkpoints; free "
+        "warning: the disk of %s has %s free, and this run may need %s more for its model and its checkpoints; free "
         "some space, or keep fewer checkpoints (--keep)",
-        in_quotes(path).c_str(), free / 1048576, needs.bytes / 1048576);
+        in_quotes(path).c_str(), size_text(free).c_str(), size_text(needs.bytes).c_str());
 }
 
 const std::string& state_metadata(const SafetensorsFile& file, const char* key) {
