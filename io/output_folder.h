@@ -1,6 +1,12 @@
 // A folder for what a command writes, of which nothing is left where the command fails.
 #pragma once
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <filesystem>
+#include <set>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -10,16 +16,28 @@
 
 namespace tapernorm {
 
+// One process at a time has a folder (where the file system has locks; the folder itself is locked, there is no file for it).
 class OutputFolder {
   public:
-    // Makes it where it is missing, and its parents too where `parents` is true.
+    // Makes it where it is missing, and its parents too where `parents` is true. Fails where another process writes to it.
     explicit OutputFolder(const std::string& path, bool parents = true) : path_(path) {
         check_place(path, path);
         std::error_code error, ignored;
         for (std::filesystem::path p = path_; !p.empty() && !std::filesystem::exists(p, ignored); p = p.parent_path())
             made_.push_back(p);
         parents ? std::filesystem::create_directories(path_, error) : std::filesystem::create_directory(path_, error);
-        if (!error && std::filesystem::is_directory(path_, ignored)) return;
+        if (!error && std::filesystem::is_directory(path_, ignored)) {
+            // This process may have it already: what is downloaded may go where the shards go.
+            if (!ours().insert(name_ = std::filesystem::canonical(path_).string()).second) {
+                name_.clear();
+                return;
+            }
+            lock_ = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+            if (flock(lock_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
+            close(lock_), ours().erase(name_);
+            fail("the folder %s is being written by another program; wait for it, or choose another place",
+                 in_quotes(path).c_str());
+        }
         remove_empty();
         fail("cannot make the folder %s: %s; choose another place", in_quotes(path).c_str(),
              error ? error.message().c_str() : "a file has its name");
@@ -28,6 +46,8 @@ class OutputFolder {
         std::error_code ignored;
         for (const std::filesystem::path& file : files_) std::filesystem::remove(file, ignored);
         remove_empty();
+        if (lock_ >= 0) close(lock_);
+        ours().erase(name_);
     }
     OutputFolder(const OutputFolder&) = delete;
     OutputFolder& operator=(const OutputFolder&) = delete;
@@ -46,12 +66,18 @@ class OutputFolder {
     void take_back() { files_.insert(files_.end(), kept_.begin(), kept_.end()), kept_.clear(); }
 
   private:
+    static std::set<std::string>& ours() {
+        static std::set<std::string> locked;
+        return locked;
+    }
     void remove_empty() {
         std::error_code ignored;
         for (const std::filesystem::path& p : made_) std::filesystem::remove(p, ignored);  // none with anything in it
     }
 
     std::filesystem::path path_;
+    std::string name_;  // where this has locked it
+    int lock_ = -1;
     std::vector<std::filesystem::path> made_, files_, kept_;  // the innermost folder first
 };
 

@@ -366,18 +366,9 @@ TEST_CASE("damaged vocabularies are refused with a reason") {
     const TemporaryFolder folder;
     write_file(folder.path + "/vocab.json", vocab);
     CHECK(contains(error_of([&] { Tokenizer::from_path(folder.path); }), "merges.txt', which does not exist"));
-    for (const auto& [left, needle] : std::map<
-             std::string,
-             std::string>{{"",
-                           "5 tokens of its vocabulary, such as 'he', are made by no merge: merges.txt is incomplete"},
-                          {merges.substr(0, merges.find("hell")),
-                           "2 tokens of its vocabulary, such as 'hello', are made by no merge"},
-                          {merges.substr(0, merges.find("Ġ")),
-                           "1 token of its vocabulary, such as ' w', is made by no merge"}}) {
-        write_file(folder.path + "/merges.txt", left);
-        const std::string said = error_of([&] { Tokenizer::from_path(folder.path); });
-        CHECK_MESSAGE(contains(said, needle), said);
-    }
+    write_file(folder.path + "/merges.txt", "");
+    CHECK(contains(error_of([&] { Tokenizer::from_path(folder.path); }),
+                   "5 tokens of its vocabulary, such as 'he', are made by no merge: merges.txt is incomplete"));
     // Added tokens are no such ones.
     std::string more = vocab;
     more.replace(more.rfind('}'), 1, ", \"<he>\": 262, \"zzz\": 263, \"ĠĠ\": 264}");
@@ -823,6 +814,20 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare and bpe_train: an output folder that 
         CHECK(output.first == 1);
         CHECK_MESSAGE(contains(output.second, "error: cannot make the folder '" + out), output.second);
     }
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare and bpe_train: a folder that another program writes to is refused") {
+    write_file(dir + "/c.txt", "hello hello hello hello hello");
+    fs::create_directory(out);
+    const int other = open(out.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    REQUIRE(flock(other, LOCK_EX) == 0);
+    for (const auto& output : {run({dir + "/c.txt"}), run_program(run_bpe_train, {dir + "/c.txt", "--out", out})}) {
+        CHECK(output.first == 1);
+        CHECK_MESSAGE(contains(output.second, "is being written by another program; wait for it"), output.second);
+    }
+    close(other);
+    CHECK(fs::is_empty(out));
+    CHECK(run({dir + "/c.txt"}).first == 0);
 }
 
 TEST_CASE("GPT-2's own vocabulary") {
