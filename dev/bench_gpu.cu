@@ -286,5 +286,6 @@ using namespace tapernorm;
 using namespace tapernorm::train;
 
 int main(int argc, char** argv) {
+    start_program();
     return exit_status("bench_gpu", [&] { return run_benchmark(argc, argv); });
 }

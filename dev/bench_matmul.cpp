@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "ops/gemm.cuh"
+#include "runtime/exit_status.h"
 
 #ifdef HAVE_DNNL
 #include <dnnl.h>
@@ -125,6 +126,7 @@ double time_call(const std::function<void()>& call) {
 using namespace tapernorm;
 
 int main(int argc, char** argv) {
+    start_program();
     const int rounds = argc > 1 ? std::max(1, atoi(argv[1])) : 11;
     Cpu dev(argc > 2 ? atoi(argv[2]) : 0);
     const std::string only = argc > 3 ? argv[3] : "";

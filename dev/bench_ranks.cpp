@@ -6,12 +6,14 @@
 #include <cstdlib>
 #include <vector>
 
+#include "runtime/exit_status.h"
 #include "train/ranks/collectives.cuh"
 
 using namespace tapernorm;
 using namespace tapernorm::train;
 
 int main(int argc, char** argv) {
+    start_program();
     Ranks ranks;
     try {
         ranks.join();

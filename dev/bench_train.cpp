@@ -95,6 +95,7 @@ using namespace tapernorm;
 using namespace tapernorm::train;
 
 int main(int argc, char** argv) {
+    start_program();
     if (argc != 8) return std::fprintf(stderr, "usage: bench_train L NH C T B V rounds\n"), 2;
     auto arg = [&](int i) { return size_t(std::strtoull(argv[i], nullptr, 10)); };
     Config config;

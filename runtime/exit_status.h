@@ -18,6 +18,7 @@
 #include <system_error>
 
 #include "runtime/error.h"
+#include "runtime/floating_point.h"
 #include "runtime/printable.h"
 
 namespace tapernorm {
@@ -68,7 +69,9 @@ inline void watch_memory(const char* program) {
 
 // For main, before anything else. Standard streams that were closed lead to /dev/null: the next file to be opened would get
 // the number of one, and all that is printed with it. A limit of file sizes (ulimit -f) becomes an error of the write.
+// Denormal numbers are zero.
 inline void start_program() {
+    flush_denormals();
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
         if (fcntl(fd, F_GETFD) != -1 || open("/dev/null", O_RDWR) == fd) continue;
         std::fprintf(stderr, "%s: error: a standard stream is closed, and /dev/null cannot be opened in its place: %s\n",

@@ -68,3 +68,10 @@ END {
     exit failed
 }' $(find . -type f \( -name '*.h' -o -name '*.hpp' -o -name '*.cc' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' \) |
     sed 's,^\./,,' | grep -vE '^(tests|dev|build[^/]*|scratch)/' | sort)
+
+# Every main, of benchmarks too, begins with what all programs begin with.
+for file in $(grep -rlE '^int main\(' --include='*.cpp' --include='*.cu' . --exclude-dir='build*' --exclude-dir=scratch | sort); do
+    grep -A 2 '^int main(' "$file" | grep -qE '(start_program|flush_denormals)\(\);' && continue
+    echo "$file: main must begin with start_program() (runtime/exit_status.h)" >&2
+    exit 1
+done

@@ -221,6 +221,7 @@ void bench(int rounds) {
 using namespace tapernorm;
 
 int main(int argc, char** argv) {
+    start_program();
     return exit_status("bench_attention", [&] {
         const int rounds = argc > 1 ? std::atoi(argv[1]) : 21;
         if (argc > 2 || rounds < 1) fail("expected at most one argument, the number of rounds (1 or more)");

@@ -16,11 +16,15 @@
 
 #include "io/checksum.h"
 #include "runtime/error.h"
+#include "runtime/floating_point.h"
 #include "tests/temporary_folder.h"
 
 namespace tapernorm {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
+
+// libFuzzer's main calls this first.
+extern "C" __attribute__((used)) inline int LLVMFuzzerInitialize(int*, char***) { return flush_denormals(), 0; }
 
 inline std::string_view as_text(const uint8_t* data, size_t size) {
     return {reinterpret_cast<const char*>(data), size};

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "runtime/exit_status.h"
 #include "runtime/random.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -92,6 +93,7 @@ extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size) 
 using namespace tapernorm;
 
 int main(int argc, char** argv) {
+    start_program();
     if (argc < 3) return std::fprintf(stderr, "usage: %s RUNS FOLDER...\n", argv[0]), 1;
     std::vector<std::filesystem::path> paths;
     std::error_code missing;  // not every target has a kept corpus
