@@ -14,7 +14,7 @@ bench_infer: $(BUILD)/dev/bench_infer.o $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(CUDA_LIBS) -o $@
 
 bench: deps
-	$(MAKE) $(PROGRAMS) bench_infer $(BUILD)/bench_train $(BUILD)/bench_matmul
+	$(MAKE) $(PROGRAMS) make_stories bench_infer $(BUILD)/bench_train $(BUILD)/bench_matmul
 	dev/bench.py
 
 # From the trainer's own code.

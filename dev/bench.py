@@ -13,8 +13,12 @@ import json
 import os
 import pathlib
 import platform
+import statistics
 import subprocess
 import sys
+import tempfile
+
+from reference.peer_gpt2 import places
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHAPES = {"small: L6 H6 C384 T256 B16 V256": (6, 6, 384, 256, 16, 256), "124M: T256 B4": (12, 12, 768, 256, 4, 50257)}
@@ -80,6 +84,30 @@ def training(args):
           "update's own matrix products in the same rounds. blend, g = 0: time over `norm`, neighbours in time.")
 
 
+def along_a_run(args):
+    """A model that has learned may be slower to train: processors are slow on denormal numbers, which a run makes more of."""
+    print("\n## Training along a run\n\nThe default run of train_gpt; tokens/s (medians) in its first twentieth, at its half and in "
+          "its last.\n\n| | 5% | 50% | 100% | last over first |\n| --- | --- | --- | --- | --- |")
+
+    def row(name, rates):
+        print(f"| {name} | " + " | ".join(f"{rate:,.0f}" for rate in rates) + f" | {rates[-1] / rates[0]:.2f} |", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        if output(["./train_gpt", "-g", "taper", "-v", "0", "-o", f"{folder}/run"]) is None:
+            return
+        log = [json.loads(line) for line in pathlib.Path(folder, "run.log.jsonl").read_text().splitlines()]
+        rates = [line["tokens_per_second"] for line in log if "step" in line]
+        row("train_gpt -g taper", [statistics.median(part) for part in places(rates).values()])
+        if not os.path.exists(args.torch) or output(["./make_stories", f"{folder}/stories.txt"]) is None:
+            return
+        for name, flags in (("PyTorch", ["--denormals"]), ("PyTorch, set_flush_denormal(True)", [])):
+            found = last_json(output([args.torch, "dev/reference/bench_train_torch.py", "--text", f"{folder}/stories.txt",
+                                      "--steps", str(len(rates)), "--n-layer", "4", "--n-head", "4", "--n-embd", "128",
+                                      "--batch", "4", *flags]))
+            if found:
+                row(name, [found[f"tokens_per_s_at_{p}_percent"] for p in (5, 50, 100)])
+
+
 def peer_rate(text):
     """llama-bench -o json: tokens/s of its one test, else None."""
     return json.loads(text)[0]["avg_ts"] if text else None
@@ -119,7 +147,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="no matmul table, few rounds, no 124M inference")
     parser.add_argument("--llmc", default=os.environ.get("LLMC", ""), help="a local clone of karpathy/llm.c")
     parser.add_argument("--torch", default=str(ROOT / "dev/.venv/bin/python"), help="a python that has torch")
-    parser.add_argument("--only", choices=["training", "matmul", "inference"], help="one part")
+    parser.add_argument("--only", choices=["training", "along", "matmul", "inference"], help="one part")
     parser.add_argument("--llamacpp", default=os.environ.get("LLAMA_BENCH", ""), help="llama.cpp's llama-bench")
     parser.add_argument("--gguf", nargs="*", default=[], help="models for it")
     args = parser.parse_args()
@@ -130,6 +158,8 @@ def main():
           f"command: `{' '.join(['dev/bench.py', *sys.argv[1:]])}`")
     if args.only in (None, "training"):
         training(args)
+    if args.only == "along" or (args.only is None and not args.quick):
+        along_a_run(args)
     if args.only in (None, "inference"):
         inference(args)
     if args.only == "matmul" or (args.only is None and not args.quick):

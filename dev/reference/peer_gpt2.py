@@ -53,7 +53,7 @@ def import_torch(args):
     threads = args.threads or len(os.sched_getaffinity(0))  # before OpenMP pins this thread to one core
     import torch
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
+    torch.set_flush_denormal(not args.denormals)
     torch.manual_seed(0)
     return torch
 
@@ -66,6 +66,7 @@ def add_arguments(parser, batch=16):
     parser.add_argument("--norm", choices=("layernorm", "rmsnorm", "none"), default="layernorm",
                         help="none: as if every norm were folded away")
     parser.add_argument("--compile", action="store_true", help="torch.compile, needs a C++ compiler")
+    parser.add_argument("--denormals", action="store_true", help="compute with denormal numbers, PyTorch's default; slow")
     parser.add_argument("--stock-env", action="store_true", help="leave the environment as it is")
 
 
@@ -159,6 +160,13 @@ def timed(step, warmup, count):
     return times, own, max(0.0, machine - own) / (sum(times) * os.cpu_count())
 
 
+def places(values):
+    """What was measured in each update of a run: that of its first twentieth (without the very first updates), of the
+    twentieth at its half and of its last."""
+    n, width = len(values), max(1, len(values) // 20)
+    return {5: values[width // 4:width], 50: values[n // 2 - width // 2:][:width], 100: values[-width:]}
+
+
 def blas(torch):
     """The BLAS and oneDNN lines of torch.__config__.show()."""
     keep = [line.strip(" -") for line in torch.__config__.show().splitlines()
@@ -174,6 +182,6 @@ def report(torch, args, name, timing, **values):
         "median_ms": round(1e3 * statistics.median(times), 3), "min_ms": round(1e3 * min(times), 3),
         "cpu_ms": round(1e3 * cpu / len(times), 3), "n": len(times), "cpu_share_of_others": round(others, 3),
         "L": args.n_layer, "NH": args.n_head, "C": args.n_embd, "T": args.seq_len, "B": args.batch,
-        "V": args.vocab, "norm": args.norm, "compile": args.compile, "tuned_env": not args.stock_env,
+        "V": args.vocab, "norm": args.norm, "compile": args.compile, "denormals": args.denormals, "tuned_env": not args.stock_env,
         "mkl_shim": "PEER_MKL_SHIM" in os.environ, "threads": torch.get_num_threads(),
         "cpu": cpuinfo("model name") or platform.machine(), "blas": blas(torch)}), flush=True)
