@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <set>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -48,6 +49,25 @@ bool exists(const std::string& path) {
 // "runs/a.bin", 2 -> "runs/a.old2.bin"
 std::string old_name(const std::string& model, size_t number) {
     return run_name(model) + ".old" + (number > 1 ? std::to_string(number) : "") + ".bin";
+}
+
+// The numbers of the runs that were set aside and of which any file is there: looked up at once, as a folder on a network may
+// take a millisecond for each name.
+std::set<size_t> numbers_set_aside(const std::string& model) {
+    const std::string folder = fs::path(model).parent_path().string();
+    const std::string begin = fs::path(run_name(model)).filename().string() + ".old";
+    std::set<size_t> numbers;
+    std::error_code error;
+    for (fs::directory_iterator file(folder.empty() ? "." : folder, error), end; !error && file != end;
+         file.increment(error)) {
+        const std::string name = file->path().filename().string();
+        if (!name.starts_with(begin)) continue;
+        const size_t dot = name.find('.', begin.size());
+        const std::string digits = name.substr(begin.size(), dot - begin.size());
+        if (dot != name.npos && digits.size() <= 3 && digits.find_first_not_of("0123456789") == digits.npos)
+            numbers.insert(digits.empty() ? 1 : std::stoul(digits));
+    }
+    return numbers;
 }
 
 // `path` under the name of the run `to`.
@@ -131,7 +151,8 @@ std::string aside_path(const std::string& model) {
 void finish_set_aside(const std::string& model) {
     const bool here = exists(state_path(model));
     const std::string run = here ? metadata_of(state_path(model), "run") : run_of_log(log_path(model));
-    for (size_t number = 1; number <= Checkpoints::kMost && !run.empty(); number++) {
+    if (run.empty()) return;
+    for (const size_t number : numbers_set_aside(model)) {
         const std::string to = old_name(model, number);
         if (exists(lock_path(to)) || exists(state_path(to)) == here) continue;
         const std::string &from = here ? to : model, &whole = here ? model : to;
@@ -170,7 +191,7 @@ std::string set_aside_new_log(const std::string& model) {
 std::string run_set_aside(const std::string& model) {
     const std::string run = run_of_log(log_path(model));
     std::string newest;
-    for (size_t number = 1; number <= Checkpoints::kMost; number++) {
+    for (const size_t number : numbers_set_aside(model)) {
         const std::string to = old_name(model, number);
         if (!exists(state_path(to))) continue;
         newest = to;
