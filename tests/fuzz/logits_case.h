@@ -23,7 +23,8 @@ struct LogitsCase {
         config.L = 1 + below(3), config.NH = 1 + below(4), config.C = config.NH * (1 + below(20));
         config.V = 2 + below(150), config.T = 1 + below(200);
         config.norm = NormKind(below(2)), config.mode = GateMode(below(3)), config.fold = Fold(below(4));
-        config.eps = default_eps(config.norm);
+        // Of a few channels all may be almost zero, and a norm magnifies their rounding by up to 1 / sqrt(eps).
+        config.eps = config.C < 8 ? 0.1f : default_eps(config.norm);
         gate = double(below(3)) / 2;
         prompt = 1 + below(config.T);
         do tokens.push_back(int(below(config.V)));
