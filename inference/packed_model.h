@@ -64,7 +64,7 @@ inline Panels pack_weights(Cpu& dev, void* memory, const float* W, size_t K, siz
                 std::fill_n(s, kPanelColumns, 0.0f);
                 for (size_t k = 0; k < K; k++)
                     for (size_t j = 0; j < n; j++) s[j] = std::max(s[j], std::abs(w[k * k_stride + j * j_stride]));
-                for (size_t j = 0; j < kPanelColumns; j++) s[j] = s[j] > 0 ? s[j] / 127 : 1;
+                for (size_t j = 0; j < kPanelColumns; j++) s[j] = s[j] / 127 > 0 ? s[j] / 127 : 1;
             }
             for (size_t k = 0; k < K; k++)
                 pack_panel_row(data + (panel * K + k) * p.row_bytes(), type, s, n,

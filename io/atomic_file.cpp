@@ -127,6 +127,7 @@ int open_temporary(const std::string& temporary) {
 
 AtomicFile::AtomicFile(const std::string& path, double patience) : path_(path) {
     if (path.empty()) fail("cannot write a file without a name");
+    check_place(path, directory_of(path));
     target_ = resolve_links(path);
     temporary_ = target_ + ".tapernorm-tmp";
     struct stat info;
@@ -141,7 +142,7 @@ AtomicFile::AtomicFile(const std::string& path, double patience) : path_(path) {
     if (exists && access(target_.c_str(), W_OK) != 0)
         fail("cannot write %s: the file is write-protected (%s); name another, or chmod u+w it",
              in_quotes(path).c_str(), std::strerror(errno));
-    check_place(path, directory_of(path));
+    check_place(path, directory_of(target_));
     if (!exists && target_.back() == '/')
         fail("cannot write %s: it names a directory; name a file in it", in_quotes(path).c_str());
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -9,6 +10,7 @@
 #include <set>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "io/atomic_file.h"
@@ -22,25 +24,8 @@ class OutputFolder {
     // Makes it where it is missing, and its parents too where `parents` is true. Fails where another process writes to it.
     explicit OutputFolder(const std::string& path, bool parents = true) : path_(path) {
         check_place(path, path);
-        std::error_code error, ignored;
-        for (std::filesystem::path p = path_; !p.empty() && !std::filesystem::exists(p, ignored); p = p.parent_path())
-            made_.push_back(p);
-        parents ? std::filesystem::create_directories(path_, error) : std::filesystem::create_directory(path_, error);
-        if (!error && std::filesystem::is_directory(path_, ignored)) {
-            // This process may have it already: what is downloaded may go where the shards go.
-            if (!ours().insert(name_ = std::filesystem::canonical(path_).string()).second) {
-                name_.clear();
-                return;
-            }
-            lock_ = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-            if (flock(lock_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
-            close(lock_), ours().erase(name_);
-            fail("the folder %s is being written by another program; wait for it, or choose another place",
-                 in_quotes(path).c_str());
+        while (!make_and_lock(parents)) {
         }
-        remove_empty();
-        fail("cannot make the folder %s: %s; choose another place", in_quotes(path).c_str(),
-             error ? error.message().c_str() : "a file has its name");
     }
     ~OutputFolder() {
         std::error_code ignored;
@@ -66,6 +51,38 @@ class OutputFolder {
     void take_back() { files_.insert(files_.end(), kept_.begin(), kept_.end()), kept_.clear(); }
 
   private:
+    // False where another process has removed the folder between the two.
+    bool make_and_lock(bool parents) {
+        namespace fs = std::filesystem;
+        std::error_code error, ignored;
+        made_.clear();
+        for (fs::path p = path_; !p.empty() && !fs::exists(p, ignored); p = p.parent_path()) made_.push_back(p);
+        parents ? fs::create_directories(path_, error) : fs::create_directory(path_, error);
+        if (error || !fs::is_directory(path_, ignored)) {
+            remove_empty();
+            fail("cannot make the folder %s: %s; choose another place", in_quotes(path()).c_str(),
+                 error ? error.message().c_str() : "a file has its name");
+        }
+        name_ = fs::canonical(path_, error).string();
+        if (error) return false;
+        // This process may have it already: what is downloaded may go where the shards go.
+        if (!ours().insert(name_).second) return name_.clear(), true;
+        lock_ = open(path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (lock_ >= 0 && flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+            close(lock_), ours().erase(name_);
+            fail("the folder %s is being written by another program; wait for it, or choose another place",
+                 in_quotes(path()).c_str());
+        }
+        struct stat opened, named;
+        if (stat(path().c_str(), &named) == 0 &&
+            (lock_ < 0 ||
+             (fstat(lock_, &opened) == 0 && opened.st_ino == named.st_ino && opened.st_dev == named.st_dev)))
+            return true;
+        if (lock_ >= 0) close(std::exchange(lock_, -1));
+        ours().erase(name_);
+        return false;
+    }
+
     static std::set<std::string>& ours() {
         static std::set<std::string> locked;
         return locked;

@@ -526,7 +526,9 @@ void Tokenizer::check_merges(const std::string& source) const {
     const std::unordered_set<std::string_view> all(tokens.begin(), tokens.end());
     std::unordered_set<std::string_view> made;
     for (const uint16_t id : tables_->merged) made.insert(tokens[id]);
+    constexpr size_t kLongest = 128;  // of GPT-2's; what is longer would only cost time
     const auto two_join = [&](std::string_view token) {
+        if (token.size() > kLongest) return false;
         for (size_t at = 1; at < token.size(); ++at)
             if (all.contains(token.substr(0, at)) && all.contains(token.substr(at))) return true;
         return false;

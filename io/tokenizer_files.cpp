@@ -71,9 +71,7 @@ Tokenizer Tokenizer::from_path(const std::string& path) {
     }
     if (vocab.ends_with("tokenizer.json")) {
         const TwoFiles files = split_tokenizer_json(vocab);
-        const Tokenizer tokenizer = from_text(files.vocab_json, files.merges_txt, in_quotes(vocab));
-        tokenizer.check_merges(in_quotes(vocab));
-        return tokenizer;
+        return from_text(files.vocab_json, files.merges_txt, in_quotes(vocab));
     }
     if (!vocab.ends_with(kVocabName))
         fail(

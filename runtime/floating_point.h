@@ -9,8 +9,8 @@
 namespace tapernorm {
 
 // From here on denormal numbers (below 1.2e-38 in fp32, 2.2e-308 in fp64) count as zero where they are read and where they would
-// be written, in this thread and in all that it starts. A processor takes some hundred cycles for each of them, and training
-// makes more and more: the first moments of AdamW, where gradients have ended, shrink until they are denormal and stay so.
+// be written, in this thread and in all that it starts. A processor takes some hundred cycles for each of them, and a model that
+// has learned makes ever more: in the tails of GELU and of softmax, in the gradients behind them, in moments of AdamW that shrink.
 inline void flush_denormals() {
 #if defined(__x86_64__)
     constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;

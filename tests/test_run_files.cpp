@@ -131,12 +131,45 @@ TEST_CASE("run files: a fresh run that ends before its first checkpoint leaves t
     CHECK(run_files(w, "model.old3", "model") == nine);
 }
 
+TEST_CASE("run files: of the runs that were set aside, -y finds the one of the log, else the newest, at any number") {
+    const Workplace w;
+    const std::string model = w.at("m.bin");
+    CHECK(run_set_aside(model) == "");
+    CHECK(aside_path(model) == w.at("m.old.bin"));
+    w.ok(kTiny + " -o m");
+    const std::string state = read_file(w.at("m.state.bin"));
+    const auto hours_ago = [&](const std::string& name, int hours) {
+        write_file(w.at(name), state);
+        fs::last_write_time(w.at(name), fs::file_time_type::clock::now() - std::chrono::hours(hours));
+    };
+    hours_ago("m.old1234.state.bin", 1), hours_ago("m.old3.state.bin", 2), hours_ago("m.old.backup.state.bin", 0);
+    for (const char* file : {"m.state.bin", "m.bin", "m.toml", "m.log.jsonl"})
+        fs::rename(w.at(file), w.at(std::string("x") + file));
+    CHECK(run_set_aside(model) == w.at("m.old1234.bin"));
+    CHECK(aside_path(model) == w.at("m.old.bin"));
+    hours_ago("m.old.state.bin", 0);
+    CHECK(run_set_aside(model) == w.at("m.old.bin"));
+    CHECK(aside_path(model) == w.at("m.old2.bin"));
+}
+
+TEST_CASE("run files: a directory that appears under the name of the settings is no reason to go without the model") {
+    const Workplace w;
+    Program program(w.path, w.command(kLong + " -o m"));
+    REQUIRE(program.wait_until([](const std::string& text) { return text.find("step ") != std::string::npos; }));
+    fs::create_directory(w.at("m.toml"));
+    program.send(SIGTERM);
+    const Outcome outcome = program.finish();
+    CHECK(outcome.status == 128 + SIGTERM);
+    CHECK(outcome.err.starts_with("warning: cannot write 'm.toml': it is a directory"));
+    CHECK((fs::exists(w.at("m.bin")) && fs::is_directory(w.at("m.toml"))));
+}
+
 TEST_CASE("run files: a directory under the name of a run's file is refused, and stays") {
     const Workplace w;
     for (const std::string name : {"m.bin", "m.state.bin", "m.state.1.bin", "m.toml", "m.log.jsonl", "m.log.1.jsonl"}) {
         fs::create_directory(w.at(name));
         w.refused(kTiny + " -o m", {name, "directory"});
-        fs::remove(w.at(name));
+        CHECK(fs::remove(w.at(name)));
     }
 }
 
@@ -594,6 +627,7 @@ TEST_CASE("runs: folders of devices and processes are no places for files") {
                    "cannot write '/dev/x': in '/dev' are devices"));
     w.refused(kTiny + " -o y --tensorboard /dev/x", {"cannot write '/dev/x': in '/dev' are devices"});
     w.refused("fold model.bin /dev/x.bin", {"cannot write '/dev/x.bin': in '/dev' are devices"});
+    w.refused("infer model.bin -n 1 --dump /dev/stdout", {"cannot write '/dev/stdout': in '/dev' are devices"});
 }
 
 TEST_CASE("runs: a pattern of the corpus that matches the run's own files is refused at once, with advice that works") {

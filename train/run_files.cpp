@@ -51,8 +51,8 @@ std::string old_name(const std::string& model, size_t number) {
     return run_name(model) + ".old" + (number > 1 ? std::to_string(number) : "") + ".bin";
 }
 
-// The numbers of the runs that were set aside and of which any file is there: looked up at once, as a folder on a network may
-// take a millisecond for each name.
+// The numbers under which a run may have been set aside: those of which any file is there. Looked up at once, as a folder on a
+// network may take a millisecond for each name.
 std::set<size_t> numbers_set_aside(const std::string& model) {
     const std::string folder = fs::path(model).parent_path().string();
     const std::string begin = fs::path(run_name(model)).filename().string() + ".old";
@@ -64,9 +64,11 @@ std::set<size_t> numbers_set_aside(const std::string& model) {
         if (!name.starts_with(begin)) continue;
         const size_t dot = name.find('.', begin.size());
         const std::string digits = name.substr(begin.size(), dot - begin.size());
-        if (dot != name.npos && digits.size() <= 3 && digits.find_first_not_of("0123456789") == digits.npos)
+        if (dot != name.npos && digits.size() <= 9 && digits.find_first_not_of("0123456789") == digits.npos)
             numbers.insert(digits.empty() ? 1 : std::stoul(digits));
     }
+    for (size_t number = 1; error && number <= Checkpoints::kMost; number++)
+        numbers.insert(number);  // cannot be listed
     return numbers;
 }
 
@@ -143,9 +145,12 @@ std::string metadata_of(const std::string& path, const std::string& key) {
 }
 
 std::string aside_path(const std::string& model) {
-    for (size_t number = 1;; number++)
-        if (const std::string to = old_name(model, number); !exists(lock_path(to)) && existing_files(to).empty())
+    const std::set<size_t> seen = numbers_set_aside(model);
+    for (size_t number = 1;; number++) {
+        const std::string to = old_name(model, number);
+        if (!seen.contains(number) || (!exists(state_path(to)) && !exists(lock_path(to)) && existing_files(to).empty()))
             return to;
+    }
 }
 
 void finish_set_aside(const std::string& model) {
@@ -191,11 +196,14 @@ std::string set_aside_new_log(const std::string& model) {
 std::string run_set_aside(const std::string& model) {
     const std::string run = run_of_log(log_path(model));
     std::string newest;
+    fs::file_time_type when;
     for (const size_t number : numbers_set_aside(model)) {
         const std::string to = old_name(model, number);
-        if (!exists(state_path(to))) continue;
-        newest = to;
-        if (!run.empty() && run == metadata_of(state_path(to), "run")) break;
+        std::error_code error;
+        const fs::file_time_type written = fs::last_write_time(state_path(to), error);
+        if (error) continue;
+        if (!run.empty() && run == metadata_of(state_path(to), "run")) return to;
+        if (newest.empty() || written >= when) newest = to, when = written;
     }
     return newest;
 }

@@ -228,6 +228,15 @@ inline void replace_logs(Run& run, const Settings& s) {
     run.new_log = false;
 }
 
+// What is in the way of the settings, but for a full disk, is no reason to go without the model.
+inline void write_settings(const std::string& path, const std::string& text) try {
+    write_text(path, text);
+} catch (const DiskFull&) {
+    throw;
+} catch (const Error& error) {
+    std::fprintf(stderr, "warning: %s; the model is written without its settings\n", error.what());
+}
+
 // The state first, which names the model that belongs to it: a crash between the two leaves a state from which the model is
 // written again, and a model that fold and infer recognize as older. Rank 0 writes; the others give it what they alone have,
 // all of it before the first file, which may fail on rank 0. last: see write_last.
@@ -267,7 +276,7 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool
     };
     const auto write_model = [&] {
         own_name();
-        image->write(out, [&] { ready(), write_text(settings_path(out), run.settings_file); });
+        image->write(out, [&] { ready(), write_settings(settings_path(out), run.settings_file); });
         replace_logs(run, t.settings);
     };
     if (last) return write_last(run.checkpoints, write_state, write_model);
