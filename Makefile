@@ -1,6 +1,6 @@
 # make             builds train_gpt, fold and infer (so does make train_gpt): with nvcc where there is one, else for the CPU alone
 # make demo        installs what is missing, builds, trains, folds, runs (6 minutes)
-# make test        installs what is missing, builds and runs the tests (5 minutes on 2 cores)
+# make test        installs what is missing, builds and runs the tests (10 minutes on 2 cores)
 # make test-all    these and what takes longer: other orders of threads, sanitizers, -O0, nvcc (CONTRIBUTING.md)
 # make install     copies train_gpt, fold and infer to PREFIX/bin; PREFIX=/usr/local, DESTDIR= goes in front
 # make data-tools  prepare, bpe_train, make_stories: corpora and vocabularies (data/README.md)
