@@ -492,9 +492,10 @@ TEST_CASE("trainer: --freeze-gains leaves the blocks' gains alone once the gate 
         while (t.step < run.settings.steps) {
             t.update();
             size_t gains = 0;
-            for (const auto& [spec, data] : tensor_list(run.config, t.model.params)) {
+            for (const auto& tensor : tensor_list(run.config, t.model.params)) {
+                const TensorSpec& spec = tensor.spec;
                 std::vector<float>& was = before[spec.name];
-                const std::vector<float> now(data, data + spec.count());
+                const std::vector<float> now(tensor.data, tensor.data + spec.count());
                 const bool gain =
                     spec.name.starts_with("transformer.h.") && spec.name.find(".ln_") != std::string::npos;
                 const bool untouched = t.gate(t.step) == 1 && spec.name.find("taper_") != std::string::npos;
@@ -524,8 +525,10 @@ TEST_CASE("trainer: --carry-moments hands the normalizing branches' moments to t
             std::map<std::string, size_t> numbers;
             for (const auto& tensor : list) numbers.emplace(tensor.spec.name, numbers.size());
             size_t branches = 0;
-            for (const auto& [name, i] : numbers) {
-                const size_t at = name.find("taper_");
+            for (const auto& named : numbers) {
+                const std::string& name =
+                    named.first;  // Clang 14 has no structured bindings in lambdas, nor in CAPTURE
+                const size_t i = named.second, at = name.find("taper_");
                 if (at == std::string::npos) continue;
                 branches++;
                 CAPTURE(name);

@@ -491,10 +491,10 @@ TEST_CASE("ranks: where one is told to stop, all leave out the same update, and 
 
 TEST_CASE("ranks: one whose corpus cannot be read lets all leave out the update") {
     RankRun run(GateMode::taper, NormKind::layernorm);
+    run.config.V = 256;
     std::vector<std::string> troubles(3);
     const auto errors = on_ranks(3, [&](Ranks& ranks) {
         Cpu dev(1);
-        run.config.V = 256;
         Trainer<Cpu, float> t(dev, run.settings, run.config, run.corpus, ranks);
         initialize(t.model, 1);
         t.update();
