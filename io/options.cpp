@@ -33,6 +33,7 @@ std::string to_text(double x) {  // reads back to the same bits
 // Each says whether the whole text is such a value, in the range. Numbers are decimal, without blanks or a plus sign.
 bool read(std::string_view text, auto& number, const Range& range) {
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+    if (number == 0) number = 0;  // not -0, which a file of settings would read back as a whole number's 0
     const double x = double(number);
     return error == std::errc() && end == text.data() + text.size() && std::isfinite(x) &&
            (range.low_open ? x > range.low : x >= range.low) && (range.high_open ? x < range.high : x <= range.high);

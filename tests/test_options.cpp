@@ -1,6 +1,7 @@
 // The command line: one table in, settings and messages out.
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -321,6 +322,8 @@ TEST_CASE("options: a file of settings, which the command line overrides") {
     all = {}, all.train = "\xff.txt";
     parsed_with(table_of(&all).config().c_str(), {}, again);
     CHECK(again.train == "\xff.txt");
+    parsed_with("lr = -0.0", {}, again);
+    CHECK(!std::signbit(again.lr));
     parsed_with("batch = 0x10", {}, again);
     CHECK(again.batch == 16);
     CHECK(error("lr = 1\n\xff").starts_with("line "));
