@@ -100,7 +100,7 @@ def along_a_run(args):
         row("train_gpt -g taper", [statistics.median(part) for part in places(rates).values()])
         if not os.path.exists(args.torch) or output(["./make_stories", f"{folder}/stories.txt"]) is None:
             return
-        for name, flags in (("PyTorch", ["--denormals"]), ("PyTorch, set_flush_denormal(True)", [])):
+        for name, flags in (("PyTorch, eager", ["--denormals"]), ("PyTorch, eager, set_flush_denormal(True)", [])):
             found = last_json(output([args.torch, "dev/reference/bench_train_torch.py", "--text", f"{folder}/stories.txt",
                                       "--steps", str(len(rates)), "--n-layer", "4", "--n-head", "4", "--n-embd", "128",
                                       "--batch", "4", *flags]))
