@@ -362,7 +362,8 @@ void site_backward(Cpu& dev, Real* dx, const SiteGrads<Real>& grads, const Real*
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Scale loss on the CPU: lambda mean_tokens (s(h) - s_tgt)^2, h the residual stream that enters the final site.
+// Scale loss on the CPU: lambda mean_tokens (s(h) - s_tgt)^2, h the residual stream that enters the final site. Its relative
+// kind is this with lambda / s_tgt^2 (train/schedules.h).
 
 // out += the scale of the stream x [N, C]; the log shows it as s(h), with or without a scale loss.
 template <class Real>

@@ -2,12 +2,11 @@
 //
 // Read top to bottom:
 //   1. The model            activations, forward pass, classifier, backward pass
-//   2. Schedules            learning rate, gate
-//   3. Trainer              one update: micro-batches, calibration, clipping, AdamW
-//   4. The run              loop, main
+//   2. Trainer              one update: micro-batches, calibration, clipping, AdamW
+//   3. The run              loop, main
 //
-// The rest of the trainer is in train/: settings (flags and what they imply), start (corpora, tokenizer, the file to begin
-// from), state (checkpoints), evaluation (losses, samples), report (what a run prints and logs), ranks. The model is written
+// The rest of the trainer is in train/: settings (flags and what they imply), schedules, start (corpora, tokenizer, the file to
+// begin from), state (checkpoints), evaluation (losses, samples), report (what a run prints and logs), ranks. The model is written
 // once for every device: ops are free functions overloaded on the device (ops/*.cuh).
 #include <algorithm>
 #include <chrono>
@@ -42,6 +41,7 @@
 #include "train/profile.h"
 #include "train/ranks/data_parallel.cuh"
 #include "train/report.cuh"
+#include "train/schedules.h"
 #include "train/settings.h"
 #include "train/start.h"
 #include "train/state.cuh"
@@ -96,11 +96,6 @@ struct Activations {
 struct Gate {
     double g = 1;
     bool calibrate = false;  // take the calibration sums (only at g = 1)
-};
-
-// The scale loss's part: lambda = 0 while it is not active.
-struct ScaleLoss {
-    double lambda = 0, target = 0;
 };
 
 template <class Device, class Real>
@@ -346,25 +341,7 @@ void initialize(Gpt<Device, Real>& model, uint64_t seed) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// 2. Schedules
-
-// The learning rate of update k, counted from 1, of `steps`.
-static double lr_schedule(const Settings& s, size_t k) {
-    const size_t warmup = s.warmup.resolve(s.steps);
-    if (k <= warmup) return s.lr * double(k) / double(warmup);
-    const double last = s.lr * s.lr_final_frac;
-    const double done = s.steps > warmup ? double(k - warmup) / double(s.steps - warmup) : 1;  // in (0, 1]
-    if (s.lr_schedule == "constant") return s.lr;
-    if (s.lr_schedule == "linear") return s.lr + (last - s.lr) * done;
-    if (s.lr_schedule == "wsd") {
-        const double decay = double(s.steps) * 0.2, left = double(s.steps - k);
-        return left >= decay ? s.lr : last + (s.lr - last) * left / decay;
-    }
-    return last + (s.lr - last) * 0.5 * (1 + std::cos(M_PI * done));
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// 3. Trainer
+// 2. Trainer
 
 template <class Device, class Real>
 struct Trainer {
@@ -413,7 +390,9 @@ struct Trainer {
     double gate_now() const { return gate(std::max<size_t>(step, 1)); }  // at the last update
     double lr_at(size_t k) const { return lr_schedule(settings, k); }
     double lr_now() const { return lr_at(std::max<size_t>(step, 1)); }
-    ScaleLoss scale_loss(size_t k) const { return {k > gate_warmup ? settings.scale_loss : 0, scale_target}; }
+    ScaleLoss scale_loss(size_t k) const {
+        return k > gate_warmup ? train::scale_loss(settings, scale_target) : ScaleLoss{0, scale_target};
+    }
 
     bool told_to_stop() const { return (stop && *stop) || !trouble.empty(); }
 
@@ -599,7 +578,7 @@ struct Trainer {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// 4. The run
+// 3. The run
 
 // When --checkpoint-minutes asks for the next checkpoint.
 static std::chrono::steady_clock::time_point next_checkpoint(const Settings& s) {

@@ -31,6 +31,7 @@ Settings unusual_settings() {
     s.lr = 0.1 + 0.2, s.lr_final_frac = 1e-300, s.weight_decay = 1.0 / 3, s.beta1 = 0, s.beta2 = 0.999, s.clip = 1e20;
     s.warmup = updates(0), s.lr_schedule = "wsd", s.skip_loss_z = 3.5, s.skip_grad = 0, s.gate = "taper-all";
     s.gate_warmup = percent_of_run(100.0 / 7), s.gate_end = updates(123456789), s.ema_decay = 0.123456789012345678;
+    s.scale_loss_kind = "relative";
     s.scale_loss = std::numeric_limits<double>::min(), s.freeze_gains = s.carry_moments = true, s.val_every = 0,
     s.val_batches = 1;
     s.sample_every = 4, s.tensorboard = "dir/", s.log_norms = 6, s.hellaswag = "h.jsonl", s.gpus = 2, s.zero = 1;
@@ -109,6 +110,52 @@ TEST_CASE("train_gpt: any bytes in any text come back from a file of settings") 
                    "\n# \\u0000 and two digits stand for a byte that is not UTF-8\ntrain = \"a\\u0000e9 b.txt\"\n"));
     w.ok("train_gpt --config one.toml -o two");
     CHECK(read_file(w.at("one.bin")) == read_file(w.at("two.bin")));
+}
+
+TEST_CASE("scale loss: relative above a target of 1, absolute below") {
+    Settings s;
+    s.scale_loss = 0.3;
+    for (const double target : {0.05, 1.0, 21.0}) {
+        CAPTURE(target);
+        s.scale_loss_kind = "absolute";
+        CHECK((scale_loss(s, target).lambda == 0.3 && scale_loss(s, target).target == target));
+        s.scale_loss_kind = "relative";
+        CHECK(scale_loss(s, target).lambda == doctest::Approx(target > 1 ? 0.3 / (target * target) : 0.3));
+        CHECK(scale_loss(s, target).target == target);
+    }
+}
+
+TEST_CASE("train_gpt: the kind of the scale loss: relative with --init, and what the state says where a run goes on") {
+    const Workplace w;
+    auto kind_in = [&](const std::string& state) {
+        return SafetensorsFile(w.at(state)).metadata().at("scale_loss_kind");
+    };
+    w.ok(kTiny + " -g norm -o base");
+    CHECK(kind_in("base.state.bin") == "absolute");
+    w.ok("train_gpt -i corpus.txt -b 2 -t 16 -x 4 --init base.bin -o tuned");
+    CHECK(kind_in("tuned.state.bin") == "relative");
+    w.ok("train_gpt -i corpus.txt -b 2 -t 16 -x 4 --init base.bin --scale-loss-kind absolute -o old");
+    CHECK(kind_in("old.state.bin") == "absolute");
+    w.ok("train_gpt -y -o tuned -x 6");
+    CHECK(kind_in("tuned.state.bin") == "relative");
+    w.ok("train_gpt -y -o tuned -x 8 --scale-loss-kind absolute");
+    CHECK(kind_in("tuned.state.bin") == "absolute");
+    // States of versions that knew one kind only do not say it.
+    for (const char* kind : {"", "relative"}) {
+        Settings s;
+        const char* argv[] = {"train_gpt", "--resume"};
+        Options now = make_options(s);
+        REQUIRE(now.parse(2, argv));
+        std::vector<std::string> arguments = now.arguments();
+        SavedSettings saved{.path = "state",
+                            .arguments = "--init=base.bin\n",
+                            .gate_warmup = "1",
+                            .gate_end = "2",
+                            .total_batch = ""};
+        if (*kind) saved.scale_loss_kind = kind;
+        resume_settings(s, now, arguments, saved);
+        CHECK(s.scale_loss_kind == (*kind ? kind : "absolute"));
+    }
 }
 
 TEST_CASE("train_gpt: the settings beside a model train it again, to the bit") {

@@ -34,7 +34,7 @@ struct Trainer;
 struct StepReport {
     size_t step = 0;
     double loss = 0;        // cross-entropy, mean over the update's tokens
-    double scale_loss = 0;  // lambda mean (s - s_tgt)^2
+    double scale_loss = 0;  // lambda mean (s - s_tgt)^2, lambda as its kind has it
     double g = 1, lr = 0, grad_norm = 0;
     double stream_scale = 0;  // mean s(h)
     bool skipped = false;     // an outlier (--skip-loss-z, --skip-grad): the parameters were left alone

@@ -41,15 +41,31 @@ const DependentDefault<double> kRates[] = {
     // The baseline has no anchor unless one is asked for.
     {"--scale-loss", &Settings::scale_loss, 0, "with -g norm", [](const Settings& s) { return s.gate == "norm"; }},
 };
+const DependentDefault<std::string> kKinds[] = {
+    // The stream of a pretrained model may be tens of times as large as that of one that begins here.
+    {"--scale-loss-kind", &Settings::scale_loss_kind, "relative", "with --init",
+     [](const Settings& s) { return !s.init.empty(); }},
+};
 const DependentDefault<Length> kLengths[] = {
     {"--gate-warmup", &Settings::gate_warmup, percent_of_run(20), "with --scale-loss 0", unanchored},
     {"--gate-end", &Settings::gate_end, percent_of_run(80), "with --scale-loss 0", unanchored},
 };
 
-template <class Rules>
-void set_dependent_defaults(Settings& s, const Options& given, const Rules& rules) {
-    for (const auto& r : rules)
-        if (!given.given(r.flag) && r.holds(s)) s.*r.field = r.value;
+void set_dependent_defaults(Settings& s, const Options& given) {
+    auto set = [&](const auto& rules) {
+        for (const auto& r : rules)
+            if (!given.given(r.flag) && r.holds(s)) s.*r.field = r.value;
+    };
+    set(kRates), set(kKinds), set(kLengths);  // the lengths depend on --scale-loss
+}
+
+std::vector<std::string> flags_with_dependent_defaults() {
+    std::vector<std::string> flags;
+    auto add = [&](const auto& rules) {
+        for (const auto& r : rules) flags.push_back(r.flag);
+    };
+    add(kRates), add(kKinds), add(kLengths);
+    return flags;
 }
 
 // "0.003; 0.0001 with --init", for --help.
@@ -57,6 +73,8 @@ std::string default_text(const char* flag) {
     const Settings s;
     for (const auto& r : kRates)
         if (r.flag == std::string(flag)) return strprintf("%g; %g %s", s.*r.field, r.value, r.when);
+    for (const auto& r : kKinds)
+        if (r.flag == std::string(flag)) return s.*r.field + "; " + r.value + " " + r.when;
     for (const auto& r : kLengths)
         if (r.flag == std::string(flag)) return to_text(s.*r.field) + "; " + to_text(r.value) + " " + r.when;
     return "";
@@ -166,6 +184,10 @@ void add_taper_options(Options& o, Settings& s) {
     o.add({.long_name = "--scale-loss", .to = &s.scale_loss, .metavar = "LAMBDA", .range = {.low = 0},
            .default_text = default_text("--scale-loss"),
            .help = "weight of the loss that holds the residual stream at its calibrated scale"});
+    o.add({.long_name = "--scale-loss-kind", .to = &s.scale_loss_kind, .choices = {"relative", "absolute"},
+           .default_text = default_text("--scale-loss-kind"),
+           .help = "of what the scale loss is the square: of the stream's distance from its calibrated scale (absolute), or of that "
+                   "divided by the scale, where this is above 1 (relative)"});
     o.add({.long_name = "--freeze-gains", .to = &s.freeze_gains,
            .help = "freeze gamma and beta of the blocks' norms after --gate-warmup; useful only with -g norm"});
     o.add({.long_name = "--carry-moments", .to = &s.carry_moments,
@@ -280,14 +302,11 @@ Options make_options(Settings& s) {
 
 CompleteSettings settle(Settings& s, const Options& now, const Options& given, const Origin* origin,
                         const Ranks& ranks) {
-    set_dependent_defaults(s, given, kRates);  // the lengths depend on --scale-loss
-    set_dependent_defaults(s, given, kLengths);
+    set_dependent_defaults(s, given);
     settle_shape(s, now, origin);
     CompleteSettings complete;
-    for (const auto& r : kRates)
-        if (!given.given(r.flag)) complete.implied.push_back(r.flag);
-    for (const auto& r : kLengths)
-        if (!given.given(r.flag)) complete.implied.push_back(r.flag);
+    for (const std::string& flag : flags_with_dependent_defaults())
+        if (!given.given(flag)) complete.implied.push_back(flag);
     settle_batch(s, ranks);
     if (s.micro_steps(ranks) == 1) complete.implied.push_back("--total-batch");
     complete.settings = s;
@@ -320,7 +339,7 @@ Options resume_settings(Settings& s, const Options& now, std::vector<std::string
         asked.push_back(present_name(saved.escaped ? unescaped(saved.arguments.substr(at, end - at))
                                                    : saved.arguments.substr(at, end - at)));
     const Options before = parse(asked);
-    set_dependent_defaults(s, before, kRates), set_dependent_defaults(s, before, kLengths);
+    set_dependent_defaults(s, before);
     // The run's own file of settings says these as they were asked for, or as the updates that they have become: no change.
     const std::tuple<const char*, Length Settings::*, std::string> gate[] = {{"--gate-warmup", &Settings::gate_warmup,
                                                                               saved.gate_warmup},
@@ -330,7 +349,8 @@ Options resume_settings(Settings& s, const Options& now, std::vector<std::string
         if (const std::string l = to_text(given.*field); !now.typed(flag) && (l == to_text(s.*field) || l == updates))
             std::erase_if(arguments, [start = flag + std::string("=")](auto& a) { return a.starts_with(start); });
     std::vector<std::string> all = asked;
-    all.insert(all.end(), {"--gate-warmup", saved.gate_warmup, "--gate-end", saved.gate_end});
+    all.insert(all.end(), {"--gate-warmup", saved.gate_warmup, "--gate-end", saved.gate_end, "--scale-loss-kind",
+                           saved.scale_loss_kind});
     if (!saved.total_batch.empty()) all.insert(all.end(), {"--total-batch", saved.total_batch});
     for (std::vector<std::string>* words : {&asked, &all})
         words->insert(words->end(), arguments.begin(), arguments.end());

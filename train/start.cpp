@@ -54,7 +54,9 @@ SavedSettings saved_settings(const SafetensorsFile& state) {
                         .gate_end = state_metadata(state, "gate_end"),
                         .total_batch = ""};
     saved.escaped = state_metadata(state, "state_version") != "1";
-    if (state.metadata().count("total_batch")) saved.total_batch = state_metadata(state, "total_batch");
+    for (const auto& [key, field] : {std::pair("total_batch", &SavedSettings::total_batch),
+                                     std::pair("scale_loss_kind", &SavedSettings::scale_loss_kind)})
+        if (state.metadata().count(key)) saved.*field = state_metadata(state, key);
     return saved;
 }
 

@@ -109,6 +109,7 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
                      {"total_batch", std::to_string(t.settings.total_batch)},
                      {"gate_warmup", std::to_string(t.gate_warmup)},
                      {"gate_end", std::to_string(t.gate_end)},
+                     {"scale_loss_kind", t.settings.scale_loss_kind},
                      {"arguments", lines}});
     return state;
 }

@@ -26,8 +26,10 @@ TRAIN = TrainConfig(updates=20, micro_batches=2, B=2, k_warm=5, k_end=12, scale_
                     lr=1e-2, lr_warmup=3, lr_final_frac=0.1, beta1=0.9, beta2=0.95, adam_eps=1e-8,
                     weight_decay=0.1, clip=1.0)
 SHAPES = {"even": dict(V=37, T=16, L=2, NH=2, C=16), "odd": dict(V=37, T=7, L=2, NH=3, C=12)}
-RUNS = {"norm": ("norm", 0.0), "taper": ("taper", 0.0), "taper_scale": ("taper", 0.1),
-        "taper_all_scale": ("taper-all", 0.1)}
+# name: mode, --scale-loss and its kind, and a factor for both embeddings, by which s_tgt becomes larger than 1
+RUNS = {"norm": ("norm", 0.0, "absolute", 1), "taper": ("taper", 0.0, "absolute", 1),
+        "taper_scale": ("taper", 0.1, "absolute", 1), "taper_all_scale": ("taper-all", 0.1, "absolute", 1),
+        "taper_relative": ("taper", 0.1, "relative", 16)}
 GRAD_UPDATES = (1, 8, 20)  # one per phase: gate 1, between, 0
 VAL_BATCHES = 2
 
@@ -149,14 +151,17 @@ def gaps(low, high):
 
 
 def golden_case(shape, norm, run):
-    mode, scale_loss = RUNS[run]
+    mode, scale_loss, kind, embedding_factor = RUNS[run]
     m = ModelConfig(**SHAPES[shape], norm=norm, mode=mode)
-    t = dataclasses.replace(TRAIN, scale_loss=scale_loss)
+    t = dataclasses.replace(TRAIN, scale_loss=scale_loss, scale_loss_kind=kind)
     weights, tokens = initial_weights(m), make_tokens(m, t)
+    for name in ("transformer.wte.weight", "transformer.wpe.weight"):
+        weights[name] = weights[name] * embedding_factor
     high, trainer = run_case(m, t, weights, tokens, torch.float64)
     low, _ = run_case(m, t, weights, tokens, torch.float32)
     case = {"model": dataclasses.asdict(m) | {"norm_eps": EPS[norm]}, "train": dataclasses.asdict(t),
-            "weights": f"{shape}_{norm}.safetensors", "tokens": f"{shape}_tokens.json"}
+            "weights": f"{shape}_{norm}.safetensors", "embedding_factor": embedding_factor,
+            "tokens": f"{shape}_tokens.json"}
     return case | high | {"fp32_gap": gaps(low, high)}, trainer
 
 

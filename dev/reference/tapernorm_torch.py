@@ -8,6 +8,7 @@ cannot be shared. It favours one obvious line per formula over speed.
     RMSNorm kind                    u = h        s = sqrt(mean(h^2) + eps)   eps 1e-6, no biases
     site(h)  = g (gamma u/s + beta) + (1 - g) (c gamma~ u + beta~)
     loss     = cross_entropy + lambda mean((s(h_final) - s_tgt)^2)      second term from update k_warm + 1 on
+               relative: lambda / max(s_tgt, 1)^2 in place of lambda
 
 Parameters carry Hugging Face's names (with the `transformer.` prefix) and orientation: y = x W + b.
 """
@@ -57,6 +58,7 @@ class TrainConfig:
     adam_eps: float
     weight_decay: float
     clip: float
+    scale_loss_kind: str = "absolute"  # absolute | relative
 
 
 def gate(k, mode, k_warm, k_end):
@@ -263,7 +265,8 @@ class Trainer:
             stats = {}
             target = self.s_tgt if self.k > t.k_warm and t.scale_loss > 0 else None
             ce, drift = self.model.losses(tokens, targets, g, target, stats)
-            loss = ce if drift is None else ce + t.scale_loss * drift
+            unit = max(target, 1.0) if target is not None and t.scale_loss_kind == "relative" else 1.0
+            loss = ce if drift is None else ce + t.scale_loss * drift / unit**2
             (loss / len(batches)).backward()
             log["ce"] += ce.item() / len(batches)
             log["loss"] += loss.item() / len(batches)
