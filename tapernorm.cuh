@@ -28,6 +28,7 @@
 #pragma once
 #include <cstddef>
 #ifndef LEAF_BUILD
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -100,7 +101,31 @@ inline Phase phase_of(double g) { return g == 1 ? Phase::norm : g == 0 ? Phase::
 // ---------------------------------------------------------------------------------------------------------------------
 // Calibration
 
-// Exponential moving averages of the calibration sums, kept while g = 1 and frozen at the end of update `warm`.
+// What replaces u / s in the channels of a site calibrated by channel: a u + o, a linear regression in each channel.
+struct ChannelFit {
+    std::vector<double> a, o;  // [C]
+};
+
+// The fit to means [4, C] over rows of u, u^2, u^2 / s and u / s. LayerNorm kind, whose bias takes the offset:
+//   a = cov(u / s, u) / var(u),  o = E[u / s] - a E[u]
+// RMSNorm kind: a = E[u^2 / s] / E[u^2], o = 0. Where the least squares would all but remove a channel, or blow it up, a stays
+// within a factor of 64 of c, the fit of the whole site.
+inline ChannelFit fit_channel(const std::vector<double>& means, NormKind kind, double c) {
+    constexpr double kMost = 64;
+    const size_t C = means.size() / 4;
+    ChannelFit fit{std::vector<double>(C, c), std::vector<double>(C, 0)};
+    for (size_t i = 0; i < C; i++) {
+        const double u = means[i], square = means[C + i], ratio = means[2 * C + i], n = means[3 * C + i];
+        const bool offset = kind == NormKind::layernorm;
+        const double covariance = ratio - (offset ? n * u : 0), variance = square - (offset ? u * u : 0);
+        if (variance > 0) fit.a[i] = std::clamp(covariance / variance, c / kMost, c * kMost);
+        if (offset) fit.o[i] = n - fit.a[i] * u;
+    }
+    return fit;
+}
+
+// Exponential moving averages of the calibration sums, kept while g = 1 and frozen at the end of update `warm`; those by channel
+// are kept while g > 0, because the streams change as the sites before them taper.
 struct Calibration {
     struct Ema {
         double num = 0, den = 0, scale = 0;
@@ -110,6 +135,32 @@ struct Calibration {
     std::vector<Ema> sites;  // one per tapering site
     double stream_scale =
         0;  // EMA, from 0 on, of the mean s(h) of the stream that enters the final site (target_scale)
+
+    // By channel: per site the averages, from 0 on, of the means of ops/channel_sums.cuh, and the weight of all updates in them.
+    // While the sites taper, the memory is that of kTaperDecay.
+    static constexpr double kTaperDecay = 0.9;
+    std::vector<std::vector<double>> channels;
+    double channel_weight = 0;
+    std::vector<ChannelFit> fits;  // what the scaling branches hold
+
+    // Means over the rows of one update, [4, C] of each site.
+    void observe_channels(const std::vector<std::vector<double>>& means, bool tapering) {
+        const double keep = tapering ? std::min(decay, kTaperDecay) : decay;
+        channels.resize(means.size());
+        for (size_t i = 0; i < means.size(); i++) {
+            channels[i].resize(means[i].size());
+            for (size_t j = 0; j < means[i].size(); j++)
+                channels[i][j] = keep * channels[i][j] + (1 - keep) * means[i][j];
+        }
+        channel_weight = keep * channel_weight + (1 - keep);
+    }
+
+    // c: the site's taper_scale.
+    ChannelFit fit(size_t site, NormKind kind, double c) const {
+        std::vector<double> means = channels[site];
+        for (double& x : means) x /= channel_weight;
+        return fit_channel(means, kind, c);
+    }
 
     // Means over all tokens of one update.
     void observe(const std::vector<SiteSums>& sums, double mean_stream_scale, double tokens) {

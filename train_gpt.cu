@@ -36,6 +36,7 @@
 #include "tapernorm.cuh"
 #include "train/agreement.h"
 #include "train/batches.cuh"
+#include "train/channels.cuh"
 #include "train/evaluation.cuh"
 #include "train/outliers.h"
 #include "train/profile.h"
@@ -89,6 +90,7 @@ struct Activations {
     double* loss;                       // the Sums of this update: [1]
     StreamScale* stream;                // [1]
     SiteSums* sites;                    // [tapering sites]
+    Acc<Real>* channels;                // [tapering sites, 4, C], see ops/channel_sums.cuh
     double* sums;                       // the sums of all sites, contiguous
 };
 
@@ -164,7 +166,7 @@ struct Gpt {
         m.add(act.ln_f, N * C), m.add(act.ln_f_mean, N), m.add(act.ln_f_rscale, N);
         m.add(act.logits, chunk * Vp), m.add(act.losses, chunk);
         if (train) m.add(act.d_stream, N * C), m.add(act.d_narrow, N * C), m.add(act.d_wide, N * 4 * C);
-        m.add(act.sums, sums_bytes() / sizeof(double));
+        m.add(act.sums, sums_bytes() / sizeof(double)), m.add(act.channels, train ? channel_numbers() : 0);
     }
 
     // How many of N rows of logits to hold at a time: equal parts that fit.
@@ -176,6 +178,8 @@ struct Gpt {
     size_t sums_bytes() const {
         return sizeof(double) + sizeof(StreamScale) + config.tapering_sites() * sizeof(SiteSums);
     }
+
+    size_t channel_numbers() const { return config.tapering_sites() * kChannelSums * config.C; }
 
     Real* ln_1(size_t l) const { return recompute < 2 ? act.h[l].ln_1 : act.h[0].ln_1; }
     Real* ln_2(size_t l) const { return recompute < 2 ? act.h[l].ln_2 : act.h[0].ln_2; }
@@ -196,11 +200,15 @@ struct Gpt {
         const auto list = tensor_list(config, params);
         for (size_t i = 0; i < list.size(); i++) {
             std::vector<Acc<Real>> values(list[i].spec.count());
-            if (!fill(list[i].spec, values)) continue;
-            set_parts(dev, shards, master, i, values.data());
-            const std::vector<Real> rounded(values.begin(), values.end());
-            device_copy_in(dev, list[i].data, rounded.data(), rounded.size() * sizeof(Real));
+            if (fill(list[i].spec, values)) set_tensor(i, values);
         }
+    }
+
+    // Sets tensor number i of the table.
+    void set_tensor(size_t i, const std::vector<Acc<Real>>& values) {
+        set_parts(dev, shards, master, i, values.data());
+        const std::vector<Real> rounded(values.begin(), values.end());
+        device_copy_in(dev, tensor_list(config, params)[i].data, rounded.data(), rounded.size() * sizeof(Real));
     }
 
     // The values of tensor number i of the table as the optimizer keeps them, in rank 0's memory; all ranks call it.
@@ -414,6 +422,8 @@ struct Trainer {
         const double tokens = double(settings.total_batch), g = gate(k);
         const ScaleLoss anchor = scale_loss(k);
         model.begin_sums();
+        if (sums_channels(*this, k))
+            device_zero(model.dev, model.act.channels, model.channel_numbers() * sizeof(Acc<Real>));
         model.begin_gradients();
         for (size_t micro = 0; micro < micro_steps; micro++) {
             if (!use_next(batches)) {
@@ -421,6 +431,7 @@ struct Trainer {
                 return false;
             }
             model.forward({g, k <= gate_warmup}, anchor.target);
+            if (sums_channels(*this, k)) add_channel_sums(model, model.act.channels);
             model.classify(true, 1 / tokens, micro > 0);
             model.backward(g, anchor, tokens, micro > 0, [&](size_t region) {
                 if (micro + 1 == micro_steps) ready(region);
@@ -444,6 +455,8 @@ struct Trainer {
         const bool whole = accumulate(k, [&](size_t region) { parallel.gradients_ready(region); });
         parallel.finish_gradients();
         std::vector<double> totals = model.read_sums();
+        const size_t channels = totals.size();
+        if (sums_channels(*this, k)) add_channel_totals(model, totals);
         const size_t squares = totals.size();
         totals.push_back(parallel.gradient_squares(model.grad_memory.bytes() / sizeof(Real)));
         for (const bool vote : {!whole, told_to_stop(), model.ranks.first() && Clock::now() >= checkpoint_due})
@@ -472,6 +485,10 @@ struct Trainer {
         gradients.add(finite ? r.grad_norm : INFINITY);
         if (!r.skipped) adamw(k, r.lr, r.grad_norm);
         if (k <= gate_warmup && !r.skipped) calibration.observe(sums.sites, r.stream_scale, tokens);
+        if (sums_channels(*this, k) && !r.skipped) {
+            observe_channels(*this, k, &totals[channels]);
+            if (k > gate_warmup) follow_channels(*this);
+        }
         if (k == gate_warmup) start_taper();
         step = k;
         r.seconds = std::chrono::duration<double>(Clock::now() - start).count();
@@ -543,6 +560,11 @@ struct Trainer {
         parallel.gather_parameters();
     }
 
+    std::vector<Acc<Real>> from_rank_0(std::vector<Acc<Real>> values) {
+        model.ranks.broadcast(values.data(), values.size() * sizeof(values[0]), "a change of the scaling branches");
+        return values;
+    }
+
     // End of update gate_warmup: c and s_tgt freeze, and each scaling branch starts from its normalizing branch.
     void start_taper() {
         gradients = {};  // the scale loss begins, and with it a new level
@@ -558,15 +580,12 @@ struct Trainer {
             if (at == std::string::npos) return {};
             return numbers.at(name.substr(0, at) + name.substr(at + taper.size()));
         };
-        auto from_rank_0 = [&](std::vector<Acc<Real>> values) {
-            model.ranks.broadcast(values.data(), values.size() * sizeof(values[0]), "the start of the taper");
-            return values;
-        };
         model.set_parameters([&](const TensorSpec& t, std::vector<Acc<Real>>& values) {
             const auto from = origin(t.name);
             if (from) values = from_rank_0(model.exact(*from));
             return from.has_value();
         });
+        if (settings.calibration == "channels") follow_channels(*this);
         if (!settings.carry_moments) return;
         // From zero, v lags behind these branches' gradients, which grow with 1 - g: the first steps would be longer.
         for (size_t i = 0; i < list.size(); i++)

@@ -4,6 +4,7 @@
 
 #include "ops/adamw.cuh"
 #include "ops/attention.cuh"
+#include "ops/channel_sums.cuh"
 #include "ops/cross_entropy.cuh"
 #include "ops/gelu.cuh"
 #include "ops/gemm.cuh"
@@ -25,6 +26,7 @@ static constexpr Leaf<Real> leaf_table() {
         .site_backward = leaf_site_backward<Real>,
         .stream_scale = leaf_stream_scale<Real>,
         .scale_loss_backward = leaf_scale_loss_backward<Real>,
+        .channel_sums = leaf_channel_sums<Real>,
         .cross_entropy = leaf_cross_entropy<Real>,
         .softmax_causal = leaf_softmax_causal<Real>,
         .softmax_causal_backward = leaf_softmax_causal_backward<Real>,

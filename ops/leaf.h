@@ -41,6 +41,9 @@ struct Leaf {
     void (*stream_scale)(StreamScale* out, const Real* x, NormKind kind, Real eps, Real target, size_t rows, size_t C);
     void (*scale_loss_backward)(Real* dx, const Real* x, NormKind kind, Real eps, Real target, Real factor, size_t rows,
                                 size_t C);
+    // ops/channel_sums.cuh
+    void (*channel_sums)(Real* columns, const Real* x, const Real* mean, const Real* rscale, size_t first, size_t T,
+                         size_t rows, size_t C);
     // ops/cross_entropy.cuh
     Real (*cross_entropy)(Real* dz, const Real* z, size_t target, Real weight, size_t V);
     // ops/attention.cuh

@@ -186,6 +186,7 @@ Settings golden_settings(const nlohmann::json& golden) {
     s.beta1 = t["beta1"], s.beta2 = t["beta2"], s.weight_decay = t["weight_decay"], s.clip = t["clip"];
     s.gate_warmup = updates(t["k_warm"]), s.gate_end = updates(t["k_end"]);
     s.ema_decay = t["ema_decay"], s.scale_loss = t["scale_loss"], s.scale_loss_kind = t["scale_loss_kind"];
+    s.calibration = t["calibration"];
     s.gate = m["mode"], s.norm = m["norm"];
     return s;
 }
@@ -261,7 +262,7 @@ TEST_CASE("model: golden runs of the independent reference, 20 updates through a
         check_golden<float>(path, 1e-5);
         runs++;
     }
-    CHECK(runs == 20);
+    CHECK(runs == 24);
 }
 
 namespace {
@@ -276,6 +277,7 @@ struct TinyRun {
         settings.steps = 12, settings.batch = 2, settings.T = 8, settings.total_batch = 32;
         settings.gate_warmup = updates(4), settings.gate_end = updates(8), settings.scale_loss = 0.1;
         settings.skip_loss_z = 3;
+        settings.calibration = mode == GateMode::taper ? "channels" : "scalar";
         config.V = 256, config.T = 8, config.L = 2, config.NH = 2, config.C = 16, config.mode = mode;
     }
 };

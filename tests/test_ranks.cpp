@@ -285,6 +285,7 @@ struct RankRun {
         settings.steps = 12, settings.batch = 1, settings.T = 8, settings.total_batch = 48;
         settings.gate_warmup = updates(4), settings.gate_end = updates(8), settings.scale_loss = 0.1;
         settings.skip_loss_z = 3;
+        settings.calibration = mode == GateMode::taper ? "channels" : "scalar";
         config.V = 256, config.T = 8, config.L = 2, config.NH = 2, config.C = 16;
         config.mode = mode, config.norm = norm, config.eps = default_eps(norm);
     }

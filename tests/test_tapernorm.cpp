@@ -6,6 +6,7 @@
 #include <limits>
 #include <numeric>
 
+#include "ops/channel_sums.cuh"
 #include "ops/cross_entropy.cuh"
 #include "ops/linear.cuh"
 #include "tapernorm.cuh"
@@ -92,6 +93,52 @@ TEST_CASE("calibration: the bias-corrected averages and the least-squares scale"
     c.observe({SiteSums{10, 50, 30}}, 6, 10);
     CHECK(c.taper_scale(0) == doctest::Approx((4.0 / 3 + 2.0 / 3) / (2.0 / 3 + 10.0 / 3)));
     CHECK(c.target_scale() == doctest::Approx(5.0));
+}
+
+TEST_CASE("calibration by channel: the sums, and a fit that no other line is nearer than") {
+    Cpu dev(2);
+    const size_t N = 60, T = 12, C = 5;
+    std::vector<double> x = normals(N * C, 1);
+    for (size_t i = 0; i < N * C; i++) x[i] = (1 + double(i % C)) * x[i] + 2 * double(i % C);  // channels of their own
+    for (size_t row = 0; row < N; row += T) x[row * C] += 1e6;  // left out: else it would be all that counts
+    for (const NormKind kind : {NormKind::layernorm, NormKind::rmsnorm}) {
+        CAPTURE(int(kind));
+        const bool ln = kind == NormKind::layernorm;
+        const TestSite site(C);
+        std::vector<double> y(N * C), mean(N), rscale(N), sums(4 * C, 0);
+        site_forward<double>(dev, y.data(), mean.data(), rscale.data(), nullptr, x.data(),
+                             site.args({kind, Phase::norm, 1}), N, C);
+        channel_sums<double>(dev, sums.data(), x.data(), ln ? mean.data() : nullptr, rscale.data(), N, T, C);
+        for (double& s : sums) s /= double(channel_rows(N, T));
+        // sum over the rows of (u / s - a u - o)^2 in channel i.
+        auto error = [&](size_t i, double a, double o) {
+            double sum = 0;
+            for (size_t row = 0; row < N; row++) {
+                const double u = x[row * C + i] - (ln ? mean[row] : 0);
+                if (row % T) sum += std::pow(u * rscale[row] - a * u - o, 2);
+            }
+            return sum;
+        };
+        const ChannelFit fit = fit_channel(sums, kind, 0.3);
+        for (size_t i = 0; i < C; i++) {
+            CAPTURE(i);
+            if (!ln) CHECK(fit.o[i] == 0);
+            const double a = fit.a[i], o = fit.o[i], least = error(i, a, o);
+            for (const double step : {1e-3, -1e-3}) {
+                CHECK(error(i, a + step, o) > least);
+                if (ln) CHECK(error(i, a, o + step) > least);
+            }
+        }
+    }
+    // A channel whose n is constant keeps a slope, and one without variance the site's.
+    const ChannelFit flat = fit_channel({3, 2, 10, 4, 3, 0, 1, 0}, NormKind::layernorm, 0.64);
+    CHECK(flat.a == std::vector<double>{0.01, 0.64});  // cov 0 of variance 1; variance 0
+    CHECK(flat.o[0] == doctest::Approx(1 - 0.01 * 3));
+    // T = 1: all rows are first ones, and all count.
+    std::vector<double> sums(4, 0), one(2, 1);
+    const double rows[] = {3, 5};
+    channel_sums<double>(dev, sums.data(), rows, nullptr, one.data(), 2, 1, 1);
+    CHECK(sums == std::vector<double>{8, 34, 34, 8});
 }
 
 TEST_CASE("sites: the definition, every phase and kind") {

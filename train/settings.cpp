@@ -45,6 +45,9 @@ const DependentDefault<std::string> kKinds[] = {
     // The stream of a pretrained model may be tens of times as large as that of one that begins here.
     {"--scale-loss-kind", &Settings::scale_loss_kind, "relative", "with --init",
      [](const Settings& s) { return !s.init.empty(); }},
+    // Channels of a pretrained stream have means and scales of their own.
+    {"--calibration", &Settings::calibration, "channels", "with --init",
+     [](const Settings& s) { return !s.init.empty(); }},
 };
 const DependentDefault<Length> kLengths[] = {
     {"--gate-warmup", &Settings::gate_warmup, percent_of_run(20), "with --scale-loss 0", unanchored},
@@ -179,6 +182,10 @@ void add_taper_options(Options& o, Settings& s) {
            .help = "updates with the gate at 1 (norms as usual), during which the scaling that replaces each norm is calibrated"});
     o.add({.long_name = "--gate-end", .to = &s.gate_end, .default_text = default_text("--gate-end"),
            .help = "first update with the gate at 0 (norms replaced by fixed scalings)"});
+    o.add({.long_name = "--calibration", .to = &s.calibration, .choices = {"channels", "scalar"},
+           .default_text = default_text("--calibration"),
+           .help = "how the scaling that replaces a norm is fitted to it: one factor per site (scalar), or a factor and an offset "
+                   "per channel, fitted anew until --gate-end (channels)"});
     o.add({.long_name = "--ema-decay", .to = &s.ema_decay, .range = {.low = 0, .high = 1, .high_open = true},
            .help = "decay rate of the moving averages used for calibration"});
     o.add({.long_name = "--scale-loss", .to = &s.scale_loss, .metavar = "LAMBDA", .range = {.low = 0},
@@ -350,7 +357,10 @@ Options resume_settings(Settings& s, const Options& now, std::vector<std::string
             std::erase_if(arguments, [start = flag + std::string("=")](auto& a) { return a.starts_with(start); });
     std::vector<std::string> all = asked;
     all.insert(all.end(), {"--gate-warmup", saved.gate_warmup, "--gate-end", saved.gate_end, "--scale-loss-kind",
-                           saved.scale_loss_kind});
+                           saved.scale_loss_kind, "--calibration", saved.calibration});
+    if (now.given("--calibration") && given.calibration != saved.calibration)
+        fail("--calibration: expected %s, as the run in %s has it, found %s; leave the flag out",
+             saved.calibration.c_str(), saved.path.c_str(), given.calibration.c_str());
     if (!saved.total_batch.empty()) all.insert(all.end(), {"--total-batch", saved.total_batch});
     for (std::vector<std::string>* words : {&asked, &all})
         words->insert(words->end(), arguments.begin(), arguments.end());

@@ -32,7 +32,7 @@ struct Settings {
     std::string gate = "taper";
     Length gate_warmup = percent_of_run(5), gate_end = percent_of_run(40);  // dev/results/experiments.md
     double ema_decay = 0.99, scale_loss = 0.1;
-    std::string scale_loss_kind = "absolute";
+    std::string scale_loss_kind = "absolute", calibration = "scalar";
     bool freeze_gains = false, carry_moments = false;
 
     size_t val_every = 300, val_batches = 20, sample_every = 0;
@@ -74,7 +74,7 @@ struct SavedSettings {
     bool escaped = false;         // see escaped(); not so in states of version 1
     // What they were in updates and tokens; they stay also where they were percentages of a run that -x makes longer now.
     std::string gate_warmup, gate_end, total_batch;
-    std::string scale_loss_kind = "absolute";  // of states that do not say it
+    std::string scale_loss_kind = "absolute", calibration = "scalar";  // of states that do not say it
 };
 Options resume_settings(Settings& s, const Options& now, std::vector<std::string>& arguments,
                         const SavedSettings& saved);

@@ -55,7 +55,8 @@ SavedSettings saved_settings(const SafetensorsFile& state) {
                         .total_batch = ""};
     saved.escaped = state_metadata(state, "state_version") != "1";
     for (const auto& [key, field] : {std::pair("total_batch", &SavedSettings::total_batch),
-                                     std::pair("scale_loss_kind", &SavedSettings::scale_loss_kind)})
+                                     std::pair("scale_loss_kind", &SavedSettings::scale_loss_kind),
+                                     std::pair("calibration", &SavedSettings::calibration)})
         if (state.metadata().count(key)) saved.*field = state_metadata(state, key);
     return saved;
 }
@@ -269,6 +270,7 @@ void check_state(const SafetensorsFile& state) {
     if (const size_t sites = c.tapering_sites()) {
         checked_tensor(state, "state.calibration", {3 * sites});
         checked_tensor(state, "state.taper_scale", {sites});
+        if (state.find("state.channels")) checked_tensor(state, "state.channels", {sites * 4 * c.C + 1});
     }
     for (const char* window : {"state.losses", "state.gradient_norms"})
         if (const TensorEntry* entry = state.find(window)) check(window, {entry->count()}, true);

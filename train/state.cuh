@@ -17,6 +17,7 @@
 #include "io/atomic_file.h"
 #include "io/files.h"
 #include "model/model_file.h"
+#include "train/channels.cuh"
 #include "train/checkpoints.h"
 #include "train/outliers.h"
 #include "train/ranks/shards.h"
@@ -70,7 +71,7 @@ struct HostTensors {
 template <class Device, class Real>
 struct GatheredState {
     HostTensors<Device, Real> tensors;
-    std::vector<double> averages = {}, stream = {}, losses = {}, gradients = {};
+    std::vector<double> averages = {}, channels = {}, stream = {}, losses = {}, gradients = {};
     std::map<std::string, std::string> metadata = {};
 };
 
@@ -82,11 +83,13 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
                                                           const std::vector<std::string>& arguments,
                                                           const std::map<std::string, std::string>& more) {
     std::unique_ptr<GatheredState<Device, Real>> state(new GatheredState<Device, Real>{{t.model}});
-    auto& [tensors, averages, stream, losses, gradients, metadata] = *state;
+    auto& [tensors, averages, channels, stream, losses, gradients, metadata] = *state;
     tensors.add_parameters(), tensors.add_state("m.", t.m), tensors.add_state("v.", t.v);
     if (!t.model.ranks.first()) return state;
     const Calibration& c = t.calibration;
     for (const Calibration::Ema& site : c.sites) averages.insert(averages.end(), {site.num, site.den, site.scale});
+    for (const std::vector<double>& site : c.channels) channels.insert(channels.end(), site.begin(), site.end());
+    if (!channels.empty()) channels.push_back(c.channel_weight);
     stream = {c.stream_scale, double(c.updates), t.scale_target};
     losses.assign(t.losses.losses.begin(), t.losses.losses.end());
     gradients.assign(t.gradients.norms.begin(), t.gradients.norms.end());
@@ -94,6 +97,7 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
         if (count) out.push_back({name, dtype, {count}, data});
     };
     add("state.calibration", Dtype::F64, averages.size(), averages.data());
+    add("state.channels", Dtype::F64, channels.size(), channels.data());
     add("state.stream", Dtype::F64, stream.size(), stream.data());
     add("state.taper_scale", Dtype::F32, t.model.taper_scale.size(), t.model.taper_scale.data());
     add("state.losses", Dtype::F64, losses.size(), losses.data());
@@ -110,6 +114,7 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
                      {"gate_warmup", std::to_string(t.gate_warmup)},
                      {"gate_end", std::to_string(t.gate_end)},
                      {"scale_loss_kind", t.settings.scale_loss_kind},
+                     {"calibration", t.settings.calibration},
                      {"arguments", lines}});
     return state;
 }
@@ -164,6 +169,14 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
         c.sites[i] = {averages[3 * i], averages[3 * i + 1], averages[3 * i + 2]};
     if (!(stream[1] >= 0 && stream[1] <= 0x1p53))
         fail("%s: tensor state.stream: the file is damaged", file.path().c_str());
+    if (file.find("state.channels")) {
+        const size_t sites = c.sites.size(), width = kChannelSums * t.model.config.C;
+        std::vector<double> channels(sites * width + 1);
+        numbers("state.channels", channels);
+        c.channel_weight = channels.back();
+        for (size_t i = 0; i < sites; i++) c.channels.emplace_back(&channels[i * width], &channels[i * width] + width);
+        if (t.step >= t.gate_warmup) c.fits = channel_fits(t);
+    }
     c.stream_scale = stream[0], c.updates = size_t(stream[1]), t.scale_target = stream[2];
     auto window = [&](const char* name, size_t size, std::deque<double>& values) {
         const TensorEntry* entry = file.find(name);

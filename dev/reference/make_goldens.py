@@ -29,7 +29,7 @@ SHAPES = {"even": dict(V=37, T=16, L=2, NH=2, C=16), "odd": dict(V=37, T=7, L=2,
 # name: mode, --scale-loss and its kind, and a factor for both embeddings, by which s_tgt becomes larger than 1
 RUNS = {"norm": ("norm", 0.0, "absolute", 1), "taper": ("taper", 0.0, "absolute", 1),
         "taper_scale": ("taper", 0.1, "absolute", 1), "taper_all_scale": ("taper-all", 0.1, "absolute", 1),
-        "taper_relative": ("taper", 0.1, "relative", 16)}
+        "taper_relative": ("taper", 0.1, "relative", 16), "taper_all_channels": ("taper-all", 0.1, "relative", 16)}
 GRAD_UPDATES = (1, 8, 20)  # one per phase: gate 1, between, 0
 VAL_BATCHES = 2
 
@@ -153,7 +153,8 @@ def gaps(low, high):
 def golden_case(shape, norm, run):
     mode, scale_loss, kind, embedding_factor = RUNS[run]
     m = ModelConfig(**SHAPES[shape], norm=norm, mode=mode)
-    t = dataclasses.replace(TRAIN, scale_loss=scale_loss, scale_loss_kind=kind)
+    t = dataclasses.replace(TRAIN, scale_loss=scale_loss, scale_loss_kind=kind,
+                            calibration="channels" if run.endswith("channels") else "scalar")
     weights, tokens = initial_weights(m), make_tokens(m, t)
     for name in ("transformer.wte.weight", "transformer.wpe.weight"):
         weights[name] = weights[name] * embedding_factor

@@ -59,6 +59,7 @@ class TrainConfig:
     weight_decay: float
     clip: float
     scale_loss_kind: str = "absolute"  # absolute | relative
+    calibration: str = "scalar"  # scalar | channels
 
 
 def gate(k, mode, k_warm, k_end):
@@ -141,6 +142,9 @@ class Gpt:
         elif g == 1.0 and stats is not None:
             q = (self.p[f"{site}.weight"] * u).detach().square().sum(-1)
             stats[site] = torch.stack([(q / s.detach()).mean(), q.mean()])
+        if site in self.c and g > 0.0 and stats is not None:
+            rows, n = u.detach()[:, 1:].flatten(0, 1), (u / s[..., None]).detach()[:, 1:].flatten(0, 1)
+            stats[f"{site}.channels"] = torch.stack([rows.mean(0), (rows * rows).mean(0), (rows * n).mean(0), n.mean(0)])
         if g == 0.0:
             return self.affine(self.c[site] * u, f"{site}.taper_weight", f"{site}.taper_bias")
         normed = self.affine(u / s[..., None], f"{site}.weight", f"{site}.bias")
@@ -236,6 +240,9 @@ class Trainer:
     * A parameter that the current gate leaves without gradient has gradient zero, and AdamW still steps it:
       its moments decay and keep moving it for a while (without weight decay: norm vectors have none). So
       gamma~ and beta~ enter the taper with zero moments, and Adam's bias correction counts from update 1.
+    * Calibration by channel fits a u + o to n = u / s in each channel, over all positions but a sequence's first, from averages
+      that go on while the gate is above 0 (decay 0.9 at most from k_warm + 1 on). After every such update's optimizer step, taper_weight
+      and taper_bias are moved from the fit before to the new one; from the start of the taper, the fit before is c u.
     * Clipping looks at all parameters together: coefficient min(1, clip / (norm + 1e-6)).
     """
 
@@ -244,6 +251,7 @@ class Trainer:
         self.model, self.config, self.k = model, config, 0
         self.ema = {}
         self.s_tgt = None
+        self.channels, self.channel_weight, self.fits = {}, 0.0, {}
         decayed = [w for name, w in model.p.items() if is_decayed(name)]
         rest = [w for name, w in model.p.items() if not is_decayed(name)]
         self.optimizer = torch.optim.AdamW(
@@ -283,10 +291,35 @@ class Trainer:
         self.optimizer.step()
         if self.k <= t.k_warm:
             for key, value in sums.items():
+                if key.endswith(".channels"):
+                    continue
                 self.ema[key] = t.ema_decay * self.ema.get(key, 0) + (1 - t.ema_decay) * value
+        if t.calibration == "channels" and g > 0 and self.model.c:
+            keep = t.ema_decay if self.k <= t.k_warm else min(t.ema_decay, 0.9)
+            self.channel_weight = keep * self.channel_weight + 1 - keep
+            for site in self.model.c:
+                self.channels[site] = keep * self.channels.get(site, 0) + (1 - keep) * sums[f"{site}.channels"]
+            if self.k > t.k_warm:
+                self.follow_channels()
         if self.k == t.k_warm:
             self.start_taper()
+            if t.calibration == "channels":
+                self.follow_channels()
         return log
+
+    @torch.no_grad()
+    def follow_channels(self):
+        for site, c in self.model.c.items():
+            weight, bias = self.model.p[f"{site}.taper_weight"], self.model.p.get(f"{site}.taper_bias")
+            u, uu, un, n = self.channels[site] / self.channel_weight
+            slope = un / uu if bias is None else (un - u * n) / (uu - u * u)
+            slope = slope.clamp(c / 64, 64 * c)
+            offset = torch.zeros_like(u) if bias is None else n - slope * u
+            slope_before, offset_before = self.fits.get(site, (torch.full_like(u, c), torch.zeros_like(u)))
+            if bias is not None:
+                bias += weight * c / slope_before * (offset - offset_before)
+            weight *= slope / slope_before
+            self.fits[site] = slope, offset
 
     @torch.no_grad()
     def start_taper(self):

@@ -31,6 +31,7 @@ struct CudaRun {
         settings.out = folder + "/model.bin";
         settings.steps = steps, settings.batch = 2, settings.T = 10, settings.total_batch = 40;
         settings.gate_warmup = updates(steps / 5), settings.gate_end = updates(steps / 2), settings.scale_loss = 0.1;
+        settings.calibration = mode == GateMode::taper ? "channels" : "scalar";
         config.V = 256, config.T = 12, config.L = 2, config.NH = 2, config.C = C;
         config.norm = norm, config.mode = mode, config.eps = default_eps(norm);
     }

@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "ops/adamw.cuh"
+#include "ops/channel_sums.cuh"
 #include "ops/cross_entropy.cuh"
 #include "ops/embedding.cuh"
 #include "ops/gelu.cuh"
@@ -179,6 +180,23 @@ void check_scale_loss(Cuda& dev, NormKind kind, size_t N, size_t C) {
     scale_loss_backward(dev, dx.data(), x.data(), kind, eps, target, 0.5, double(N), N, C);
     scale_loss_backward(cpu, dx_ref.data(), x.exact.data(), kind, eps, target, 0.5, double(N), N, C);
     check_close("dx", doubles(dx), dx_ref, kStore<Real>, 16 * chain(C));
+}
+
+template <class Real>
+void check_channel_sums(Cuda& dev, size_t N, size_t T, size_t C, bool centered) {
+    Cpu cpu(1);
+    const Input<Real> x(dev, N * C, 8);
+    std::vector<double> mean(N), rscale(N), sums_ref(4 * C, 0.5);
+    for (size_t row = 0; row < N; row++)
+        mean[row] = double(float(0.01 * double(row))), rscale[row] = 0.5 + double(row % 4);
+    const DeviceArray<float> mean_there(dev, {mean.begin(), mean.end()}),
+        rscale_there(dev, {rscale.begin(), rscale.end()});
+    const DeviceArray<float> sums(dev, {sums_ref.begin(), sums_ref.end()});
+    channel_sums<Real>(dev, sums.data(), x.data(), centered ? mean_there.data() : nullptr, rscale_there.data(), N, T,
+                       C);
+    channel_sums<double>(cpu, sums_ref.data(), x.exact.data(), centered ? mean.data() : nullptr, rscale.data(), N, T,
+                         C);
+    check_close("sums", doubles(sums), sums_ref, 0, 16 * double(N));
 }
 
 const size_t kChannels[] = {7, 33, 48, 128, 768};
@@ -447,6 +465,9 @@ static void check_all_sites() {
     check_site_backward<Real>(dev, kSites[1], 300, 7, true);   // more partial sums than threads that add them
     for (NormKind kind : {NormKind::layernorm, NormKind::rmsnorm})
         for (size_t C : {33, 128}) check_scale_loss<Real>(dev, kind, 19, C);
+    for (const bool centered : {false, true})
+        for (size_t C : kChannels)
+            for (size_t T : {1, 6, 24}) check_channel_sums<Real>(dev, 24, T, C, centered);
 }
 CUDA_TEST("cuda sites: every phase and kind, forward and backward") { FOR_BOTH_TYPES(check_all_sites); }
 
