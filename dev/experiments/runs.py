@@ -29,6 +29,8 @@ CORPORA = {  # name: flags, with files of --data; books_train.txt: the first 20,
     # bpe10k: the folder that `./bpe_train books_train.txt --vocab-size 10000 --out bpe10k` writes
     "shakespeare": {"-i": "tinyshakespeare.txt"},
     "books": {"-i": "books_train.txt", "-j": "books_val.txt"},
+    # what dev/experiments/pretrained.py --sample writes
+    "microformer-mgm": {"-i": "microformer-mgm/train.bin", "-j": "microformer-mgm/val.bin"},
     "books, BPE": {"-i": "books_train.txt", "-j": "books_val.txt", "--tokenizer": "bpe10k"},
 }
 SHAPE = "--n-layer 4 --n-head 4 --n-embd 64 -t 64 -b 12"  # 0.22M parameters with bytes; 768 tokens per update
@@ -58,10 +60,12 @@ class Run:
     seed: int = 1
     start: "Run | None" = None  # begins with the weights of this run
     keep: bool = False       # its weights, for others to start from
+    init: str = ""           # begins with the weights of this folder of --data
 
     @property
     def key(self):
         text = f"{self.corpus} | {self.flags} | {self.seed}" + (f" | {self.start.key}" if self.start else "")
+        text += f" | {self.init}" if self.init else ""
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -121,8 +125,10 @@ class Trainer:
         command = [self.program, "-o", str(self.model(run)), "--seed", str(run.seed), "--threads", "1", *run.flags.split()]
         for flag, name in CORPORA[run.corpus].items():
             command += [flag, str(self.data / name)]
-        if run.start:
-            command += ["--init", str(self.model(run.start))]
+        if run.start or run.init:
+            command += ["--init", str(self.model(run.start) if run.start else self.data / run.init)]
+            if "--calibration" not in run.flags:  # there was one way only when these runs were named
+                command += ["--calibration", "scalar", "--scale-loss-kind", "absolute"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         final = re.search(r"^validation loss ([0-9.]+) \(", done.stdout, re.M)
         if not final and "the run diverged" not in done.stderr:
@@ -207,7 +213,7 @@ def write_block(path, name, text):
     path.write_text(pattern.sub(lambda m: m[1] + text.strip("\n") + "\n" + m[2], old))
 
 
-def arguments(doc):
+def arguments(doc, more=lambda parser: None):
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", action="store_true", help="train nothing: tables and figures from the records")
     parser.add_argument("--data", type=pathlib.Path, default=ROOT / "data" / "text",
@@ -216,4 +222,5 @@ def arguments(doc):
     parser.add_argument("--program", default=str(ROOT / "train_gpt"))
     parser.add_argument("--commit", help="of the program, where it is a copy (default HEAD)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    more(parser)
     return parser.parse_args()
