@@ -6,8 +6,9 @@
 //   3. The run              loop, main
 //
 // The rest of the trainer is in train/: settings (flags and what they imply), schedules, start (corpora, tokenizer, the file to
-// begin from), state (checkpoints), evaluation (losses, samples), report (what a run prints and logs), ranks. The model is written
-// once for every device: ops are free functions overloaded on the device (ops/*.cuh).
+// begin from), initial (what the parameters begin with, the teacher), state (checkpoints), evaluation (losses, samples), report
+// (what a run prints and logs), ranks. The model is written once for every device: ops are free functions overloaded on the
+// device (ops/*.cuh).
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -32,12 +33,12 @@
 #include "ops/linear.cuh"
 #include "runtime/arena.h"
 #include "runtime/device.h"
-#include "runtime/random.h"
 #include "tapernorm.cuh"
 #include "train/agreement.h"
 #include "train/batches.cuh"
 #include "train/channels.cuh"
 #include "train/evaluation.cuh"
+#include "train/initial.cuh"
 #include "train/outliers.h"
 #include "train/profile.h"
 #include "train/ranks/data_parallel.cuh"
@@ -56,7 +57,7 @@ namespace tapernorm::train {
 
 // What one update sums up on the device, over its micro-batches. There it is an array of doubles in this order.
 struct Sums {
-    double loss = 0;  // sum of the tokens' cross-entropies
+    double loss = 0, kl = 0;  // sums of the tokens' cross-entropies, and of their divergences from a teacher
     StreamScale stream;
     std::vector<SiteSums> sites;  // one per tapering site
 };
@@ -84,10 +85,10 @@ struct Activations {
     Real* ln_f;                         // [N, C]
     Acc<Real>*ln_f_mean, *ln_f_rscale;  // [N]
     Real* logits;                       // [chunk, Vp], a part of the rows at a time
-    Acc<Real>* losses;                  // [chunk]
+    Acc<Real>* losses;                  // [chunk], with a teacher [chunk, 2]
     Real *d_stream, *d_narrow;          // [N, C]
     Real* d_wide;                       // [N, 4C]
-    double* loss;                       // the Sums of this update: [1]
+    double* loss;                       // the Sums of this update: [2], with the divergence
     StreamScale* stream;                // [1]
     SiteSums* sites;                    // [tapering sites]
     Acc<Real>* channels;                // [tapering sites, 4, C], see ops/channel_sums.cuh
@@ -118,7 +119,7 @@ struct Gpt {
     Arena<Device> param_memory, master_memory, grad_memory, act_memory;
     static constexpr bool kMaster = !std::is_same_v<Real, Acc<Real>>;
 
-    // train = false leaves out what only the backward pass needs. zero: see Shards.
+    // train = false leaves out what only the backward pass needs: the blocks have one memory. zero: see Shards.
     Gpt(Device& dev_, const Config& config_, size_t B_, size_t T_, int recompute_, bool train,
         Ranks& ranks_ = single_rank(), bool zero = false)
         : dev(dev_), config(config_), B(B_), T(T_), recompute(recompute_), ranks(ranks_),
@@ -132,8 +133,9 @@ struct Gpt {
         if (train && kMaster) add_parts(master_memory, shards, master), master_memory.allocate(true);
         plan_activations(train);
         act_memory.allocate(false);
+        if (!train) std::fill(act.h.begin(), act.h.end(), act.h[0]);
         act.loss = act.sums;
-        act.stream = reinterpret_cast<StreamScale*>(act.loss + 1);
+        act.stream = reinterpret_cast<StreamScale*>(act.loss + 2);
         act.sites = reinterpret_cast<SiteSums*>(act.stream + 1);
     }
 
@@ -155,6 +157,7 @@ struct Gpt {
         m.add(act.embedded, N * C);
         act.h.resize(config.L);
         for (auto& a : act.h) {
+            if (!train && &a != &act.h[0]) break;
             m.add(a.ln_1_mean, N), m.add(a.ln_1_rscale, N), m.add(a.ln_2_mean, N), m.add(a.ln_2_rscale, N);
             m.add(a.qkv, N * 3 * C), m.add(a.att, N * C), m.add(a.lse, B * config.NH * T);
             m.add(a.mid, N * C), m.add(a.fc, N * 4 * C), m.add(a.out, N * C);
@@ -164,7 +167,7 @@ struct Gpt {
             if (own_gelu) m.add(a.gelu, N * 4 * C);
         }
         m.add(act.ln_f, N * C), m.add(act.ln_f_mean, N), m.add(act.ln_f_rscale, N);
-        m.add(act.logits, chunk * Vp), m.add(act.losses, chunk);
+        m.add(act.logits, chunk * Vp), m.add(act.losses, 2 * chunk);
         if (train) m.add(act.d_stream, N * C), m.add(act.d_narrow, N * C), m.add(act.d_wide, N * 4 * C);
         m.add(act.sums, sums_bytes() / sizeof(double)), m.add(act.channels, train ? channel_numbers() : 0);
     }
@@ -176,7 +179,7 @@ struct Gpt {
     }
 
     size_t sums_bytes() const {
-        return sizeof(double) + sizeof(StreamScale) + config.tapering_sites() * sizeof(SiteSums);
+        return 2 * sizeof(double) + sizeof(StreamScale) + config.tapering_sites() * sizeof(SiteSums);
     }
 
     size_t channel_numbers() const { return config.tapering_sites() * kChannelSums * config.C; }
@@ -248,14 +251,21 @@ struct Gpt {
 
     // Head, softmax and cross-entropy, `chunk` rows of logits at a time. The loss is added to act.loss. With
     // `gradient`, also dL/d(act.ln_f) into act.d_narrow and the head's dwte (= or +=, as `accumulate` says), for
-    // L = weight * sum of the losses.
-    void classify(bool gradient, double weight, bool accumulate) {
+    // L = weight * sum of the losses; of these the divergence from a teacher, which has seen the same batch, is the `share`.
+    void classify(bool gradient, double weight, bool accumulate, const Gpt* teacher = nullptr, double share = 0) {
         const size_t C = config.C;
         for (size_t row = 0; row < B * T; row += chunk) {
             const size_t rows = std::min(chunk, B * T - row);
             head_forward<Real>(dev, act.logits, act.ln_f + row * C, params.wte, nullptr, rows, C, Vp);
-            cross_entropy(dev, act.loss, act.losses, act.logits, act.targets + row, weight, rows, config.V, gradient,
-                          Vp);
+            if (teacher) {
+                head_forward<Real>(dev, teacher->act.logits, teacher->act.ln_f + row * C, teacher->params.wte, nullptr,
+                                   rows, C, Vp);
+                distillation(dev, act.loss, act.losses, act.logits, teacher->act.logits, act.targets + row, weight,
+                             share, rows, config.V, Vp);
+            } else {
+                cross_entropy(dev, act.loss, act.losses, act.logits, act.targets + row, weight, rows, config.V,
+                              gradient, Vp);
+            }
             if (gradient)
                 head_backward(dev, act.d_narrow + row * C, grads.wte, act.logits, act.ln_f + row * C, params.wte, rows,
                               C, Vp, accumulate || row > 0);
@@ -322,31 +332,12 @@ struct Gpt {
         return host;
     }
     Sums sums_of(const std::vector<double>& numbers) const {
-        Sums s{numbers[0], {numbers[1], numbers[2]}, {}};
+        Sums s{numbers[0], numbers[1], {numbers[2], numbers[3]}, {}};
         for (size_t i = 0; i < config.tapering_sites(); i++)
-            s.sites.push_back({numbers[3 + 3 * i], numbers[4 + 3 * i], numbers[5 + 3 * i]});
+            s.sites.push_back({numbers[4 + 3 * i], numbers[5 + 3 * i], numbers[6 + 3 * i]});
         return s;
     }
 };
-
-// GPT-2's initial values. Each number depends on the seed, the tensor's name and its place alone: models that share a
-// tensor start with the same values in it.
-template <class Device, class Real>
-void initialize(Gpt<Device, Real>& model, uint64_t seed) {
-    using Scalar = Acc<Real>;
-    model.set_parameters([&](const TensorSpec& t, std::vector<Scalar>& values) {
-        uint64_t stream = 0;
-        for (char c : t.name) stream = mix64(stream ^ uint64_t(static_cast<unsigned char>(c)));
-        std::fill(values.begin(), values.end(), Scalar(t.init.constant));
-        if (t.init.std > 0) {
-            auto fill = [&](size_t i, size_t end, int) {
-                for (; i < end; i++) values[i] = Scalar(t.init.std * random_normal(seed, stream, i));
-            };
-            parallel_ranges(Cpu(), values.size(), 4096, fill);
-        }
-        return true;
-    });
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 2. Trainer
@@ -356,6 +347,7 @@ struct Trainer {
     using Clock = std::chrono::steady_clock;
     Settings settings;
     Gpt<Device, Real> model;
+    std::unique_ptr<Gpt<Device, Real>> teacher;  // --distill's
     Batches<Device> batches;
     Arena<Device> moment_memory;
     std::vector<Acc<Real>*> m, v;  // AdamW's moments, of model.shards' parts
@@ -432,7 +424,8 @@ struct Trainer {
             }
             model.forward({g, k <= gate_warmup}, anchor.target);
             if (sums_channels(*this, k)) add_channel_sums(model, model.act.channels);
-            model.classify(true, 1 / tokens, micro > 0);
+            if (teacher) ask_teacher(*this);
+            model.classify(true, 1 / tokens, micro > 0, teacher.get(), settings.distill);
             model.backward(g, anchor, tokens, micro > 0, [&](size_t region) {
                 if (micro + 1 == micro_steps) ready(region);
             });
@@ -472,8 +465,9 @@ struct Trainer {
         StepReport r{.step = k, .loss = sums.loss / tokens, .scale_loss = scale_loss(k).lambda * sums.stream.squares / tokens,
                      .g = gate(k), .lr = lr_schedule(settings, k), .stream_scale = sums.stream.sum / tokens};
         // clang-format on
+        if (teacher) r.kl = sums.kl / tokens;
         r.grad_norm = std::sqrt(totals[squares]), r.stop = stopped, r.checkpoint = totals[squares + 3] > 0;
-        const bool finite = std::isfinite(r.loss + r.scale_loss) && std::isfinite(r.grad_norm);
+        const bool finite = std::isfinite(r.losses()) && std::isfinite(r.grad_norm);
         const double over_median = gradients.over_median(finite ? r.grad_norm : INFINITY);
         const bool steep = settings.skip_grad > 0 && over_median > settings.skip_grad;
         r.skipped = steep || (finite && settings.skip_loss_z > 0 && losses.z_score(r.loss) > settings.skip_loss_z);
@@ -497,7 +491,7 @@ struct Trainer {
 
     // bad_rank: the first whose loss is not finite. The sum does not show whose gradient it was: each rank's is computed again.
     [[noreturn]] void report_divergence(const StepReport& r, int bad_rank, uint64_t first_batch) {
-        const bool loss = !std::isfinite(r.loss + r.scale_loss);
+        const bool loss = !std::isfinite(r.losses());
         if (!loss && model.ranks.size > 1) {
             batches.seek(first_batch);
             accumulate(r.step, [](size_t) {});
@@ -509,8 +503,8 @@ struct Trainer {
         model.ranks.fail_together(strprintf(
             "step %zu: %s is not finite%s (loss %g, gradient norm %g, s(h) %.4g, g %.3g): the run diverged; %s; nothing was "
             "written since the last checkpoint; try a smaller -l%s",
-            r.step, loss ? "the loss" : "the gradient", where.c_str(), r.loss + r.scale_loss, r.grad_norm,
-            r.stream_scale, r.g, which_moved_first(site_scales(), kDrift).c_str(),
+            r.step, loss ? "the loss" : "the gradient", where.c_str(), r.losses(), r.grad_norm, r.stream_scale, r.g,
+            which_moved_first(site_scales(), kDrift).c_str(),
             model.config.mode == GateMode::norm ? "" : ", a longer --gate-warmup or a larger --scale-loss"));
     }
 
@@ -676,8 +670,11 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
         if (run.state->metadata().contains("lr")) last_rate = std::atof(state_metadata(*run.state, "lr").c_str());
         run.state.reset();  // its disk space is free once it is replaced
     }
-    if (run.init)
-        initialize_from(t.model, [&](const TensorSpec& spec, auto* numbers) { run.init->read(spec, numbers); });
+    const auto from = [](const ModelFile& file) {
+        return [&file](const TensorSpec& spec, auto* numbers) { file.read(spec, numbers); };
+    };
+    if (run.init) initialize_from(t.model, from(*run.init));
+    if (run.teacher) hire_teacher(t, from(*run.teacher));
     if (ranks.size > 1) check_parameters(t, common_data(run), kStartAlike);
     print_start(t, run);
     if (last_rate) print_change_of_rate(t, *last_rate);

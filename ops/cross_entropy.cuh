@@ -1,6 +1,10 @@
 // Softmax cross-entropy, the loss of the language model, row by row; the gradient replaces the logits.
 //
 //   p = softmax(z),  loss = -log p_y = logsumexp(z) - z_y,  dz = (p - onehot(y)) * weight
+//
+// Distillation: beside it the divergence from a teacher's predictions, q = softmax(t), of which the sum takes the share W:
+//
+//   KL(q || p) = sum_i q_i (log q_i - log p_i),  dz of (1 - W) loss + W KL:  (p - (1 - W) onehot(y) - W q) * weight
 #pragma once
 #include "ops/leaf.h"
 #include "ops/math.h"
@@ -38,6 +42,25 @@ Real leaf_cross_entropy(Real* dz, const Real* z, size_t target, Real weight, siz
     return __builtin_log(sum) + (top - z_y);
 }
 
+// The row's loss; *kl its divergence from the teacher's t. z becomes the gradient, t the teacher's exponentials.
+template <class Real>
+Real leaf_distillation(Real* kl, Real* z, Real* t, size_t target, Real weight, Real share, size_t V) {
+    const Real top_p = row_max(z, V), top_q = row_max(t, V), z_y = z[target];
+    Real sum_p = 0, sum_q = 0, distance = 0;
+#pragma omp simd reduction(+ : sum_p, sum_q, distance)
+    for (size_t i = 0; i < V; i++) {
+        const Real log_p = z[i] - top_p, log_q = t[i] - top_q, p = exp_r(log_p), q = exp_r(log_q);
+        distance += q > 0 ? q * (log_q - log_p) : 0;
+        sum_p += p, sum_q += q;
+        z[i] = p, t[i] = q;
+    }
+    // Divisions, because no compiler makes one rounding of such a difference: it is 0 where the student is its teacher.
+    for (size_t i = 0; i < V; i++) z[i] = weight * (z[i] / sum_p - share * (t[i] / sum_q));
+    z[target] -= weight * (1 - share);
+    *kl = distance / sum_q + (__builtin_log(sum_p) - __builtin_log(sum_q));
+    return __builtin_log(sum_p) + (top_p - z_y);
+}
+
 }  // namespace
 #else  // ---- CPU
 
@@ -59,6 +82,23 @@ void cross_entropy(Cpu& dev, double* loss_sum, Acc<Real>* losses, Real* logits, 
     double sum = 0;
     for (size_t row = 0; row < N; row++) sum += double(losses[row]);
     *loss_sum += sum;
+}
+
+// sums[0] += the sum of the cross-entropies, sums[1] += that of the divergences from the teacher's logits [N, V], which become
+// scratch. The logits become weight * d((1 - share) cross-entropy + share KL)/dlogits. losses [N, 2] receives both of the rows.
+template <class Real>
+void distillation(Cpu& dev, double* sums, Acc<Real>* losses, Real* logits, Real* teacher, const int* targets,
+                  double weight, double share, size_t N, size_t V, size_t ld = 0) {
+    if (ld == 0) ld = V;
+    parallel_ranges(dev, N, 1, [&](size_t row, size_t end, int) {
+        for (; row < end; row++) {
+            Real* z = logits + row * ld;
+            losses[2 * row] = leaf<Real>(dev).distillation(&losses[2 * row + 1], z, teacher + row * ld,
+                                                           size_t(targets[row]), Real(weight), Real(share), V);
+            std::fill(z + V, z + ld, Real(0));
+        }
+    });
+    for (size_t i = 0; i < 2 * N; i++) sums[i % 2] += double(losses[i]);
 }
 
 // ---- CUDA. A block computes a row: it reads the logits once for both the maximum and the sum of exponentials, and again,
@@ -141,6 +181,51 @@ void cross_entropy(Cuda& dev, double* loss_sum, float* losses, Real* logits, con
     else
         run.template operator()<false>();
     sum_rows<1>(dev, loss_sum, losses, N);
+}
+
+template <class Real>
+__global__ void __launch_bounds__(kSoftmaxThreads)
+    distillation_kernel(float* losses, Real* logits, const Real* teacher, const int* targets, float weight, float share,
+                        unsigned V, unsigned ld, bool aligned) {
+    const size_t row = blockIdx.x;
+    Real* const z = logits + row * ld;
+    const Real* const t = teacher + row * ld;
+    const unsigned target = unsigned(targets[row]), warps = blockDim.x / 32;
+    const float z_y = float(z[target]);  // read before the barrier, as in cross_entropy_kernel
+    Softmax* const shared = dynamic_shared<Softmax>();
+    const Softmax p = row_softmax(z, V, aligned, shared), q = row_softmax(t, V, aligned, shared + warps);
+    const float of_p = 1 / p.sum, of_q = 1 / q.sum, at_target = weight * (1 - share);
+    float v[kVector<Real>], u[kVector<Real>], distance = 0;
+    for (unsigned i = threadIdx.x * kVector<Real>; i < ld; i += blockDim.x * kVector<Real>) {
+        const bool whole = aligned && i + kVector<Real> <= ld;
+        load_vector(v, z, i, ld, whole);
+        load_vector(u, t, i, ld, whole);
+#pragma unroll
+        for (unsigned j = 0; j < kVector<Real>; j++) {
+            const float log_p = v[j] - p.top, log_q = u[j] - q.top, e = i + j < V ? __expf(log_q) : 0.0f;
+            if (e > 0) distance += e * (log_q - log_p);
+            // __fmul_rn: as on the CPU, the difference is 0 where the student is its teacher.
+            const float difference = __fmul_rn(__expf(log_p), of_p) - share * __fmul_rn(e, of_q);
+            v[j] = i + j < V ? weight * difference - (i + j == target ? at_target : 0.0f) : 0.0f;
+        }
+        store_vector(z, v, i, ld, whole);
+    }
+    distance = block_sum(distance, reinterpret_cast<float*>(shared + 2 * warps));
+    if (threadIdx.x != 0) return;
+    losses[2 * row] = logf(p.sum) + (p.top - z_y);
+    losses[2 * row + 1] = distance / q.sum + (logf(p.sum) - logf(q.sum));
+}
+
+template <class Real>
+void distillation(Cuda& dev, double* sums, float* losses, Real* logits, Real* teacher, const int* targets,
+                  double weight, double share, size_t N, size_t V, size_t ld = 0) {
+    if (ld == 0) ld = V;
+    const bool aligned = aligned_16(logits, teacher) && ld % kVector<Real> == 0;
+    const unsigned warps = std::min(blocks_for(V, 32 * kVector<Real>), kSoftmaxThreads / 32);
+    launch<distillation_kernel<Real>>(blocks_for(N, 1), 32 * warps, warps * (2 * sizeof(Softmax) + sizeof(float)),
+                                      dev.stream, losses, logits, teacher, targets, float(weight), float(share),
+                                      unsigned(V), unsigned(ld), aligned);
+    sum_rows<2>(dev, sums, losses, N);
 }
 #endif  // TN_CUDA
 #endif

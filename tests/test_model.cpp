@@ -129,6 +129,49 @@ TEST_CASE("model: gradients accumulate over micro-batches, and recomputation cha
     for (size_t i = 0; i < plain.size(); i++) CHECK(std::abs(plain[i] - sum[i]) <= 1e-14);
 }
 
+TEST_CASE("model: gradients with a teacher, which is the plain model in the memory of one block") {
+    Cpu dev(1);
+    const Config config = tiny(NormKind::layernorm, GateMode::taper), plain = tiny(NormKind::layernorm, GateMode::norm);
+    Gpt<Cpu, double> model(dev, config, 2, 5, 0, true), teacher(dev, plain, 2, 5, 2, false),
+        whole(dev, plain, 2, 5, 0, true);
+    model.chunk = 4;
+    randomize(model), initialize(teacher, 5), initialize(whole, 5);
+    CHECK(teacher.act_memory.bytes() < whole.act_memory.bytes());
+    const RandomBatch batch(model, 3);
+    for (auto* other : {&teacher, &whole}) {
+        other->use_batch({batch.tokens.data(), batch.targets.data()});
+        other->begin_sums(), other->forward({}, 0);
+    }
+    CHECK(std::equal(teacher.act.ln_f, teacher.act.ln_f + 10 * plain.C, whole.act.ln_f));
+    auto gradients = [&](double g, const ScaleLoss& anchor, const Gpt<Cpu, double>& from, double share) {
+        model.begin_sums(), model.begin_gradients();
+        model.forward({g, false}, anchor.target);
+        model.classify(true, 0.1, false, &from, share);
+        model.backward(g, anchor, 10, false);
+        return tensor_list(config, model.grads);
+    };
+    for (double share : {0.4, 1.0}) {
+        CAPTURE(share);
+        const ScaleLoss anchor{0.3, 0.8};
+        const auto grads = gradients(0.37, anchor, teacher, share);
+        auto loss = [&] {
+            model.begin_sums();
+            model.forward({0.37, false}, anchor.target);
+            model.classify(false, 0, false, &teacher, share);
+            const Sums s = model.sums_of(model.read_sums());
+            return ((1 - share) * s.loss + share * s.kl + anchor.lambda * s.stream.squares) / 10;
+        };
+        auto params = tensor_list(config, model.params);
+        for (size_t i = 0; i < params.size(); i++)
+            check_gradient(params[i].spec.name, params[i].data, grads[i].data, params[i].spec.count(), loss, 6);
+    }
+    // Nothing is to be learned from an equal.
+    initialize(model, 5);
+    for (const auto& t : gradients(1, {}, teacher, 1))
+        CHECK(std::all_of(t.data, t.data + t.spec.count(), [](double x) { return x == 0; }));
+    CHECK(model.sums_of(model.read_sums()).kl == 0);
+}
+
 TEST_CASE("model: at g = 1 a tapering model is the plain model, bit for bit") {
     Cpu dev(2);
     for (NormKind kind : kKinds) {
@@ -392,6 +435,11 @@ TEST_CASE("trainer: a loss that is not finite stops the run before anything chan
     CHECK_THROWS_WITH_AS(t.update(), doctest::Contains("step 2"), Error);
     CHECK(parameters(t) == before);
     CHECK(t.step == 1);
+    // So does a teacher's divergence.
+    Trainer<Cpu, float> pupil(dev, run.settings, run.config, run.corpus);
+    initialize(pupil.model, 1);
+    hire_teacher(pupil, [](const TensorSpec& spec, float* numbers) { std::fill_n(numbers, spec.count(), 1e38f); });
+    CHECK_THROWS_WITH_AS(pupil.update(), doctest::Contains("step 1: the loss is not finite"), Error);
 }
 
 TEST_CASE("trainer: the step line has the log's loss, the scale loss where it counts, and why an update was skipped") {
@@ -399,6 +447,9 @@ TEST_CASE("trainer: the step line has the log's loss, the scale loss where it co
         r{.step = 3, .loss = 2.5, .scale_loss = 0.002, .g = 1, .lr = 1e-3, .grad_norm = 7.6284, .stream_scale = 0.048};
     CHECK(step_line(r, 10, 1000) ==
           "step  3/10 | loss 2.5000 | g 1.000 | lr 1.00e-03 | norm  7.628 | s(h)  0.048 |   1000 tok/s");
+    r.kl = 0.04849;
+    CHECK(step_line(r, 10, 1000).starts_with("step  3/10 | loss 2.5000 | kl 0.0485 | g 1.000"));
+    r.kl.reset();
     r.scale_loss = 5.2, r.grad_norm = 1.5e30, r.stream_scale = 2e-7, r.skipped = true, r.why_skipped = "because";
     CHECK(
         step_line(r, 10, 1000) ==

@@ -2,6 +2,8 @@
 // bits for any number of threads.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -150,6 +152,79 @@ TEST_CASE("cross-entropy: known values, gradient, extreme logits") {
     cross_entropy(dev, &total, row.data(), extreme.data(), &zero, 1.0, 1, 4, true);
     CHECK(total == doctest::Approx(std::log(2.0)).epsilon(1e-6));
     check_close(extreme, std::vector<double>{-0.5, 0, 0, 0.5}, 1e-6);
+}
+
+TEST_CASE("distillation: known values, gradient, identities, extreme logits") {
+    Cpu dev(1);
+    // p = (1, 2, 1) / 4, q = (2, 1, 1) / 4: KL = (2 log 2 - log 2) / 4
+    std::vector<double> z = {0, std::log(2.0), 0}, t = {std::log(2.0), 0, 0}, losses = poisoned<double>(2);
+    double sums[2] = {1, 2};
+    const int one = 1;
+    distillation(dev, sums, losses.data(), z.data(), t.data(), &one, 2.0, 0.25, 1, 3);
+    CHECK(sums[0] == doctest::Approx(1 + std::log(2.0)).epsilon(1e-12));
+    CHECK(sums[1] == doctest::Approx(2 + std::log(2.0) / 4).epsilon(1e-12));
+    check_close(z, std::vector<double>{0.25, -0.625, 0.375}, 1e-12);
+
+    const size_t N = 3, V = 37, ld = 40;
+    const int targets[] = {0, 36, 17};
+    std::vector<double> logits = normals(N * ld, 3, 3), teacher = normals(N * ld, 4, 3), rows = poisoned<double>(2 * N);
+    // sums of both, and the gradient
+    auto distilled = [&](std::vector<double>& z, std::vector<double> t, double weight, double share, int threads) {
+        Cpu threaded(threads);
+        std::array<double, 2> sum = {0, 0};
+        distillation(threaded, sum.data(), rows.data(), z.data(), t.data(), targets, weight, share, N, V, ld);
+        return sum;
+    };
+    for (double share : {0.0, 0.3, 1.0}) {
+        CAPTURE(share);
+        auto gradient = logits;
+        distilled(gradient, teacher, 0.25, share, 1);
+        for (int threads : {2, 3}) {
+            auto again = logits;
+            distilled(again, teacher, 0.25, share, threads);
+            CHECK(again == gradient);
+        }
+        auto loss = [&] {
+            auto scratch = logits;
+            const auto [ce, kl] = distilled(scratch, teacher, 0, share, 1);
+            return 0.25 * ((1 - share) * ce + share * kl);
+        };
+        for (size_t row = 0; row < N; row++) {
+            check_gradient("logits", &logits[row * ld], &gradient[row * ld], V, loss, 20);
+            CHECK(std::all_of(&gradient[row * ld + V], &gradient[row * ld] + ld, [](double x) { return x == 0; }));
+        }
+        // Alone, it is the cross-entropy.
+        auto plain = logits;
+        double ce = 0;
+        cross_entropy(dev, &ce, rows.data(), plain.data(), targets, 0.25, N, V, true, ld);
+        auto scratch = logits;
+        CHECK(distilled(scratch, teacher, 1, share, 1)[0] == doctest::Approx(ce).epsilon(1e-14));
+        if (share == 0) check_close(gradient, plain, 1e-15);
+        // A teacher that predicts the same, but for a shift of the logits, teaches nothing.
+        auto same = logits, shifted = logits;
+        for (double& x : shifted) x += 5;
+        CHECK(std::abs(distilled(same, shifted, 0.25, share, 1)[1]) <= 1e-13);
+        for (size_t i = 0; i < same.size(); i++) CHECK(std::abs(same[i] - (1 - share) * plain[i]) <= 1e-15);
+        if (share < 1) continue;
+        same = logits;
+        CHECK(distilled(same, logits, 0.25, share, 1)[1] == 0);
+        CHECK(std::all_of(same.begin(), same.end(), [](double x) { return x == 0; }));
+    }
+
+    for (Isa isa : {Isa::base, Isa::avx2, Isa::avx512}) {
+        if (isa > best_isa()) continue;
+        Cpu any(1, isa);
+        const float least = -std::numeric_limits<float>::infinity();
+        std::vector<float> far = {1e4f, 0, 3e38f, 0}, teacher_far = {0, 1e4f, 3e38f, least}, row(4);
+        const int zeros[] = {0, 0};
+        double total[2] = {0, 0};
+        distillation(any, total, row.data(), far.data(), teacher_far.data(), zeros, 1.0, 0.5, 2, 2);
+        CHECK(row == std::vector<float>{0, 1e4f, 0, 0});
+        check_close(far, std::vector<double>{0.5, -0.5, 0, 0}, 1e-6);
+        std::vector<float> equal = to_float(normals(100, 5, 4)), copy = equal, row_of_one(2);
+        distillation(any, total, row_of_one.data(), equal.data(), copy.data(), zeros, 0.3, 1.0, 1, 100);
+        CHECK((row_of_one[1] == 0 && equal == std::vector<float>(100, 0)));
+    }
 }
 
 TEST_CASE("attention: one-hot keys give exact weights") {

@@ -307,10 +307,16 @@ RunTrace train_on(RankRun& run, int size, bool zero, size_t steps = 12, bool res
         Checkpoints checkpoints(state_path(run.settings.out));
         Trainer<Cpu, Real> t(dev, run.settings, run.config, run.corpus, ranks);
         initialize(t.model, 1);
+        if (run.settings.distill > 0)
+            hire_teacher(t, [](const TensorSpec& spec, Real* numbers) {
+                for (size_t i = 0; i < spec.count(); i++)
+                    numbers[i] = Real(spec.init.constant + 0.1 * random_normal(9, spec.count(), i));
+            });
         if (resume) load_state(t, SafetensorsFile(state_path(run.settings.out)));
         while (t.step < steps) {
             const StepReport r = t.update();
-            trace.numbers.insert(trace.numbers.end(), {r.loss, r.scale_loss, r.grad_norm, r.stream_scale});
+            trace.numbers.insert(trace.numbers.end(),
+                                 {r.loss, r.kl.value_or(0), r.scale_loss, r.grad_norm, r.stream_scale});
             if (t.step % 4 == 0) trace.numbers.push_back(evaluate(t, run.corpus, 5).value());
         }
         if (run.save && (ranks.first() || t.model.shards.sharded())) save_state(t, {}, checkpoints);
@@ -372,6 +378,19 @@ TEST_CASE("ranks: the same sums in double leave no doubt about a factor") {
     REQUIRE(one.numbers.size() == three.numbers.size());
     for (size_t i = 0; i < one.numbers.size(); i++)
         CHECK(std::abs(one.numbers[i] - three.numbers[i]) <= 1e-11 * std::abs(one.numbers[i]));
+}
+
+TEST_CASE("ranks: with a teacher, 2 of them agree with one, and resume to the bit") {
+    RankRun run(GateMode::taper, NormKind::layernorm);
+    run.settings.distill = 0.7;
+    const RunTrace one = train_on<double>(run, 1, false), two = train_on<double>(run, 2, true);
+    CHECK(one.numbers[1] > 0.1);  // the divergence
+    REQUIRE(one.numbers.size() == two.numbers.size());
+    for (size_t i = 0; i < one.numbers.size(); i++)
+        CHECK(std::abs(one.numbers[i] - two.numbers[i]) <= 1e-11 * std::abs(one.numbers[i]));
+    train_on<double>(run, 2, true, 5);
+    const RunTrace rest = train_on<double>(run, 2, true, 12, true);
+    CHECK((rest.parameters == two.parameters && rest.state == two.state));
 }
 
 TEST_CASE("ranks: a state resumes on the same number of ranks to the bit, on another up to rounding") {

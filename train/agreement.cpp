@@ -20,6 +20,7 @@ std::vector<Fact> common_data(const Run& run) {
                                {"epsilon of the norms", strprintf("%.9g", double(run.config.eps))}};
     facts.push_back({"--train (-i), its tokens", run.corpus});
     facts.push_back({"--val (-j), its tokens", run.val_corpus});
+    facts.push_back({"a checksum of --distill's teacher", run.teacher_sum});
     return facts;
 }
 

@@ -33,8 +33,9 @@ struct Trainer;
 // What one update reports.
 struct StepReport {
     size_t step = 0;
-    double loss = 0;        // cross-entropy, mean over the update's tokens
-    double scale_loss = 0;  // lambda mean (s - s_tgt)^2, lambda as its kind has it
+    double loss = 0;                // cross-entropy, mean over the update's tokens
+    std::optional<double> kl = {};  // with a teacher: KL(teacher || model), mean over the update's tokens
+    double scale_loss = 0;          // lambda mean (s - s_tgt)^2, lambda as its kind has it
     double g = 1, lr = 0, grad_norm = 0;
     double stream_scale = 0;  // mean s(h)
     bool skipped = false;     // an outlier (--skip-loss-z, --skip-grad): the parameters were left alone
@@ -44,6 +45,8 @@ struct StepReport {
     bool stop = false, abandoned = false;
     bool checkpoint = false;  // it is time to save one
     double seconds = 0;
+
+    double losses() const { return loss + kl.value_or(0) + scale_loss; }  // finite where each of them is
 };
 
 // Prints that fail (a full disk, a reader that is gone) are no reason to stop: it is said once.
@@ -65,6 +68,7 @@ inline std::string in_column(double x) {
 // "step 1/10 | loss ...": the log's loss, with the scale loss beside it where that is more than rounding.
 inline std::string step_line(const StepReport& r, size_t steps, double tokens_per_second) {
     std::string text = strprintf("step %*zu/%zu | loss %.4f", int(std::to_string(steps).size()), r.step, steps, r.loss);
+    if (r.kl) text += strprintf(" | kl %.4f", std::max(*r.kl, 0.0));  // by rounding, none may be a little below 0
     if (!(r.scale_loss <= 1e-3 * r.loss)) text += strprintf(" | scale loss %.3g", r.scale_loss);
     text += strprintf(" | g %.3f | lr %.2e | norm %s | s(h) %s | %6.0f tok/s", r.g, r.lr,
                       in_column(r.grad_norm).c_str(), in_column(r.stream_scale).c_str(), tokens_per_second);
@@ -115,6 +119,7 @@ std::vector<std::pair<std::string, size_t>> memory_table(const Trainer<Device, R
                                                 ? strprintf(" (1/%d by -z 1)", m.ranks.size)
                                                 : ""),
                                a->bytes());
+    if (t.teacher) table.emplace_back("teacher", t.teacher->param_memory.bytes() + t.teacher->act_memory.bytes());
 #ifdef TN_CUDA
     if constexpr (std::is_same_v<Device, Cuda>) {
         table.emplace_back(t.batches.memory().what(), t.batches.memory().bytes());
@@ -214,6 +219,7 @@ RunLog::Fields log_fields(Trainer<Device, Real>& t, const StepReport& r) {
                              {"stream_scale", r.stream_scale},
                              {"tokens_per_second", double(t.settings.total_batch) / r.seconds}};
     // clang-format on
+    if (r.kl) fields.insert(fields.begin() + 2, {"kl", *r.kl});  // beside the loss
     if (r.skipped) fields.push_back({"skipped", uint64_t(1)});
     if (r.step == t.gate_warmup) {
         fields.push_back({"scale_target", t.scale_target});

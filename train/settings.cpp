@@ -199,6 +199,9 @@ void add_taper_options(Options& o, Settings& s) {
            .help = "freeze gamma and beta of the blocks' norms after --gate-warmup; useful only with -g norm"});
     o.add({.long_name = "--carry-moments", .to = &s.carry_moments,
            .help = "when the taper starts, initialize AdamW's moments of each scaling from those of its norm"});
+    o.add({.long_name = "--distill", .to = &s.distill, .metavar = "W", .range = {.low = 0, .high = 1},
+           .help = "learn to predict what --init's model, the teacher, predicts: the loss is W times the KL divergence from it and "
+                   "1 - W times the cross-entropy (0: no teacher; 1: the divergence alone)"});
     // clang-format on
 }
 
@@ -310,6 +313,8 @@ Options make_options(Settings& s) {
 CompleteSettings settle(Settings& s, const Options& now, const Options& given, const Origin* origin,
                         const Ranks& ranks) {
     set_dependent_defaults(s, given);
+    if (s.distill > 0 && s.init.empty())
+        fail("--distill: expected --init, whose model is the teacher, found none; name it, or leave out --distill");
     settle_shape(s, now, origin);
     CompleteSettings complete;
     for (const std::string& flag : flags_with_dependent_defaults())

@@ -34,6 +34,7 @@ struct Settings {
     double ema_decay = 0.99, scale_loss = 0.1;
     std::string scale_loss_kind = "absolute", calibration = "scalar";
     bool freeze_gains = false, carry_moments = false;
+    double distill = 0;
 
     size_t val_every = 300, val_batches = 20, sample_every = 0;
     std::string hellaswag, tensorboard;

@@ -161,6 +161,34 @@ void add_numbers(Checksum& sum, const ModelFile& model) {
     });
 }
 
+// --distill's teacher is --init's model. A run that goes on must find the one that it has learned from so far.
+void open_teacher(const Settings& s, Run& run) {
+    const bool known = run.state && run.state->metadata().contains("teacher");
+    if (known) run.teacher_sum = state_metadata(*run.state, "teacher");
+    if (s.distill == 0) return;
+    const char* advice = "put back the model that the run began from, or go on with --distill 0";
+    try {
+        run.teacher = open_init(s.init);
+    } catch (const Error& error) {
+        if (!run.state) throw;
+        fail("--distill: the teacher of the run in %s cannot be read: %s; %s", in_quotes(run.state->path()).c_str(),
+             error.what(), advice);
+    }
+    Checksum sum;
+    add_numbers(sum, *run.teacher);
+    const std::string found = strprintf("%016llx", (unsigned long long)sum.value());
+    Config same_mode = run.teacher->info().config;
+    same_mode.mode = run.config.mode;
+    if (known && found != run.teacher_sum)
+        fail("--distill: %s is not the teacher of the run in %s: expected numbers with the checksum %s, found %s; %s",
+             in_quotes(run.teacher->path()).c_str(), in_quotes(run.state->path()).c_str(),
+             printable(run.teacher_sum).c_str(), found.c_str(), advice);
+    if (config_metadata(same_mode) != config_metadata(run.config))
+        fail("--distill: %s: expected a teacher of the sizes of the model in %s, found others; %s",
+             in_quotes(run.teacher->path()).c_str(), in_quotes(run.state->path()).c_str(), advice);
+    run.teacher_sum = found;
+}
+
 void warn_of_changes(const Run& run, const SafetensorsFile& state) {
     auto before = [&](const char* key) {
         const auto found = state.metadata().find(key);
@@ -220,6 +248,7 @@ Run open_run(const Settings& s, Start start) {
     run.settings_file = settings_text(start.settings);
     run.corpus = fingerprint_text(run.train), run.val_corpus = fingerprint_text(run.val);
     run.state = std::move(start.state), run.init = std::move(start.init);
+    open_teacher(s, run);
     if (run.state && run.state->metadata().contains("run")) {
         run.id = state_metadata(*run.state, "run");
     } else {
@@ -277,10 +306,12 @@ void check_state(const SafetensorsFile& state) {
 }
 
 std::map<std::string, std::string> run_metadata(const Run& run) {
-    return {{"run", run.id},
-            {"corpus", run.corpus},
-            {"val_corpus", run.val_corpus},
-            {"computed_with", run.computed_with}};
+    std::map<std::string, std::string> metadata = {{"run", run.id},
+                                                   {"corpus", run.corpus},
+                                                   {"val_corpus", run.val_corpus},
+                                                   {"computed_with", run.computed_with}};
+    if (!run.teacher_sum.empty()) metadata["teacher"] = run.teacher_sum;
+    return metadata;
 }
 
 // Says what will become of the files of an earlier run under this name, if there are any.

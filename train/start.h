@@ -55,6 +55,8 @@ struct Run {
     Checkpoints checkpoints = Checkpoints("");    // the states, as they are written
     std::unique_ptr<SafetensorsFile> state = {};  // to resume
     std::unique_ptr<ModelFile> init = {};         // to take the weights from
+    std::unique_ptr<ModelFile> teacher = {};      // --distill's
+    std::string teacher_sum = {};                 // a checksum of its numbers
 };
 
 // Opens the corpora; takes over start's files.

@@ -324,15 +324,4 @@ void try_checkpoint(Trainer<Device, Real>& t, Run& run) {
     }
 }
 
-// --init: every tensor that a model with all its norms has, by read(row of the table, numbers); sites that will taper get
-// their scaling branch at the taper start.
-template <class Device, class Real, class Read>
-void initialize_from(Gpt<Device, Real>& model, Read&& read) {
-    model.set_parameters([&](const TensorSpec& t, std::vector<Acc<Real>>& values) {
-        if (t.name.find(".taper_") != std::string::npos) return false;
-        read(t, values.data());
-        return true;
-    });
-}
-
 }  // namespace tapernorm::train

@@ -142,6 +142,34 @@ void resume_exactly() {
     }
 }
 
+// Divergences and losses of 6 updates that learn from a teacher.
+template <class Device, class Real>
+std::vector<double> taught(const CudaRun& run) {
+    Device dev;
+    Trainer<Device, Real> t(dev, run.settings, run.config, run.corpus);
+    initialize(t.model, 1);
+    hire_teacher(t, [](const TensorSpec& spec, float* numbers) {
+        for (size_t i = 0; i < spec.count(); i++)
+            numbers[i] = float(spec.init.constant + 0.1 * random_normal(9, spec.count(), i));
+    });
+    std::vector<double> numbers;
+    while (t.step < 6) {
+        const StepReport r = t.update();
+        numbers.insert(numbers.end(), {r.kl.value(), r.loss, r.grad_norm});
+    }
+    return numbers;
+}
+
+template <class Real>
+void teacher_agrees() {
+    const TemporaryFolder folder;
+    CudaRun run(folder.path, NormKind::layernorm, GateMode::taper, 24, 10);
+    run.settings.distill = 0.7;
+    const auto gpu = taught<Cuda, Real>(run), again = taught<Cuda, Real>(run), cpu = taught<Cpu, float>(run);
+    check_series("number", gpu, cpu, 10 * kLossTolerance<Real>);
+    CHECK(gpu == again);
+}
+
 // Recomputing costs bf16 one more rounding of GELU's input, fp32 nothing of note.
 template <class Real>
 void recompute_agrees() {
@@ -186,6 +214,7 @@ void check_logits(const std::vector<float>& got, const std::vector<float>& expec
 
 CUDA_TEST("cuda trainer: 30 updates through all gate phases agree with the CPU") { FOR_BOTH_TYPES(compare_with_cpu); }
 CUDA_TEST("cuda trainer: runs are equal and resuming is exact, to the bit") { FOR_BOTH_TYPES(resume_exactly); }
+CUDA_TEST("cuda trainer: with a teacher") { FOR_BOTH_TYPES(teacher_agrees); }
 CUDA_TEST("cuda trainer: recomputation") { FOR_BOTH_TYPES(recompute_agrees); }
 
 CUDA_TEST("cuda trainer: a state of one number type resumes in the other, its weights whole") {

@@ -330,6 +330,29 @@ void check_cross_entropy(Cuda& dev, size_t N, size_t V, size_t ld) {
 }
 
 template <class Real>
+void check_distillation(Cuda& dev, size_t N, size_t V, size_t ld) {
+    Cpu cpu(1);
+    const Input<Real> teacher(dev, N * ld, 25, 4);
+    std::vector<int> targets(N);
+    for (size_t i = 0; i < N; i++) targets[i] = int(random_bits(5, 1, i) % V);
+    const DeviceArray<int> at(dev, targets);
+    for (double share : {0.3, 1.0}) {
+        const Input<Real> logits(dev, N * ld, 24, 4);
+        const Output<float> losses(dev, 2 * N);
+        std::vector<double> losses_ref = poison(2 * N), z_ref = logits.exact, t_ref = teacher.exact, sums_ref = {3, 4};
+        const DeviceArray<double> sums(dev, sums_ref);
+        distillation(dev, sums.data(), losses.data(), logits.data(), teacher.data(), at.data(), 0.25, share, N, V, ld);
+        distillation(cpu, sums_ref.data(), losses_ref.data(), z_ref.data(), t_ref.data(), targets.data(), 0.25, share,
+                     N, V, ld);
+        // As for the cross-entropy; a divergence is a mean of such differences.
+        check_close("losses", doubles(losses), losses_ref, 0, 200);
+        check_close("sums", sums.values(), sums_ref, 200 * kEps, 0);
+        check_close("logits", doubles(logits.device), z_ref, kStore<Real> + 100 * kEps, 100);
+        if (ld > V) CHECK(doubles(logits.device)[ld - 1] == 0);
+    }
+}
+
+template <class Real>
 void check_embedding(Cuda& dev, size_t B, size_t T, size_t C, size_t V) {
     Cpu cpu(1);
     const Input<Real> wte(dev, V * C, 25), wpe(dev, T * C, 26), dx(dev, B * T * C, 27);
@@ -520,6 +543,28 @@ static void check_all_cross_entropies() {
     check_cross_entropy<Real>(dev, 3, 513, 576);
 }
 CUDA_TEST("cuda cross-entropy") { FOR_BOTH_TYPES(check_all_cross_entropies); }
+
+template <class Real>
+static void check_all_distillations() {
+    Cuda dev;
+    for (size_t V : {1, 37, 513, 5000}) check_distillation<Real>(dev, 5, V, V);
+    check_distillation<Real>(dev, 3, 37, 128);
+    check_distillation<Real>(dev, 3, 513, 576);
+}
+CUDA_TEST("cuda distillation") { FOR_BOTH_TYPES(check_all_distillations); }
+
+CUDA_TEST("cuda distillation: a teacher's 0 counts as nothing, an equal teacher has the divergence 0") {
+    Cuda dev;
+    const float least = -std::numeric_limits<float>::infinity();
+    const DeviceArray<float> z(dev, std::vector<float>{1e4f, 0, 3e38f, 0}),
+        t(dev, std::vector<float>{0, 1e4f, 3e38f, least});
+    const Output<float> losses(dev, 4);
+    const DeviceArray<double> sums(dev, std::vector<double>{0, 0});
+    const DeviceArray<int> targets(dev, std::vector<int>{0, 0});
+    distillation(dev, sums.data(), losses.data(), z.data(), t.data(), targets.data(), 1, 0.5, 2, 2);
+    CHECK(losses.values() == std::vector<float>{0, 1e4f, 0, 0});
+    check_close("gradient", doubles(z), {0.5, -0.5, 0, 0}, 0, 16);
+}
 
 CUDA_TEST("cuda cross-entropy: extreme logits") {
     Cuda dev;
