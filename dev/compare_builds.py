@@ -111,7 +111,9 @@ def main():
 
         for name, flags in RUNS.items():
             both(name, whole(flags))
-        both("from a model", whole(["--init", pathlib.Path(work, "old", "norm, layernorm", "m.bin")]))
+        init = ["--init", pathlib.Path(work, "old", "norm, layernorm", "m.bin")]
+        both("from a model", whole(init))
+        both("taught by a model", whole([*init, "--distill", "0.5"]))
         both("resumed", resumed)
         for zero in "01":
             mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2"]
