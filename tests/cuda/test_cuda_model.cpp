@@ -142,7 +142,7 @@ void resume_exactly() {
     }
 }
 
-// Divergences and losses of 6 updates that learn from a teacher.
+// Divergences and losses of 3 updates that learn from a teacher.
 template <class Device, class Real>
 std::vector<double> taught(const CudaRun& run) {
     Device dev;
@@ -153,7 +153,7 @@ std::vector<double> taught(const CudaRun& run) {
             numbers[i] = float(spec.init.constant + 0.1 * random_normal(9, spec.count(), i));
     });
     std::vector<double> numbers;
-    while (t.step < 6) {
+    while (t.step < 3) {
         const StepReport r = t.update();
         numbers.insert(numbers.end(), {r.kl.value(), r.loss, r.grad_norm});
     }
@@ -163,11 +163,9 @@ std::vector<double> taught(const CudaRun& run) {
 template <class Real>
 void teacher_agrees() {
     const TemporaryFolder folder;
-    CudaRun run(folder.path, NormKind::layernorm, GateMode::taper, 24, 10);
+    CudaRun run(folder.path, NormKind::layernorm, GateMode::taper, 24, 6);
     run.settings.distill = 0.7;
-    const auto gpu = taught<Cuda, Real>(run), again = taught<Cuda, Real>(run), cpu = taught<Cpu, float>(run);
-    check_series("number", gpu, cpu, 10 * kLossTolerance<Real>);
-    CHECK(gpu == again);
+    check_series("number", taught<Cuda, Real>(run), taught<Cpu, float>(run), 10 * kLossTolerance<Real>);
 }
 
 // Recomputing costs bf16 one more rounding of GELU's input, fp32 nothing of note.
