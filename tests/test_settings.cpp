@@ -171,7 +171,7 @@ TEST_CASE("train_gpt: the kind of the scale loss: relative with --init, and what
                             .gate_end = "2",
                             .total_batch = ""};
         if (*kind) saved.scale_loss_kind = kind;
-        resume_settings(s, now, arguments, saved);
+        settle(s, now, resume_settings(s, now, arguments, saved), nullptr);
         CHECK(s.scale_loss_kind == (*kind ? kind : "absolute"));
     }
 }

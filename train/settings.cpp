@@ -361,8 +361,10 @@ Options resume_settings(Settings& s, const Options& now, std::vector<std::string
         if (const std::string l = to_text(given.*field); !now.typed(flag) && (l == to_text(s.*field) || l == updates))
             std::erase_if(arguments, [start = flag + std::string("=")](auto& a) { return a.starts_with(start); });
     std::vector<std::string> all = asked;
-    all.insert(all.end(), {"--gate-warmup", saved.gate_warmup, "--gate-end", saved.gate_end, "--scale-loss-kind",
-                           saved.scale_loss_kind, "--calibration", saved.calibration});
+    all.insert(all.end(), {"--gate-warmup", saved.gate_warmup, "--gate-end", saved.gate_end});
+    // What follows from the other settings is not said, so that the file of settings leaves it open as before.
+    if (s.scale_loss_kind != saved.scale_loss_kind) all.insert(all.end(), {"--scale-loss-kind", saved.scale_loss_kind});
+    if (s.calibration != saved.calibration) all.insert(all.end(), {"--calibration", saved.calibration});
     if (now.given("--calibration") && given.calibration != saved.calibration)
         fail("--calibration: expected %s, as the run in %s has it, found %s; leave the flag out",
              saved.calibration.c_str(), saved.path.c_str(), given.calibration.c_str());
