@@ -67,7 +67,7 @@ void channel_sums(Cpu& dev, Acc<Real>* sums, const Real* x, const Acc<Real>* mea
 // columns [blocks, 4, C]: sums over the block's rows.
 template <class Real>
 __global__ void __launch_bounds__(ColumnGrid::kThreads)
-    channel_sums_kernel(float* columns, const Real* x, const float* mean, const float* rscale, size_t N, size_t T,
+    channel_sums_kernel(float* columns, const Real* x, const float* mean, const float* rscale, size_t N, unsigned T,
                         unsigned C, ColumnGrid grid) {
     constexpr unsigned P = kVector<Real>;
     float* shared = dynamic_shared<float>();
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(ColumnGrid::kThreads)
     float sums[kChannelSums][P] = {}, u[P];
     if (group < grid.groups && i < C)
         for (size_t row = grid.first(N) + group; row < grid.end(N); row += grid.groups) {
-            if (T > 1 && row % T == 0) continue;
+            if (T > 1 && unsigned(row) % T == 0) continue;  // a division of 64 bits spills registers
             const float m = mean ? mean[row] : 0.0f, r = rscale[row];
             load_vector(u, x + row * C, i, C, grid.whole);
 #pragma unroll
@@ -99,7 +99,7 @@ void channel_sums(Cuda& dev, float* sums, const Real* x, const float* mean, cons
     float* columns = static_cast<float*>(dev.scratch(grid.blocks * kChannelSums * C * sizeof(float)));
     launch<channel_sums_kernel<Real>>(grid.grid(), ColumnGrid::kThreads,
                                       grid.groups * grid.vectors * kVector<Real> * sizeof(float), dev.stream, columns,
-                                      x, mean, rscale, N, T, unsigned(C), grid);
+                                      x, mean, rscale, N, unsigned(T), unsigned(C), grid);
     ColumnTargets<float> targets{};
     for (unsigned k = 0; k < kChannelSums; k++) targets.add(sums + k * C, 1, k);
     columns_reduce(dev, targets, columns, grid.blocks, kChannelSums, C, true);
