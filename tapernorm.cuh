@@ -11,7 +11,8 @@
 //   y = g (gamma n + beta) + (1 - g) (c gamma~ u + beta~)         (RMSNorm kind: no beta, no beta~)
 //
 // gamma, beta ("weight", "bias") and gamma~, beta~ ("taper_weight", "taper_bias") are trained; c ("taper_scale") is one
-// scalar per site, calibrated while g = 1 and then frozen. A site takes one of three code paths, chosen per update:
+// scalar per site, calibrated while g = 1 and then frozen. (By channel, gamma~ and beta~ hold a fit of their own besides: see
+// ChannelFit.) A site takes one of three code paths, chosen per update:
 //   g = 1      Phase::norm    the plain norm, bit for bit: the second branch is not evaluated
 //   0 < g < 1  Phase::blend   both branches
 //   g = 0      Phase::scale   no statistic s anywhere. What is left of LayerNorm is the centering h - mean(h), a linear
