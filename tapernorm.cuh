@@ -110,10 +110,13 @@ struct ChannelFit {
 // The fit to means [4, C] over rows of u, u^2, u^2 / s and u / s. LayerNorm kind, whose bias takes the offset:
 //   a = cov(u / s, u) / var(u),  o = E[u / s] - a E[u]
 // RMSNorm kind: a = E[u^2 / s] / E[u^2], o = 0. Where the least squares would all but remove a channel, or blow it up, a stays
-// within a factor of 64 of c, the fit of the whole site.
-inline ChannelFit fit_channel(const std::vector<double>& means, NormKind kind, double c) {
+// within a factor of 64 of the one factor that fits all channels of these rows.
+inline ChannelFit fit_channel(const std::vector<double>& means, NormKind kind) {
     constexpr double kMost = 64;
     const size_t C = means.size() / 4;
+    double squares = 0, ratios = 0;
+    for (size_t i = 0; i < C; i++) squares += means[C + i], ratios += means[2 * C + i];
+    const double c = squares > 0 ? ratios / squares : 1;
     ChannelFit fit{std::vector<double>(C, c), std::vector<double>(C, 0)};
     for (size_t i = 0; i < C; i++) {
         const double u = means[i], square = means[C + i], ratio = means[2 * C + i], n = means[3 * C + i];
@@ -156,11 +159,10 @@ struct Calibration {
         channel_weight = keep * channel_weight + (1 - keep);
     }
 
-    // c: the site's taper_scale.
-    ChannelFit fit(size_t site, NormKind kind, double c) const {
+    ChannelFit fit(size_t site, NormKind kind) const {
         std::vector<double> means = channels[site];
         for (double& x : means) x /= channel_weight;
-        return fit_channel(means, kind, c);
+        return fit_channel(means, kind);
     }
 
     // Means over all tokens of one update.

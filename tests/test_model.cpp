@@ -448,7 +448,7 @@ TEST_CASE("trainer: the step line has the log's loss, the scale loss where it co
     CHECK(step_line(r, 10, 1000) ==
           "step  3/10 | loss 2.5000 | g 1.000 | lr 1.00e-03 | norm  7.628 | s(h)  0.048 |   1000 tok/s");
     r.kl = 0.04849;
-    CHECK(step_line(r, 10, 1000).starts_with("step  3/10 | loss 2.5000 | kl 0.0485 | g 1.000"));
+    CHECK(step_line(r, 10, 1000).starts_with("step  3/10 | loss 2.5000 | kl 0.0485 | scale loss 0.002 | g 1.000"));
     r.kl.reset();
     r.scale_loss = 5.2, r.grad_norm = 1.5e30, r.stream_scale = 2e-7, r.skipped = true, r.why_skipped = "because";
     CHECK(

@@ -119,7 +119,7 @@ TEST_CASE("calibration by channel: the sums, and a fit that no other line is nea
             }
             return sum;
         };
-        const ChannelFit fit = fit_channel(sums, kind, 0.3);
+        const ChannelFit fit = fit_channel(sums, kind);
         for (size_t i = 0; i < C; i++) {
             CAPTURE(i);
             if (!ln) CHECK(fit.o[i] == 0);
@@ -130,9 +130,10 @@ TEST_CASE("calibration by channel: the sums, and a fit that no other line is nea
             }
         }
     }
-    // A channel whose n is constant keeps a slope, and one without variance the site's.
-    const ChannelFit flat = fit_channel({3, 2, 10, 4, 3, 0, 1, 0}, NormKind::layernorm, 0.64);
-    CHECK(flat.a == std::vector<double>{0.01, 0.64});  // cov 0 of variance 1; variance 0
+    // A channel whose n is constant keeps a slope, and one without variance that of all channels: (3 + 4.84) / (10 + 2.25) = 0.64.
+    const ChannelFit flat = fit_channel({3, 1.5, 10, 2.25, 3, 4.84, 1, 0}, NormKind::layernorm);
+    CHECK(flat.a[0] == doctest::Approx(0.01));  // a covariance of 0 and a variance of 1
+    CHECK(flat.a[1] == doctest::Approx(0.64));  // a variance of 0
     CHECK(flat.o[0] == doctest::Approx(1 - 0.01 * 3));
     // T = 1: all rows are first ones, and all count.
     std::vector<double> sums(4, 0), one(2, 1);

@@ -68,8 +68,7 @@ void observe_channels(Trainer<Device, Real>& t, size_t k, const double* totals) 
 template <class Device, class Real>
 std::vector<ChannelFit> channel_fits(const Trainer<Device, Real>& t) {
     std::vector<ChannelFit> fits;
-    for (size_t i = 0; i < t.model.taper_scale.size(); i++)
-        fits.push_back(t.calibration.fit(i, t.model.config.norm, double(t.model.taper_scale[i])));
+    for (size_t i = 0; i < t.model.taper_scale.size(); i++) fits.push_back(t.calibration.fit(i, t.model.config.norm));
     return fits;
 }
 

@@ -65,11 +65,13 @@ inline std::string in_column(double x) {
     return text.size() > 6 || (x != 0 && std::fabs(x) < 1e-3) ? strprintf("%6.4g", x) : text;
 }
 
-// "step 1/10 | loss ...": the log's loss, with the scale loss beside it where that is more than rounding.
+// "step 1/10 | loss ...": the log's loss, with the scale loss beside it where that is more than rounding of what is
+// minimised.
 inline std::string step_line(const StepReport& r, size_t steps, double tokens_per_second) {
     std::string text = strprintf("step %*zu/%zu | loss %.4f", int(std::to_string(steps).size()), r.step, steps, r.loss);
     if (r.kl) text += strprintf(" | kl %.4f", std::max(*r.kl, 0.0));  // by rounding, none may be a little below 0
-    if (!(r.scale_loss <= 1e-3 * r.loss)) text += strprintf(" | scale loss %.3g", r.scale_loss);
+    if (!(r.scale_loss <= 1e-3 * std::min(r.loss, r.kl.value_or(r.loss))))
+        text += strprintf(" | scale loss %.3g", r.scale_loss);
     text += strprintf(" | g %.3f | lr %.2e | norm %s | s(h) %s | %6.0f tok/s", r.g, r.lr,
                       in_column(r.grad_norm).c_str(), in_column(r.stream_scale).c_str(), tokens_per_second);
     if (r.skipped) text += strprintf(" | skipped: %s", r.why_skipped);

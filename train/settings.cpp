@@ -184,8 +184,8 @@ void add_taper_options(Options& o, Settings& s) {
            .help = "first update with the gate at 0 (norms replaced by fixed scalings)"});
     o.add({.long_name = "--calibration", .to = &s.calibration, .choices = {"channels", "scalar"},
            .default_text = default_text("--calibration"),
-           .help = "how the scaling that replaces a norm is fitted to it: one factor per site (scalar), or a factor and an offset "
-                   "per channel, fitted anew until --gate-end (channels)"});
+           .help = "how the scaling that replaces a norm is fitted to it: channels: a factor and (for LayerNorm) an offset per "
+                   "channel, fitted anew until --gate-end; scalar: one factor per site, kept from --gate-warmup on"});
     o.add({.long_name = "--ema-decay", .to = &s.ema_decay, .range = {.low = 0, .high = 1, .high_open = true},
            .help = "decay rate of the moving averages used for calibration"});
     o.add({.long_name = "--scale-loss", .to = &s.scale_loss, .metavar = "LAMBDA", .range = {.low = 0},
@@ -193,8 +193,8 @@ void add_taper_options(Options& o, Settings& s) {
            .help = "weight of the loss that holds the residual stream at its calibrated scale"});
     o.add({.long_name = "--scale-loss-kind", .to = &s.scale_loss_kind, .choices = {"relative", "absolute"},
            .default_text = default_text("--scale-loss-kind"),
-           .help = "of what the scale loss is the square: of the stream's distance from its calibrated scale (absolute), or of that "
-                   "divided by the scale, where this is above 1 (relative)"});
+           .help = "relative: the scale loss is the square of the stream's distance from its calibrated scale, in units of that "
+                   "scale where it is above 1; absolute: in no unit"});
     o.add({.long_name = "--freeze-gains", .to = &s.freeze_gains,
            .help = "freeze gamma and beta of the blocks' norms after --gate-warmup; useful only with -g norm"});
     o.add({.long_name = "--carry-moments", .to = &s.carry_moments,

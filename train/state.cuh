@@ -186,6 +186,8 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
     };
     window("state.losses", LossWindow::kSize, t.losses.losses);
     window("state.gradient_norms", GradientWindow::kSize, t.gradients.norms);
+    // With a teacher or without, the usual gradient norm is another.
+    if (file.metadata().contains("teacher") != (t.settings.distill > 0)) t.gradients = {};
     t.model.set_parameters([&](const TensorSpec& spec, std::vector<Acc<Real>>& values) {
         read_tensor(file, spec.name, spec.shape, values.data());
         return true;

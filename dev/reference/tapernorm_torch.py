@@ -313,7 +313,8 @@ class Trainer:
             weight, bias = self.model.p[f"{site}.taper_weight"], self.model.p.get(f"{site}.taper_bias")
             u, uu, un, n = self.channels[site] / self.channel_weight
             slope = un / uu if bias is None else (un - u * n) / (uu - u * u)
-            slope = slope.clamp(c / 64, 64 * c)
+            all_channels = un.sum() / uu.sum()
+            slope = slope.clamp(all_channels / 64, 64 * all_channels)
             offset = torch.zeros_like(u) if bias is None else n - slope * u
             slope_before, offset_before = self.fits.get(site, (torch.full_like(u, c), torch.zeros_like(u)))
             if bias is not None:
