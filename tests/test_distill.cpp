@@ -79,6 +79,14 @@ TEST_CASE("distill: a run that began without a teacher may take one, of its size
     w.refused("train_gpt -y -x 4 --distill 1 -o other.bin", {"--distill", "base.bin", "sizes", "other.state.bin"});
 }
 
+TEST_CASE("distill: gradient norms are not judged by those of a time with a teacher") {
+    const Workplace w;
+    train_base(w);
+    w.ok(kTaught + " -x 20 --gate-warmup 30 --gate-end 35 -l 1e-5");  // the model hardly leaves its teacher
+    w.ok("train_gpt -y -x 40 --distill 0");
+    for (const auto& update : read_log(w.at("model.log.jsonl"))) CHECK(!update.contains("skipped"));
+}
+
 TEST_CASE("distill: refuses a share that is none, and to learn from nothing") {
     const Workplace w;
     for (const std::string share : {"-0.1", "1.5", "nan", "x"})

@@ -115,6 +115,7 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
                      {"gate_end", std::to_string(t.gate_end)},
                      {"scale_loss_kind", t.settings.scale_loss_kind},
                      {"calibration", t.settings.calibration},
+                     {"distill", strprintf("%g", t.settings.distill)},
                      {"arguments", lines}});
     return state;
 }
@@ -187,7 +188,9 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
     window("state.losses", LossWindow::kSize, t.losses.losses);
     window("state.gradient_norms", GradientWindow::kSize, t.gradients.norms);
     // With a teacher or without, the usual gradient norm is another.
-    if (file.metadata().contains("teacher") != (t.settings.distill > 0)) t.gradients = {};
+    const auto share = file.metadata().find("distill");
+    const bool taught = share != file.metadata().end() && std::atof(share->second.c_str()) > 0;
+    if (taught != (t.settings.distill > 0)) t.gradients = {};
     t.model.set_parameters([&](const TensorSpec& spec, std::vector<Acc<Real>>& values) {
         read_tensor(file, spec.name, spec.shape, values.data());
         return true;
