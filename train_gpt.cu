@@ -15,7 +15,6 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -565,8 +564,7 @@ struct Trainer {
         scale_target = calibration.target_scale();
         for (size_t i = 0; i < model.taper_scale.size(); i++) model.taper_scale[i] = float(calibration.taper_scale(i));
         const auto list = tensor_list(model.config, model.params);
-        std::map<std::string, size_t> numbers;
-        for (const auto& t : list) numbers.emplace(t.spec.name, numbers.size());
+        const auto numbers = tensor_numbers(model.config);
         // The number of the tensor that a scaling branch's own begins from.
         auto origin = [&](const std::string& name) -> std::optional<size_t> {
             const std::string taper = "taper_";

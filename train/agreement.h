@@ -7,12 +7,9 @@
 #include "io/checksum.h"
 #include "train/ranks/ranks.h"
 #include "train/start.h"
+#include "train/trainer.h"
 
 namespace tapernorm::train {
-
-// Defined by the trainer (train_gpt.cu), whose members the functions below read.
-template <class Device, class Real>
-struct Trainer;
 
 // Known before any corpus is opened.
 std::vector<Fact> common_settings(const Settings& s, const Start& start);

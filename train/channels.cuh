@@ -3,21 +3,15 @@
 // With a fit a u + o of n, a branch is y = gamma~ (a u + o) + beta~. No tensor is added for it: the parameters hold
 // gamma~ a / c as taper_weight, and beta~ + gamma~ o as taper_bias, so that folding, inference and export know nothing of it.
 #pragma once
-#include <map>
-#include <string>
 #include <vector>
 
 #include "model/config.h"
 #include "ops/channel_sums.cuh"
 #include "tapernorm.cuh"
+#include "train/ranks/shards.h"
+#include "train/trainer.h"
 
 namespace tapernorm::train {
-
-// Defined by the trainer (train_gpt.cu), whose members the functions below read.
-template <class Device, class Real>
-struct Gpt;
-template <class Device, class Real>
-struct Trainer;
 
 // Whether update k takes sums by channel: every one whose gate is above 0.
 template <class Device, class Real>
@@ -78,8 +72,7 @@ void follow_channels(Trainer<Device, Real>& t) {
     Gpt<Device, Real>& m = t.model;
     const size_t C = m.config.C;
     const std::vector<ChannelFit> next = channel_fits(t);
-    std::map<std::string, size_t> numbers;
-    for (const auto& tensor : tensor_list(m.config, m.params)) numbers.emplace(tensor.spec.name, numbers.size());
+    const auto numbers = tensor_numbers(m.config);
     const auto names = taper_site_names(m.config);
     for (size_t i = 0; i < names.size(); i++) {
         const double c = double(m.taper_scale[i]);

@@ -7,14 +7,9 @@
 
 #include "model/config.h"
 #include "runtime/random.h"
+#include "train/trainer.h"
 
 namespace tapernorm::train {
-
-// Defined by the trainer (train_gpt.cu), whose members the functions below read.
-template <class Device, class Real>
-struct Gpt;
-template <class Device, class Real>
-struct Trainer;
 
 // GPT-2's initial values. Each number depends on the seed, the tensor's name and its place alone: models that share a
 // tensor start with the same values in it.

@@ -17,18 +17,13 @@
 #include "train/run_log.h"
 #include "train/start.h"
 #include "train/tensorboard.h"
+#include "train/trainer.h"
 #include "train/watch.cuh"
 #ifdef TN_CUDA
 #include "runtime/cuda.cuh"
 #endif
 
 namespace tapernorm::train {
-
-// Defined by the trainer (train_gpt.cu), whose members the functions below read.
-template <class Device, class Real>
-struct Gpt;
-template <class Device, class Real>
-struct Trainer;
 
 // What one update reports.
 struct StepReport {

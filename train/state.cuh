@@ -23,14 +23,9 @@
 #include "train/ranks/shards.h"
 #include "train/run_files.h"
 #include "train/start.h"
+#include "train/trainer.h"
 
 namespace tapernorm::train {
-
-// Defined by the trainer (train_gpt.cu), whose members the functions below read.
-template <class Device, class Real>
-struct Gpt;
-template <class Device, class Real>
-struct Trainer;
 
 // Tensors on their way to a state file, in rank 0's memory; on the CPU, what is whole there is not copied. All ranks that
 // keep a part of the state call these.

@@ -5,6 +5,7 @@
 #pragma once
 #include <algorithm>
 #include <cstddef>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,14 @@ inline size_t region_of(const Config& config, const std::string& tensor) {
     const std::string block = "transformer.h.";
     if (tensor.starts_with(block)) return 1 + std::stoul(tensor.substr(block.size()));
     return tensor.starts_with("transformer.w") ? 0 : config.L + 1;
+}
+
+// The number of every tensor in the table, by its name.
+inline std::map<std::string, size_t> tensor_numbers(const Config& config) {
+    std::map<std::string, size_t> numbers;
+    GptTensors<float> none{};
+    for (const auto& t : tensor_list(config, none)) numbers.emplace(t.spec.name, numbers.size());
+    return numbers;
 }
 
 class Shards {
