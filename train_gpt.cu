@@ -778,7 +778,6 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
 #ifndef TAPERNORM_NO_MAIN
 int main(int argc, char** argv) {
     tapernorm::start_program();
-    tapernorm::watch_memory("train_gpt");
     tapernorm::train::Ranks ranks;
     try {
         ranks.join();

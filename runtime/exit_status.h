@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -23,7 +24,6 @@
 
 namespace tapernorm {
 
-inline const char* running_program = "";
 inline constexpr const char* kOutOfMemory =
     "out of memory; use a smaller model, batch or context, or close other programs";
 
@@ -50,21 +50,30 @@ inline void print_error(const char* program, const char* text) {
     std::fprintf(stderr, "%s: error: %s\n", program, text);
 }
 
-// Memory may also end where no exception may leave, such as in nlohmann's destructor, which allocates.
+// Memory may also end where no exception may leave: in nlohmann's destructor, which allocates, in a noexcept function of the
+// standard library (GCC 12 calls std::terminate there without a current exception), in what is initialized before main.
+inline std::atomic<bool> memory_ended = false;
+
 [[noreturn]] inline void end_of_program() {
+    bool out_of_memory = memory_ended && std::uncaught_exceptions() > 0;
     try {
         if (std::current_exception()) throw;
     } catch (const std::bad_alloc&) {
-        print_error(running_program, kOutOfMemory);
-        _exit(1);
+        out_of_memory = true;
     } catch (...) {  // a bug, to be seen as one
+        out_of_memory = false;
     }
-    std::abort();
+    if (!out_of_memory) std::abort();
+    print_error(program_invocation_short_name, kOutOfMemory);
+    _exit(1);
 }
 
-inline void watch_memory(const char* program) {
-    running_program = program;
+[[gnu::constructor(101)]] inline void watch_memory() {  // 101: before all that C++ initializes
     std::set_terminate(end_of_program);
+    std::set_new_handler([] {
+        memory_ended = true;
+        throw std::bad_alloc();
+    });
 }
 
 // For main, before anything else. Standard streams that were closed lead to /dev/null: the next file to be opened would get
@@ -95,7 +104,6 @@ inline void flush_output() {
 // What main returns: the result of body, or 1 if body throws, after printing why. Output that cannot be written is an error.
 template <class Body>
 int exit_status(const char* program, Body&& body) {
-    watch_memory(program);
     try {
         const int status = body();
         flush_output();

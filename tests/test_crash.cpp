@@ -258,6 +258,18 @@ TEST_CASE(
     }
 }
 
+TEST_CASE("torture: memory that ends before main, or while folders are read, is one line") {
+    const Workplace w;
+    w.ok(kTiny);
+    const auto [done, calls] = run_with_fault(w, "train_gpt -y", {"malloc", ENOMEM}, 0, 0);
+    CHECK(done.status == 0);
+    for (size_t at = 1; at < calls; at += at < 1600 ? 1 : 7919) {
+        CAPTURE(at);
+        const Outcome outcome = run_with_fault(w, "train_gpt -y", {"malloc", ENOMEM}, at, 1).first;
+        check_clean(outcome);
+    }
+}
+
 #if defined(__x86_64__)
 namespace {
 
