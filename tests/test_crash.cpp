@@ -263,10 +263,14 @@ TEST_CASE("torture: memory that ends before main, or while folders are read, is 
     w.ok(kTiny);
     const auto [done, calls] = run_with_fault(w, "train_gpt -y", {"malloc", ENOMEM}, 0, 0);
     CHECK(done.status == 0);
-    for (size_t at = 1; at < calls; at += at < 1600 ? 1 : 7919) {
+    // In front of main, NVIDIA's library uses what it allocates unseen: with it, those calls are not ours to judge.
+    const auto [version, before] = run_with_fault(w, "train_gpt --version", {"malloc", ENOMEM}, 0, 0);
+    const size_t first = version.out.find("built with CUDA") == std::string::npos ? 1 : before;
+    constexpr size_t kSingly = 1600;  // up to where the files have been found
+    REQUIRE(calls > first + kSingly);
+    for (size_t at = first; at < calls; at += at < first + kSingly ? 1 : 7919) {
         CAPTURE(at);
-        const Outcome outcome = run_with_fault(w, "train_gpt -y", {"malloc", ENOMEM}, at, 1).first;
-        check_clean(outcome);
+        check_clean(run_with_fault(w, "train_gpt -y", {"malloc", ENOMEM}, at, 1).first);
     }
 }
 
