@@ -8,21 +8,25 @@
 //   s               sigma = sqrt(mean(z^2) + eps)           r = sqrt(mean(h^2) + eps)
 //   n               u / s                                   u / s
 //
-//   y = g (gamma n + beta) + (1 - g) (c gamma~ u + beta~)         (RMSNorm kind: no beta, no beta~)
+//   y = g (gamma n + beta) + (1 - g) (c gamma~ v + beta~)         (RMSNorm kind: no beta, no beta~)
+//   v = min(max(u, -B), B),  B = kappa / c
 //
 // gamma, beta ("weight", "bias") and gamma~, beta~ ("taper_weight", "taper_bias") are trained; c ("taper_scale") is one
 // scalar per site, calibrated while g = 1 and then frozen. (By channel, gamma~ and beta~ hold a fit of their own besides: see
-// ChannelFit.) A site takes one of three code paths, chosen per update:
+// ChannelFit.) kappa (Config::bound) says how far from the rows it was calibrated for a row may be before the branch stops
+// growing with it: without one (kappa infinite, v = u; the paper), a row that is too large comes out too large, and the next
+// block makes it larger still. A site takes one of three code paths, chosen per update:
 //   g = 1      Phase::norm    the plain norm, bit for bit: the second branch is not evaluated
 //   0 < g < 1  Phase::blend   both branches
 //   g = 0      Phase::scale   no statistic s anywhere. What is left of LayerNorm is the centering h - mean(h), a linear
-//                             map that is the same for every token and disappears in the fold (fold.cpp)
+//                             map that is the same for every token and disappears in the fold (fold.cpp); the bound
+//                             stays, a clamp of the stream without a statistic
 //
-// Backward, d = dL/dy, k = (1 - g) c; a bar is the mean over the C channels of a row:
+// Backward, d = dL/dy, k = (1 - g) c; [A] is 1 where A holds, else 0; a bar is the mean over the C channels of a row:
 //   d gamma  += g sum_rows d n        d beta  += g sum_rows d
-//   d gamma~ += k sum_rows d u        d beta~ += (1 - g) sum_rows d
-//   p = g gamma d:   dh += (p - [bar p] - n bar(p n)) / s          [..]: LayerNorm kind only
-//   q = k gamma~ d:  dh += q - [bar q]
+//   d gamma~ += k sum_rows d v        d beta~ += (1 - g) sum_rows d
+//   p = g gamma d:               dh += (p - bar p - n bar(p n)) / s          (RMSNorm kind: no bar p, no bar q)
+//   q = k gamma~ d [|u| < B]:    dh += q - bar q
 //
 // Sections: kinds and phases, schedule, calibration, CPU leaf loops, sites on the CPU, scale loss on the CPU,
 // sites on CUDA.
@@ -35,9 +39,9 @@
 #include <vector>
 
 #include "ops/leaf.h"
-#include "runtime/types.h"
 #endif
 #include "ops/reduce.cuh"
+#include "runtime/types.h"
 
 namespace tapernorm {
 
@@ -51,7 +55,8 @@ enum class Phase {
     blend,       // 0 < g < 1
     scale,       // g = 0
     unweighted,  // the statistics without gamma and beta: a norm whose affine part was folded away (inference)
-    folded,      // nothing is left: the site's output is its input (inference)
+    clamp,   // folded, and the bound is left: v, of a stream whose rows have mean 0 in the LayerNorm kind (inference)
+    folded,  // nothing is left: the site's output is its input (inference)
 };
 
 // One site in one pass. Vectors are [C]; those a phase does not use, and every bias of the RMSNorm kind, are null.
@@ -64,7 +69,18 @@ struct SiteArgs {
     Scalar c;  // taper_scale
     const Real *weight, *bias;
     const Real *taper_weight, *taper_bias;
+    Scalar bound = Scalar(__builtin_inf());  // B
 };
+
+// v. (A NaN stays one, and so is seen.)
+template <class Scalar>
+TN_HOST_DEVICE static inline Scalar bounded(Scalar u, Scalar bound) {
+    return u < -bound ? -bound : u > bound ? bound : u;
+}
+template <class Scalar>
+TN_HOST_DEVICE static inline bool inside(Scalar u, Scalar bound) {
+    return u > -bound && u < bound;
+}
 
 // Sums over tokens that calibration needs; the forward pass takes them while g = 1.
 struct SiteSums {
@@ -213,8 +229,9 @@ template <class Real>
 template <NormKind kind, Phase phase, class Real>
 void site_forward_rows(Real* y, Real* mean, Real* rscale, const Real* x, const SiteArgs<Real, Real>& a, size_t rows,
                        size_t C, SiteSums* sums) {
-    constexpr bool centered = kind == NormKind::layernorm, statistics = phase != Phase::scale;
-    const Real g = a.g, h = 1 - a.g, k = h * a.c;
+    constexpr bool centered = kind == NormKind::layernorm && phase != Phase::clamp;
+    constexpr bool statistics = phase != Phase::scale && phase != Phase::clamp;
+    const Real g = a.g, h = 1 - a.g, k = h * a.c, bound = a.bound;
     for (size_t row = 0; row < rows; row++, x += C, y += C) {
         const Real m = centered ? row_mean(x, C) : Real(0);
         const Real s = statistics ? row_scale(x, m, a.eps, C) : Real(1);
@@ -230,14 +247,19 @@ void site_forward_rows(Real* y, Real* mean, Real* rscale, const Real* x, const S
         } else if constexpr (phase == Phase::blend && centered) {
             const Real gr = g * r;
             for (size_t i = 0; i < C; i++)
-                y[i] = (x[i] - m) * (gr * a.weight[i] + k * a.taper_weight[i]) + (g * a.bias[i] + h * a.taper_bias[i]);
+                y[i] = (x[i] - m) * (gr * a.weight[i]) + bounded(x[i] - m, bound) * (k * a.taper_weight[i]) +
+                       (g * a.bias[i] + h * a.taper_bias[i]);
         } else if constexpr (phase == Phase::blend) {
             const Real gr = g * r;
-            for (size_t i = 0; i < C; i++) y[i] = x[i] * (gr * a.weight[i] + k * a.taper_weight[i]);
+            for (size_t i = 0; i < C; i++)
+                y[i] = x[i] * (gr * a.weight[i]) + bounded(x[i], bound) * (k * a.taper_weight[i]);
+        } else if constexpr (phase == Phase::clamp) {
+            for (size_t i = 0; i < C; i++) y[i] = bounded(x[i], bound);
         } else if constexpr (centered) {
-            for (size_t i = 0; i < C; i++) y[i] = (x[i] - m) * (a.c * a.taper_weight[i]) + a.taper_bias[i];
+            for (size_t i = 0; i < C; i++)
+                y[i] = bounded(x[i] - m, bound) * (a.c * a.taper_weight[i]) + a.taper_bias[i];
         } else {
-            for (size_t i = 0; i < C; i++) y[i] = x[i] * (a.c * a.taper_weight[i]);
+            for (size_t i = 0; i < C; i++) y[i] = bounded(x[i], bound) * (a.c * a.taper_weight[i]);
         }
         if (phase == Phase::norm && sums) {
             Real square = 0;  // |gamma u|^2
@@ -263,16 +285,17 @@ void leaf_site_forward(Real* y, Real* mean, Real* rscale, const Real* x, const S
     if (a.phase == Phase::blend) run.template operator()<Phase::blend>();
     if (a.phase == Phase::scale) run.template operator()<Phase::scale>();
     if (a.phase == Phase::unweighted) run.template operator()<Phase::unweighted>();
+    if (a.phase == Phase::clamp) run.template operator()<Phase::clamp>();
 }
 
-// columns [3, C] +=: sum_rows of d n, d u and d, for the vectors' gradients.
+// columns [3, C] +=: sum_rows of d n, d v and d, for the vectors' gradients.
 template <NormKind kind, Phase phase, bool accumulate, class Real>
 void site_backward_rows(Real* dx, Real* columns, const Real* dy, const Real* x, const Real* mean, const Real* rscale,
                         const SiteArgs<Real, Real>& a, size_t rows, size_t C) {
     constexpr bool centered = kind == NormKind::layernorm;
     constexpr bool normed = phase != Phase::scale, scaled = phase != Phase::norm;
-    const Real g = a.g, k = (1 - a.g) * a.c;
-    Real *dn_sum = columns, *du_sum = columns + C, *d_sum = columns + 2 * C;
+    const Real g = a.g, k = (1 - a.g) * a.c, bound = a.bound;
+    Real *dn_sum = columns, *dv_sum = columns + C, *d_sum = columns + 2 * C;
     for (size_t row = 0; row < rows; row++, x += C, dy += C, dx += C) {
         const Real m = centered ? mean[row] : Real(0);
         const Real r = normed ? rscale[row] : Real(0);
@@ -287,8 +310,8 @@ void site_backward_rows(Real* dx, Real* columns, const Real* dy, const Real* x, 
                 dn_sum[i] += dy[i] * (u * r);
             }
             if constexpr (scaled) {
-                q_bar += k * a.taper_weight[i] * dy[i];
-                du_sum[i] += dy[i] * u;
+                q_bar += inside(u, bound) ? k * a.taper_weight[i] * dy[i] : Real(0);
+                dv_sum[i] += dy[i] * bounded(u, bound);
             }
             if constexpr (centered) d_sum[i] += dy[i];
         }
@@ -297,7 +320,9 @@ void site_backward_rows(Real* dx, Real* columns, const Real* dy, const Real* x, 
             Real dh = accumulate ? dx[i] : Real(0);
             if constexpr (normed)
                 dh += (g * a.weight[i] * dy[i] - (centered ? p_bar : Real(0)) - (x[i] - m) * r * pn_bar) * r;
-            if constexpr (scaled) dh += k * a.taper_weight[i] * dy[i] - (centered ? q_bar : Real(0));
+            if constexpr (scaled)
+                dh +=
+                    (inside(x[i] - m, bound) ? k * a.taper_weight[i] * dy[i] : Real(0)) - (centered ? q_bar : Real(0));
             dx[i] = dh;
         }
     }
@@ -403,14 +428,14 @@ void site_backward(Cpu& dev, Real* dx, const SiteGrads<Real>& grads, const Real*
     const Real g = Real(site.g), h = 1 - g, k = h * Real(site.c);
     const bool normed = site.phase != Phase::scale, scaled = site.phase != Phase::norm;
     for (size_t i = 0; i < C; i++) {
-        Real dn = 0, du = 0, d = 0;
+        Real dn = 0, dv = 0, d = 0;
         for (size_t j = 0; j < chunks; j++) {
             const Real* part = columns + j * 3 * C;
-            dn += part[i], du += part[C + i], d += part[2 * C + i];
+            dn += part[i], dv += part[C + i], d += part[2 * C + i];
         }
         if (normed) grads.weight[i] += g * dn;
         if (normed && grads.bias) grads.bias[i] += g * d;
-        if (scaled) grads.taper_weight[i] += k * du;
+        if (scaled) grads.taper_weight[i] += k * dv;
         if (scaled && grads.taper_bias) grads.taper_bias[i] += h * d;
     }
 }
@@ -476,17 +501,18 @@ __device__ __forceinline__ float row_scale_warp(const Real* x, float m, float ep
     return sqrtf(warp_sum(sum) / float(C) + eps);
 }
 
-// The factors of one vector of columns: y = u gain[j] + shift[j] is what every phase comes down to. r = 1 / s.
+// One vector of columns of a row: u becomes y. gain: what the normalizing branch multiplies u with, 1 / s among it; r = 1 / s.
 template <Phase phase, class Real>
-__device__ __forceinline__ void site_factors(float (&gain)[kVector<Real>], float (&shift)[kVector<Real>],
-                                             const SiteArgs<Real, float>& a, float r, unsigned i, unsigned C,
-                                             bool whole) {
+__device__ __forceinline__ void site_vector(float (&u)[kVector<Real>], float (&gain)[kVector<Real>],
+                                            const SiteArgs<Real, float>& a, float r, unsigned i, unsigned C,
+                                            bool whole) {
     constexpr bool normed = phase == Phase::norm || phase == Phase::blend;
     constexpr bool scaled = phase == Phase::scale || phase == Phase::blend;
     const float g = a.g, h = 1 - a.g;
-    float v[kVector<Real>];
+    float v[kVector<Real>], scaling[kVector<Real>], shift[kVector<Real>];
 #pragma unroll
-    for (unsigned j = 0; j < kVector<Real>; j++) gain[j] = phase == Phase::unweighted ? r : 0.0f, shift[j] = 0;
+    for (unsigned j = 0; j < kVector<Real>; j++)
+        gain[j] = phase == Phase::unweighted ? r : 0.0f, scaling[j] = phase == Phase::clamp, shift[j] = 0;
     auto add = [&](float (&to)[kVector<Real>], const Real* vector, float factor) {
         if (!vector) return;
         load_vector(v, vector, i, C, whole);
@@ -494,7 +520,14 @@ __device__ __forceinline__ void site_factors(float (&gain)[kVector<Real>], float
         for (unsigned j = 0; j < kVector<Real>; j++) to[j] += factor * v[j];
     };
     if constexpr (normed) add(gain, a.weight, phase == Phase::norm ? r : g * r), add(shift, a.bias, g);
-    if constexpr (scaled) add(gain, a.taper_weight, h * a.c), add(shift, a.taper_bias, h);
+    if constexpr (scaled) add(scaling, a.taper_weight, h * a.c), add(shift, a.taper_bias, h);
+#pragma unroll
+    for (unsigned j = 0; j < kVector<Real>; j++) {
+        float y = shift[j];
+        if constexpr (scaled || phase == Phase::clamp) y += bounded(u[j], a.bound) * scaling[j];
+        if constexpr (normed || phase == Phase::unweighted) y += u[j] * gain[j];
+        u[j] = y;
+    }
 }
 
 // calibration [N, 3]: the row's |gamma u|^2 / s, |gamma u|^2 and s; may be null, as mean and rscale may.
@@ -504,25 +537,26 @@ __global__ void __launch_bounds__(kSiteWarps * 32)
                         SiteArgs<Real, float> site, size_t N, unsigned C, bool whole) {
     const size_t row = size_t(blockIdx.x) * kSiteWarps + threadIdx.x / 32;
     if (row >= N) return;  // a whole warp, and no barrier follows
-    constexpr bool statistics = phase != Phase::scale;
-    const bool centered = site.kind == NormKind::layernorm, first = threadIdx.x % 32 == 0;
+    constexpr bool statistics = phase != Phase::scale && phase != Phase::clamp;
+    const bool centered = site.kind == NormKind::layernorm && phase != Phase::clamp, first = threadIdx.x % 32 == 0;
     x += row * C, y += row * C;
     const float m = centered ? row_mean_warp(x, C, whole) : 0.0f;
     const float s = statistics ? row_scale_warp(x, m, site.eps, C, whole) : 1.0f;
     const float r = 1 / s;
     if (first && centered && mean) mean[row] = m;
     if (first && statistics && rscale) rscale[row] = r;
-    float square = 0, u[kVector<Real>], gain[kVector<Real>], shift[kVector<Real>];
+    float square = 0, u[kVector<Real>], y_vector[kVector<Real>], gain[kVector<Real>];
     for (unsigned i = threadIdx.x % 32 * kVector<Real>; i < C; i += 32 * kVector<Real>) {
         load_vector(u, x, i, C, whole);
-        site_factors<phase>(gain, shift, site, r, i, C, whole);
+#pragma unroll
+        for (unsigned j = 0; j < kVector<Real>; j++) u[j] -= m, y_vector[j] = u[j];
+        site_vector<phase>(y_vector, gain, site, r, i, C, whole);
 #pragma unroll
         for (unsigned j = 0; j < kVector<Real>; j++) {
-            const float product = (u[j] - m) * gain[j];  // at g = 1: gamma n
+            const float product = u[j] * gain[j];  // at g = 1: gamma n
             if (phase == Phase::norm && i + j < C) square += product * product;
-            u[j] = product + shift[j];
         }
-        store_vector(y, u, i, C, whole);
+        store_vector(y, y_vector, i, C, whole);
     }
     if (phase != Phase::norm || !calibration) return;
     square = warp_sum(square) * s * s;
@@ -548,11 +582,12 @@ void site_forward(Cuda& dev, Real* y, float* mean, float* rscale, SiteSums* sums
     if (site.phase == Phase::blend) run.template operator()<Phase::blend>();
     if (site.phase == Phase::scale) run.template operator()<Phase::scale>();
     if (site.phase == Phase::unweighted) run.template operator()<Phase::unweighted>();
+    if (site.phase == Phase::clamp) run.template operator()<Phase::clamp>();
     static_assert(sizeof(SiteSums) == 3 * sizeof(double));
     if (sums) sum_rows<3>(dev, reinterpret_cast<double*>(sums), calibration, N);
 }
 
-// What the gradient of a row needs to know about it: dx = d (g r gamma + k gamma~) - u slope - offset.
+// What the gradient of a row needs to know about it: dx = d (g r gamma + k gamma~ [|u| < B]) - u slope - offset.
 struct SiteRow {
     float m, r, slope, offset;
 };
@@ -562,22 +597,26 @@ template <Phase phase, class Real>
 __device__ __forceinline__ SiteRow site_row(const Real* dy, const Real* x, float m, float r,
                                             const SiteArgs<Real, float>& a, unsigned C, bool whole) {
     const float g = a.g, k = (1 - a.g) * a.c;
+    // The RMSNorm kind has no use for q_bar, and need not read x for it.
+    const bool mean_of_q = phase != Phase::norm && a.kind == NormKind::layernorm;
     float p_bar = 0, pn_bar = 0, q_bar = 0, d[kVector<Real>], u[kVector<Real>], w[kVector<Real>];
     for (unsigned i = threadIdx.x % 32 * kVector<Real>; i < C; i += 32 * kVector<Real>) {
         load_vector(d, dy, i, C, whole);
+        load_vector(u, x, i, C, whole);
+#pragma unroll
+        for (unsigned j = 0; j < kVector<Real>; j++) u[j] -= m;
         if constexpr (phase != Phase::scale) {
-            load_vector(u, x, i, C, whole);
             load_vector(w, a.weight, i, C, whole);
 #pragma unroll
             for (unsigned j = 0; j < kVector<Real>; j++) {
                 const float p = g * w[j] * d[j];  // 0 beyond the row's end
-                p_bar += p, pn_bar += p * ((u[j] - m) * r);
+                p_bar += p, pn_bar += p * (u[j] * r);
             }
         }
-        if constexpr (phase != Phase::norm) {
+        if (mean_of_q) {
             load_vector(w, a.taper_weight, i, C, whole);
 #pragma unroll
-            for (unsigned j = 0; j < kVector<Real>; j++) q_bar += k * w[j] * d[j];
+            for (unsigned j = 0; j < kVector<Real>; j++) q_bar += inside(u[j], a.bound) ? k * w[j] * d[j] : 0.0f;
         }
     }
     p_bar = phase != Phase::scale ? warp_sum(p_bar) / float(C) : 0;
@@ -587,7 +626,7 @@ __device__ __forceinline__ SiteRow site_row(const Real* dy, const Real* x, float
 }
 
 // A block takes its rows kTile at a time: first one warp per row for the row's sums, then one thread per vector of columns
-// for dx and for the column sums, which stay in registers. columns [blocks, 3, C]: sums of d n, d u and d over the
+// for dx and for the column sums, which stay in registers. columns [blocks, 3, C]: sums of d n, d v and d over the
 // rows of the block, those that the phase needs. At g = 0, the RMSNorm kind has no row sums and no barriers.
 template <class Real, Phase phase>
 __global__ void __launch_bounds__(ColumnGrid::kThreads)
@@ -603,7 +642,7 @@ __global__ void __launch_bounds__(ColumnGrid::kThreads)
     const unsigned i = first_column + threadIdx.x % grid.vectors * P, warp = threadIdx.x / 32;
     const bool mine = group < grid.groups && i < C;
     const float g = site.g, k = (1 - site.g) * site.c;
-    float dn_sum[P] = {}, du_sum[P] = {}, d_sum[P] = {}, w[P] = {}, tw[P] = {};
+    float dn_sum[P] = {}, dv_sum[P] = {}, d_sum[P] = {}, w[P] = {}, tw[P] = {};
     if (normed && mine) load_vector(w, site.weight, i, C, grid.whole);
     if (scaled && mine) load_vector(tw, site.taper_weight, i, C, grid.whole);
     const size_t end = grid.end(N);
@@ -626,7 +665,8 @@ __global__ void __launch_bounds__(ColumnGrid::kThreads)
                 u[j] -= t.m;
                 if constexpr (normed)
                     dn_sum[j] += d[j] * (u[j] * t.r), out[j] += g * t.r * w[j] * d[j] - u[j] * t.slope;
-                if constexpr (scaled) du_sum[j] += d[j] * u[j], out[j] += k * tw[j] * d[j];
+                if constexpr (scaled) dv_sum[j] += d[j] * bounded(u[j], site.bound);
+                if constexpr (scaled) out[j] += inside(u[j], site.bound) ? k * tw[j] * d[j] : 0.0f;
                 d_sum[j] += d[j], out[j] -= t.offset;
             }
             store_vector(dx + at * C, out, i, C, grid.whole);
@@ -635,7 +675,7 @@ __global__ void __launch_bounds__(ColumnGrid::kThreads)
     }
     columns += size_t(blockIdx.x) * 3 * C;
     if (normed) store_columns(columns, shared, dn_sum, group, i, first_column, grid, C);
-    if (scaled) store_columns(columns + C, shared, du_sum, group, i, first_column, grid, C);
+    if (scaled) store_columns(columns + C, shared, dv_sum, group, i, first_column, grid, C);
     if (centered) store_columns(columns + 2 * C, shared, d_sum, group, i, first_column, grid, C);
 }
 

@@ -110,7 +110,7 @@ class DecodeGraph {
         const GptTensors<Real>& w = decoder_.weights_;
         sample_step<Real>(dev_,
                           {settings_, decoder_.logits_, decoder_.ld_logits_, unsigned(V_), ids_, steps_, positions_,
-                           decoder_.x_, w.wte, w.wpe, unsigned(c.C), unsigned(c.T)},
+                           decoder_.x_, w.wte, w.wte_mean, w.wpe, unsigned(c.C), unsigned(c.T)},
                           rows_);
     }
 

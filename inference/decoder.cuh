@@ -181,6 +181,11 @@ class Decoder {
 
     Site<Real> site(size_t l, size_t which) const { return site_at(config_, weights_, c_, gate_, l, which); }
 
+    void embed(size_t rows) {
+        const GptTensors<Real>& w = weights_;
+        embedding_forward_at(dev_, x_, tokens_, positions_, w.wte, w.wte_mean, w.wpe, rows, config_.C);
+    }
+
     // ---- op by op, each by all threads or the GPU
 
     void linear(const Layer<Real>& a, size_t rows) {
@@ -210,7 +215,7 @@ class Decoder {
 
     // The blocks, for the rows that stage() left; leaves the residual stream in x_.
     void pass(size_t rows) {
-        embedding_forward_at(dev_, x_, tokens_, positions_, weights_.wte, weights_.wpe, rows, config_.C);
+        embed(rows);
         std::vector<CachedRows<Real>> rows_of(parts_.size());
         blocks([&](const Layer<Real>& a) { linear(a, rows); },
                [&](size_t l) {
@@ -270,7 +275,7 @@ class Decoder {
     // Runs the rows that stage() left; out [rows, V] receives their logits, unless null. Barriers separate what one thread
     // writes from what another reads.
     void step(size_t rows, float* out) {
-        embedding_forward_at(dev_, x_, tokens_, positions_, weights_.wte, weights_.wpe, rows, config_.C);
+        embed(rows);
         parallel_team(dev_, [&](const TeamMember& m) {
             blocks([&](const Layer<float>& a) { own_columns(m, a, rows), m.barrier(); },
                    [&](size_t l) { own_heads(m, l, rows), m.barrier(); });

@@ -25,12 +25,21 @@ struct Config {
     double eps = 1e-5;
     GateMode mode = GateMode::taper;
     Fold fold = Fold::none;
+    double bound = 0;  // kappa of every tapering or folded site (tapernorm.cuh); 0: none
 
     size_t head_size() const { return C / NH; }
     bool internal_tapers() const { return mode != GateMode::norm && fold == Fold::none; }
     bool final_tapers() const { return mode == GateMode::taper_all && fold == Fold::none; }
     bool untied_head() const { return fold == Fold::affine || fold == Fold::all; }
-    size_t tapering_sites() const { return (internal_tapers() ? 2 * L : 0) + (final_tapers() ? 1 : 0); }
+    // Folded, with clamps of the stream in place of the sites inside the blocks.
+    bool clamps() const { return bound > 0 && (fold == Fold::internal || fold == Fold::all); }
+    // Its tied wte, whose rows keep their mean in the head, has to lose it where it enters the stream.
+    bool centers_tokens() const { return clamps() && norm == NormKind::layernorm && fold == Fold::internal; }
+    // How many sites have a taper_scale: those that taper, and those that left a clamp.
+    size_t tapering_sites() const {
+        const bool blocks = internal_tapers() || clamps(), final = final_tapers() || (clamps() && fold == Fold::all);
+        return (blocks ? 2 * L : 0) + (final ? 1 : 0);
+    }
 };
 
 inline double default_eps(NormKind kind) { return kind == NormKind::layernorm ? 1e-5 : 1e-6; }
@@ -55,8 +64,9 @@ struct BlockTensors {
 // Parameters, or anything of the same shape: gradients, moments.
 template <class Real>
 struct GptTensors {
-    Real* wte;  // [V, C]
-    Real* wpe;  // [T, C]
+    Real* wte;       // [V, C]
+    Real* wte_mean;  // [V], the mean of each of its rows; null unless Config::centers_tokens
+    Real* wpe;       // [T, C]
     std::vector<BlockTensors<Real>> h;
     SiteTensors<Real> ln_f;
     Real *lm_head,
@@ -107,6 +117,7 @@ void visit_tensors(const Config& c, GptTensors<Real>& t, Visit&& visit) {
         if (tapers && has_bias) vector(name + ".taper_bias", s.taper_bias, c.C, 0);
     };
     matrix("transformer.wte.weight", t.wte, c.V, c.C, std);
+    if (c.centers_tokens()) vector("transformer.wte.mean", t.wte_mean, c.V, 0);
     matrix("transformer.wpe.weight", t.wpe, c.T, c.C, std);
     t.h.resize(c.L);
     for (size_t l = 0; l < c.L; l++) {
@@ -169,7 +180,7 @@ inline std::vector<std::string> taper_site_names(const Config& c) {
 }
 
 // The site before the attention (which = 0) or the MLP (which = 1) of block l, or the final site (l = L), as it is evaluated
-// at gate g. c: the taper_scale of every tapering site.
+// at gate g. c: the taper_scale of every tapering site, or of every site that left a clamp.
 template <class Real>
 Site<Real> site_at(const Config& config, const GptTensors<Real>& t, const std::vector<float>& c, double g, size_t l,
                    size_t which) {
@@ -178,17 +189,21 @@ Site<Real> site_at(const Config& config, const GptTensors<Real>& t, const std::v
     const bool tapers = final ? config.final_tapers() : config.internal_tapers();
     Phase phase = tapers ? phase_of(g) : Phase::norm;
     if (config.fold == Fold::affine) phase = Phase::unweighted;
-    if (config.fold == Fold::all || (config.fold == Fold::internal && !final)) phase = Phase::folded;
-    const Acc<Real> scale = tapers ? Acc<Real>(c[final ? 2 * config.L : 2 * l + which]) : Acc<Real>(1);
-    return {config.norm,
-            phase,
-            Acc<Real>(config.eps),
-            Acc<Real>(phase == Phase::blend ? g : phase == Phase::norm),
-            scale,
-            v.weight,
-            v.bias,
-            v.taper_weight,
-            v.taper_bias};
+    const bool folded = config.fold == Fold::all || (config.fold == Fold::internal && !final);
+    if (folded) phase = config.clamps() ? Phase::clamp : Phase::folded;
+    const bool scaled = tapers || (folded && config.clamps());
+    const Acc<Real> scale = scaled ? Acc<Real>(c[final ? 2 * config.L : 2 * l + which]) : Acc<Real>(1);
+    Site<Real> site{config.norm,
+                    phase,
+                    Acc<Real>(config.eps),
+                    Acc<Real>(phase == Phase::blend ? g : phase == Phase::norm),
+                    scale,
+                    v.weight,
+                    v.bias,
+                    v.taper_weight,
+                    v.taper_bias};
+    if (scaled && config.bound > 0) site.bound = Acc<Real>(config.bound) / scale;
+    return site;
 }
 
 }  // namespace tapernorm

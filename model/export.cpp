@@ -20,7 +20,7 @@ static bool normed(const ModelInfo& info) { return info.config.mode == GateMode:
 
 bool fits_gpt2_lm_head_model(const ModelInfo& info) {
     const Config& c = info.config;
-    const bool fixed = c.mode == GateMode::taper_all && info.gate == 0;
+    const bool fixed = c.mode == GateMode::taper_all && info.gate == 0 && c.bound == 0;
     return c.norm == NormKind::layernorm && (normed(info) || fixed);
 }
 
@@ -145,6 +145,7 @@ json config_json(const ModelInfo& info, double eps, Dtype dtype, const std::opti
     config["gate_mode"] = gate_mode_name(c.mode);
     config["gate"] = info.gate;
     config["folded"] = fold_name(c.fold);
+    config["bound"] = c.bound;
     return config;
 }
 
@@ -189,8 +190,9 @@ void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
         return;
     }
     const char* why = info.config.norm == NormKind::rmsnorm ? "that class has LayerNorm, not RMSNorm"
-                      : info.gate > 0 ? "that class has no gate"
-                                      : "that class has all norms or none, and here only the final norm stays";
+                      : info.gate > 0                       ? "that class has no gate"
+                      : info.config.bound > 0 ? "that class has no bound of its sites' inputs"
+                                              : "that class has all norms or none, and here only the final norm stays";
     std::printf(
         "load      AutoModelForCausalLM.from_pretrained(\"%s\", trust_remote_code=True)\n"
         "          (GPT2LMHeadModel cannot hold this model: %s. The folder's modeling_tapernorm.py can.)\n",

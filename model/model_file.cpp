@@ -83,8 +83,8 @@ template void ModelFile::check_finite<double>(const TensorSpec&, const double*) 
 
 namespace {
 
-// 2: with a checksum, always. 1: some have one.
-const char* const kFormatVersion = "2";
+// 3: with bounds at its sites (Config::bound), which older programs would leave out. 2: with a checksum, always. 1: some have one.
+const char* const kFormatVersion = "3";
 
 template <class Enum>
 struct Named {
@@ -229,11 +229,13 @@ HostModel::HostModel(Cpu& dev, std::unique_ptr<const ModelFile> file)
 }
 
 std::map<std::string, std::string> config_metadata(const Config& c) {
-    return {
+    std::map<std::string, std::string> metadata = {
         {"n_layer", std::to_string(c.L)},        {"n_head", std::to_string(c.NH)},      {"n_embd", std::to_string(c.C)},
         {"n_positions", std::to_string(c.T)},    {"vocab_size", std::to_string(c.V)},   {"norm", norm_name(c.norm)},
         {"norm_eps", strprintf("%.17g", c.eps)}, {"gate_mode", gate_mode_name(c.mode)}, {"folded", fold_name(c.fold)},
     };
+    if (c.bound > 0) metadata["bound"] = strprintf("%.17g", c.bound);
+    return metadata;
 }
 
 Config read_config(const SafetensorsFile& file) {
@@ -248,6 +250,7 @@ Config read_config(const SafetensorsFile& file) {
     c.eps = meta.real("norm_eps", 0, 1e30);
     c.mode = meta.choice("gate_mode", kModes);
     c.fold = meta.choice("folded", kFolds);
+    if (file.metadata().contains("bound")) c.bound = meta.real("bound", 1e-6, 1e30);
     if (c.C % c.NH)
         fail("%s: n_embd (%zu) is not a multiple of n_head (%zu); the file is damaged", file.path().c_str(), c.C, c.NH);
     return c;
@@ -275,8 +278,8 @@ void read_tokenizer(const SafetensorsFile& file, ModelInfo& info) {
 // Fails for a version that we do not know, and for bytes that are not those that were written.
 static void check_whole(const SafetensorsFile& file) {
     const std::string& version = Metadata(file).text("format_version");
-    if (version != "1" && version != kFormatVersion)
-        fail("%s: format version: expected 1 or %s, found %s; use the version of this program that wrote the file",
+    if (version != "1" && version != "2" && version != kFormatVersion)
+        fail("%s: format version: expected 1, 2 or %s, found %s; use the version of this program that wrote the file",
              file.path().c_str(), kFormatVersion, in_quotes(version).c_str());
     if (version != "1" || file.metadata().contains("checksum")) file.verify();
 }
@@ -429,7 +432,7 @@ ModelImage::ModelImage(const ModelInfo& info, const GptTensors<float>& tensors, 
     : taper_scale_(info.taper_scale) {
     const Config& c = info.config;
     std::map<std::string, std::string> metadata = config_metadata(c);
-    metadata["format_version"] = kFormatVersion;
+    metadata["format_version"] = c.bound > 0 ? kFormatVersion : "2";
     metadata["gate"] = strprintf("%.17g", info.gate);
     metadata["step"] = std::to_string(info.step);
     metadata.insert(info.tokenizer.begin(), info.tokenizer.end());
@@ -464,6 +467,7 @@ std::string describe(const ModelInfo& info) {
         state = c.mode == GateMode::norm ? "normalized"
                 : info.gate == 0         ? "tapered, not folded (explicit scaling)"
                                          : strprintf("tapering, gate %.4g", info.gate);
+    if (c.bound > 0) state += strprintf(c.clamps() ? ", the stream clamped at %g" : ", bound %g", c.bound);
     return strprintf(
         "GPT-2, %s, %s, %s, context %zu, vocabulary %zu (%s), %.2fM parameters; "
         "%s, -g %s, step %zu; %s%s%s",

@@ -9,8 +9,9 @@ inline constexpr const char* kModelingTapernormPy =
 #     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 #
 # Written by train_gpt export. It is GPT2LMHeadModel with other norms: a site computes
-#     y = g (weight n + bias) + (1 - g) (c taper_weight u + taper_bias)
-# where u is the row, centered in the LayerNorm kind, and n is u over its root mean square. A folded site is gone.
+#     y = g (weight n + bias) + (1 - g) (taper_weight v + taper_bias)
+# where u is the row, centered in the LayerNorm kind, n is u over its root mean square, and v is c u, clipped to -bound .. bound where
+# there is a bound. A folded site is gone; of one with a bound a clamp is left.
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -21,12 +22,13 @@ class TaperNormConfig(GPT2Config):
     gate_mode = "taper"  # norm, taper, taper-all: which sites taper
     gate = 0.0           # g of the sites that taper
     folded = "none"      # affine (norms without weights), internal (no norm in the blocks), all
+    bound = 0.0          # 0: none
 
 class Site(nn.Module):
     def __init__(self, config, tapers):
         super().__init__()
         self.centered, self.eps = config.norm == "layernorm", config.layer_norm_epsilon
-        self.gate = config.gate if tapers else 1.0
+        self.gate, self.bound = config.gate if tapers else 1.0, config.bound or torch.inf
         names = ["weight"] + ["bias"] * self.centered if config.folded != "affine" else []
         if tapers:
             names += ["taper_weight"] + ["taper_bias"] * self.centered
@@ -50,8 +52,26 @@ class Site(nn.Module):
             n = u * torch.rsqrt(u.square().mean(-1, keepdim=True) + self.eps)
             y = g * self.affine(n, self.weight, self.bias)
         if g != 1:
-            y = y + (1 - g) * self.affine(self.taper_scale * u, self.taper_weight, self.taper_bias)
+            v = (self.taper_scale * u).clamp(-self.bound, self.bound)
+            y = y + (1 - g) * self.affine(v, self.taper_weight, self.taper_bias)
         return y.to(h.dtype)
+
+class Clamp(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.bound, self.taper_scale = config.bound, nn.Parameter(torch.ones(1))
+
+    def forward(self, h):
+        limit = self.bound / self.taper_scale
+        return h.float().clamp(-limit, limit).to(h.dtype)
+
+class CenteredEmbedding(nn.Embedding):
+    def __init__(self, config):
+        super().__init__(config.vocab_size, config.n_embd)
+        self.mean = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, ids):
+        return super().forward(ids) - self.mean[ids][..., None]
 
 class TaperNormGPT2LMHeadModel(GPT2LMHeadModel):
     config_class = TaperNormConfig
@@ -59,13 +79,18 @@ class TaperNormGPT2LMHeadModel(GPT2LMHeadModel):
     def __init__(self, config):
         super().__init__(config)
         unfolded = config.folded == "none"
+
+        def site(folded, tapers):
+            if folded:
+                return Clamp(config) if config.bound else nn.Identity()
+            return Site(config, unfolded and tapers)
+
         for block in self.transformer.h:
             for name in ("ln_1", "ln_2"):
-                folded = config.folded in ("internal", "all")
-                site = nn.Identity() if folded else Site(config, unfolded and config.gate_mode != "norm")
-                setattr(block, name, site)
-        tapers = unfolded and config.gate_mode == "taper-all"
-        self.transformer.ln_f = nn.Identity() if config.folded == "all" else Site(config, tapers)
+                setattr(block, name, site(config.folded in ("internal", "all"), config.gate_mode != "norm"))
+        self.transformer.ln_f = site(config.folded == "all", config.gate_mode == "taper-all")
+        if config.folded == "internal" and config.bound and config.norm == "layernorm":
+            self.transformer.wte = CenteredEmbedding(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.norm == "layernorm")
         self.post_init()

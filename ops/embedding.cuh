@@ -23,13 +23,15 @@ void embedding_forward(Cpu& dev, Real* x, const int* tokens, const Real* wte, co
 }
 
 // Inference: the same for rows of any sequences, each at its own position. x [N, C], tokens and positions [N]
+// wte_mean [V]: what is subtracted from a token's row of wte; may be null.
 template <class Real>
-void embedding_forward_at(Cpu& dev, Real* x, const int* tokens, const int* positions, const Real* wte, const Real* wpe,
-                          size_t N, size_t C) {
+void embedding_forward_at(Cpu& dev, Real* x, const int* tokens, const int* positions, const Real* wte,
+                          const Real* wte_mean, const Real* wpe, size_t N, size_t C) {
     parallel_ranges(dev, N, 64, [&](size_t row, size_t end, int) {
         for (; row < end; row++) {
             const Real *token = wte + size_t(tokens[row]) * C, *position = wpe + size_t(positions[row]) * C;
-            for (size_t i = 0; i < C; i++) x[row * C + i] = token[i] + position[i];
+            const Real mean = wte_mean ? wte_mean[tokens[row]] : Real(0);
+            for (size_t i = 0; i < C; i++) x[row * C + i] = token[i] - mean + position[i];
         }
     });
 }
@@ -53,41 +55,42 @@ void embedding_backward(Cpu& dev, Real* dwte, Real* dwpe, const Real* dx, const 
 // token's rows. Sorting on the device costs one block some 100 microseconds for 32k rows and needs nothing from the host.
 #ifdef TN_CUDA
 
-// A thread computes one of the `vectors` of a row. positions is null where row r is at position r % T.
+// A thread computes one of the `vectors` of a row. wte_mean may be null; positions is null where row r is at position r % T.
 template <class Real>
 __global__ void __launch_bounds__(256)
-    embedding_forward_kernel(Real* x, const int* tokens, const int* positions, const Real* wte, const Real* wpe,
-                             size_t rows, size_t T, unsigned C, unsigned vectors, bool whole) {
+    embedding_forward_kernel(Real* x, const int* tokens, const int* positions, const Real* wte, const Real* wte_mean,
+                             const Real* wpe, size_t rows, size_t T, unsigned C, unsigned vectors, bool whole) {
     const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x, row = at / vectors;
     if (row >= rows) return;
     const unsigned i = unsigned(at % vectors) * kVector<Real>;
     float token[kVector<Real>], position[kVector<Real>];
     load_vector(token, wte + size_t(tokens[row]) * C, i, C, whole);
     load_vector(position, wpe + (positions ? size_t(positions[row]) : row % T) * C, i, C, whole);
+    const float mean = wte_mean ? float(wte_mean[tokens[row]]) : 0.0f;
 #pragma unroll
-    for (unsigned j = 0; j < kVector<Real>; j++) token[j] += position[j];
+    for (unsigned j = 0; j < kVector<Real>; j++) token[j] = token[j] - mean + position[j];
     store_vector(x + row * C, token, i, C, whole);
 }
 
 template <class Real>
 void launch_embedding_forward(Cuda& dev, Real* x, const int* tokens, const int* positions, const Real* wte,
-                              const Real* wpe, size_t rows, size_t T, size_t C) {
+                              const Real* wte_mean, const Real* wpe, size_t rows, size_t T, size_t C) {
     const unsigned vectors = blocks_for(C, kVector<Real>);
     launch<embedding_forward_kernel<Real>>(blocks_for(rows * vectors, 256), 256, 0, dev.stream, x, tokens, positions,
-                                           wte, wpe, rows, T, unsigned(C), vectors,
+                                           wte, wte_mean, wpe, rows, T, unsigned(C), vectors,
                                            C % kVector<Real> == 0 && aligned_16(x, wte, wpe));
 }
 
 template <class Real>
 void embedding_forward(Cuda& dev, Real* x, const int* tokens, const Real* wte, const Real* wpe, size_t B, size_t T,
                        size_t C) {
-    launch_embedding_forward<Real>(dev, x, tokens, nullptr, wte, wpe, B * T, T, C);
+    launch_embedding_forward<Real>(dev, x, tokens, nullptr, wte, nullptr, wpe, B * T, T, C);
 }
 
 template <class Real>
-void embedding_forward_at(Cuda& dev, Real* x, const int* tokens, const int* positions, const Real* wte, const Real* wpe,
-                          size_t N, size_t C) {
-    launch_embedding_forward<Real>(dev, x, tokens, positions, wte, wpe, N, 1, C);
+void embedding_forward_at(Cuda& dev, Real* x, const int* tokens, const int* positions, const Real* wte,
+                          const Real* wte_mean, const Real* wpe, size_t N, size_t C) {
+    launch_embedding_forward<Real>(dev, x, tokens, positions, wte, wte_mean, wpe, N, 1, C);
 }
 
 // One block sorts the rows [N] by token: least significant digit first, each pass a stable counting sort in which

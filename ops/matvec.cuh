@@ -51,13 +51,13 @@ __device__ void matvec_stage(float* shared, const float2* statistics, const Matv
     const unsigned vectors = count / P;
     for (unsigned at = threadIdx.x; at < a.rows * vectors; at += kMatvecThreads) {
         const unsigned r = at / vectors, k = at % vectors * P;
-        float u[P], gain[P], shift[P];
+        float u[P], gain[P];
         load_vector(u, a.x + size_t(r) * a.K, k0 + k, a.K, true);
-        if constexpr (phase != Phase::folded) {
-            site_factors<phase>(gain, shift, a.site, statistics[r].y, k0 + k, a.K, true);
+        constexpr bool fixed = phase == Phase::folded || phase == Phase::clamp;
 #pragma unroll
-            for (unsigned j = 0; j < P; j++) u[j] = (u[j] - statistics[r].x) * gain[j] + shift[j];
-        }
+        for (unsigned j = 0; !fixed && j < P; j++) u[j] -= statistics[r].x;
+        if constexpr (phase != Phase::folded)
+            site_vector<phase>(u, gain, a.site, fixed ? 1.0f : statistics[r].y, k0 + k, a.K, true);
 #pragma unroll
         for (unsigned j = 0; j < P; j++) shared[r * a.chunk + k + j] = u[j];
     }
@@ -75,6 +75,8 @@ __device__ __forceinline__ void matvec_stage(float* shared, const float2* statis
             return matvec_stage<Phase::scale>(shared, statistics, a, k0, count);
         case Phase::unweighted:
             return matvec_stage<Phase::unweighted>(shared, statistics, a, k0, count);
+        case Phase::clamp:
+            return matvec_stage<Phase::clamp>(shared, statistics, a, k0, count);
         case Phase::folded:
             return matvec_stage<Phase::folded>(shared, statistics, a, k0, count);
     }
@@ -90,7 +92,7 @@ __device__ __forceinline__ float* matvec_shared() {
 template <class Real, class Use>
 __device__ __forceinline__ void matvec_chunks(const Matvec<Real>& a, Use&& use) {
     float2* const statistics = dynamic_shared<float2>();  // [kMatvecMostRows]
-    if (a.site.phase != Phase::folded) matvec_statistics(statistics, a);
+    if (a.site.phase != Phase::folded && a.site.phase != Phase::clamp) matvec_statistics(statistics, a);
     for (unsigned k0 = 0; k0 < a.K; k0 += a.chunk) {
         const unsigned count = min(a.chunk, a.K - k0);
         __syncthreads();  // the statistics are there, and every thread is done with the previous chunk

@@ -34,8 +34,8 @@ struct SampleStep {
     int* ids;         // [steps, rows]; -1 if a logit is NaN or Inf
     unsigned* steps;  // [rows], choices made so far
     int* positions;   // [rows], of the last token in its sequence; advanced by one
-    Real* x;          // [rows, C] = wte at the token + wpe at its position
-    const Real *wte, *wpe;
+    Real* x;          // [rows, C] = wte at the token - wte_mean of it, where there is one, + wpe at its position
+    const Real *wte, *wte_mean, *wpe;
     unsigned C, T;
 };
 
@@ -154,9 +154,10 @@ __global__ void __launch_bounds__(kSampleThreads) sample_kernel(const __grid_con
         a.steps[row] = step + 1, a.positions[row] = int(position);
     }
     if (position >= a.T) return;  // the last choice of a full context: no step follows
+    const float mean = a.wte_mean ? float(a.wte_mean[token]) : 0.0f;
     for (unsigned c = threadIdx.x; c < a.C; c += blockDim.x)
         a.x[size_t(row) * a.C + c] =
-            Real(float(a.wte[size_t(token) * a.C + c]) + float(a.wpe[size_t(position) * a.C + c]));
+            Real(float(a.wte[size_t(token) * a.C + c]) - mean + float(a.wpe[size_t(position) * a.C + c]));
 }
 
 template <class Real>

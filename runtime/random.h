@@ -4,14 +4,9 @@
 #include <cmath>
 #include <cstdint>
 
-namespace tapernorm {
+#include "runtime/types.h"
 
-// Kernels draw the same numbers as the host.
-#ifdef __CUDACC__
-#define TN_HOST_DEVICE __host__ __device__
-#else
-#define TN_HOST_DEVICE
-#endif
+namespace tapernorm {
 
 // SplitMix64's output function: a bijection of 64-bit numbers that passes BigCrush when fed with a counter.
 TN_HOST_DEVICE inline uint64_t mix64(uint64_t x) {

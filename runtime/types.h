@@ -3,6 +3,13 @@
 #pragma once
 #include <type_traits>
 
+// Before a function that kernels call too.
+#ifdef __CUDACC__
+#define TN_HOST_DEVICE __host__ __device__
+#else
+#define TN_HOST_DEVICE
+#endif
+
 namespace tapernorm {
 
 template <class Real>

@@ -338,7 +338,7 @@ TEST_CASE("fold and infer: refuse models whose tensors or numbers are wrong") {
                                                           {"step", "1e3"},
                                                           {"folded", "maybe"},
                                                           {"folded", "all"},
-                                                          {"format_version", "3"}}) {
+                                                          {"format_version", "4"}}) {
         CAPTURE(key);
         both_refuse({"bad.bin"}, [&](Rewritten& r) { r.metadata[key] = value; });
     }

@@ -299,9 +299,13 @@ TEST_CASE("embedding: forward and gradient") {
     embedding_forward(dev, x.data(), tokens, wte.data(), wpe.data(), B, T, C);
     CHECK(x[(1 * T + 2) * C + 7] == wte[0 * C + 7] + wpe[2 * C + 7]);
     const int positions[] = {2, 0, 1, 0, 1, 2};
-    embedding_forward_at(dev, x.data(), tokens, positions, wte.data(), wpe.data(), B * T, C);
-    CHECK(x[4 * C + 32] == wte[1 * C + 32] + wpe[1 * C + 32]);
-    CHECK(x[0 * C + 7] == wte[4 * C + 7] + wpe[2 * C + 7]);
+    for (const std::vector<double>& mean : {std::vector<double>(), normals(V, 11)}) {
+        const double *means = mean.empty() ? nullptr : mean.data(), one = means ? mean[1] : 0,
+                     four = means ? mean[4] : 0;
+        embedding_forward_at(dev, x.data(), tokens, positions, wte.data(), means, wpe.data(), B * T, C);
+        CHECK(x[4 * C + 32] == wte[1 * C + 32] - one + wpe[1 * C + 32]);
+        CHECK(x[0 * C + 7] == wte[4 * C + 7] - four + wpe[2 * C + 7]);
+    }
     const std::vector<double> dx = normals(B * T * C, 10);
     std::vector<double> dwte(V * C, 1.0), dwpe(T * C, 2.0);  // +=
     embedding_backward(dev, dwte.data(), dwpe.data(), dx.data(), tokens, B, T, C);

@@ -31,7 +31,7 @@ Settings unusual_settings() {
     s.lr = 0.1 + 0.2, s.lr_final_frac = 1e-300, s.weight_decay = 1.0 / 3, s.beta1 = 0, s.beta2 = 0.999, s.clip = 1e20;
     s.warmup = updates(0), s.lr_schedule = "wsd", s.skip_loss_z = 3.5, s.skip_grad = 0, s.gate = "taper-all";
     s.gate_warmup = percent_of_run(100.0 / 7), s.gate_end = updates(123456789), s.ema_decay = 0.123456789012345678;
-    s.scale_loss_kind = "relative", s.calibration = "channels";
+    s.scale_loss_kind = "relative", s.calibration = "channels", s.bound = 4.5;
     s.scale_loss = std::numeric_limits<double>::min(), s.freeze_gains = s.carry_moments = true, s.val_every = 0,
     s.val_batches = 1, s.distill = 0.25;
     s.sample_every = 4, s.tensorboard = "dir/", s.log_norms = 6, s.hellaswag = "h.jsonl", s.gpus = 2, s.zero = 1;

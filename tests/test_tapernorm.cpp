@@ -16,17 +16,21 @@ namespace tapernorm {
 
 namespace {
 
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN(), kInfinity = std::numeric_limits<double>::infinity();
 
 struct Case {
     NormKind kind;
     Phase phase;
     double g;
+    double kappa = kInfinity;
 };
+// (A kappa of 0.8 acts on about half of the coordinates of the tests' rows, whose deviation is 1 or 2.)
 const Case kCases[] = {
-    {NormKind::layernorm, Phase::norm, 1},   {NormKind::layernorm, Phase::blend, 0.37},
-    {NormKind::layernorm, Phase::scale, 0},  {NormKind::rmsnorm, Phase::norm, 1},
-    {NormKind::rmsnorm, Phase::blend, 0.37}, {NormKind::rmsnorm, Phase::scale, 0},
+    {NormKind::layernorm, Phase::norm, 1},          {NormKind::layernorm, Phase::blend, 0.37},
+    {NormKind::layernorm, Phase::scale, 0},         {NormKind::rmsnorm, Phase::norm, 1},
+    {NormKind::rmsnorm, Phase::blend, 0.37},        {NormKind::rmsnorm, Phase::scale, 0},
+    {NormKind::layernorm, Phase::blend, 0.37, 0.8}, {NormKind::layernorm, Phase::scale, 0, 0.8},
+    {NormKind::rmsnorm, Phase::blend, 0.37, 0.8},   {NormKind::rmsnorm, Phase::scale, 0, 0.8},
 };
 
 // A site with random vectors.
@@ -47,7 +51,8 @@ struct TestSite {
                 weight.data(),
                 biased ? bias.data() : nullptr,
                 taper_weight.data(),
-                biased ? taper_bias.data() : nullptr};
+                biased ? taper_bias.data() : nullptr,
+                c.kappa / scale};
     }
 };
 
@@ -62,7 +67,7 @@ std::vector<double> site_ref(const Site<double>& s, const double* h, size_t C) {
     for (size_t i = 0; i < C; i++) {
         const double u = h[i] - mean;
         y[i] = s.g * (s.weight[i] * u / sigma + (ln ? s.bias[i] : 0)) +
-               (1 - s.g) * (s.c * s.taper_weight[i] * u + (ln ? s.taper_bias[i] : 0));
+               (1 - s.g) * (s.c * s.taper_weight[i] * std::clamp(u, -s.bound, s.bound) + (ln ? s.taper_bias[i] : 0));
     }
     return y;
 }
@@ -210,6 +215,20 @@ TEST_CASE("sites: gradients of every phase and kind") {
             site_backward(dev, added.data(), grads, dy.data(), x.data(), mean.data(), rscale.data(), args, N, C, true);
             for (size_t i = 0; i < N * C; i++) CHECK(added[i] == doctest::Approx(around[i] + dx[i]).epsilon(1e-12));
         }
+}
+
+TEST_CASE("sites: what is left of a folded one clamps the row as it is, and a NaN stays one") {
+    Cpu dev(1);
+    const std::vector<double> x = {5, -5, 0.5, -1.5, 2, kNaN, kInfinity}, expected = {1.5, -1.5, 0.5, -1.5, 1.5};
+    for (const NormKind kind : {NormKind::layernorm, NormKind::rmsnorm}) {
+        std::vector<double> y(x.size());
+        Site<double> site{kind, Phase::clamp, 1e-5, 0, 2, nullptr, nullptr, nullptr, nullptr};
+        site.bound = 1.5;
+        apply_site(dev, y.data(), x.data(), site, 1, x.size());
+        CHECK(std::vector<double>(y.begin(), y.begin() + 5) == expected);
+        CHECK(std::isnan(y[5]));
+        CHECK(y[6] == 1.5);
+    }
 }
 
 TEST_CASE("sites: calibration sums") {

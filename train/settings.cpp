@@ -186,6 +186,9 @@ void add_taper_options(Options& o, Settings& s) {
            .default_text = default_text("--calibration"),
            .help = "how the scaling that replaces a norm is fitted to it: channels: a factor and (for LayerNorm) an offset per "
                    "channel, fitted anew until --gate-end; scalar: one factor per site, kept from --gate-warmup on"});
+    o.add({.long_name = "--bound", .to = &s.bound, .metavar = "KAPPA", .range = {.low = 0, .high = 1e6},
+           .help = "clip the input of each scaling to KAPPA times its usual scale, so that no text can make the residual stream run "
+                   "off (0: do not clip)"});
     o.add({.long_name = "--ema-decay", .to = &s.ema_decay, .range = {.low = 0, .high = 1, .high_open = true},
            .help = "decay rate of the moving averages used for calibration"});
     o.add({.long_name = "--scale-loss", .to = &s.scale_loss, .metavar = "LAMBDA", .range = {.low = 0},
@@ -254,6 +257,11 @@ void adopt_shape(Settings& s, const Options& now, const Origin& origin) {
     if (s.resume && now.given("--gate-mode") && s.gate != gate_mode_name(c.mode))
         fail("--gate-mode: expected %s, as the run in %s has it, found %s; leave the flag out", gate_mode_name(c.mode),
              path, s.gate.c_str());
+    if (s.resume && c.mode != GateMode::norm) {
+        if (now.given("--bound") && s.bound != c.bound)
+            fail("--bound: expected %g, as the run in %s has it, found %g; leave the flag out", c.bound, path, s.bound);
+        s.bound = c.bound;
+    }
     if (now.given("--seq-len") && s.T > c.T)
         fail("--seq-len: expected at most the %zu positions of %s, found %zu", c.T, path, s.T);
     s.norm = norm_name(c.norm);

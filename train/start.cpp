@@ -82,6 +82,7 @@ Config make_config(const Settings& s, const Run& run, const Start& start) {
                  start.origin.path.c_str(), tokenizer.c_str());
     }
     c.mode = gate_mode_from(s.gate);
+    c.bound = c.mode == GateMode::norm ? 0 : s.bound;
     return c;
 }
 
@@ -178,7 +179,7 @@ void open_teacher(const Settings& s, Run& run) {
     add_numbers(sum, *run.teacher);
     const std::string found = strprintf("%016llx", (unsigned long long)sum.value());
     Config same_mode = run.teacher->info().config;
-    same_mode.mode = run.config.mode;
+    same_mode.mode = run.config.mode, same_mode.bound = run.config.bound;
     if (known && found != run.teacher_sum)
         fail("--distill: %s is not the teacher of the run in %s: expected numbers with the checksum %s, found %s; %s",
              in_quotes(run.teacher->path()).c_str(), in_quotes(run.state->path()).c_str(),
@@ -263,8 +264,9 @@ Run open_run(const Settings& s, Start start) {
 }
 
 void check_state(const SafetensorsFile& state) {
-    if (const std::string& version = state_metadata(state, "state_version"); version != "1" && version != "2")
-        fail("%s: state version: expected 1 or 2, found %s; use the version of this program that wrote the file",
+    if (const std::string& version = state_metadata(state, "state_version");
+        version < "1" || version > "3" || version.size() > 1)
+        fail("%s: state version: expected 1, 2 or 3, found %s; use the version of this program that wrote the file",
              state.path().c_str(), in_quotes(version).c_str());
     const Config c = read_config(state);
     if (c.fold != Fold::none)
