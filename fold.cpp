@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "inference/decoder.cuh"
+#include "inference/evaluate.cuh"
 #include "io/atomic_file.h"
 #include "io/claims.h"
 #include "io/mapped_file.h"
@@ -236,6 +237,86 @@ static void check(Cpu& dev, const HostModel& model, const Model64& exact, const 
             error, bound);
 }
 
+// ---- a bound for a model that was trained without one ----------------------------------------------------------------
+
+// Calls use(site, |u|) for every number u that enters a tapering site while the model reads tokens [n].
+template <class Use>
+static void visit_inputs(Cpu& dev, const HostModel& model, const int* tokens, size_t n, Use&& use) {
+    constexpr size_t kRows = 64;  // whose logits are held at a time
+    const Config& c = model.info.config;
+    Decoder<Cpu, float> decoder(dev, c, model.tensors, model.info.taper_scale, model.info.gate);
+    size_t sites = 0;  // visited so far
+    decoder.watch = [&](const Layer<float>& layer, size_t rows) {
+        if (!layer.site) return;
+        const size_t site = sites++ % (2 * c.L + 1);
+        if (site >= c.tapering_sites()) return;
+        for (const float* x = layer.in; x < layer.in + rows * c.C; x += c.C) {
+            double mean = 0;
+            for (size_t i = 0; i < c.C && c.norm == NormKind::layernorm; i++) mean += double(x[i]) / double(c.C);
+            for (size_t i = 0; i < c.C; i++) use(site, std::abs(double(x[i]) - mean));
+        }
+    };
+    std::vector<float> logits(std::min(kRows, c.T) * c.V);
+    for (size_t done = 0; done < n;) {
+        if (done % c.T == 0) decoder.rewind(0);
+        const size_t rows = std::min({kRows, n - done, c.T - done % c.T});
+        decoder.feed(tokens + done, rows, Logits::all, logits.data());
+        done += rows;
+    }
+}
+
+// The same model with a bound at every site, kMargin times as far away as the largest number that the first three quarters of
+// the sample bring there. The last quarter says how many numbers it will clamp.
+static std::unique_ptr<HostModel> with_bounds(Cpu& dev, const HostModel& model, const EvalTokens& sample) {
+    constexpr double kMargin = 1.5;
+    constexpr size_t kMost = 100'000;
+    const Config& c = model.info.config;
+    const size_t n = std::min(sample.tokens.size(), kMost), measured = n - n / 4;
+    std::vector<double> largest(c.tapering_sites(), 0);
+    visit_inputs(dev, model, sample.tokens.data(), measured,
+                 [&](size_t site, double u) { largest[site] = std::max(largest[site], u); });
+    size_t clamped = 0, all = 0;
+    visit_inputs(dev, model, sample.tokens.data() + measured, n - measured,
+                 [&](size_t site, double u) { clamped += u > kMargin * largest[site], all++; });
+    std::printf("clamp     %s: at %g times the largest number of %s; of the next %s it clamps %.3g%% of the numbers\n",
+                sample.source.c_str(), kMargin, counted(measured, "token").c_str(),
+                counted(n - measured, "token").c_str(), 100 * double(clamped) / double(all));
+    // kappa = 1 and c = 1 / B; what c was goes into gamma~.
+    ModelInfo info = model.info;
+    info.config.bound = 1;
+    for (size_t i = 0; i < largest.size(); i++) info.taper_scale[i] = float(1 / (kMargin * largest[i]));
+    auto bounded = std::make_unique<HostModel>(dev, info);
+    GptTensors<float> tensors = model.tensors;
+    const auto from = tensor_list(c, tensors), to = tensor_list(info.config, bounded->tensors);
+    const std::vector<std::string> sites = taper_site_names(c);
+    for (size_t i = 0; i < to.size(); i++) {
+        const size_t site =
+            size_t(std::find_if(sites.begin(), sites.end(),
+                                [&](const std::string& name) { return to[i].spec.name == name + ".taper_weight"; }) -
+                   sites.begin());
+        const double factor =
+            site < sites.size() ? double(model.info.taper_scale[site]) / double(info.taper_scale[site]) : 1;
+        for (size_t j = 0; j < to[i].spec.count(); j++) to[i].data[j] = float(double(from[i].data[j]) * factor);
+    }
+    return bounded;
+}
+
+static std::unique_ptr<HostModel> with_bounds_from(Cpu& dev, const HostModel& model, const std::string& path,
+                                                   const std::string& in) {
+    const ModelInfo& info = model.info;
+    if (info.config.mode == GateMode::norm)
+        fail("--clamp-sample: expected a tapered model, found %s, whose norms stay; leave the flag out", in.c_str());
+    if (info.config.bound > 0)
+        fail("--clamp-sample: %s was trained with --bound %g and keeps it; leave the flag out", in.c_str(),
+             info.config.bound);
+    const std::optional<Tokenizer> tokenizer = model_tokenizer(info, in);
+    const Tokenize encode = [&](std::string_view text) { return tokenizer->encode_parallel(text, true, dev.threads); };
+    const EvalTokens sample = read_eval_tokens("--clamp-sample", path, tokenizer, encode, info);
+    if (sample.tokens.size() < 1000)
+        fail("--clamp-sample %s: expected at least 1000 tokens, found %zu", path.c_str(), sample.tokens.size());
+    return with_bounds(dev, model, sample);
+}
+
 // ---- the program ----------------------------------------------------------------------------------------------------
 
 static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
@@ -250,7 +331,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
 }
 
 [[maybe_unused]] static int run_program(int argc, char** argv) {
-    std::string in, out, dtype = "fp32";
+    std::string in, out, sample, dtype = "fp32";
     size_t threads = 0;
     Options options("fold", "Folds the norms of a finished model into the matrices that follow them.");
     options.section("Files");
@@ -262,16 +343,19 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     // clang-format off
     options.add({.long_name = "--dtype", .to = &dtype, .choices = {"fp32", "bf16"},
                  .help = "number type of the weights in FOLDED; the check before writing uses fp32"});
+    options.add({.long_name = "--clamp-sample", .to = &sample, .metavar = "FILE", .default_text = "none",
+                 .help = "for a model trained without --bound: clamp the folded model's residual stream at 1.5 times the range that this text, "
+                         "or these token shards, bring there, so that no other text can make it run off"});
     options.section("Run");
     options.add({.long_name = "--threads", .to = &threads, .range = {.high = 1024}, .default_text = "all cores",
-                 .help = "CPU threads for the check"});
+                 .help = "CPU threads for the sample and the check"});
     // clang-format on
     if (!options.parse(argc, argv)) return 0;
     claim_output("FOLDED", out);
 
     Cpu dev{int(threads)};
     dev.memory_hint = "folding holds the model twice in double and twice in fp32; use a machine with more memory";
-    const std::unique_ptr<HostModel> model = load_model(dev, in);
+    std::unique_ptr<HostModel> model = load_model(dev, in);
     std::printf("read      %s: %s\n", printable(in).c_str(), describe(model->info).c_str());
     refuse_unfinished(in, model->info);
     warn_of_vocabulary(in, model->info.vocabulary_problem);
@@ -280,6 +364,8 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
         return file.metadata().contains("format_version") && file.metadata().contains("folded") &&
                file.metadata().at("folded") != "none";
     });
+
+    if (!sample.empty()) model = with_bounds_from(dev, *model, sample, in);
 
     Model64 exact(dev, model->info.config);
     ModelInfo info = model->info;

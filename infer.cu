@@ -265,7 +265,7 @@ static void read_inputs(const Settings& s, const Options& options, const ModelIn
     else if (!s.prompts.empty())
         in.prompts = prompts.from_lines(s.prompts);
     else if (!s.eval.empty())
-        in.eval = read_eval_tokens(s.eval, in.tokenizer, encode, info);
+        in.eval = read_eval_tokens("--eval", s.eval, in.tokenizer, encode, info);
     else if (!s.tokens.empty())
         in.prompts = {prompts.from_ids(s.tokens)};
     else

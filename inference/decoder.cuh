@@ -2,6 +2,7 @@
 // Used by infer, by fold to compare its two models, and by the trainer to print samples.
 #pragma once
 #include <algorithm>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -69,6 +70,9 @@ class Decoder {
     size_t sequences() const { return lengths_.size(); }
     size_t length(size_t sequence = 0) const { return lengths_[sequence]; }  // tokens fed so far
     void rewind(size_t length, size_t sequence = 0) { lengths_[sequence] = std::min(length, lengths_[sequence]); }
+
+    // Called before every layer that pass() computes, which is all of them without packed weights; rows: of layer.in.
+    std::function<void(const Layer<Real>& layer, size_t rows)> watch;
 
     // Appends spans to their sequences, no two to the same one: prompts of different lengths, or the next token of each.
     // No sequence may become longer than config.T. out, host memory: for Logits::all [rows of all spans, V], for
@@ -189,6 +193,7 @@ class Decoder {
     // ---- op by op, each by all threads or the GPU
 
     void linear(const Layer<Real>& a, size_t rows) {
+        if (watch) watch(a, rows);
         const Real* in = a.in;
         if (a.site && a.site->phase != Phase::folded) {
             apply_site(dev_, site_, in, *a.site, rows, a.K);

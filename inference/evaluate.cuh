@@ -1,5 +1,6 @@
 // The loss of a model on a text.
 #pragma once
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -16,10 +17,18 @@
 namespace tapernorm {
 
 struct Evaluation {
-    double loss_sum = 0;   // nats
-    size_t predicted = 0;  // tokens: all but the first
+    double loss_sum = 0;         // nats
+    std::vector<double> losses;  // of the tokens but the first, in their order
 
-    double loss() const { return loss_sum / double(predicted); }
+    double loss() const { return loss_sum / double(losses.size()); }
+
+    // The loss that a share of the tokens does not exceed.
+    double quantile(double share) const {
+        std::vector<double> sorted = losses;
+        const size_t rank = std::max<size_t>(size_t(std::ceil(share * double(sorted.size()))), 1) - 1;
+        std::nth_element(sorted.begin(), sorted.begin() + ptrdiff_t(rank), sorted.end());
+        return sorted[rank];
+    }
 };
 
 // Cross-entropy of tokens [n >= 2]. Each token but the first is predicted once, from those before it in its window of
@@ -37,7 +46,7 @@ Evaluation evaluate_tokens(Cpu& cpu, Decoder<Device, Real>& decoder, const Confi
             const size_t n = std::min(kRows, end - first);
             decoder.feed(&tokens[first], n, Logits::all, logits.data());
             cross_entropy(cpu, &e.loss_sum, losses.data(), logits.data(), &tokens[first + 1], 0, n, config.V, false);
-            e.predicted += n;
+            e.losses.insert(e.losses.end(), losses.begin(), losses.begin() + ptrdiff_t(n));
         }
     }
     return e;
@@ -50,14 +59,14 @@ struct EvalTokens {
     size_t bytes = 0, first_bytes = 0;  // that all tokens and the first stand for; 0 where there is no tokenizer
 };
 
-// encode: null where bytes are tokens.
-inline EvalTokens read_eval_tokens(const std::string& path, const std::optional<Tokenizer>& tokenizer,
+// flag: that named the path, for messages. encode: null where bytes are tokens.
+inline EvalTokens read_eval_tokens(const char* flag, const std::string& path, const std::optional<Tokenizer>& tokenizer,
                                    const Tokenize& encode, const ModelInfo& info) {
     const TokenSource source = open_tokens(path, encode);
     if (source.from_shards())
-        check_shards("--eval", source.files(), tokenizer ? tokenizer->name() : info.tokenizer.at("tokenizer"));
+        check_shards(flag, source.files(), tokenizer ? tokenizer->name() : info.tokenizer.at("tokenizer"));
     if (source.size() < 2)
-        fail("--eval %s: expected a text of at least 2 tokens, found %zu", path.c_str(), source.size());
+        fail("%s %s: expected a text of at least 2 tokens, found %zu", flag, path.c_str(), source.size());
     EvalTokens eval{(source.from_shards() ? "shards    " : "text      ") + source.name(), {}};
     eval.tokens.resize(source.size());
     source.read(0, source.size(), eval.tokens.data());
@@ -85,8 +94,12 @@ void report_loss(const Engine<Device, Real>& engine, const EvalTokens& eval) {
     std::printf("%s: %s, %s; windows of %s\n", eval.source.c_str(), counted(tokens.size(), "token").c_str(),
                 eval.bytes ? counted(eval.bytes, "byte").c_str() : "no tokenizer", counted(c.T, "token").c_str());
     std::printf("loss      %.6f nats per token, perplexity %.4f, %.6f bits per %s; %.0f tokens/s\n", e.loss(),
-                std::exp(e.loss()), bits / double(eval.bytes ? eval.bytes - eval.first_bytes : e.predicted),
-                eval.bytes ? "byte" : "token", double(e.predicted) / seconds);
+                std::exp(e.loss()), bits / double(eval.bytes ? eval.bytes - eval.first_bytes : e.losses.size()),
+                eval.bytes ? "byte" : "token", double(e.losses.size()) / seconds);
+    // Of a model that runs off on single tokens the mean says little.
+    const auto largest = std::max_element(e.losses.begin(), e.losses.end());
+    std::printf("          by token: median %.4g, 99%% at most %.4g, 99.9%% %.4g, the largest %.4g (token %td)\n",
+                e.quantile(0.5), e.quantile(0.99), e.quantile(0.999), *largest, largest - e.losses.begin() + 1);
     if constexpr (std::is_same_v<Device, Cpu>)
         if (engine.packed->type != WeightType::fp32) {
             const PackedModel exact(engine.cpu, c, engine.weights, WeightType::fp32);

@@ -467,7 +467,7 @@ std::string describe(const ModelInfo& info) {
         state = c.mode == GateMode::norm ? "normalized"
                 : info.gate == 0         ? "tapered, not folded (explicit scaling)"
                                          : strprintf("tapering, gate %.4g", info.gate);
-    if (c.bound > 0) state += strprintf(c.clamps() ? ", the stream clamped at %g" : ", bound %g", c.bound);
+    if (c.bound > 0) state += c.clamps() ? ", the stream clamped" : strprintf(", bound %g", c.bound);
     return strprintf(
         "GPT-2, %s, %s, %s, context %zu, vocabulary %zu (%s), %.2fM parameters; "
         "%s, -g %s, step %zu; %s%s%s",

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <sstream>
 
 #include "io/safetensors.h"
@@ -23,19 +24,19 @@ double number_after(const std::string& out, const std::string& key) {
     return std::strtod(out.c_str() + at + key.size(), nullptr);
 }
 
-// Sum over the text's bytes but the first of -log p, from the logits of all positions that infer writes.
-double loss_from_logits(const Workplace& w, const std::string& model, const std::string& text) {
+// -log p of the text's bytes but the first, from the logits of all positions that infer writes.
+std::vector<double> losses_from_logits(const Workplace& w, const std::string& model, const std::string& text) {
     w.ok("infer " + model + " -n 0 --dump d.st --prompt", {text.substr(0, text.size() - 1)});
     const SafetensorsFile file(w.at("d.st"));
     std::vector<double> z(file.find("logits")->count());
     file.read(*file.find("logits"), z.data());
-    double loss = 0;
+    std::vector<double> losses;
     for (size_t t = 0; t + 1 < text.size(); t++) {
         double sum = 0;
         for (size_t i = 0; i < 256; i++) sum += std::exp(z[t * 256 + i]);
-        loss += std::log(sum) - z[t * 256 + static_cast<unsigned char>(text[t + 1])];
+        losses.push_back(std::log(sum) - z[t * 256 + static_cast<unsigned char>(text[t + 1])]);
     }
-    return loss;
+    return losses;
 }
 
 }  // namespace
@@ -48,11 +49,18 @@ TEST_CASE("infer --eval: the loss of a text, by hand from the logits, and the sa
     write_file(w.at("text.txt"), text);
     const std::string out = w.ok("infer model.bin --eval text.txt");
     const double loss = number_after(out, "loss      ");
-    const double by_hand = loss_from_logits(w, "model.bin", text.substr(0, 17)) +
-                           loss_from_logits(w, "model.bin", text.substr(16, 17)) +
-                           loss_from_logits(w, "model.bin", text.substr(32, 2));
+    std::vector<double> by_hand;
+    for (const std::string& window : {text.substr(0, 17), text.substr(16, 17), text.substr(32, 2)})
+        for (const double x : losses_from_logits(w, "model.bin", window)) by_hand.push_back(x);
+    REQUIRE(by_hand.size() == 33);
     // 33 losses near 5, each from logits in fp32; printed with 6 digits.
-    CHECK(std::abs(loss - by_hand / 33) <= 2e-6);
+    CHECK(std::abs(loss - std::accumulate(by_hand.begin(), by_hand.end(), 0.0) / 33) <= 2e-6);
+    const size_t largest = size_t(std::max_element(by_hand.begin(), by_hand.end()) - by_hand.begin());
+    CHECK(number_after(out, "(token ") == double(largest + 1));
+    CHECK(number_after(out, "the largest ") == doctest::Approx(by_hand[largest]).epsilon(5e-4));  // 4 digits
+    std::sort(by_hand.begin(), by_hand.end());
+    CHECK(number_after(out, "median ") == doctest::Approx(by_hand[16]).epsilon(5e-4));
+    CHECK(number_after(out, "99% at most ") == doctest::Approx(by_hand[32]).epsilon(5e-4));
     CHECK(number_after(out, "perplexity ") == doctest::Approx(std::exp(loss)).epsilon(1e-4));
     const size_t bits = out.rfind(", ", out.find(" bits per byte")) + 2;
     CHECK(std::stod(out.substr(bits)) == doctest::Approx(loss / std::log(2.0)).epsilon(1e-5));  // a byte is a token

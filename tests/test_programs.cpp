@@ -187,6 +187,61 @@ TEST_CASE("infer: says which state of a model it runs, normalized, tapering, tap
     }
 }
 
+TEST_CASE("fold --clamp-sample: the model on texts like the sample, and safe on others; refuses what it does not fit") {
+    const Workplace w;
+    for (const std::string mode : {"taper", "taper-all"})
+        for (const std::string norm : {"layernorm", "rmsnorm"}) {
+            CAPTURE(mode);
+            CAPTURE(norm);
+            w.ok(kTiny + " --norm " + norm + " -g " + mode);
+            w.ok("fold model.bin folded.bin");
+            const std::string out = w.ok("fold model.bin clamped.bin --clamp-sample corpus.txt");
+            CHECK_MESSAGE(out.find("of the next ") != out.npos, out);
+            auto logits = [&](const std::string& model) {
+                w.ok("infer " + model + " -n 0 --dump d.st --prompt Once");
+                return read_dump(w.at("d.st")).logits;
+            };
+            const std::vector<double> exact = exact_logits(w.at("model.bin"), byte_ids("Once"));
+            const std::vector<double> clamped = logits("clamped.bin"), last(exact.end() - 256, exact.end());
+            CHECK(near({clamped.end() - 256, clamped.end()}, last, rounding_bound(exact)));
+
+            // One token that the sample has never seen, a million times too large.
+            auto largest = [&](const std::string& name) {
+                Cpu dev(1);
+                const auto file = load_model(dev, w.at(name));
+                const Config& c = file->info.config;
+                HostModel model(dev, file->info);
+                for (size_t i = 0; const Tensor<float>& t : tensor_list(c, file->tensors))
+                    std::copy_n(t.data, t.spec.count(), tensor_list(c, model.tensors)[i++].data);
+                for (size_t i = 0; i < c.C; i++) model.tensors.wte['~' * c.C + i] *= 1e6f;
+                if (model.tensors.wte_mean) model.tensors.wte_mean['~'] *= 1e6f;
+                std::vector<float> z(4 * c.V);
+                const int tokens[] = {'~', 'a', '~', 'b'};
+                Decoder<Cpu, float>(dev, c, model.tensors, model.info.taper_scale, 0)
+                    .feed(tokens, 4, Logits::all, z.data());
+                // What the head makes of it, without the token's own column: the head of taper is tied to wte.
+                float most = 0;
+                for (size_t i = 0; i < z.size(); i++)
+                    if (i % c.V != '~') most = std::max(most, std::abs(z[i]));
+                return most;
+            };
+            // A final norm hides in taper what the blocks have done.
+            if (mode == "taper-all") {
+                CHECK(largest("folded.bin") > 1e4);
+                CHECK(largest("clamped.bin") < 1e3);
+            }
+        }
+    w.ok(kTiny + " --bound 4");
+    w.refused("fold model.bin x.bin --clamp-sample corpus.txt", {"--clamp-sample", "model.bin", "--bound 4"});
+    w.ok(kTiny + " -g norm -o norm.bin");
+    w.refused("fold norm.bin x.bin --clamp-sample corpus.txt", {"--clamp-sample", "norm.bin", "leave the flag out"});
+    w.ok(kTiny + " --overwrite");
+    write_file(w.at("short.txt"), "too short");
+    w.refused("fold model.bin x.bin --clamp-sample short.txt", {"--clamp-sample", "short.txt", "1000", "9"});
+    w.refused("fold model.bin x.bin --clamp-sample none.txt", {"none.txt"});
+    CHECK(!std::filesystem::exists(w.at("x.bin")));
+}
+
 TEST_CASE("infer: generates from a text or ids, greedily or by seed, beyond the context") {
     const Workplace w;
     w.ok(kTiny);
