@@ -199,10 +199,27 @@ void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
         printable(dir).c_str(), why);
 }
 
+void leave_out_bound(ModelInfo& info, const std::string& in) {
+    ModelInfo without = info;
+    without.config.bound = 0;
+    if (info.config.bound == 0) fail("--without-bound: %s has no bound; leave the flag out", in.c_str());
+    if (!fits_gpt2_lm_head_model(without))
+        fail(
+            "--without-bound: expected a LayerNorm model of -g taper-all whose gate is 0, which GPT2LMHeadModel can hold, found %s",
+            describe(info).c_str());
+    if (info.config.fold != Fold::none) without.taper_scale.clear();  // only the clamps had need of it
+    info = without;
+    std::fprintf(
+        stderr,
+        "warning: %s: its bound is left out: on texts unlike those it was trained on, the exported model may run off\n",
+        in_quotes(in).c_str());
+}
+
 }  // namespace
 
 int export_command(int argc, const char* const* argv) {
     std::string in, dir, dtype_text = "fp32", tokenizer_path;
+    bool without_bound = false;
     Options options("train_gpt export", "Writes a model as a folder that Hugging Face's transformers can load.");
     options.section("Files");
     // clang-format off
@@ -213,13 +230,20 @@ int export_command(int argc, const char* const* argv) {
                  .help = "the tokenizer to write: bytes, or a folder with vocab.json and merges.txt"});
     // clang-format on
     options.add(
+        {.long_name = "--without-bound",
+         .to = &without_bound,
+         .help =
+             "leave out the bound of a -g taper-all model's sites, so that GPT2LMHeadModel can hold it; texts that reach it then "
+             "get other logits"});
+    options.add(
         {.long_name = "--dtype", .to = &dtype_text, .choices = {"fp32", "bf16"}, .help = "number type of the weights"});
     if (!options.parse(argc, argv)) return 0;
 
     Cpu dev;
     const std::unique_ptr<HostModel> model = load_model(dev, in);
-    const ModelInfo& info = model->info;
+    ModelInfo& info = model->info;
     std::printf("read      %s: %s\n", printable(in).c_str(), describe(info).c_str());
+    if (without_bound) leave_out_bound(info, in);
     std::string why_none;
     const std::optional<Tokenizer> tokenizer = tokenizer_for(tokenizer_path, in, info, why_none);
     check_new(dir);

@@ -82,6 +82,43 @@ TEST_CASE("export: the folder, read again, has the logits that transformers give
     }
 }
 
+TEST_CASE(
+    "export: a bound needs our modeling file, and --without-bound leaves it out where there is a plain GPT-2 without") {
+    Exports w;
+    // No number of these tokens reaches a bound of 1e4, so that with it and without it the logits are the same.
+    w.ok(kTrain + kShape + " -g taper-all --bound 1e4 -o bounded.bin");
+    w.ok("fold bounded.bin folded.bin");
+    const json tokens = {5, 70, 33, 101};
+    const std::vector<float> own = w.last_logits("bounded.bin", tokens);
+    for (const std::string model : {"bounded.bin", "folded.bin"}) {
+        w.ok_export(model + " ours");
+        CHECK(fs::exists(w.at("ours/modeling_tapernorm.py")));
+        CHECK(config_in(w.at("ours"))["bound"] == 1e4);
+        const Outcome plain = w.run_export(model + " plain --without-bound");
+        CHECK(plain.status == 0);
+        CHECK_MESSAGE(plain.err.find("its bound is left out") != plain.err.npos, plain.err);
+        CHECK(!fs::exists(w.at("plain/modeling_tapernorm.py")));
+        if (model == "bounded.bin") {
+            check_logits(w.last_logits("plain", tokens), own, 64);
+        } else {  // an untied head, which infer does not read: its norms divide by 1e6 what they have multiplied by 1e6
+            std::vector<float> weight(16);
+            read_tensor(SafetensorsFile(w.at("plain/model.safetensors")), "transformer.h.0.ln_2.weight", {16},
+                        weight.data());
+            CHECK(weight == std::vector<float>(16, 1e6f));
+        }
+        fs::remove_all(w.at("ours")), fs::remove_all(w.at("plain"));
+    }
+    auto refused = [&](const std::string& line, const std::string& why) {
+        const Outcome outcome = w.run_export(line);
+        CHECK(outcome.status == 1);
+        CHECK_MESSAGE(outcome.err.find(why) != outcome.err.npos, outcome.err);
+        CHECK(!fs::exists(w.at("plain")));
+    };
+    refused("taper-all.bin plain --without-bound", "has no bound");
+    w.ok(kTrain + kShape + " -g taper --bound 4 -o one_norm.bin");
+    refused("one_norm.bin plain --without-bound", "expected a LayerNorm model of -g taper-all");
+}
+
 TEST_CASE("export: taper-all weights are 1e6 c gamma~, and a folded head carries its bias in the mean direction") {
     const Exports w;
     w.ok_export("taper-all.bin plain");
