@@ -23,7 +23,8 @@ struct MatvecCase {
 
 // |got - expected| <= what rounding the result costs, and `steps` roundings of fp32 at the size of the sum's terms.
 template <class Real>
-void check_matvec(Cuda& dev, const MatvecCase& s, NormKind kind, Phase phase, bool gelu) {
+void check_matvec(Cuda& dev, const MatvecCase& s, NormKind kind, Phase phase, bool gelu,
+                  double kappa = std::numeric_limits<double>::infinity()) {
     Cpu cpu(1);
     const auto [rows, K, N, transposed] = s;
     CAPTURE(rows);
@@ -34,7 +35,9 @@ void check_matvec(Cuda& dev, const MatvecCase& s, NormKind kind, Phase phase, bo
         residual(dev, rows * N, 4);
     const Input<Real> weight(dev, K, 5), shift(dev, K, 6), taper(dev, K, 7), taper_shift(dev, K, 8);
     const double g = phase == Phase::blend ? double(0.37f) : phase == Phase::norm;
-    Site<Real> site{kind, phase, 1e-5f, float(g), 0.75f, weight.data(), shift.data(), taper.data(), taper_shift.data()};
+    const double bound = double(float(kappa / 0.75));
+    Site<Real> site{kind,          phase,        1e-5f,        float(g),           0.75f,
+                    weight.data(), shift.data(), taper.data(), taper_shift.data(), float(bound)};
     Site<double> site_ref{kind,
                           phase,
                           double(1e-5f),
@@ -43,7 +46,8 @@ void check_matvec(Cuda& dev, const MatvecCase& s, NormKind kind, Phase phase, bo
                           weight.exact.data(),
                           shift.exact.data(),
                           taper.exact.data(),
-                          taper_shift.exact.data()};
+                          taper_shift.exact.data(),
+                          bound};
     if (kind == NormKind::rmsnorm) site.bias = site.taper_bias = nullptr, site_ref.bias = site_ref.taper_bias = nullptr;
     const DeviceArray<Real> out(dev, std::vector<Real>(rows * N, Real(std::numeric_limits<float>::quiet_NaN())));
     // clang-format off
@@ -89,10 +93,14 @@ void matvec_agrees() {
                                 {16, 656, 5, true}}) {
         check_matvec<Real>(dev, s, NormKind::layernorm, Phase::folded, false);
         check_matvec<Real>(dev, s, NormKind::layernorm, Phase::norm, !s.transposed);
+        check_matvec<Real>(dev, s, NormKind::layernorm, Phase::clamp, !s.transposed, 0.8);
     }
-    for (const NormKind kind : {NormKind::layernorm, NormKind::rmsnorm})
+    for (const NormKind kind : {NormKind::layernorm, NormKind::rmsnorm}) {
         for (const Phase phase : {Phase::norm, Phase::blend, Phase::scale, Phase::unweighted})
             check_matvec<Real>(dev, {2, 32, 40, false}, kind, phase, true);
+        for (const Phase phase : {Phase::blend, Phase::scale, Phase::clamp})
+            check_matvec<Real>(dev, {2, 32, 40, false}, kind, phase, true, 0.8);
+    }
 }
 
 // ids that the device and the host choose from the same logits, [steps].
@@ -104,19 +112,19 @@ std::pair<std::vector<int>, std::vector<int>> choices(Cuda& dev, const std::vect
     const std::vector<float> as_float(rounded.begin(), rounded.end());
     const DeviceArray<SampleSettings> on_device(dev, std::vector{sample_settings(s, 7)});
     const DeviceArray<Real> z(dev, rounded), wte(dev, std::vector<Real>(V * C, Real(1.0f))),
-        wpe(dev, std::vector<Real>(T * C, Real(1.0f))), x(dev, C);
+        wpe(dev, std::vector<Real>(T * C, Real(1.0f))), mean(dev, std::vector<Real>(V, Real(0.25f))), x(dev, C);
     const DeviceArray<int> ids(dev, steps), positions(dev, std::vector<int>{-1});
     const DeviceArray<unsigned> done(dev, std::vector<unsigned>{0});
     std::vector<int> expected;
     for (size_t i = 0; i < steps; i++) {
         sample_step<Real>(dev,
                           {on_device.data(), z.data(), V, unsigned(V), ids.data(), done.data(), positions.data(),
-                           x.data(), wte.data(), wpe.data(), unsigned(C), unsigned(T)},
+                           x.data(), wte.data(), mean.data(), wpe.data(), unsigned(C), unsigned(T)},
                           1);
         expected.push_back(sample(as_float.data(), V, s, 7 + i));
     }
     CHECK(positions.values()[0] == int(steps) - 1);
-    CHECK(float(x.values()[C - 1]) == 2);
+    CHECK(float(x.values()[C - 1]) == 1.75f);
     return {ids.values(), expected};
 }
 
@@ -170,6 +178,23 @@ std::vector<std::vector<int>> some_prompts(size_t sequences, size_t V) {
     for (size_t s = 0; s < sequences; s++)
         for (size_t i = 0; i < 1 + s % 3 * 7 + (s == 1 ? 110 : 0); i++) prompts[s].push_back(int((3 + 5 * i + s) % V));
     return prompts;
+}
+
+// Whether the bound changes the logits of a random model.
+bool bound_acts(const Config& config) {
+    Cpu cpu(1);
+    const RandomModel<float> model(cpu, config);
+    const std::vector<int> tokens = {3, 1, 4, 1, 5};
+    std::vector<float> logits[2];
+    for (const double bound : {config.bound, 1e6}) {
+        Config c = config;
+        c.bound = bound;
+        Decoder<Cpu, float> decoder(cpu, c, model.tensors, model.taper_scale, 0);
+        std::vector<float>& z = logits[bound == config.bound];
+        z.resize(c.V);
+        decoder.feed(tokens.data(), tokens.size(), Logits::last, z.data());
+    }
+    return max_difference(logits[0], logits[1]) > 0.1;
 }
 
 // Tokens [n, sequences] of the graph; and, of the tokens' sequences fed to a Decoder on the CPU, by how much the largest
@@ -228,6 +253,16 @@ template <class Real>
 void generation_agrees() {
     for (const Fold fold : {Fold::none, Fold::affine, Fold::internal}) greedy_agrees<Real>(small_config(fold), 2);
     for (const size_t sequences : {1, 5}) greedy_agrees<Real>(small_config(Fold::internal), sequences);
+    // Bounded, and folded with clamps: of a tied head, whose tokens lose their mean where they enter the stream, and of another.
+    for (const NormKind norm : {NormKind::layernorm, NormKind::rmsnorm})
+        for (Config c :
+             {small_config(Fold::none), small_config(Fold::internal), small_config(Fold::all, GateMode::taper_all)}) {
+            c.norm = norm, c.bound = 0.3;
+            CAPTURE(int(norm));
+            CAPTURE(int(c.fold));
+            CHECK(bound_acts(c));
+            greedy_agrees<Real>(c, 2);
+        }
 }
 
 }  // namespace
