@@ -49,8 +49,11 @@ TEST_CASE("decoder: sequences of different lengths, together and alone") {
     Cpu dev(2);
     // More rows than a block has, so that prompts are cut.
     const std::vector<size_t> prompts = {5, 1, 530, 64, 90};
-    for (Fold fold : {Fold::none, Fold::internal}) {
-        const RandomModel<double> model(dev, long_config(fold));
+    for (const auto& [fold, bound] :
+         {std::pair(Fold::none, 0.0), {Fold::internal, 0.0}, {Fold::none, 0.7}, {Fold::internal, 0.7}}) {
+        Config config = long_config(fold);
+        config.bound = bound;
+        const RandomModel<double> model(dev, config);
         const size_t V = model.config.V, S = prompts.size(), steps = 3;
         std::vector<std::vector<int>> tokens;
         for (size_t s = 0; s < S; s++) tokens.push_back(sequence_tokens(s, prompts[s] + steps, V));
@@ -190,11 +193,19 @@ TEST_CASE("generation: a token that ends a text ends its sequence; with the last
 
 TEST_CASE("decoder: packed weights give the model's logits, up to the rounding of the weights") {
     Cpu dev(2);
-    for (Fold fold : {Fold::none, Fold::affine, Fold::internal, Fold::all}) {
+    for (const auto& [fold, bound] : {std::pair(Fold::none, 0.0),
+                                      {Fold::affine, 0.0},
+                                      {Fold::internal, 0.0},
+                                      {Fold::all, 0.0},
+                                      {Fold::none, 0.7},
+                                      {Fold::internal, 0.7},
+                                      {Fold::all, 0.7}}) {
         const GateMode mode = fold == Fold::affine ? GateMode::norm
                               : fold == Fold::all  ? GateMode::taper_all
                                                    : GateMode::taper;
-        const RandomModel<float> model(dev, small_config(fold, mode));
+        Config config = small_config(fold, mode);
+        config.bound = bound;
+        const RandomModel<float> model(dev, config);
         const RandomModel<double> exact(dev, model.config);
         const size_t V = model.config.V, n = 9;
         const std::vector<int> tokens = sequence_tokens(1, n, V);

@@ -239,6 +239,7 @@ Config golden_config(const nlohmann::json& golden) {
     Config c;
     c.V = m["V"], c.T = m["T"], c.L = m["L"], c.NH = m["NH"], c.C = m["C"], c.eps = m["norm_eps"];
     c.norm = norm_from(m["norm"]), c.mode = gate_mode_from(m["mode"]);
+    c.bound = m.value("bound", 0.0);
     return c;
 }
 
@@ -305,7 +306,7 @@ TEST_CASE("model: golden runs of the independent reference, 20 updates through a
         check_golden<float>(path, 1e-5);
         runs++;
     }
-    CHECK(runs == 24);
+    CHECK(runs == 32);
 }
 
 namespace {
@@ -322,6 +323,7 @@ struct TinyRun {
         settings.skip_loss_z = 3;
         settings.calibration = mode == GateMode::taper ? "channels" : "scalar";
         config.V = 256, config.T = 8, config.L = 2, config.NH = 2, config.C = 16, config.mode = mode;
+        config.bound = mode == GateMode::taper_all ? 1.5 : 0;
     }
 };
 

@@ -100,11 +100,12 @@ std::string generated(const std::string& out) {
 
 TEST_CASE("programs: train, fold and run, in every mode and kind; logits are the model's") {
     const std::vector<int> tokens = byte_ids("The cat sat.");
-    for (const std::string gate : {"norm", "taper", "taper-all"})
+    for (const std::string flags : {"norm", "taper", "taper-all", "taper --bound 0.5", "taper-all --bound 0.5"})
         for (const std::string norm : {"layernorm", "rmsnorm"}) {
-            INFO(gate, " ", norm);
+            INFO(flags, " ", norm);
+            const std::string gate = words(flags)[0];
             const Workplace w;
-            w.ok(kTiny + " -g " + gate + " --norm " + norm);
+            w.ok(kTiny + " -g " + flags + " --norm " + norm);
             w.ok("fold model.bin folded.bin");
             std::vector<double> exact[2];
             for (int folded = 0; folded < 2; folded++) {
@@ -123,9 +124,19 @@ TEST_CASE("programs: train, fold and run, in every mode and kind; logits are the
             CHECK(near(exact[0], exact[1], rounding_bound(exact[0])));
             const auto names = tensor_names(w.at("folded.bin"));
             const size_t final_norm = gate == "taper" ? (norm == "layernorm" ? 2 : 1) : 0;
-            CHECK(count_with(names, "ln_") == final_norm);
-            CHECK(count_with(names, "ln_f.") == final_norm);
-            CHECK(count_with(names, "taper") == 0);
+            // Of a site with a bound its scale is left, which says where the stream is clamped.
+            const size_t scales = flags == gate ? 0 : count_with(tensor_names(w.at("model.bin")), ".taper_scale");
+            CHECK(count_with(names, ".taper_scale") == scales);
+            CHECK(count_with(names, "taper") == scales);
+            CHECK(count_with(names, "ln_") == final_norm + scales);
+            CHECK(count_with(names, "ln_f.") == final_norm + (scales > 0 && gate == "taper-all"));
+            CHECK(count_with(names, "wte.mean") == (scales > 0 && final_norm == 2));
+            for (const std::string file : {"model.bin", "folded.bin", "model.state.bin"}) {
+                const auto metadata = SafetensorsFile(w.at(file)).metadata();
+                const std::string version = file == "model.state.bin" ? "state_version" : "format_version";
+                CHECK(metadata.at(version) == (scales ? "3" : "2"));  // older programs must not read it
+                CHECK(metadata.contains("bound") == (scales > 0));
+            }
             CHECK(count_with(names, "lm_head.weight") == (gate == "taper" ? 0 : 1));
             CHECK(SafetensorsFile(w.at("folded.bin")).metadata().at("folded") == (gate == "norm"    ? "affine"
                                                                                   : gate == "taper" ? "internal"

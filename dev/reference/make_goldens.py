@@ -26,10 +26,11 @@ TRAIN = TrainConfig(updates=20, micro_batches=2, B=2, k_warm=5, k_end=12, scale_
                     lr=1e-2, lr_warmup=3, lr_final_frac=0.1, beta1=0.9, beta2=0.95, adam_eps=1e-8,
                     weight_decay=0.1, clip=1.0)
 SHAPES = {"even": dict(V=37, T=16, L=2, NH=2, C=16), "odd": dict(V=37, T=7, L=2, NH=3, C=12)}
-# name: mode, --scale-loss and its kind, and a factor for both embeddings, by which s_tgt becomes larger than 1
-RUNS = {"norm": ("norm", 0.0, "absolute", 1), "taper": ("taper", 0.0, "absolute", 1),
-        "taper_scale": ("taper", 0.1, "absolute", 1), "taper_all_scale": ("taper-all", 0.1, "absolute", 1),
-        "taper_relative": ("taper", 0.1, "relative", 16), "taper_all_channels": ("taper-all", 0.1, "relative", 16)}
+# name: mode, --scale-loss and its kind, a factor for both embeddings, by which s_tgt becomes larger than 1, and --bound
+RUNS = {"norm": ("norm", 0.0, "absolute", 1, 0.0), "taper": ("taper", 0.0, "absolute", 1, 0.0),
+        "taper_scale": ("taper", 0.1, "absolute", 1, 0.0), "taper_all_scale": ("taper-all", 0.1, "absolute", 1, 0.0),
+        "taper_relative": ("taper", 0.1, "relative", 16, 0.0), "taper_all_channels": ("taper-all", 0.1, "relative", 16, 0.0),
+        "taper_bound": ("taper", 0.1, "absolute", 1, 1.2), "taper_all_bound_channels": ("taper-all", 0.1, "relative", 16, 1.2)}
 GRAD_UPDATES = (1, 8, 20)  # one per phase: gate 1, between, 0
 VAL_BATCHES = 2
 
@@ -151,8 +152,8 @@ def gaps(low, high):
 
 
 def golden_case(shape, norm, run):
-    mode, scale_loss, kind, embedding_factor = RUNS[run]
-    m = ModelConfig(**SHAPES[shape], norm=norm, mode=mode)
+    mode, scale_loss, kind, embedding_factor, bound = RUNS[run]
+    m = ModelConfig(**SHAPES[shape], norm=norm, mode=mode, bound=bound)
     t = dataclasses.replace(TRAIN, scale_loss=scale_loss, scale_loss_kind=kind,
                             calibration="channels" if run.endswith("channels") else "scalar")
     weights, tokens = initial_weights(m), make_tokens(m, t)
@@ -160,7 +161,8 @@ def golden_case(shape, norm, run):
         weights[name] = weights[name] * embedding_factor
     high, trainer = run_case(m, t, weights, tokens, torch.float64)
     low, _ = run_case(m, t, weights, tokens, torch.float32)
-    case = {"model": dataclasses.asdict(m) | {"norm_eps": EPS[norm]}, "train": dataclasses.asdict(t),
+    shown = {key: value for key, value in dataclasses.asdict(m).items() if key != "bound" or bound}
+    case = {"model": shown | {"norm_eps": EPS[norm]}, "train": dataclasses.asdict(t),
             "weights": f"{shape}_{norm}.safetensors", "embedding_factor": embedding_factor,
             "tokens": f"{shape}_tokens.json"}
     return case | high | {"fp32_gap": gaps(low, high)}, trainer
@@ -195,9 +197,9 @@ def expect(what, value, bound):
     return ok
 
 
-def tapered_model(norm, mode):
+def tapered_model(norm, mode, bound=0.0):
     """A float64 model with arbitrary c, gamma~, beta~ and a batch."""
-    m = ModelConfig(**SHAPES["odd"], norm=norm, mode=mode)
+    m = ModelConfig(**SHAPES["odd"], norm=norm, mode=mode, bound=bound)
     model, rng = Gpt(m, initial_weights(m), torch.float64), SplitMix64(5)
     for site in model.c:
         model.c[site] = rng.uniform(0.5, 2.0)
@@ -284,12 +286,12 @@ def check_paper_facts(norm):
     return expect(f"{norm}: radial gradient without one, above its bound", excess.max().item(), 1e-12) and ok
 
 
-def check_folding(norm, mode):
-    _, model, (x, _) = tapered_model(norm, mode)
+def check_folding(norm, mode, bound):
+    _, model, (x, _) = tapered_model(norm, mode, bound)
     folded = FoldedGpt(model)
     plain = model.logits(model.final_residual(x, 0.0), 0.0)
     other = folded.logits(folded.final_residual(x, 0.0))
-    return expect(f"{norm} {mode}: folded logits", (plain - other).abs().max().item(), 1e-12)
+    return expect(f"{norm} {mode}, bound {bound}: folded logits", (plain - other).abs().max().item(), 1e-12)
 
 
 def check_hugging_face():
@@ -316,7 +318,7 @@ def check_facts():
     checks = [check_plain_norm(), check_hugging_face()]
     for norm in ("layernorm", "rmsnorm"):
         checks += [check_derivatives(norm), check_calibration(norm), check_paper_facts(norm)]
-        checks += [check_folding(norm, mode) for mode in ("taper", "taper-all")]
+        checks += [check_folding(norm, mode, bound) for mode in ("taper", "taper-all") for bound in (0.0, 0.3)]
     return all(checks)
 
 

@@ -6,7 +6,7 @@ cannot be shared. It favours one obvious line per formula over speed.
     h        residual stream entering a norm site                    [B, T, C]
     LayerNorm kind   mu = mean(h)   u = h - mu   s = sqrt(mean(u^2) + eps)   eps 1e-5
     RMSNorm kind                    u = h        s = sqrt(mean(h^2) + eps)   eps 1e-6, no biases
-    site(h)  = g (gamma u/s + beta) + (1 - g) (c gamma~ u + beta~)
+    site(h)  = g (gamma u/s + beta) + (1 - g) (c gamma~ v + beta~)      v = u, or with a bound kappa: u clipped to +- kappa / c
     loss     = cross_entropy + lambda mean((s(h_final) - s_tgt)^2)      second term from update k_warm + 1 on
                relative: lambda / max(s_tgt, 1)^2 in place of lambda
 
@@ -32,6 +32,7 @@ class ModelConfig:
     C: int
     norm: str = "layernorm"  # layernorm | rmsnorm
     mode: str = "norm"  # norm | taper | taper-all
+    bound: float = 0.0  # kappa; 0: none
 
     def sites(self):
         blocks = [f"transformer.h.{l}.{ln}" for l in range(self.L) for ln in ("ln_1", "ln_2")]
@@ -128,6 +129,10 @@ class Gpt:
         u = h - h.mean(-1, keepdim=True) if self.config.norm == "layernorm" else h
         return u, (u.square().mean(-1) + EPS[self.config.norm]).sqrt()
 
+    def scaled_input(self, u, site):
+        c, bound = self.c[site], self.config.bound
+        return c * (u.clamp(-bound / c, bound / c) if bound else u)
+
     def affine(self, x, weight, bias):
         y = x * self.p[weight]
         return y + self.p[bias] if bias in self.p else y
@@ -146,11 +151,11 @@ class Gpt:
             rows, n = u.detach()[:, 1:].flatten(0, 1), (u / s[..., None]).detach()[:, 1:].flatten(0, 1)
             stats[f"{site}.channels"] = torch.stack([rows.mean(0), (rows * rows).mean(0), (rows * n).mean(0), n.mean(0)])
         if g == 0.0:
-            return self.affine(self.c[site] * u, f"{site}.taper_weight", f"{site}.taper_bias")
+            return self.affine(self.scaled_input(u, site), f"{site}.taper_weight", f"{site}.taper_bias")
         normed = self.affine(u / s[..., None], f"{site}.weight", f"{site}.bias")
         if g == 1.0:
             return normed
-        scaled = self.affine(self.c[site] * u, f"{site}.taper_weight", f"{site}.taper_bias")
+        scaled = self.affine(self.scaled_input(u, site), f"{site}.taper_weight", f"{site}.taper_bias")
         return g * normed + (1 - g) * scaled
 
     def linear(self, x, name):
@@ -171,9 +176,12 @@ class Gpt:
         x = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
         return self.linear(x, f"{block}.mlp.c_proj")
 
+    def tokens(self):
+        return self.p["transformer.wte.weight"]
+
     def final_residual(self, tokens, g, stats=None):
         """The residual stream h [B, T, C] that enters the final site."""
-        h = self.p["transformer.wte.weight"][tokens] + self.p["transformer.wpe.weight"][: tokens.shape[1]]
+        h = self.tokens()[tokens] + self.p["transformer.wpe.weight"][: tokens.shape[1]]
         for l in range(self.config.L):
             block = f"transformer.h.{l}"
             h = h + self.attention(self.norm_site(h, f"{block}.ln_1", g, stats), block)
@@ -191,7 +199,11 @@ class Gpt:
         return ce, drift
 
     def folded(self):
-        """Weights of the model without its tapered sites, at gate 0. The head is then stored on its own."""
+        """Weights of the model without its tapered sites, at gate 0. The head is then stored on its own.
+
+        With a bound, a row of the stream must have mean 0 before it is clipped: the matrices that write it lose the mean of
+        their outputs, the embeddings that of their rows (`tokens`, apart from the head, which may be tied).
+        """
         p, m = self.p, self.config
         reader = {"ln_1": "attn.c_attn", "ln_2": "mlp.c_fc"}
         out = {name: w.detach().clone() for name, w in p.items()}
@@ -203,13 +215,20 @@ class Gpt:
                 name = site.rsplit(".", 1)[0] + "." + reader[site.rsplit(".", 1)[1]]
                 W, b = p[f"{name}.weight"], p[f"{name}.bias"]
             A = self.c[site] * p[f"{site}.taper_weight"][:, None] * W
-            if m.norm == "layernorm":  # z = h (I - 11^T/C): subtract every column's mean over the inputs
-                A = A - A.mean(0, keepdim=True)
+            if m.norm == "layernorm":
+                if not m.bound:  # z = h (I - 11^T/C): subtract every column's mean over the inputs
+                    A = A - A.mean(0, keepdim=True)
                 b = b + p[f"{site}.taper_bias"] @ W
             if site == FINAL:
                 out["lm_head.weight"], out["lm_head.bias"] = A.T.detach(), b.detach()
             else:
                 out[f"{name}.weight"], out[f"{name}.bias"] = A.detach(), b.detach()
+        out["tokens"] = out["transformer.wte.weight"]
+        if m.bound and m.norm == "layernorm":
+            writers = ["tokens", "transformer.wpe.weight"]
+            writers += [name for name in out if ".c_proj." in name]
+            for name in writers:
+                out[name] = out[name] - out[name].mean(-1, keepdim=True)
         return out
 
 
@@ -219,8 +238,14 @@ class FoldedGpt(Gpt):
     def __init__(self, model):
         self.config, self.p, self.c = model.config, model.folded(), model.c
 
+    def tokens(self):
+        return self.p["tokens"]
+
     def norm_site(self, h, site, g, stats):
-        return h if site in self.c else super().norm_site(h, site, 1.0, None)
+        if site not in self.c:
+            return super().norm_site(h, site, 1.0, None)
+        bound = self.config.bound / self.c[site]
+        return h.clamp(-bound, bound) if bound else h
 
     def logits(self, h, g=0.0, stats=None):
         y = self.norm_site(h, FINAL, g, stats)
