@@ -338,6 +338,10 @@ TEST_CASE("fold and infer: refuse models whose tensors or numbers are wrong") {
                                                           {"step", "1e3"},
                                                           {"folded", "maybe"},
                                                           {"folded", "all"},
+                                                          {"bound", "nan"},
+                                                          {"bound", "-1"},
+                                                          {"bound", "0"},
+                                                          {"bound", ""},
                                                           {"format_version", "4"}}) {
         CAPTURE(key);
         both_refuse({"bad.bin"}, [&](Rewritten& r) { r.metadata[key] = value; });

@@ -125,6 +125,32 @@ TEST_CASE("scale loss: relative above a target of 1, absolute below") {
     }
 }
 
+TEST_CASE("train_gpt: a bound stays what it was when its run began, and is none where nothing tapers") {
+    const Workplace w;
+    auto has_bound = [&](const std::string& file) { return SafetensorsFile(w.at(file)).metadata().contains("bound"); };
+    w.ok(kTiny + " --bound 4.5 -o with.bin"), w.ok(kTiny + " -o without.bin"),
+        w.ok(kTiny + " -g norm --bound 4.5 -o norm.bin");
+    CHECK((has_bound("with.bin") && !has_bound("without.bin") && !has_bound("norm.bin")));
+    auto refused = [&](const std::string& line, const std::string& why) {
+        const Outcome outcome = w.run(line);
+        CHECK(outcome.status == 1);
+        CHECK_MESSAGE(contains(outcome.err, why), outcome.err);
+    };
+    refused("train_gpt -y -x 9 -o with.bin --bound 5",
+            "--bound: expected 4.5, as the run in with.state.bin has it, found 5");
+    refused("train_gpt -y -x 9 -o without.bin --bound 5",
+            "--bound: expected 0, as the run in without.state.bin has it, found 5");
+    for (const std::string line : {"train_gpt -y -x 8 -o with.bin", "train_gpt -y -x 9 -o with.bin --bound 4.5"}) {
+        w.ok(line);
+        CHECK(SafetensorsFile(w.at("with.bin")).metadata().at("bound") == "4.5");
+    }
+    w.ok("train_gpt -y -x 9 -o without.bin"), w.ok("train_gpt -y -x 9 -o norm.bin");
+    CHECK((!has_bound("without.bin") && !has_bound("norm.bin")));
+    // The file of settings starts the same run again, and a resumed run writes the same one.
+    w.ok("train_gpt --config with.toml -o again.bin");
+    CHECK(SafetensorsFile(w.at("again.bin")).metadata().at("bound") == "4.5");
+}
+
 TEST_CASE("train_gpt: calibration by channel with --init; a run goes on with the kind that it began with") {
     const Workplace w;
     auto kind_in = [&](const std::string& state) { return SafetensorsFile(w.at(state)).metadata().at("calibration"); };
