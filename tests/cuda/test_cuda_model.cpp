@@ -27,13 +27,14 @@ struct CudaRun {
     Config config;
     TokenSource corpus = tokens_from_text(story_corpus(20000, 3), "test stories");
 
-    CudaRun(const std::string& folder, NormKind norm, GateMode mode, size_t C, size_t steps) {
+    CudaRun(const std::string& folder, NormKind norm, GateMode mode, size_t C, size_t steps, double bound = 0) {
         settings.out = folder + "/model.bin";
         settings.steps = steps, settings.batch = 2, settings.T = 10, settings.total_batch = 40;
         settings.gate_warmup = updates(steps / 5), settings.gate_end = updates(steps / 2), settings.scale_loss = 0.1;
         settings.calibration = mode == GateMode::taper ? "channels" : "scalar";
         config.V = 256, config.T = 12, config.L = 2, config.NH = 2, config.C = C;
         config.norm = norm, config.mode = mode, config.eps = default_eps(norm);
+        config.bound = bound;
     }
 };
 
@@ -98,14 +99,18 @@ void compare_with_cpu() {
         NormKind norm;
         GateMode mode;
         size_t C;
+        double bound = 0;
     };
     // Rows of 24 and 32 channels go through cuBLASLt, those of 14 through the plain kernels in bf16.
     for (const Shape& s :
          {Shape{NormKind::layernorm, GateMode::taper, 32}, Shape{NormKind::rmsnorm, GateMode::taper_all, 32},
-          Shape{NormKind::layernorm, GateMode::norm, 24}, Shape{NormKind::layernorm, GateMode::taper_all, 14}}) {
+          Shape{NormKind::layernorm, GateMode::norm, 24}, Shape{NormKind::layernorm, GateMode::taper_all, 14},
+          Shape{NormKind::layernorm, GateMode::taper, 32, 0.8},
+          Shape{NormKind::rmsnorm, GateMode::taper_all, 14, 0.8}}) {
         CAPTURE(s.C);
+        CAPTURE(s.bound);
         CAPTURE(gate_mode_name(s.mode));
-        const CudaRun run(folder.path, s.norm, s.mode, s.C, 30);
+        const CudaRun run(folder.path, s.norm, s.mode, s.C, 30, s.bound);
         const Trace cpu = whole_run<Cpu, float>(run), gpu = whole_run<Cuda, Real>(run);
         const double tolerance = kLossTolerance<Real>;
         check_series("loss", gpu.loss, cpu.loss, tolerance);
@@ -238,9 +243,10 @@ CUDA_TEST("cuda: the model file of a GPU run, normalized, tapering, tapered and 
     const TemporaryFolder folder;
     std::vector<int> tokens(11);
     for (size_t i = 0; i < tokens.size(); i++) tokens[i] = int(97 + i * 7 % 26);
-    for (size_t steps : {2, 4, 10}) {
+    for (const auto& [steps, bound] : {std::pair<size_t, double>{2, 0}, {4, 0}, {10, 0}, {4, 0.8}, {10, 0.8}}) {
         CAPTURE(steps);
-        const CudaRun run(folder.path, NormKind::layernorm, GateMode::taper, 32, 10);
+        CAPTURE(bound);
+        const CudaRun run(folder.path, NormKind::layernorm, GateMode::taper, 32, 10, bound);
         {
             Cuda dev;
             Trainer<Cuda, bf16> t(dev, run.settings, run.config, run.corpus);
@@ -258,11 +264,12 @@ CUDA_TEST("cuda: the model file of a GPU run, normalized, tapering, tapered and 
         check_logits(logits_of<Cuda, bf16>(*model, tokens), expected, 16 * 0x1p-8);
         if (steps < 10) continue;
         // Tapered: it folds, and the folded model is the same function on both devices.
-        const std::string folded_path = folder.path + "/folded.bin";
+        const std::string folded_path = folder.path + strprintf("/folded-%g.bin", bound);
         const char* arguments[] = {"fold", run.settings.out.c_str(), folded_path.c_str()};
         REQUIRE(fold::run_program(3, const_cast<char**>(arguments)) == 0);
         const auto folded = load_model(cpu, folded_path);
         CHECK(folded->info.config.fold == Fold::internal);
+        CHECK(folded->info.config.clamps() == (bound > 0));
         check_logits(logits_of<Cpu, float>(*folded, tokens), expected, 64 * 0x1p-24 * 32);
         check_logits(logits_of<Cuda, float>(*folded, tokens), expected, 64 * 0x1p-24 * 32);
         check_logits(logits_of<Cuda, bf16>(*folded, tokens), expected, 16 * 0x1p-8);
