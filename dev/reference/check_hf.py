@@ -237,6 +237,11 @@ def check_export(folder):
             run(ROOT / "fold", folder / name, folder / f"folded-{name}")
             for model in (name, "folded-" + name):
                 check_exported(folder, model, kind == "layernorm" and gate != "taper")
+            if gate != "norm":  # a bound that acts on a good part of the numbers
+                train(folder, f"bounded-{name}", "-g", gate, "--norm", kind, "-x", 40, "--bound", 0.7, "--tokenizer", "bytes")
+                run(ROOT / "fold", folder / f"bounded-{name}", folder / f"clamped-{name}")
+                for model in (f"bounded-{name}", f"clamped-{name}"):
+                    check_exported(folder, model, False)
     check_exported(folder, "norm.bin", True)
     check_exported(folder, "tapering.bin", False)
     for model in ("norm.bin", "taper-layernorm.bin", "taper-all-layernorm.bin", "folded-taper-all-layernorm.bin"):
