@@ -509,24 +509,24 @@ __device__ __forceinline__ void site_vector(float (&u)[kVector<Real>], float (&g
     constexpr bool normed = phase == Phase::norm || phase == Phase::blend;
     constexpr bool scaled = phase == Phase::scale || phase == Phase::blend;
     const float g = a.g, h = 1 - a.g;
-    float v[kVector<Real>], scaling[kVector<Real>], shift[kVector<Real>];
-#pragma unroll
-    for (unsigned j = 0; j < kVector<Real>; j++)
-        gain[j] = phase == Phase::unweighted ? r : 0.0f, scaling[j] = phase == Phase::clamp, shift[j] = 0;
-    auto add = [&](float (&to)[kVector<Real>], const Real* vector, float factor) {
-        if (!vector) return;
+    float v[kVector<Real>], y[kVector<Real>] = {};
+    auto each = [&](const Real* vector, auto&& use) {
         load_vector(v, vector, i, C, whole);
 #pragma unroll
-        for (unsigned j = 0; j < kVector<Real>; j++) to[j] += factor * v[j];
+        for (unsigned j = 0; j < kVector<Real>; j++) use(j);
     };
-    if constexpr (normed) add(gain, a.weight, phase == Phase::norm ? r : g * r), add(shift, a.bias, g);
-    if constexpr (scaled) add(scaling, a.taper_weight, h * a.c), add(shift, a.taper_bias, h);
+    // In this order, no more than three vectors need registers at a time. (A bias may be null, a weight that the phase uses
+    // may not.)
+    if (normed && a.bias) each(a.bias, [&](unsigned j) { y[j] += g * v[j]; });
+    if (scaled && a.taper_bias) each(a.taper_bias, [&](unsigned j) { y[j] += h * v[j]; });
+    if constexpr (scaled) each(a.taper_weight, [&](unsigned j) { y[j] += bounded(u[j], a.bound) * (h * a.c * v[j]); });
+    const float factor = phase == Phase::norm ? r : g * r;
+    if constexpr (normed) each(a.weight, [&](unsigned j) { gain[j] = factor * v[j], y[j] += u[j] * gain[j]; });
 #pragma unroll
     for (unsigned j = 0; j < kVector<Real>; j++) {
-        float y = shift[j];
-        if constexpr (scaled || phase == Phase::clamp) y += bounded(u[j], a.bound) * scaling[j];
-        if constexpr (normed || phase == Phase::unweighted) y += u[j] * gain[j];
-        u[j] = y;
+        if constexpr (phase == Phase::unweighted) gain[j] = r, y[j] = u[j] * r;
+        if constexpr (phase == Phase::clamp) y[j] = bounded(u[j], a.bound);
+        u[j] = y[j];
     }
 }
 
