@@ -16,11 +16,19 @@ seed() { # seed <file> <seed>
     length=$(od -An -tu8 -N8 "$1" | tr -d ' ')
     { head -c $((8 + length)) "$1" | tail -c +9 | sed 's/ *$//' | tr -d '\n'; printf '\xff'; tail -c +$((9 + length)) "$1"; } > "$2"
 }
+train() { # train GATE NORM [FLAG...]: a tiny model, its state, and the model folded
+    "$bin/train_gpt" --device cpu --threads 1 -i "$work/corpus.txt" -o "$work/model.bin" -b 1 -x 4 --gate-warmup 1 --gate-end 3 \
+        -m 1 -g "$1" --norm "$2" --n-layer 1 --n-embd 2 --n-head 1 -t 4 "${@:3}" > /dev/null
+    "$bin/fold" "$work/model.bin" "$work/folded.bin" --threads 1 > /dev/null
+}
+for norm in layernorm rmsnorm; do
+    train taper $norm --bound 0.3
+    for kind in model folded; do seed "$work/$kind.bin" "$seeds/model/bound-$norm-$kind"; done
+    seed "$work/model.state.bin" "$seeds/state/bound-$norm"
+done
 for gate in norm taper taper-all; do
     for norm in layernorm rmsnorm; do
-        "$bin/train_gpt" --device cpu --threads 1 -i "$work/corpus.txt" -o "$work/model.bin" -b 1 -x 4 --gate-warmup 1 --gate-end 3 \
-            -m 1 -g $gate --norm $norm --n-layer 1 --n-embd 2 --n-head 1 -t 4 > /dev/null
-        "$bin/fold" "$work/model.bin" "$work/folded.bin" --threads 1 > /dev/null
+        train $gate $norm
         for kind in model folded; do
             seed "$work/$kind.bin" "$seeds/model/$gate-$norm-$kind"
             cp "$work/$kind.bin" "$seeds/safetensors/$gate-$norm-$kind"
@@ -76,8 +84,8 @@ for place in f fo b bg bn m mn; do { cat "$seeds/tokenizer/bpe"; printf '%s<|end
 { printf '\xc8\xd7\x34\x01\2\0\0\0\x03\1\0\0\2\1\0\0'; head -c 1008 /dev/zero
     for n in $(seq 0 255); do printf '\1'; printf "\\x$(printf %02x "$n")"; done; printf '\2ca\3cat\1x'; } > "$seeds/tokenizer/llmc"
 printf '%s\n' -i corpus.txt -e d12 -d 32 --gate-warmup 5% -k wsd --no-shuffle -l=3e-4 > "$seeds/options/line"
-# Bytes of tests/fuzz/logits_case.h: every norm, gate and fold.
-for norm in 0 1; do for mode in 0 1 2; do for fold in 0 1 2 3; do
+# Bytes of tests/fuzz/logits_case.h: every norm, gate and fold, the last with a bound too.
+for norm in 0 1; do for mode in 0 1 2; do for fold in 0 1 2 3 4 6 7; do
     printf "\\x1\\x1\\x$((mode + 3))\\x$((40 + fold))\\x30\\x$norm\\x$mode\\x$fold\\x$((mode))\\x3The cat sat" > "$seeds/instruction_sets/$norm$mode$fold"
 done; done; done
 printf '%s\n' '{"ctx": "The cat", "endings": ["sat", "ran \\u00e4"], "label": 0}' '{"ctx": "A", "endings": ["b"], "label": "0"}' \

@@ -1,5 +1,5 @@
-// A small model, tokens and the way they are fed, from any bytes: so that a fuzzer chooses the shape, the norm, the gate and
-// what is folded, and different programs can compute the same logits.
+// A small model, tokens and the way they are fed, from any bytes: so that a fuzzer chooses the shape, the norm, the gate,
+// what is folded and whether there is a bound, and different programs can compute the same logits.
 #pragma once
 #include <string_view>
 #include <vector>
@@ -22,7 +22,10 @@ struct LogitsCase {
         };
         config.L = 1 + below(3), config.NH = 1 + below(4), config.C = config.NH * (1 + below(20));
         config.V = 2 + below(150), config.T = 1 + below(200);
-        config.norm = NormKind(below(2)), config.mode = GateMode(below(3)), config.fold = Fold(below(4));
+        config.norm = NormKind(below(2)), config.mode = GateMode(below(3));
+        const size_t fold = below(8);
+        config.fold = Fold(fold % 4);
+        if (fold / 4) config.bound = 0.3;  // acts on most rows
         // Of a few channels all may be almost zero, and a norm magnifies their rounding by up to 1 / sqrt(eps).
         config.eps = config.C < 8 ? 0.1f : default_eps(config.norm);
         gate = double(below(3)) / 2;

@@ -217,7 +217,8 @@ class SafetensorsMutator {
                                               "norm",       "taper",
                                               "taper-all",  "none",
                                               "affine",     "internal",
-                                              "all",        "18446744073709551615"};
+                                              "all",        "18446744073709551615",
+                                              "0.3"};
         if (metadata_.empty()) return;
         auto value = any_metadata();
         if (below(8) == 0)
@@ -232,7 +233,8 @@ class SafetensorsMutator {
         return std::clamp<size_t>(n, 1, most);
     }
 
-    // Other sizes, another norm, other gates, folded or not: with all its tensors, and its moments where it is a state.
+    // Other sizes, another norm, other gates, folded or not, bounded or not: with all its tensors, and its moments where it
+    // is a state.
     void another_model() {
         static const char *const kNorms[] = {"layernorm", "rmsnorm"}, *const kModes[] = {"norm", "taper", "taper-all"},
                                  *const kFolds[] = {"none", "affine", "internal", "all"};
@@ -251,6 +253,8 @@ class SafetensorsMutator {
         if (c.C % c.NH) c.C = c.NH * (1 + below(4));
         c.norm = NormKind(pick(kNorms, "norm")), c.mode = GateMode(pick(kModes, "gate_mode"));
         c.fold = Fold(pick(kFolds, "folded"));
+        const bool bounded = metadata_.erase("bound") > 0;
+        if (below(4) ? bounded : !bounded) c.bound = 0.3;
         for (const auto& [key, value] : config_metadata(c)) metadata_[key] = value;
 
         std::map<std::string, Part> old;
