@@ -3,7 +3,7 @@
 //
 //   make bench_infer
 //   ./bench_infer folded.bin                      a model's own weights
-//   ./bench_infer --model d12 --weights int8      random weights of any size, all four states
+//   ./bench_infer --model d12 --weights int8      random weights of any size, all five states
 #include "dev/bench_infer.cuh"
 
 #include <cmath>
@@ -30,7 +30,7 @@ static Options make_options(Settings& s) {
     // clang-format off
     o.section("Model");
     o.add({.long_name = "file", .to = &s.model, .metavar = "MODEL",
-           .help = "time the states that this model's gate allows; without it, all four states of a model with random "
+           .help = "time the states that this model's gate allows; without it, all five states of a model with random "
                    "weights, of the size that these flags set", .optional = true});
     o.add({.short_name = "-e", .long_name = "--model", .to = &s.shape, .metavar = "dN", .default_text = "d12",
            .help = "a GPT-2 shape by its depth, as in train_gpt"});

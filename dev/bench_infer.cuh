@@ -7,9 +7,10 @@
 // each as far as the model's context reaches.
 //
 // The states of a model differ only in their norm sites, so they share its matrices: the code of every state is timed, on
-// numbers that only one of them was trained for. In every turn the states run side by side, on a CPU step by step, and every
-// turn begins with another one: a disturbance of the machine meets all of them. A figure is a median over turns; a ratio, or
-// a fraction of a limit, is a median of ratios within a turn. The spread is half the distance between the quartiles.
+// numbers that only one of them was trained for. "clamped" is "folded" for a model with a bound, which leaves a clamp at each
+// site. In every turn the states run side by side, on a CPU step by step, and every turn begins with another one: a disturbance
+// of the machine meets all of them. A figure is a median over turns; a ratio, or a fraction of a limit, is a median of ratios
+// within a turn. The spread is half the distance between the quartiles.
 #pragma once
 #include <algorithm>
 #include <chrono>
@@ -31,19 +32,24 @@ struct BenchState {
     const char* name;
     GateMode mode;
     Fold fold;
+    bool clamps = false;  // folded with a bound
+
+    bool folded() const { return fold == Fold::internal || fold == Fold::all; }
 };
 
-// The states that the gate allows; with random weights (`any`) all four.
+// The states that the gate allows; with random weights (`any`) all five.
 inline std::vector<BenchState> bench_states(const Config& c, double gate, bool any) {
     const GateMode tapered = c.mode == GateMode::norm ? GateMode::taper : c.mode;
     const BenchState normalized = {"normalized", GateMode::norm, Fold::none};
     const BenchState affine = {"affine folded", GateMode::norm, Fold::affine};
     const BenchState scaled = {"explicit scaling", tapered, Fold::none};
     const BenchState folded = {"folded", tapered, tapered == GateMode::taper ? Fold::internal : Fold::all};
-    if (any) return {normalized, affine, scaled, folded};
-    if (c.fold != Fold::none) return {{c.fold == Fold::affine ? "affine folded" : "folded", c.mode, c.fold}};
+    const BenchState clamped = {"clamped", folded.mode, folded.fold, true};
+    if (any) return {normalized, affine, scaled, clamped, folded};
+    if (c.fold == Fold::affine) return {affine};
+    if (c.fold != Fold::none) return {{"clamped", c.mode, c.fold, true}, {"folded", c.mode, c.fold}};
     if (gate == 1 || c.mode == GateMode::norm) return {normalized, affine};
-    if (gate == 0) return {scaled, folded};
+    if (gate == 0) return {scaled, clamped, folded};
     return {{"tapering", c.mode, c.fold}};
 }
 
@@ -131,8 +137,10 @@ class InferenceBench {
   public:
     InferenceBench(const Engine<Device, Real>& engine, std::vector<BenchState> states, double budget)
         : e_(engine), states_(std::move(states)), budget_(budget), taper_scale_(engine.info.taper_scale),
-          launches_(states_.size()) {
+          launches_(states_.size()), memory_(engine.dev, "the means of tokens") {
         const Config& c = e_.info.config;
+        memory_.add(no_means_, c.V);
+        memory_.allocate(true);
         taper_scale_.resize(2 * c.L + 1, 1.0f);
         const size_t matrices = c.V * c.C + 12 * c.C * c.C * c.L;
         weight_bytes_ = e_.packed ? double(e_.packed->bytes()) : double(matrices * sizeof(Real));
@@ -143,8 +151,10 @@ class InferenceBench {
         if constexpr (kOnHost) bandwidth_.emplace(e_.cpu);
         std::printf("\n| protocol | B |");
         for (const BenchState& s : states_) std::printf(" %s |", s.name);
-        std::printf(" last / first | limit |\n| --- | --- |");
-        for (size_t i = 0; i < states_.size() + 2; i++) std::printf(" --- |");
+        for (const size_t i : compared())
+            std::printf(" %s / first |", i + 1 < states_.size() ? states_[i].name : "last");
+        std::printf(" limit |\n| --- | --- |");
+        for (size_t i = 0; i < states_.size() + compared().size() + 1; i++) std::printf(" --- |");
         std::printf("\n");
         const size_t context = e_.info.config.T;
         for (size_t T : {128, 256, 512})
@@ -163,14 +173,26 @@ class InferenceBench {
     Config config_of(const BenchState& s, size_t T) const {
         Config c = e_.info.config;
         c.mode = s.mode, c.fold = s.fold, c.T = T;
+        if (s.folded()) c.bound = !s.clamps ? 0 : c.bound > 0 ? c.bound : 1;
         return c;
     }
     GptTensors<Real> tensors_of(const BenchState& s) const {
         GptTensors<Real> t = e_.weights;
         if (!t.lm_head && config_of(s, 1).untied_head()) t.lm_head = t.wte;
+        if (!config_of(s, 1).centers_tokens()) t.wte_mean = nullptr;
+        if (!t.wte_mean && config_of(s, 1).centers_tokens()) t.wte_mean = no_means_;
         return t;
     }
     static double gate_of(const BenchState& s) { return s.mode == GateMode::norm ? 1 : 0; }
+
+    // The states whose speed is printed as a multiple of the first one's: the clamped and the last.
+    std::vector<size_t> compared() const {
+        std::vector<size_t> list;
+        for (size_t i = 1; i < states_.size(); i++)
+            if (states_[i].clamps) list.push_back(i);
+        list.push_back(states_.size() - 1);
+        return list;
+    }
 
     std::vector<std::unique_ptr<Decoder<Device, Real>>> decoders(size_t B, size_t T) {
         std::vector<std::unique_ptr<Decoder<Device, Real>>> list;
@@ -217,7 +239,7 @@ class InferenceBench {
             const Spread s = spread_of(t);
             std::printf(" %.0f ± %.1f%% |", double(B * T) / s.median, 100 * s.half_quartiles / s.median);
         }
-        print_ratio(times);
+        print_ratios(times);
         if (kOnHost) print_limit(times.back(), rates, flops(B, T) * 1e-9, "matmul's %.0f GFLOP/s");
         std::printf(" |\n");
         std::fflush(stdout);
@@ -264,7 +286,7 @@ class InferenceBench {
             std::printf(" %.3f ± %.1f%% (%.1f) |", s.median * 1e3, 100 * s.half_quartiles / s.median,
                         weight_bytes_ / s.median * 1e-9);
         }
-        print_ratio(times);
+        print_ratios(times);
         if constexpr (!kOnHost) bandwidth.assign(times[0].size(), device_bandwidth());
         print_limit(times.back(), bandwidth, weight_bytes_ * 1e-9, "%.1f GB/s read");
         std::printf(" |\n");
@@ -324,12 +346,14 @@ class InferenceBench {
         std::printf(format, spread_of(limits).median);
     }
 
-    // Speed of the last state over the first's: the median over neighbours in time; and the repetitions.
-    static void print_ratio(const std::vector<std::vector<double>>& times) {
-        std::vector<double> ratios;
-        for (size_t i = 0; i < times[0].size(); i++) ratios.push_back(times[0][i] / times.back()[i]);
-        const Spread s = spread_of(ratios);
-        std::printf(" %.3f ± %.1f%% (n %zu) |", s.median, 100 * s.half_quartiles / s.median, s.n);
+    // Speeds of states over the first's: the median over neighbours in time; and the repetitions.
+    void print_ratios(const std::vector<std::vector<double>>& times) const {
+        for (const size_t state : compared()) {
+            std::vector<double> ratios;
+            for (size_t i = 0; i < times[0].size(); i++) ratios.push_back(times[0][i] / times[state][i]);
+            const Spread s = spread_of(ratios);
+            std::printf(" %.3f ± %.1f%% (n %zu) |", s.median, 100 * s.half_quartiles / s.median, s.n);
+        }
     }
 
     // How often one decoding step of a state passes over the residual stream of its rows, reading or writing: the embedding
@@ -341,6 +365,7 @@ class InferenceBench {
         auto of_site = [&](size_t l) {
             const Site<Real> site = site_at(c, t, taper_scale_, gate_of(s), l, 0);
             if (site.phase == Phase::folded) return size_t(1);
+            if (site.phase == Phase::clamp) return size_t(1 + (fused ? 0 : 2));
             return size_t(1 + (site.kind == NormKind::layernorm) + (site.phase != Phase::scale) + (fused ? 0 : 2));
         };
         return 1 + c.L * (4 + 2 * of_site(0)) + of_site(c.L);
@@ -366,6 +391,8 @@ class InferenceBench {
     double weight_bytes_ = 0;         // read by one decoding step
     std::vector<size_t> launches_;    // kernels in each state's recorded step; 0 where none is recorded
     std::optional<ReadBandwidth> bandwidth_;
+    Arena<Device> memory_;
+    Real* no_means_;  // [V], zeros, for a clamped state of a model that has no means of its tokens
 };
 
 }  // namespace tapernorm::bench

@@ -204,7 +204,7 @@ TEST_CASE("bench_infer: a table of the states that the gate allows, with counts"
     w.ok(kTrain + " --n-layer 2 --n-embd 16 --n-head 2 -t 160");
     w.ok("fold model.bin folded.bin");
     const std::string out = w.ok("bench_infer model.bin --seconds 0");
-    CHECK(out.find("| explicit scaling | folded |") != std::string::npos);
+    CHECK(out.find("| explicit scaling | clamped | folded | clamped / first | last / first |") != std::string::npos);
     CHECK(out.find("| normalized |") == std::string::npos);
     CHECK(out.find("last-token logits, T 128") != std::string::npos);
     CHECK(out.find("last-token logits, T 160") != std::string::npos);  // what the context allows
@@ -212,13 +212,14 @@ TEST_CASE("bench_infer: a table of the states that the gate allows, with counts"
     // A block reads and writes the stream twice around each of its two sums; a site is read by its matrix, and with its
     // mean twice more and written once. Embedding, final norm (all of its passes) and its matrix once more.
     CHECK(out.find("| explicit scaling | 30 | 1 | 10 |") != std::string::npos);
+    CHECK(out.find("| clamped | 26 | 1 | 10 |") != std::string::npos);
     CHECK(out.find("| folded | 18 | 1 | 10 |") != std::string::npos);
     const std::string half = w.ok("bench_infer folded.bin --seconds 0 --weights int8 --protocol decoding");
-    CHECK(half.find("| folded |") != std::string::npos);
+    CHECK(half.find("| clamped | folded | last / first |") != std::string::npos);
     CHECK(half.find("last-token logits") == std::string::npos);
     CHECK(half.find("decoding") != std::string::npos);
     const std::string random = w.ok("bench_infer --seconds 0 --n-layer 1 --n-embd 16 --n-head 2 --vocab 30");
-    CHECK(random.find("| normalized | affine folded | explicit scaling | folded |") != std::string::npos);
+    CHECK(random.find("| normalized | affine folded | explicit scaling | clamped | folded |") != std::string::npos);
     CHECK(random.find("last-token logits, T 512") != std::string::npos);
     CHECK(random.find("decoding") != std::string::npos);
 }

@@ -65,7 +65,7 @@ CUDA_TEST("cuda bench_infer: the table, with what one decoding step launches") {
     const ModelFolder w(3);  // decoding: one token after 2
     const std::string out = w.run("bench_infer", "model.bin --device cuda --seconds 0");
     CAPTURE(out);
-    CHECK(out.find("| explicit scaling | folded |") != std::string::npos);
+    CHECK(out.find("| explicit scaling | clamped | folded |") != std::string::npos);
     for (const char* row :
          {"| last-token logits, T 3, tokens/s | 4 |", "| decoding, ms per step (GB/s of weights) | 1 |",
           "| decoding, ms per step (GB/s of weights) | 16 |"})
@@ -73,7 +73,8 @@ CUDA_TEST("cuda bench_infer: the table, with what one decoding step launches") {
     // Passes over the stream: the embedding, four a block for its two sums, and a site's matrix reads it: with its mean
     // once more. The final norm reads it twice for its statistics and once for its matrix.
     CHECK(out.find("| explicit scaling | 12 | 7 | 0 |") != std::string::npos);
-    CHECK(out.find("| folded | 10 | 7 | 0 |") != std::string::npos);
+    for (const char* row : {"| clamped | 10 | 7 | 0 |", "| folded | 10 | 7 | 0 |"})
+        CHECK(out.find(row) != std::string::npos);
 }
 
 }  // namespace tapernorm
