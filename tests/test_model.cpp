@@ -90,9 +90,68 @@ TEST_CASE("model: gradients of every tensor in every phase, mode and kind") {
                 }
 }
 
+namespace {
+
+// For each number that enters a tapering site, on which side of its bound it is: -1, 0 (inside) or 1.
+std::vector<int> sides_of_bounds(const Gpt<Cpu, double>& model, double g) {
+    const size_t C = model.config.C;
+    std::vector<int> sides;
+    for (size_t i = 0; i < model.config.tapering_sites(); i++) {
+        const size_t l = i / 2, which = i % 2;
+        const double* x = which ? model.act.h[l].mid : model.stream_into(l);
+        const double bound = model.site(g, l, which).bound;
+        for (size_t row = 0; row < model.B * model.T; row++, x += C) {
+            double mean = 0;
+            for (size_t j = 0; j < C && model.config.norm == NormKind::layernorm; j++) mean += x[j] / double(C);
+            for (size_t j = 0; j < C; j++) sides.push_back(x[j] - mean < -bound ? -1 : x[j] - mean > bound);
+        }
+    }
+    return sides;
+}
+
+}  // namespace
+
+TEST_CASE("model: gradients of every tensor with a bound that acts") {
+    Cpu dev(1);
+    for (NormKind kind : kKinds)
+        for (GateMode mode : {GateMode::taper, GateMode::taper_all})
+            for (double g : {0.37, 0.0}) {
+                INFO(norm_name(kind), " ", gate_mode_name(mode), ", g ", g);
+                Config config = tiny(kind, mode);
+                config.bound = 1;
+                Gpt<Cpu, double> model(dev, config, 2, 5, 0, true);
+                model.chunk = 4;
+                randomize(model);
+                const RandomBatch batch(model, 3);
+                const ScaleLoss anchor{0.3, 0.8};
+                model.begin_sums();
+                model.begin_gradients();
+                model.forward({g, false}, anchor.target);
+                model.classify(true, 0.1, false);
+                model.backward(g, anchor, 10, false);
+                const std::vector<int> sides = sides_of_bounds(model, g);
+                for (int side : {-1, 0, 1})
+                    CHECK(size_t(std::count(sides.begin(), sides.end(), side)) > sides.size() / 10);
+                // At a number that the step takes across its bound, the differences are not a derivative.
+                bool crossed = false;
+                auto loss = [&] {
+                    const double value = total_loss(model, g, anchor);
+                    crossed = crossed || sides_of_bounds(model, g) != sides;
+                    return value;
+                };
+                const auto grads = tensor_list(config, model.grads);
+                auto params = tensor_list(config, model.params);
+                for (size_t i = 0; i < params.size(); i++)
+                    CHECK(check_gradient(params[i].spec.name, params[i].data, grads[i].data, params[i].spec.count(),
+                                         loss, 8, 1e-4, &crossed) >= 4);
+            }
+}
+
 TEST_CASE("model: gradients accumulate over micro-batches, and recomputation changes no bit") {
     Cpu dev(2);
-    const Config config = tiny(NormKind::layernorm, GateMode::taper);
+    Config config = tiny(NormKind::layernorm, GateMode::taper);
+    SUBCASE("without a bound") {}
+    SUBCASE("with one") { config.bound = 1; }
     auto gradients = [&](int recompute) {
         Gpt<Cpu, double> model(dev, config, 2, 6, recompute, true);
         randomize(model);
