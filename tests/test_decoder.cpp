@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <span>
 
 #include "inference/decoder.cuh"
@@ -252,6 +253,113 @@ TEST_CASE("generation: of a sequence without end the newest tokens are kept, and
             }
         }
     }
+}
+
+namespace {
+
+// The most that each number of a site's output can be, whatever the row is.
+std::vector<double> most_of_site(const RandomModel<double>& m, size_t l, size_t which) {
+    const Site<double> site = site_at(m.config, m.tensors, m.taper_scale, 0, l, which);
+    std::vector<double> most(m.config.C, site.bound);
+    for (size_t i = 0; i < most.size() && site.phase == Phase::scale; i++)
+        most[i] =
+            site.bound * std::abs(site.c * site.taper_weight[i]) + (site.taper_bias ? std::abs(site.taper_bias[i]) : 0);
+    return most;
+}
+
+// The most that each number of x W + b can be where no x_i is beyond most_i. W is [in, out], or transposed.
+std::vector<double> most_of_linear(const std::vector<double>& most, const double* weight, const double* bias,
+                                   size_t out, bool transposed = false) {
+    const size_t in = most.size();
+    std::vector<double> result(out);
+    for (size_t j = 0; j < out; j++) {
+        result[j] = bias ? std::abs(bias[j]) : 0;
+        for (size_t i = 0; i < in; i++) result[j] += most[i] * std::abs(weight[transposed ? j * in + i : i * out + j]);
+    }
+    return result;
+}
+
+// The most that each number of the stream can be beyond what the embeddings brought, [2 L + 1, C]: where it enters each site.
+// A block adds what two bounded sites make of whatever they read: attention averages values, and |gelu(x)| <= |x|.
+std::vector<std::vector<double>> most_of_stream(const RandomModel<double>& m) {
+    const size_t C = m.config.C;
+    std::vector<std::vector<double>> all{std::vector<double>(C, 0)};
+    auto add = [&](const std::vector<double>& branch) {
+        all.push_back(all.back());
+        for (size_t i = 0; i < C; i++) all.back()[i] += branch[i];
+    };
+    for (size_t l = 0; l < m.config.L; l++) {
+        const BlockTensors<double>& t = m.tensors.h[l];
+        std::vector<double> values = most_of_linear(most_of_site(m, l, 0), t.attn_qkv, t.attn_qkv_bias, 3 * C);
+        values.erase(values.begin(), values.begin() + std::ptrdiff_t(2 * C));
+        add(most_of_linear(values, t.attn_proj, t.attn_proj_bias, C));
+        const auto wide = most_of_linear(most_of_site(m, l, 1), t.mlp_fc, t.mlp_fc_bias, 4 * C);
+        add(most_of_linear(wide, t.mlp_proj, t.mlp_proj_bias, C));
+    }
+    return all;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "decoder: with a bound, stream and logits stay below what the weights allow, whatever a token's embedding is") {
+    Cpu dev(1);
+    const int hot = 7, tokens[] = {5, hot, 9, hot, 3, 30, hot, hot};
+    const size_t n = std::size(tokens);
+    for (NormKind norm : {NormKind::layernorm, NormKind::rmsnorm})
+        for (Fold fold : {Fold::none, Fold::all}) {
+            CAPTURE(int(norm));
+            CAPTURE(int(fold));
+            Config config = small_config(fold, GateMode::taper_all);
+            config.L = 8, config.norm = norm, config.bound = 1.5;
+            const RandomModel<double> model(dev, config);
+            const size_t C = config.C, V = config.V;
+            for (size_t i = 0; i < C; i++) model.tensors.wte[hot * C + i] *= 1e6;
+
+            const auto most = most_of_stream(model);
+            const std::vector<double> most_logits =
+                most_of_linear(most_of_site(model, config.L, 0), model.tensors.head(), model.tensors.lm_head_bias, V,
+                               true);
+            std::vector<double> logits(n * V);
+            Decoder<Cpu, double> decoder(dev, config, model.tensors, model.taper_scale, 0);
+            size_t sites = 0;
+            bool within = true;
+            const double rounding = 1 + 1e-12;
+            decoder.watch = [&](const Layer<double>& layer, size_t rows) {
+                if (!layer.site) return;
+                REQUIRE(sites < most.size());
+                for (size_t row = 0; row < rows; row++)
+                    for (size_t i = 0; i < C; i++) {
+                        const double embedded =
+                            model.tensors.wte[size_t(tokens[row]) * C + i] + model.tensors.wpe[row * C + i];
+                        const double allowed = std::abs(embedded) + most[sites][i];
+                        within = within && std::abs(layer.in[row * C + i]) <= allowed * rounding;
+                    }
+                sites++;
+            };
+            decoder.feed(tokens, n, Logits::all, logits.data());
+            CHECK(sites == 2 * config.L + 1);
+            CHECK(within);
+            double largest =
+                0;  // of all but the token's own logit, whose row of a tied head is as large as its embedding
+            for (size_t i = 0; i < n * V; i++) {
+                within = within && std::abs(logits[i]) <= most_logits[i % V] * rounding;
+                if (i % V != size_t(hot)) largest = std::max(largest, most_logits[i % V]);
+            }
+            CHECK(within);
+
+            // The same model without the bound runs off.
+            Config without = config;
+            without.bound = 0;
+            Decoder<Cpu, double>(dev, without, model.tensors, model.taper_scale, 0)
+                .feed(tokens, n, Logits::all, logits.data());
+            for (size_t row = 1; row < n; row++) {  // from the first such token on
+                double found = 0;
+                for (size_t v = 0; v < V; v++)
+                    if (v != size_t(hot)) found = std::max(found, std::abs(logits[row * V + v]));
+                CHECK(found > 1e4 * largest);
+            }
+        }
 }
 
 }  // namespace tapernorm
