@@ -144,6 +144,61 @@ TEST_CASE("programs: train, fold and run, in every mode and kind; logits are the
         }
 }
 
+TEST_CASE("fold: with a bound, every row of a LayerNorm model's stream has mean 0, and the rest is rounded for bf16") {
+    const std::vector<int> tokens = byte_ids("The cat sat.");
+    for (const std::string gate : {"taper", "taper-all"}) {
+        CAPTURE(gate);
+        const Workplace w;
+        w.ok(kTiny + " -g " + gate + " --bound 0.5");
+        w.ok("fold model.bin folded.bin"), w.ok("fold model.bin half.bin --dtype bf16");
+        // The largest mean of a row that enters a bounded site, against the largest number there.
+        auto largest_mean = [&](const std::string& name) {
+            Cpu dev(1);
+            const auto model = load_model(dev, w.at(name));
+            const Config& c = model->info.config;
+            double mean = 0, number = 0;
+            size_t sites = 0;
+            Decoder<Cpu, float> decoder(dev, c, model->tensors, model->info.taper_scale, 0);
+            decoder.watch = [&](const Layer<float>& layer, size_t rows) {
+                if (!layer.site || sites++ == c.tapering_sites()) return;
+                for (const float* x = layer.in; x < layer.in + rows * c.C; x += c.C) {
+                    double sum = 0;
+                    for (size_t i = 0; i < c.C; i++)
+                        sum += double(x[i]), number = std::max(number, std::abs(double(x[i])));
+                    mean = std::max(mean, std::abs(sum) / double(c.C));
+                }
+            };
+            std::vector<float> logits(tokens.size() * c.V);
+            decoder.feed(tokens.data(), tokens.size(), Logits::all, logits.data());
+            CHECK(sites == 2 * c.L + 1);
+            return mean / number;
+        };
+        CHECK(largest_mean("model.bin") > 1e-3);
+        // Every number is a sum of two embeddings and of C and 4 C products; each of them was rounded twice.
+        CHECK(largest_mean("folded.bin") <= (2 + 16 + 64) * 2 * 0x1p-24);
+        // In bf16: the same numbers, rounded; where the stream is clamped stays exact.
+        const SafetensorsFile whole(w.at("folded.bin")), half(w.at("half.bin"));
+        CHECK(half.metadata().at("bound") == whole.metadata().at("bound"));
+        CHECK(half.entries().size() == whole.entries().size());
+        for (const TensorEntry& entry : whole.entries()) {
+            CAPTURE(entry.name);
+            const TensorEntry* other = half.find(entry.name);
+            REQUIRE(other);
+            const bool scale = entry.name.ends_with(".taper_scale");
+            CHECK(other->dtype == (scale ? Dtype::F32 : Dtype::BF16));
+            std::vector<float> a(entry.count()), b(entry.count());
+            whole.read(entry, a.data()), half.read(*other, b.data());
+            for (size_t i = 0; i < a.size(); i++)
+                if (!(std::abs(a[i] - b[i]) <= (scale ? 0 : 0x1p-8f * std::abs(a[i])))) FAIL(i);
+        }
+        w.ok("infer half.bin -n 1 --dump half.st --prompt", {"The cat sat."});
+        const std::vector<double> exact = exact_logits(w.at("half.bin"), tokens);
+        CHECK(near(read_dump(w.at("half.st")).logits, exact, rounding_bound(exact)));
+        CHECK(!near(exact, exact_logits(w.at("folded.bin"), tokens), 0));
+        CHECK(near(exact, exact_logits(w.at("folded.bin"), tokens), 0.05 * largest(exact)));
+    }
+}
+
 TEST_CASE("train_gpt: bits per byte count the bytes that the tokens stand for") {
     const Workplace w;
     std::filesystem::create_directory(w.at("words"));
