@@ -210,9 +210,9 @@ def tapered_model(norm, mode, bound=0.0):
     return m, model, batches(make_tokens(m, TRAIN)["val"], m, TRAIN)[0]
 
 
-def check_derivatives(norm):
+def check_derivatives(norm, bound):
     """Central differences of the loss, scale term included, at an element of every tensor and three gates."""
-    m, model, (x, y) = tapered_model(norm, "taper-all")
+    m, model, (x, y) = tapered_model(norm, "taper-all", bound)
     worst, step = 0.0, 1e-5
 
     def loss(g):
@@ -233,7 +233,7 @@ def check_derivatives(norm):
                 flat[at] = kept
             slope = (values[0] - values[1]) / (2 * step)
             worst = max(worst, abs(slope - (0.0 if dw is None else dw.view(-1)[at].item())))
-    return expect(f"{norm}: central differences of the loss", worst, 1e-9)
+    return expect(f"{norm}, bound {bound}: central differences of the loss", worst, 1e-9)
 
 
 def check_plain_norm():
@@ -289,9 +289,12 @@ def check_paper_facts(norm):
 def check_folding(norm, mode, bound):
     _, model, (x, _) = tapered_model(norm, mode, bound)
     folded = FoldedGpt(model)
-    plain = model.logits(model.final_residual(x, 0.0), 0.0)
-    other = folded.logits(folded.final_residual(x, 0.0))
-    return expect(f"{norm} {mode}, bound {bound}: folded logits", (plain - other).abs().max().item(), 1e-12)
+    plain, h = model.logits(model.final_residual(x, 0.0), 0.0), folded.final_residual(x, 0.0)
+    what = f"{norm} {mode}, bound {bound}"
+    ok = expect(f"{what}: folded logits", (plain - folded.logits(h)).abs().max().item(), 1e-12)
+    if bound and norm == "layernorm":
+        ok = expect(f"{what}: means of the folded stream's rows", h.mean(-1).abs().max().item(), 1e-15) and ok
+    return ok
 
 
 def check_hugging_face():
@@ -317,7 +320,8 @@ def check_hugging_face():
 def check_facts():
     checks = [check_plain_norm(), check_hugging_face()]
     for norm in ("layernorm", "rmsnorm"):
-        checks += [check_derivatives(norm), check_calibration(norm), check_paper_facts(norm)]
+        checks += [check_derivatives(norm, 0.0), check_derivatives(norm, 0.2)]
+        checks += [check_calibration(norm), check_paper_facts(norm)]
         checks += [check_folding(norm, mode, bound) for mode in ("taper", "taper-all") for bound in (0.0, 0.3)]
     return all(checks)
 
