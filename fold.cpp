@@ -18,7 +18,7 @@
 // b' = b + beta W. The head is E^T, E [V, C]; a final site that is folded unties it from the embedding.
 //
 // Everything is computed in double and rounded once. Before anything is written, both models run on the same tokens and their
-// logits are compared (check).
+// logits are compared (check). With --clamp-sample, the model before is the one with the bounds that the sample gave it.
 
 #include <cmath>
 #include <cstdio>
@@ -246,10 +246,12 @@ static void visit_inputs(Cpu& dev, const HostModel& model, const int* tokens, si
     const Config& c = model.info.config;
     Decoder<Cpu, float> decoder(dev, c, model.tensors, model.info.taper_scale, model.info.gate);
     size_t sites = 0;  // visited so far
+    // Only the final site needs the logits, of all rows, to be visited.
+    const Logits needed = c.final_tapers() ? Logits::all : Logits::none;
+    const size_t visited = 2 * c.L + (needed == Logits::all);
     decoder.watch = [&](const Layer<float>& layer, size_t rows) {
         if (!layer.site) return;
-        const size_t site = sites++ % (2 * c.L + 1);
-        if (site >= c.tapering_sites()) return;
+        const size_t site = sites++ % visited;
         for (const float* x = layer.in; x < layer.in + rows * c.C; x += c.C) {
             double mean = 0;
             for (size_t i = 0; i < c.C && c.norm == NormKind::layernorm; i++) mean += double(x[i]) / double(c.C);
@@ -260,27 +262,52 @@ static void visit_inputs(Cpu& dev, const HostModel& model, const int* tokens, si
     for (size_t done = 0; done < n;) {
         if (done % c.T == 0) decoder.rewind(0);
         const size_t rows = std::min({kRows, n - done, c.T - done % c.T});
-        decoder.feed(tokens + done, rows, Logits::all, logits.data());
+        decoder.feed(tokens + done, rows, needed, logits.data());
         done += rows;
     }
 }
 
 // The same model with a bound at every site, kMargin times as far away as the largest number that the first three quarters of
 // the sample bring there. The last quarter says how many numbers it will clamp.
-static std::unique_ptr<HostModel> with_bounds(Cpu& dev, const HostModel& model, const EvalTokens& sample) {
-    constexpr double kMargin = 1.5;
-    constexpr size_t kMost = 100'000;
+static std::unique_ptr<HostModel> with_bounds(Cpu& dev, const HostModel& model, const EvalTokens& sample,
+                                              const std::string& path) {
+    constexpr double kMargin = 1.5, kOutlier = 1000;
     const Config& c = model.info.config;
-    const size_t n = std::min(sample.tokens.size(), kMost), measured = n - n / 4;
-    std::vector<double> largest(c.tapering_sites(), 0);
-    visit_inputs(dev, model, sample.tokens.data(), measured,
-                 [&](size_t site, double u) { largest[site] = std::max(largest[site], u); });
+    const std::vector<std::string> sites = taper_site_names(c);
+    const size_t n = std::min(sample.tokens.size(), std::max<size_t>(100'000, 2 * c.T)), measured = n - n / 4;
+    std::vector<double> largest(sites.size(), 0), squares(sites.size(), 0);
+    visit_inputs(dev, model, sample.tokens.data(), measured, [&](size_t site, double u) {
+        largest[site] = std::max(largest[site], std::isfinite(u) ? u : INFINITY), squares[site] += u * u;
+    });
+    double furthest = 0;
+    for (size_t i = 0; i < sites.size(); i++) {
+        if (!(largest[i] >= 1e-20 && largest[i] <= 1e20))
+            fail(
+                "--clamp-sample %s: expected numbers from 1e-20 to 1e20 to measure, found %s%g at %s; use a model that is trained, and "
+                "a text of its kind",
+                path.c_str(), std::isfinite(largest[i]) ? "at most " : "", largest[i], sites[i].c_str());
+        furthest = std::max(furthest, largest[i] / std::sqrt(squares[i] / double(measured * c.C)));
+    }
     size_t clamped = 0, all = 0;
     visit_inputs(dev, model, sample.tokens.data() + measured, n - measured,
                  [&](size_t site, double u) { clamped += u > kMargin * largest[site], all++; });
-    std::printf("clamp     %s: at %g times the largest number of %s; of the next %s it clamps %.3g%% of the numbers\n",
-                sample.source.c_str(), kMargin, counted(measured, "token").c_str(),
-                counted(n - measured, "token").c_str(), 100 * double(clamped) / double(all));
+    std::printf(
+        "clamp     %s: at %g times the largest numbers that %s bring (%.3g times the root of the mean square, at most); the next "
+        "%s reach it with %.3g%% of theirs\n",
+        sample.source.c_str(), kMargin, counted(measured, "token").c_str(), furthest,
+        counted(n - measured, "token").c_str(), 100 * double(clamped) / double(all));
+    if (furthest > kOutlier)
+        std::fprintf(
+            stderr,
+            "warning: --clamp-sample %s: its largest numbers are far from all others, and the clamps with them: they may "
+            "hold back little; leave out what runs off there\n",
+            in_quotes(path).c_str());
+    if (clamped > 0)
+        std::fprintf(
+            stderr,
+            "warning: --clamp-sample %s: its last quarter reaches the clamps, and the model is another there; use a longer "
+            "or more mixed sample\n",
+            in_quotes(path).c_str());
     // kappa = 1 and c = 1 / B; what c was goes into gamma~.
     ModelInfo info = model.info;
     info.config.bound = 1;
@@ -288,7 +315,6 @@ static std::unique_ptr<HostModel> with_bounds(Cpu& dev, const HostModel& model, 
     auto bounded = std::make_unique<HostModel>(dev, info);
     GptTensors<float> tensors = model.tensors;
     const auto from = tensor_list(c, tensors), to = tensor_list(info.config, bounded->tensors);
-    const std::vector<std::string> sites = taper_site_names(c);
     for (size_t i = 0; i < to.size(); i++) {
         const size_t site =
             size_t(std::find_if(sites.begin(), sites.end(),
@@ -312,9 +338,10 @@ static std::unique_ptr<HostModel> with_bounds_from(Cpu& dev, const HostModel& mo
     const std::optional<Tokenizer> tokenizer = model_tokenizer(info, in);
     const Tokenize encode = [&](std::string_view text) { return tokenizer->encode_parallel(text, true, dev.threads); };
     const EvalTokens sample = read_eval_tokens("--clamp-sample", path, tokenizer, encode, info);
-    if (sample.tokens.size() < 1000)
-        fail("--clamp-sample %s: expected at least 1000 tokens, found %zu", path.c_str(), sample.tokens.size());
-    return with_bounds(dev, model, sample);
+    const size_t least = std::max<size_t>(1000, 2 * info.config.T);  // so that every position is measured
+    if (sample.tokens.size() < least)
+        fail("--clamp-sample %s: expected at least %zu tokens, found %zu", path.c_str(), least, sample.tokens.size());
+    return with_bounds(dev, model, sample, path);
 }
 
 // ---- the program ----------------------------------------------------------------------------------------------------
@@ -345,7 +372,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
                  .help = "number type of the weights in FOLDED; the check before writing uses fp32"});
     options.add({.long_name = "--clamp-sample", .to = &sample, .metavar = "FILE", .default_text = "none",
                  .help = "for a model trained without --bound: clamp the folded model's residual stream at 1.5 times the range that this text, "
-                         "or these token shards, bring there, so that no other text can make it run off"});
+                         "or these token shards, bring there, so that no other text can make it run off; its first 100,000 tokens count"});
     options.section("Run");
     options.add({.long_name = "--threads", .to = &threads, .range = {.high = 1024}, .default_text = "all cores",
                  .help = "CPU threads for the sample and the check"});

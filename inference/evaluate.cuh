@@ -99,7 +99,8 @@ void report_loss(const Engine<Device, Real>& engine, const EvalTokens& eval) {
     // Of a model that runs off on single tokens the mean says little.
     const auto largest = std::max_element(e.losses.begin(), e.losses.end());
     std::printf("          by token: median %.4g, 99%% at most %.4g, 99.9%% %.4g, the largest %.4g (token %td)\n",
-                e.quantile(0.5), e.quantile(0.99), e.quantile(0.999), *largest, largest - e.losses.begin() + 1);
+                e.quantile(0.5), e.quantile(0.99), e.quantile(0.999), *largest,
+                largest - e.losses.begin() + 2);  // the text's first token is not predicted
     if constexpr (std::is_same_v<Device, Cpu>)
         if (engine.packed->type != WeightType::fp32) {
             const PackedModel exact(engine.cpu, c, engine.weights, WeightType::fp32);

@@ -42,6 +42,9 @@ struct Config {
     }
 };
 
+// A smaller Config::bound would leave nothing of a row.
+constexpr double kLeastBound = 1e-6;
+
 inline double default_eps(NormKind kind) { return kind == NormKind::layernorm ? 1e-5 : 1e-6; }
 
 // The vectors of a norm site, [C] each. Those that a site does not have are null: `bias` and `taper_bias` in the RMSNorm kind,

@@ -191,8 +191,9 @@ void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
     }
     const char* why = info.config.norm == NormKind::rmsnorm ? "that class has LayerNorm, not RMSNorm"
                       : info.gate > 0                       ? "that class has no gate"
-                      : info.config.bound > 0 ? "that class has no bound of its sites' inputs"
-                                              : "that class has all norms or none, and here only the final norm stays";
+                      : info.config.mode == GateMode::taper
+                          ? "that class has all norms or none, and here only the final norm stays"
+                          : "that class has no bound; --without-bound leaves it out";
     std::printf(
         "load      AutoModelForCausalLM.from_pretrained(\"%s\", trust_remote_code=True)\n"
         "          (GPT2LMHeadModel cannot hold this model: %s. The folder's modeling_tapernorm.py can.)\n",
@@ -205,13 +206,15 @@ void leave_out_bound(ModelInfo& info, const std::string& in) {
     if (info.config.bound == 0) fail("--without-bound: %s has no bound; leave the flag out", in.c_str());
     if (!fits_gpt2_lm_head_model(without))
         fail(
-            "--without-bound: expected a LayerNorm model of -g taper-all whose gate is 0, which GPT2LMHeadModel can hold, found %s",
+            "--without-bound: expected a LayerNorm model of -g taper-all whose gate is 0, which GPT2LMHeadModel can hold, found %s; leave the flag out: "
+            "the folder's modeling file can hold it, bound and all",
             describe(info).c_str());
     if (info.config.fold != Fold::none) without.taper_scale.clear();  // only the clamps had need of it
     info = without;
     std::fprintf(
         stderr,
-        "warning: %s: its bound is left out: on texts unlike those it was trained on, the exported model may run off\n",
+        "warning: %s: its bound is left out: what is exported is another model wherever a text reaches the bound, which "
+        "may be in the text that it was trained on; compare the loss of both (infer --eval)\n",
         in_quotes(in).c_str());
 }
 

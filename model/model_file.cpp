@@ -250,7 +250,8 @@ Config read_config(const SafetensorsFile& file) {
     c.eps = meta.real("norm_eps", 0, 1e30);
     c.mode = meta.choice("gate_mode", kModes);
     c.fold = meta.choice("folded", kFolds);
-    if (file.metadata().contains("bound")) c.bound = meta.real("bound", 1e-6, 1e30);
+    const bool bounded = c.mode != GateMode::norm && c.fold != Fold::affine;
+    if (bounded && file.metadata().contains("bound")) c.bound = meta.real("bound", kLeastBound, 1e30);
     if (c.C % c.NH)
         fail("%s: n_embd (%zu) is not a multiple of n_head (%zu); the file is damaged", file.path().c_str(), c.C, c.NH);
     return c;

@@ -96,7 +96,8 @@ TEST_CASE(
         CHECK(config_in(w.at("ours"))["bound"] == 1e4);
         const Outcome plain = w.run_export(model + " plain --without-bound");
         CHECK(plain.status == 0);
-        CHECK_MESSAGE(plain.err.find("its bound is left out") != plain.err.npos, plain.err);
+        CHECK_MESSAGE(plain.err.find("its bound is left out: what is exported is another model") != plain.err.npos,
+                      plain.err);
         CHECK(!fs::exists(w.at("plain/modeling_tapernorm.py")));
         if (model == "bounded.bin") {
             check_logits(w.last_logits("plain", tokens), own, 64);

@@ -144,6 +144,7 @@ TEST_CASE("train_gpt: a bound stays what it was when its run began, and is none 
         w.ok(line);
         CHECK(SafetensorsFile(w.at("with.bin")).metadata().at("bound") == "4.5");
     }
+    refused(kTiny + " --bound 1e-7 -o tiny.bin", "--bound: expected 0 or at least 1e-06, found 1e-07");
     w.ok("train_gpt -y -x 9 -o without.bin"), w.ok("train_gpt -y -x 9 -o norm.bin");
     CHECK((!has_bound("without.bin") && !has_bound("norm.bin")));
     // The file of settings starts the same run again, and a resumed run writes the same one.

@@ -259,7 +259,7 @@ void adopt_shape(Settings& s, const Options& now, const Origin& origin) {
              path, s.gate.c_str());
     if (s.resume && c.mode != GateMode::norm) {
         if (now.given("--bound") && s.bound != c.bound)
-            fail("--bound: expected %g, as the run in %s has it, found %g; leave the flag out", c.bound, path, s.bound);
+            fail("--bound: expected %.17g, as the run in %s has it, found %.17g; leave it out", c.bound, path, s.bound);
         s.bound = c.bound;
     }
     if (now.given("--seq-len") && s.T > c.T)
@@ -321,6 +321,9 @@ Options make_options(Settings& s) {
 CompleteSettings settle(Settings& s, const Options& now, const Options& given, const Origin* origin,
                         const Ranks& ranks) {
     set_dependent_defaults(s, given);
+    if (s.gate == "norm") s.bound = 0;  // as the same flags with -g norm are the baseline
+    if (s.bound > 0 && s.bound < kLeastBound)
+        fail("--bound: expected 0 or at least %g, found %g", kLeastBound, s.bound);
     if (s.distill > 0 && s.init.empty())
         fail("--distill: expected --init, whose model is the teacher, found none; name it, or leave out --distill");
     settle_shape(s, now, origin);
