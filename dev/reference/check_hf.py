@@ -244,6 +244,8 @@ def check_export(folder):
                     check_exported(folder, model, False)
     check_exported(folder, "norm.bin", True)
     check_exported(folder, "tapering.bin", False)
+    train(folder, "bounded-tapering.bin", "-g", "taper-all", "-x", 30, "--gate-warmup", 10, "--gate-end", 50, "--bound", 0.7)
+    check_exported(folder, "bounded-tapering.bin", False)
     for model in ("norm.bin", "taper-layernorm.bin", "taper-all-layernorm.bin", "folded-taper-all-layernorm.bin"):
         check_exported(folder, model, not model.startswith("taper-l"), "bf16")
 
