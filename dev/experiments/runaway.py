@@ -14,7 +14,6 @@ Stated before the runs. A bound wins if
       the paired gap reaches below zero (diverged runs count for R1 alone).
 Of two that win, the one whose gap of R3 is smaller becomes the default. Not stated: how often the bound acts.
 """
-import json
 import pathlib
 import re
 import statistics
@@ -59,8 +58,7 @@ def evaluate(args, run):
             out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         record = {"key": key(run, name), "of": run.key, "text": name,
                   **{number: float(re.search(pattern, out)[1]) for number, pattern in NUMBERS.items()}}
-        with runs.RECORDS.open("a") as records:
-            records.write(json.dumps(record) + "\n")
+        runs.append_record(record)
 
 
 def key(run, text):

@@ -75,6 +75,11 @@ def read_records():
     return {record["key"]: record for record in map(json.loads, RECORDS.read_text().splitlines())}
 
 
+def append_record(record):
+    with RECORDS.open("a") as file:
+        file.write(json.dumps(record, separators=(",", ":")) + "\n")  # one write, whole whoever else appends
+
+
 def digits(x):
     return x if x is None else float(f"{x:.4g}")
 
@@ -140,8 +145,7 @@ class Trainer:
                   "date": datetime.date.today().isoformat(), "commit": self.commit,
                   **summary([e for e in map(json.loads, log.read_text().splitlines()) if "step" in e])}
         if run.key not in read_records():  # else only its weights were missing
-            with RECORDS.open("a") as file:
-                file.write(json.dumps(record) + "\n")  # one write, whole whoever else appends
+            append_record(record)
         if not run.keep:
             for path in self.model(run).parent.glob("*.bin"):
                 path.unlink()

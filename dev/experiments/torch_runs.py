@@ -4,7 +4,6 @@ For what the trainer does not have (baselines.py, ideas.py). 0.2M parameters, ti
 torch_models.py has the models; PyTorch is loaded only when something is trained.
 """
 import datetime
-import json
 import math
 import subprocess
 
@@ -94,6 +93,5 @@ class TorchTrainer(runs.Trainer):
             record["val_loss"] = round(torch_models.validate(model, val), 4)
         else:
             record["error"] = f"the loss of update {len(losses)} is not finite"
-        with runs.RECORDS.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        runs.append_record(record)
         return record["val_loss"] or record["error"]

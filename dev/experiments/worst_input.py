@@ -9,7 +9,6 @@ are tried, the best is kept, 100 times over. Objectives: the mean loss of the to
 
 Stated before the runs: a bound is safe if the worst mean loss found is within 2 nats of norm's.
 """
-import json
 import subprocess
 import tempfile
 
@@ -76,8 +75,7 @@ def main():
     for mode, bound in GROUPS:
         run = runaway.make_run(mode, bound, 1)
         if not args.report and key(run) not in runs.read_records() and (args.work / run.key / "model.bin").exists():
-            with runs.RECORDS.open("a") as records:
-                records.write(json.dumps({"key": key(run), "of": run.key, **worst(args, run)}) + "\n")
+            runs.append_record({"key": key(run), "of": run.key, **worst(args, run)})
         if record := runs.read_records().get(key(run)):
             rows.append([mode, bound.split()[-1] if "--bound" in bound else "none"] + [f"{record[o]:.4g}" for o in OBJECTIVES])
     text = runs.table(["mode", "bound", "worst mean loss found (nats)", "largest loss of a token found"], rows)
