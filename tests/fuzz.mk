@@ -13,9 +13,8 @@
 test-rest:
 	$(MAKE) o0-test
 	$(MAKE) fuzz-replay RUNS=2000
-	$(MAKE) emu-schedules
-	$(MAKE) emu-asan
-	$(MAKE) emu-tsan
+	$(MAKE) emu-programs
+	OMP_WAIT_POLICY=passive $(MAKE) --output-sync=target emu-schedules emu-asan emu-tsan
 	$(if $(HAVE_CUDA),$(MAKE) cuda-compile-check)
 	$(if $(shell command -v python3),$(MAKE) help-check)
 
