@@ -165,6 +165,7 @@ template <class Real>
 static std::vector<double> run(Cpu& dev, const Probe& probe, Config c, const GptTensors<Real>& weights,
                                const ModelInfo& info, double bound) {
     std::vector<double> all;
+    if (bound != c.bound) c.final_bound = 0;
     c.bound = bound;
     std::vector<Real> logits(probe.length * c.V);
     Decoder<Cpu, Real> decoder(dev, c, weights, info.taper_scale, info.gate);
@@ -208,7 +209,7 @@ static double mean_kl(const std::vector<double>& a, const std::vector<double>& b
 // rounding explains: kRounding times the distance of the unfolded model, which does the same number of fp32 operations on
 // numbers of the same size but without rounding c diag(gamma~) W. The bound is never below kRounding half-units in the last
 // place of the largest logit.
-// kappa: the bound of both models' sites.
+// kappa: the bound of both models' sites; all of them have it unless it is their own.
 static void check(Cpu& dev, const HostModel& model, const Model64& exact, const HostModel& folded,
                   const Model64& folded_exact, double kappa) {
     constexpr double kIdentity = 1e-9, kRounding = 8;

@@ -25,7 +25,8 @@ struct Config {
     double eps = 1e-5;
     GateMode mode = GateMode::taper;
     Fold fold = Fold::none;
-    double bound = 0;  // kappa of every tapering or folded site (tapernorm.cuh); 0: none
+    double bound = 0;        // kappa of every tapering or folded site (tapernorm.cuh); 0: none
+    double final_bound = 0;  // that of the final site, where it tapers; 0: the same
 
     size_t head_size() const { return C / NH; }
     bool internal_tapers() const { return mode != GateMode::norm && fold == Fold::none; }
@@ -33,6 +34,7 @@ struct Config {
     bool untied_head() const { return fold == Fold::affine || fold == Fold::all; }
     // Folded, with clamps of the stream in place of the sites inside the blocks.
     bool clamps() const { return bound > 0 && (fold == Fold::internal || fold == Fold::all); }
+    double bound_at(bool final) const { return final && final_bound > 0 ? final_bound : bound; }
     // Its tied wte, whose rows keep their mean in the head, has to lose it where it enters the stream.
     bool centers_tokens() const { return clamps() && norm == NormKind::layernorm && fold == Fold::internal; }
     // How many sites have a taper_scale: those that taper, and those that left a clamp.
@@ -205,7 +207,7 @@ Site<Real> site_at(const Config& config, const GptTensors<Real>& t, const std::v
                     v.bias,
                     v.taper_weight,
                     v.taper_bias};
-    if (scaled && config.bound > 0) site.bound = Acc<Real>(config.bound) / scale;
+    if (scaled && config.bound > 0) site.bound = Acc<Real>(config.bound_at(final)) / scale;
     return site;
 }
 

@@ -146,6 +146,7 @@ json config_json(const ModelInfo& info, double eps, Dtype dtype, const std::opti
     config["gate"] = info.gate;
     config["folded"] = fold_name(c.fold);
     config["bound"] = c.bound;
+    config["final_bound"] = c.bound_at(true);
     return config;
 }
 

@@ -235,6 +235,7 @@ std::map<std::string, std::string> config_metadata(const Config& c) {
         {"norm_eps", strprintf("%.17g", c.eps)}, {"gate_mode", gate_mode_name(c.mode)}, {"folded", fold_name(c.fold)},
     };
     if (c.bound > 0) metadata["bound"] = strprintf("%.17g", c.bound);
+    if (c.bound > 0 && c.final_bound > 0) metadata["final_bound"] = strprintf("%.17g", c.final_bound);
     return metadata;
 }
 
@@ -252,6 +253,7 @@ Config read_config(const SafetensorsFile& file) {
     c.fold = meta.choice("folded", kFolds);
     const bool bounded = c.mode != GateMode::norm && c.fold != Fold::affine;
     if (bounded && file.metadata().contains("bound")) c.bound = meta.real("bound", kLeastBound, 1e30);
+    if (bounded && file.metadata().contains("final_bound")) c.final_bound = meta.real("final_bound", kLeastBound, 1e30);
     if (c.C % c.NH)
         fail("%s: n_embd (%zu) is not a multiple of n_head (%zu); the file is damaged", file.path().c_str(), c.C, c.NH);
     return c;
@@ -469,6 +471,7 @@ std::string describe(const ModelInfo& info) {
                 : info.gate == 0         ? "tapered, not folded (explicit scaling)"
                                          : strprintf("tapering, gate %.4g", info.gate);
     if (c.bound > 0) state += c.clamps() ? ", the stream clamped" : strprintf(", bound %g", c.bound);
+    if (c.bound > 0 && c.final_tapers() && c.final_bound > 0) state += strprintf(" (final %g)", c.final_bound);
     return strprintf(
         "GPT-2, %s, %s, %s, context %zu, vocabulary %zu (%s), %.2fM parameters; "
         "%s, -g %s, step %zu; %s%s%s",

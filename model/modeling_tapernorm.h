@@ -23,12 +23,13 @@ class TaperNormConfig(GPT2Config):
     gate = 0.0           # g of the sites that taper
     folded = "none"      # affine (norms without weights), internal (no norm in the blocks), all
     bound = 0.0          # 0: none
+    final_bound = 0.0    # that of ln_f, where it tapers or was folded
 
 class Site(nn.Module):
-    def __init__(self, config, tapers):
+    def __init__(self, config, tapers, bound):
         super().__init__()
         self.centered, self.eps = config.norm == "layernorm", config.layer_norm_epsilon
-        self.gate, self.bound = config.gate if tapers else 1.0, config.bound or torch.inf
+        self.gate, self.bound = config.gate if tapers else 1.0, bound or torch.inf
         names = ["weight"] + ["bias"] * self.centered if config.folded != "affine" else []
         if tapers:
             names += ["taper_weight"] + ["taper_bias"] * self.centered
@@ -57,9 +58,9 @@ class Site(nn.Module):
         return y.to(h.dtype)
 
 class Clamp(nn.Module):
-    def __init__(self, config):
+    def __init__(self, bound):
         super().__init__()
-        self.bound, self.taper_scale = config.bound, nn.Parameter(torch.ones(1))
+        self.bound, self.taper_scale = bound, nn.Parameter(torch.ones(1))
 
     def forward(self, h):
         limit = self.bound / self.taper_scale
@@ -80,15 +81,15 @@ class TaperNormGPT2LMHeadModel(GPT2LMHeadModel):
         super().__init__(config)
         unfolded = config.folded == "none"
 
-        def site(folded, tapers):
+        def site(folded, tapers, bound):
             if folded:
-                return Clamp(config) if config.bound else nn.Identity()
-            return Site(config, unfolded and tapers)
+                return Clamp(bound) if bound else nn.Identity()
+            return Site(config, unfolded and tapers, bound)
 
         for block in self.transformer.h:
             for name in ("ln_1", "ln_2"):
-                setattr(block, name, site(config.folded in ("internal", "all"), config.gate_mode != "norm"))
-        self.transformer.ln_f = site(config.folded == "all", config.gate_mode == "taper-all")
+                setattr(block, name, site(config.folded in ("internal", "all"), config.gate_mode != "norm", config.bound))
+        self.transformer.ln_f = site(config.folded == "all", config.gate_mode == "taper-all", config.final_bound)
         if config.folded == "internal" and config.bound and config.norm == "layernorm":
             self.transformer.wte = CenteredEmbedding(config)
         if not config.tie_word_embeddings:

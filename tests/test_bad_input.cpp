@@ -342,6 +342,8 @@ TEST_CASE("fold and infer: refuse models whose tensors or numbers are wrong") {
                                                           {"bound", "-1"},
                                                           {"bound", "0"},
                                                           {"bound", ""},
+                                                          {"final_bound", "nan"},
+                                                          {"final_bound", "0"},
                                                           {"format_version", "4"}}) {
         CAPTURE(key);
         both_refuse({"bad.bin"}, [&](Rewritten& r) { r.metadata[key] = value; });

@@ -118,7 +118,7 @@ TEST_CASE("model: gradients of every tensor with a bound that acts") {
             for (double g : {0.37, 0.0}) {
                 INFO(norm_name(kind), " ", gate_mode_name(mode), ", g ", g);
                 Config config = tiny(kind, mode);
-                config.bound = 1;
+                config.bound = 1, config.final_bound = 0.6;
                 Gpt<Cpu, double> model(dev, config, 2, 5, 0, true);
                 model.chunk = 4;
                 randomize(model);
@@ -298,7 +298,7 @@ Config golden_config(const nlohmann::json& golden) {
     Config c;
     c.V = m["V"], c.T = m["T"], c.L = m["L"], c.NH = m["NH"], c.C = m["C"], c.eps = m["norm_eps"];
     c.norm = norm_from(m["norm"]), c.mode = gate_mode_from(m["mode"]);
-    c.bound = m.value("bound", 0.0);
+    c.bound = m.value("bound", 0.0), c.final_bound = m.value("final_bound", 0.0);
     return c;
 }
 

@@ -31,7 +31,7 @@ Settings unusual_settings() {
     s.lr = 0.1 + 0.2, s.lr_final_frac = 1e-300, s.weight_decay = 1.0 / 3, s.beta1 = 0, s.beta2 = 0.999, s.clip = 1e20;
     s.warmup = updates(0), s.lr_schedule = "wsd", s.skip_loss_z = 3.5, s.skip_grad = 0, s.gate = "taper-all";
     s.gate_warmup = percent_of_run(100.0 / 7), s.gate_end = updates(123456789), s.ema_decay = 0.123456789012345678;
-    s.scale_loss_kind = "relative", s.calibration = "channels", s.bound = 4.5;
+    s.scale_loss_kind = "relative", s.calibration = "channels", s.bound = 4.5, s.final_bound = 2.5;
     s.scale_loss = std::numeric_limits<double>::min(), s.freeze_gains = s.carry_moments = true, s.val_every = 0,
     s.val_batches = 1, s.distill = 0.25;
     s.sample_every = 4, s.tensorboard = "dir/", s.log_norms = 6, s.hellaswag = "h.jsonl", s.gpus = 2, s.zero = 1;
@@ -144,6 +144,17 @@ TEST_CASE("train_gpt: a bound stays what it was when its run began, and is none 
         w.ok(line);
         CHECK(SafetensorsFile(w.at("with.bin")).metadata().at("bound") == "4.5");
     }
+    // The final site has its own, where it tapers.
+    w.ok(kTiny + " -g taper-all --bound 4.5 --final-bound 2.25 -o all.bin");
+    refused("train_gpt -y -x 9 -o all.bin --final-bound 2",
+            "--final-bound: expected 2.25, as the run in all.state.bin has it, found 2");
+    for (const std::string line :
+         {"train_gpt -y -x 8 -o all.bin", "train_gpt --config all.toml --overwrite", "fold all.bin all_folded.bin"}) {
+        w.ok(line);
+        CHECK(SafetensorsFile(w.at("all.bin")).metadata().at("final_bound") == "2.25");
+    }
+    CHECK(SafetensorsFile(w.at("all_folded.bin")).metadata().at("final_bound") == "2.25");
+    CHECK(!SafetensorsFile(w.at("with.bin")).metadata().contains("final_bound"));
     refused(kTiny + " --bound 1e-7 -o tiny.bin", "--bound: expected 0 or at least 1e-06, found 1e-07");
     w.ok("train_gpt -y -x 9 -o without.bin"), w.ok("train_gpt -y -x 9 -o norm.bin");
     CHECK((!has_bound("without.bin") && !has_bound("norm.bin")));

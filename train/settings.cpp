@@ -189,6 +189,9 @@ void add_taper_options(Options& o, Settings& s) {
     o.add({.long_name = "--bound", .to = &s.bound, .metavar = "KAPPA", .range = {.low = 0, .high = 1e6},
            .help = "clip the input of each scaling to KAPPA times its usual scale, so that no text can make the residual stream run "
                    "off (0: do not clip)"});
+    o.add({.long_name = "--final-bound", .to = &s.final_bound, .metavar = "KAPPA", .range = {.low = kLeastBound, .high = 1e6},
+           .help = "with --bound and -g taper-all: clip the input of the final scaling to KAPPA times its usual scale; logits that are "
+                   "KAPPA times as large make the model KAPPA times as certain"});
     o.add({.long_name = "--ema-decay", .to = &s.ema_decay, .range = {.low = 0, .high = 1, .high_open = true},
            .help = "decay rate of the moving averages used for calibration"});
     o.add({.long_name = "--scale-loss", .to = &s.scale_loss, .metavar = "LAMBDA", .range = {.low = 0},
@@ -261,6 +264,12 @@ void adopt_shape(Settings& s, const Options& now, const Origin& origin) {
         if (now.given("--bound") && s.bound != c.bound)
             fail("--bound: expected %.17g, as the run in %s has it, found %.17g; leave it out", c.bound, path, s.bound);
         s.bound = c.bound;
+        if (c.bound > 0 && c.mode == GateMode::taper_all) {
+            if (now.given("--final-bound") && s.final_bound != c.bound_at(true))
+                fail("--final-bound: expected %.17g, as the run in %s has it, found %.17g; leave it out",
+                     c.bound_at(true), path, s.final_bound);
+            s.final_bound = c.bound_at(true);
+        }
     }
     if (now.given("--seq-len") && s.T > c.T)
         fail("--seq-len: expected at most the %zu positions of %s, found %zu", c.T, path, s.T);

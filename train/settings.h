@@ -33,7 +33,7 @@ struct Settings {
     Length gate_warmup = percent_of_run(5), gate_end = percent_of_run(40);  // dev/results/experiments.md
     double ema_decay = 0.99, scale_loss = 0.1;
     std::string scale_loss_kind = "absolute", calibration = "scalar";
-    double bound = 0;
+    double bound = 0, final_bound = 1.5;
     bool freeze_gains = false, carry_moments = false;
     double distill = 0;
 

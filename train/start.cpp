@@ -83,6 +83,7 @@ Config make_config(const Settings& s, const Run& run, const Start& start) {
     }
     c.mode = gate_mode_from(s.gate);
     c.bound = c.mode == GateMode::norm ? 0 : s.bound;
+    c.final_bound = c.bound > 0 && c.mode == GateMode::taper_all ? s.final_bound : 0;
     return c;
 }
 
@@ -180,6 +181,7 @@ void open_teacher(const Settings& s, Run& run) {
     const std::string found = strprintf("%016llx", (unsigned long long)sum.value());
     Config same_mode = run.teacher->info().config;
     same_mode.mode = run.config.mode, same_mode.bound = run.config.bound;
+    same_mode.final_bound = run.config.final_bound;
     if (known && found != run.teacher_sum)
         fail("--distill: %s is not the teacher of the run in %s: expected numbers with the checksum %s, found %s; %s",
              in_quotes(run.teacher->path()).c_str(), in_quotes(run.state->path()).c_str(),

@@ -26,11 +26,12 @@ TRAIN = TrainConfig(updates=20, micro_batches=2, B=2, k_warm=5, k_end=12, scale_
                     lr=1e-2, lr_warmup=3, lr_final_frac=0.1, beta1=0.9, beta2=0.95, adam_eps=1e-8,
                     weight_decay=0.1, clip=1.0)
 SHAPES = {"even": dict(V=37, T=16, L=2, NH=2, C=16), "odd": dict(V=37, T=7, L=2, NH=3, C=12)}
-# name: mode, --scale-loss and its kind, a factor for both embeddings, by which s_tgt becomes larger than 1, and --bound
-RUNS = {"norm": ("norm", 0.0, "absolute", 1, 0.0), "taper": ("taper", 0.0, "absolute", 1, 0.0),
-        "taper_scale": ("taper", 0.1, "absolute", 1, 0.0), "taper_all_scale": ("taper-all", 0.1, "absolute", 1, 0.0),
-        "taper_relative": ("taper", 0.1, "relative", 16, 0.0), "taper_all_channels": ("taper-all", 0.1, "relative", 16, 0.0),
-        "taper_bound": ("taper", 0.1, "absolute", 1, 1.2), "taper_all_bound_channels": ("taper-all", 0.1, "relative", 16, 1.2)}
+# name: mode, --scale-loss and its kind, a factor for both embeddings, by which s_tgt becomes larger than 1, and the bounds
+RUNS = {"norm": ("norm", 0.0, "absolute", 1, {}), "taper": ("taper", 0.0, "absolute", 1, {}),
+        "taper_scale": ("taper", 0.1, "absolute", 1, {}), "taper_all_scale": ("taper-all", 0.1, "absolute", 1, {}),
+        "taper_relative": ("taper", 0.1, "relative", 16, {}), "taper_all_channels": ("taper-all", 0.1, "relative", 16, {}),
+        "taper_bound": ("taper", 0.1, "absolute", 1, {"bound": 1.2}),
+        "taper_all_bound_channels": ("taper-all", 0.1, "relative", 16, {"bound": 1.2, "final_bound": 0.7})}
 GRAD_UPDATES = (1, 8, 20)  # one per phase: gate 1, between, 0
 VAL_BATCHES = 2
 
@@ -152,8 +153,8 @@ def gaps(low, high):
 
 
 def golden_case(shape, norm, run):
-    mode, scale_loss, kind, embedding_factor, bound = RUNS[run]
-    m = ModelConfig(**SHAPES[shape], norm=norm, mode=mode, bound=bound)
+    mode, scale_loss, kind, embedding_factor, bounds = RUNS[run]
+    m = ModelConfig(**SHAPES[shape], norm=norm, mode=mode, **bounds)
     t = dataclasses.replace(TRAIN, scale_loss=scale_loss, scale_loss_kind=kind,
                             calibration="channels" if run.endswith("channels") else "scalar")
     weights, tokens = initial_weights(m), make_tokens(m, t)
@@ -161,7 +162,7 @@ def golden_case(shape, norm, run):
         weights[name] = weights[name] * embedding_factor
     high, trainer = run_case(m, t, weights, tokens, torch.float64)
     low, _ = run_case(m, t, weights, tokens, torch.float32)
-    shown = {key: value for key, value in dataclasses.asdict(m).items() if key != "bound" or bound}
+    shown = {key: value for key, value in dataclasses.asdict(m).items() if not key.endswith("bound") or value}
     case = {"model": shown | {"norm_eps": EPS[norm]}, "train": dataclasses.asdict(t),
             "weights": f"{shape}_{norm}.safetensors", "embedding_factor": embedding_factor,
             "tokens": f"{shape}_tokens.json"}
@@ -199,7 +200,7 @@ def expect(what, value, bound):
 
 def tapered_model(norm, mode, bound=0.0):
     """A float64 model with arbitrary c, gamma~, beta~ and a batch."""
-    m = ModelConfig(**SHAPES["odd"], norm=norm, mode=mode, bound=bound)
+    m = ModelConfig(**SHAPES["odd"], norm=norm, mode=mode, bound=bound, final_bound=bound / 2)
     model, rng = Gpt(m, initial_weights(m), torch.float64), SplitMix64(5)
     for site in model.c:
         model.c[site] = rng.uniform(0.5, 2.0)

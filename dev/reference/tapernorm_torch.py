@@ -33,6 +33,10 @@ class ModelConfig:
     norm: str = "layernorm"  # layernorm | rmsnorm
     mode: str = "norm"  # norm | taper | taper-all
     bound: float = 0.0  # kappa; 0: none
+    final_bound: float = 0.0  # that of the final site; 0: the same
+
+    def bound_at(self, site):
+        return self.final_bound if site == FINAL and self.final_bound else self.bound
 
     def sites(self):
         blocks = [f"transformer.h.{l}.{ln}" for l in range(self.L) for ln in ("ln_1", "ln_2")]
@@ -130,7 +134,7 @@ class Gpt:
         return u, (u.square().mean(-1) + EPS[self.config.norm]).sqrt()
 
     def scaled_input(self, u, site):
-        c, bound = self.c[site], self.config.bound
+        c, bound = self.c[site], self.config.bound_at(site)
         return c * (u.clamp(-bound / c, bound / c) if bound else u)
 
     def affine(self, x, weight, bias):
@@ -244,7 +248,7 @@ class FoldedGpt(Gpt):
     def norm_site(self, h, site, g, stats):
         if site not in self.c:
             return super().norm_site(h, site, 1.0, None)
-        bound = self.config.bound / self.c[site]
+        bound = self.config.bound_at(site) / self.c[site]
         return h.clamp(-bound, bound) if bound else h
 
     def logits(self, h, g=0.0, stats=None):
