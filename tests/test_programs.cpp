@@ -100,7 +100,7 @@ std::string generated(const std::string& out) {
 
 TEST_CASE("programs: train, fold and run, in every mode and kind; logits are the model's") {
     const std::vector<int> tokens = byte_ids("The cat sat.");
-    for (const std::string flags : {"norm", "taper", "taper-all", "taper --bound 0.5", "taper-all --bound 0.5"})
+    for (const std::string flags : {"norm", "taper --bound 0", "taper-all --bound 0", "taper --bound 0.5", "taper-all --bound 0.5"})
         for (const std::string norm : {"layernorm", "rmsnorm"}) {
             INFO(flags, " ", norm);
             const std::string gate = words(flags)[0];
@@ -125,7 +125,7 @@ TEST_CASE("programs: train, fold and run, in every mode and kind; logits are the
             const auto names = tensor_names(w.at("folded.bin"));
             const size_t final_norm = gate == "taper" ? (norm == "layernorm" ? 2 : 1) : 0;
             // Of a site with a bound its scale is left, which says where the stream is clamped.
-            const size_t scales = flags == gate ? 0 : count_with(tensor_names(w.at("model.bin")), ".taper_scale");
+            const size_t scales = !flags.ends_with("0.5") ? 0 : count_with(tensor_names(w.at("model.bin")), ".taper_scale");
             CHECK(count_with(names, ".taper_scale") == scales);
             CHECK(count_with(names, "taper") == scales);
             CHECK(count_with(names, "ln_") == final_norm + scales);
@@ -259,7 +259,7 @@ TEST_CASE("fold --clamp-sample: the model on texts like the sample, and safe on 
         for (const std::string norm : {"layernorm", "rmsnorm"}) {
             CAPTURE(mode);
             CAPTURE(norm);
-            w.ok(kTiny + " --norm " + norm + " -g " + mode);
+            w.ok(kTiny + " --bound 0 --norm " + norm + " -g " + mode);
             w.ok("fold model.bin folded.bin");
             const std::string out = w.ok("fold model.bin clamped.bin --clamp-sample corpus.txt");
             CHECK_MESSAGE(out.find(" tokens reach it with ") != out.npos, out);
@@ -301,7 +301,7 @@ TEST_CASE("fold --clamp-sample: the model on texts like the sample, and safe on 
     w.refused("fold model.bin x.bin --clamp-sample corpus.txt", {"--clamp-sample", "model.bin", "--bound 4"});
     w.ok(kTiny + " -g norm -o norm.bin");
     w.refused("fold norm.bin x.bin --clamp-sample corpus.txt", {"--clamp-sample", "norm.bin", "leave the flag out"});
-    w.ok(kTiny + " --overwrite");
+    w.ok(kTiny + " --bound 0 --overwrite");
     write_file(w.at("short.txt"), "too short");
     w.refused("fold model.bin x.bin --clamp-sample short.txt", {"--clamp-sample", "short.txt", "1000", "9"});
     w.refused("fold model.bin x.bin --clamp-sample none.txt", {"none.txt"});
@@ -316,7 +316,7 @@ TEST_CASE("infer: generates from a text or ids, greedily or by seed, beyond the 
     // Greedy: the same tokens as the most probable ones here, one after the other.
     Cpu dev(1);
     const auto model = load_model(dev, w.at("folded.bin"));
-    Decoder<Cpu, float> decoder(dev, model->info.config, model->tensors, {}, 0);
+    Decoder<Cpu, float> decoder(dev, model->info.config, model->tensors, model->info.taper_scale, 0);
     std::string expected = "The cat";
     std::vector<int> next = byte_ids(expected);
     std::vector<float> logits(256);

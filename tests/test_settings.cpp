@@ -128,7 +128,7 @@ TEST_CASE("scale loss: relative above a target of 1, absolute below") {
 TEST_CASE("train_gpt: a bound stays what it was when its run began, and is none where nothing tapers") {
     const Workplace w;
     auto has_bound = [&](const std::string& file) { return SafetensorsFile(w.at(file)).metadata().contains("bound"); };
-    w.ok(kTiny + " --bound 4.5 -o with.bin"), w.ok(kTiny + " -o without.bin"),
+    w.ok(kTiny + " --bound 4.5 -o with.bin"), w.ok(kTiny + " --bound 0 -o without.bin"),
         w.ok(kTiny + " -g norm --bound 4.5 -o norm.bin");
     CHECK((has_bound("with.bin") && !has_bound("without.bin") && !has_bound("norm.bin")));
     auto refused = [&](const std::string& line, const std::string& why) {
@@ -208,9 +208,11 @@ TEST_CASE("train_gpt: the kind of the scale loss: relative with --init, and what
                             .gate_warmup = "1",
                             .gate_end = "2",
                             .total_batch = ""};
-        if (*kind) saved.scale_loss_kind = kind;
+        saved.gate = "taper";
+        if (*kind) saved.scale_loss_kind = kind, saved.bound = "5";
         settle(s, now, resume_settings(s, now, arguments, saved), nullptr);
         CHECK(s.scale_loss_kind == (*kind ? kind : "absolute"));
+        CHECK(s.bound == (*kind ? 5 : 0));
     }
 }
 

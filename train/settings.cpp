@@ -36,10 +36,12 @@ struct DependentDefault {
 bool unanchored(const Settings& s) { return s.gate != "norm" && s.scale_loss == 0; }
 
 const DependentDefault<double> kRates[] = {
-    // A trained model forgets at the rate of a young one.
-    {"--lr", &Settings::lr, 1e-4, "with --init", [](const Settings& s) { return !s.init.empty(); }},
+    // That of GPT-2 small: lower ones do not get the norms out, and a young model's makes a trained one forget.
+    {"--lr", &Settings::lr, 6e-4, "with --init", [](const Settings& s) { return !s.init.empty(); }},
     // The baseline has no anchor unless one is asked for.
     {"--scale-loss", &Settings::scale_loss, 0, "with -g norm", [](const Settings& s) { return s.gate == "norm"; }},
+    // The first positions of pretrained models are far from all others.
+    {"--bound", &Settings::bound, 3, "with --init", [](const Settings& s) { return !s.init.empty(); }},
 };
 const DependentDefault<std::string> kKinds[] = {
     // The stream of a pretrained model may be tens of times as large as that of one that begins here.
@@ -186,7 +188,7 @@ void add_taper_options(Options& o, Settings& s) {
            .default_text = default_text("--calibration"),
            .help = "how the scaling that replaces a norm is fitted to it: channels: a factor and (for LayerNorm) an offset per "
                    "channel, fitted anew until --gate-end; scalar: one factor per site, kept from --gate-warmup on"});
-    o.add({.long_name = "--bound", .to = &s.bound, .metavar = "KAPPA", .range = {.low = 0, .high = 1e6},
+    o.add({.long_name = "--bound", .to = &s.bound, .metavar = "KAPPA", .range = {.low = 0, .high = 1e6}, .default_text = default_text("--bound"),
            .help = "clip the input of each scaling to KAPPA times its usual scale, so that no text can make the residual stream run "
                    "off (0: do not clip)"});
     o.add({.long_name = "--final-bound", .to = &s.final_bound, .metavar = "KAPPA", .range = {.low = kLeastBound, .high = 1e6},
@@ -385,6 +387,10 @@ Options resume_settings(Settings& s, const Options& now, std::vector<std::string
     // What follows from the other settings is not said, so that the file of settings leaves it open as before.
     if (s.scale_loss_kind != saved.scale_loss_kind) all.insert(all.end(), {"--scale-loss-kind", saved.scale_loss_kind});
     if (s.calibration != saved.calibration) all.insert(all.end(), {"--calibration", saved.calibration});
+    if (saved.gate != "norm" && strprintf("%.17g", s.bound) != saved.bound)
+        all.insert(all.end(), {"--bound", saved.bound});
+    if (saved.gate == "taper-all" && !saved.final_bound.empty())
+        all.insert(all.end(), {"--final-bound", saved.final_bound});
     if (now.given("--calibration") && given.calibration != saved.calibration)
         fail("--calibration: expected %s, as the run in %s has it, found %s; leave the flag out",
              saved.calibration.c_str(), saved.path.c_str(), given.calibration.c_str());

@@ -76,7 +76,8 @@ struct SavedSettings {
     bool escaped = false;         // see escaped(); not so in states of version 1
     // What they were in updates and tokens; they stay also where they were percentages of a run that -x makes longer now.
     std::string gate_warmup, gate_end, total_batch;
-    std::string scale_loss_kind = "absolute", calibration = "scalar";  // of states that do not say it
+    std::string scale_loss_kind = "absolute", calibration = "scalar", bound = "0";  // of states that do not say it
+    std::string gate = "norm", final_bound = "";  // final_bound: empty where there is none
 };
 Options resume_settings(Settings& s, const Options& now, std::vector<std::string>& arguments,
                         const SavedSettings& saved);

@@ -54,9 +54,12 @@ SavedSettings saved_settings(const SafetensorsFile& state) {
                         .gate_end = state_metadata(state, "gate_end"),
                         .total_batch = ""};
     saved.escaped = state_metadata(state, "state_version") != "1";
-    for (const auto& [key, field] : {std::pair("total_batch", &SavedSettings::total_batch),
-                                     std::pair("scale_loss_kind", &SavedSettings::scale_loss_kind),
-                                     std::pair("calibration", &SavedSettings::calibration)})
+    for (const auto& [key, field] :
+         {std::pair("total_batch", &SavedSettings::total_batch),
+          std::pair("scale_loss_kind", &SavedSettings::scale_loss_kind),
+          std::pair("calibration", &SavedSettings::calibration), std::pair("gate_mode", &SavedSettings::gate),
+          std::pair("bound", &SavedSettings::bound), std::pair("bound", &SavedSettings::final_bound),
+          std::pair("final_bound", &SavedSettings::final_bound)})
         if (state.metadata().count(key)) saved.*field = state_metadata(state, key);
     return saved;
 }

@@ -130,6 +130,8 @@ class Trainer:
         command = [self.program, "-o", str(self.model(run)), "--seed", str(run.seed), "--threads", "1", *run.flags.split()]
         for flag, name in CORPORA[run.corpus].items():
             command += [flag, str(self.data / name)]
+        if "--bound" not in run.flags:  # there was none when these runs were named
+            command += ["--bound", "0"]
         if run.start or run.init:
             command += ["--init", str(self.model(run.start) if run.start else self.data / run.init)]
             if "--calibration" not in run.flags:  # there was one way only when these runs were named

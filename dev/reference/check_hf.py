@@ -233,7 +233,7 @@ def check_export(folder):
     for gate in ("norm", "taper", "taper-all"):
         for kind in ("layernorm", "rmsnorm"):
             name = f"{gate}-{kind}.bin"
-            train(folder, name, "-g", gate, "--norm", kind, "-x", 40, "--tokenizer", bpe if kind == "layernorm" else "bytes")
+            train(folder, name, "-g", gate, "--norm", kind, "-x", 40, "--bound", 0, "--tokenizer", bpe if kind == "layernorm" else "bytes")
             run(ROOT / "fold", folder / name, folder / f"folded-{name}")
             for model in (name, "folded-" + name):
                 check_exported(folder, model, kind == "layernorm" and gate != "taper")
@@ -321,7 +321,7 @@ def write_goldens(folder):
         name = gate
         train(folder, "corpus-maker.bin", "-x", 1, "--gate-warmup", 1, "--gate-end", 2)
         run(ROOT / "train_gpt", "-i", folder / "corpus.txt", "-b", 4, "-t", 48, "--n-layer", 1, "--n-head", 2, "--n-embd", 8,
-            "-x", 300, "-l", 0.02, "--device", "cpu", "-g", gate, "-o", golden / f"{name}.bin")
+            "-x", 300, "-l", 0.02, "--device", "cpu", "-g", gate, "--bound", 0, "-o", golden / f"{name}.bin")
         for left in ("state.bin", "log.jsonl", "toml"):
             (golden / f"{name}.{left}").unlink()
         run(ROOT / "train_gpt", "export", golden / f"{name}.bin", folder / name)
