@@ -9,9 +9,7 @@ are tried, the best is kept, 100 times over. Objectives: the mean loss of the to
 
 Stated before the runs: a bound is safe if the worst mean loss found is within 2 nats of norm's.
 """
-import subprocess
-import tempfile
-
+import exported
 import runaway
 import runs
 
@@ -58,14 +56,11 @@ def search(model, start, objective):
 def worst(args, run):
     """{objective: the largest value from all starts}"""
     import torch
-    import transformers
     torch.set_num_threads(1)
     text = torch.frombuffer(bytearray((args.data / "books_val.txt").read_bytes()), dtype=torch.uint8)[:T].long()
     generator = torch.Generator().manual_seed(0)
     starts = [torch.randint(256, (T,), generator=generator), text[torch.randperm(T, generator=generator)], text]
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([args.program, "export", args.work / run.key / "model.bin", f"{folder}/hf"], check=True, capture_output=True)
-        model = transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/hf", trust_remote_code=True).eval()
+    model = exported.load(args, run)
     return {objective: max(search(model, start, objective) for start in starts) for objective in OBJECTIVES}
 
 
