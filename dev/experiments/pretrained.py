@@ -34,21 +34,21 @@ MODES = {
     "norm": "-g norm",
     "taper, as before": "-g taper --calibration scalar --scale-loss-kind absolute",
     "taper, relative scale loss": "-g taper --calibration scalar --scale-loss-kind relative",
-    "taper, and channels (default)": "-g taper --calibration channels --scale-loss-kind relative",
+    "taper, and channels": "-g taper --calibration channels --scale-loss-kind relative",
     **{f"taper, channels, --bound {k}": f"-g taper --calibration channels --scale-loss-kind relative --bound {k}" for k in (2, 3, 4, 8, 16)},
     **{f"taper, channels, --bound 4, gate {w} to {e}": f"-g taper --calibration channels --scale-loss-kind relative --bound 4 --gate-warmup {w} "
        f"--gate-end {e}" for w, e in (("5%", "20%"), ("2%", "8%"), ("5%", "60%"), ("5%", "80%"))},
     "taper, --distill 1": "-g taper --calibration channels --scale-loss-kind relative --distill 1",
 }
-DEFAULT = "taper, and channels (default)"
-CASES = [("norm", "3e-4", 1), ("taper, as before", "3e-4", 1), ("taper, relative scale loss", "3e-4", 1), (DEFAULT, "3e-4", 1),
-         *((mode, "6e-4", seed) for seed in (1, 2, 3) for mode in ("norm", DEFAULT)), ("taper, relative scale loss", "6e-4", 1),
-         *(("taper, --distill 1", "3e-4", seed) for seed in (1, 2, 3)), ("norm", "1e-4", 1), (DEFAULT, "1e-4", 1),
+CHANNELS = "taper, and channels"
+CASES = [("norm", "3e-4", 1), ("taper, as before", "3e-4", 1), ("taper, relative scale loss", "3e-4", 1), (CHANNELS, "3e-4", 1),
+         *((mode, "6e-4", seed) for seed in (1, 2, 3) for mode in ("norm", CHANNELS)), ("taper, relative scale loss", "6e-4", 1),
+         *(("taper, --distill 1", "3e-4", seed) for seed in (1, 2, 3)), ("norm", "1e-4", 1), (CHANNELS, "1e-4", 1),
          *((f"taper, channels, --bound {k}", "6e-4", 1) for k in (4, 8, 16)),
          ("norm", "12e-4", 1), ("taper, channels, --bound 4", "12e-4", 1),
          *((mode, "6e-4", 1) for mode in MODES if mode.endswith((" 2", " 3", " 20%", " 8%"))), ("norm", "24e-4", 1),
-         *((mode, "12e-4", 1) for mode in MODES if mode.endswith((" 3", " 60%", " 80%"))), (DEFAULT, "12e-4", 1),
-         *((mode, "12e-4", seed) for seed in (2, 3) for mode in MODES if mode == "norm" or mode.endswith((" 3", "--bound 4")))]
+         *((mode, "12e-4", 1) for mode in MODES if mode.endswith((" 3", " 60%", " 80%"))), (CHANNELS, "12e-4", 1),
+         *((mode, "12e-4", seed) for seed in (2, 3) for mode in MODES if mode == "norm" or mode.endswith(("--bound 3", "--bound 4")))]
 BATCHES = {11: 5, 12: 6}  # seed: batches of 768 documents
 VAL_TOKENS, KL_TOKENS = 100_000, 19_968  # whole rows of 256
 
@@ -130,7 +130,7 @@ def main():
                          f"{statistics.mean(loss(mode, rate, seed) for seed in seeds) - records[BASE]['val_loss']:+.3f}"])
     kept = [(case, make_run(*case)) for case in CASES if make_run(*case) in records and make_run(*case).keep]
     for _, run in kept if not args.report else ():
-        if key(run) not in runs.read_records():
+        if key(run) not in runs.read_records() and (args.work / run.key / "model.bin").exists():
             runs.append_record(compare(args, run))
     compared = [(case, runs.read_records()[key(run)]) for case, run in kept if key(run) in runs.read_records()]
     text = f"Before these updates: {records[BASE]['val_loss']}.\n\n" + runs.table(
