@@ -36,7 +36,7 @@ struct DependentDefault {
 bool unanchored(const Settings& s) { return s.gate != "norm" && s.scale_loss == 0; }
 
 const DependentDefault<double> kRates[] = {
-    // That of GPT-2 small: lower ones do not get the norms out, and a young model's makes a trained one forget.
+    // That of the public recipe: lower ones do not get the norms out, and a young model's makes a trained one forget.
     {"--lr", &Settings::lr, 6e-4, "with --init", [](const Settings& s) { return !s.init.empty(); }},
     // The baseline has no anchor unless one is asked for.
     {"--scale-loss", &Settings::scale_loss, 0, "with -g norm", [](const Settings& s) { return s.gate == "norm"; }},
