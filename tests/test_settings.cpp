@@ -144,6 +144,9 @@ TEST_CASE("train_gpt: a bound stays what it was when its run began, and is none 
         w.ok(line);
         CHECK(SafetensorsFile(w.at("with.bin")).metadata().at("bound") == "4.5");
     }
+    w.ok(kTiny + " -o default.bin"), w.ok("train_gpt -i corpus.txt -b 2 -t 16 -x 4 --init norm.bin -o tuned.bin");
+    CHECK(SafetensorsFile(w.at("default.bin")).metadata().at("bound") == "8");
+    CHECK(SafetensorsFile(w.at("tuned.bin")).metadata().at("bound") == "3");
     // The final site has its own, where it tapers.
     w.ok(kTiny + " -g taper-all --bound 4.5 --final-bound 2.25 -o all.bin");
     refused("train_gpt -y -x 9 -o all.bin --final-bound 2",
@@ -208,8 +211,7 @@ TEST_CASE("train_gpt: the kind of the scale loss: relative with --init, and what
                             .gate_warmup = "1",
                             .gate_end = "2",
                             .total_batch = ""};
-        saved.gate = "taper";
-        if (*kind) saved.scale_loss_kind = kind, saved.bound = "5";
+        saved.kept = {{"--scale-loss-kind", *kind ? kind : "absolute"}, {"--bound", *kind ? "5" : "0"}};
         settle(s, now, resume_settings(s, now, arguments, saved), nullptr);
         CHECK(s.scale_loss_kind == (*kind ? kind : "absolute"));
         CHECK(s.bound == (*kind ? 5 : 0));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <string_view>
 #include <tuple>
 #include <variant>
@@ -262,17 +263,6 @@ void adopt_shape(Settings& s, const Options& now, const Origin& origin) {
     if (s.resume && now.given("--gate-mode") && s.gate != gate_mode_name(c.mode))
         fail("--gate-mode: expected %s, as the run in %s has it, found %s; leave the flag out", gate_mode_name(c.mode),
              path, s.gate.c_str());
-    if (s.resume && c.mode != GateMode::norm) {
-        if (now.given("--bound") && s.bound != c.bound)
-            fail("--bound: expected %.17g, as the run in %s has it, found %.17g; leave it out", c.bound, path, s.bound);
-        s.bound = c.bound;
-        if (c.bound > 0 && c.mode == GateMode::taper_all) {
-            if (now.given("--final-bound") && s.final_bound != c.bound_at(true))
-                fail("--final-bound: expected %.17g, as the run in %s has it, found %.17g; leave it out",
-                     c.bound_at(true), path, s.final_bound);
-            s.final_bound = c.bound_at(true);
-        }
-    }
     if (now.given("--seq-len") && s.T > c.T)
         fail("--seq-len: expected at most the %zu positions of %s, found %zu", c.T, path, s.T);
     s.norm = norm_name(c.norm);
@@ -310,6 +300,12 @@ void settle_gate(Settings& s) {
              s.gate_end.resolve(s.steps));
     if ((s.gate != "norm" || s.scale_loss > 0) && s.gate_warmup.resolve(s.steps) == 0)
         fail("--gate-warmup: expected at least 1 update to calibrate from, found 0");
+}
+
+// Every setting but files as --help shows it, by its long name.
+std::map<std::string, std::string> texts(Settings s) {
+    const auto list = make_options(s).common();
+    return {list.begin(), list.end()};
 }
 
 // Old states may have flags of two letters.
@@ -384,16 +380,17 @@ Options resume_settings(Settings& s, const Options& now, std::vector<std::string
             std::erase_if(arguments, [start = flag + std::string("=")](auto& a) { return a.starts_with(start); });
     std::vector<std::string> all = asked;
     all.insert(all.end(), {"--gate-warmup", saved.gate_warmup, "--gate-end", saved.gate_end});
-    // What follows from the other settings is not said, so that the file of settings leaves it open as before.
-    if (s.scale_loss_kind != saved.scale_loss_kind) all.insert(all.end(), {"--scale-loss-kind", saved.scale_loss_kind});
-    if (s.calibration != saved.calibration) all.insert(all.end(), {"--calibration", saved.calibration});
-    if (saved.gate != "norm" && strprintf("%.17g", s.bound) != saved.bound)
-        all.insert(all.end(), {"--bound", saved.bound});
-    if (saved.gate == "taper-all" && !saved.final_bound.empty())
-        all.insert(all.end(), {"--final-bound", saved.final_bound});
-    if (now.given("--calibration") && given.calibration != saved.calibration)
-        fail("--calibration: expected %s, as the run in %s has it, found %s; leave the flag out",
-             saved.calibration.c_str(), saved.path.c_str(), given.calibration.c_str());
+    const auto texts_given = texts(given), texts_before = texts(s);
+    for (const auto& [flag, value] : saved.kept) {
+        parse({flag, value});
+        const std::string kept = texts(s).at(flag), now_given = texts_given.at(flag);
+        // What follows from the other settings is not said, so that the file of settings leaves it open as before.
+        if (kept != texts_before.at(flag)) all.insert(all.end(), {flag, value});
+        // The kind of the scale loss is no part of the model and may change.
+        if (now.given(flag) && now_given != kept && flag != "--scale-loss-kind")
+            fail("%s: expected %s, as the run in %s has it, found %s; leave the flag out", flag.c_str(), kept.c_str(),
+                 saved.path.c_str(), now_given.c_str());
+    }
     if (!saved.total_batch.empty()) all.insert(all.end(), {"--total-batch", saved.total_batch});
     for (std::vector<std::string>* words : {&asked, &all})
         words->insert(words->end(), arguments.begin(), arguments.end());

@@ -33,7 +33,7 @@ struct Settings {
     Length gate_warmup = percent_of_run(5), gate_end = percent_of_run(40);  // dev/results/experiments.md
     double ema_decay = 0.99, scale_loss = 0.1;
     std::string scale_loss_kind = "absolute", calibration = "scalar";
-    double bound = 0, final_bound = 1.5;
+    double bound = 8, final_bound = 1.5;  // dev/results/experiments.md: running off, and a bound
     bool freeze_gains = false, carry_moments = false;
     double distill = 0;
 
@@ -76,8 +76,8 @@ struct SavedSettings {
     bool escaped = false;         // see escaped(); not so in states of version 1
     // What they were in updates and tokens; they stay also where they were percentages of a run that -x makes longer now.
     std::string gate_warmup, gate_end, total_batch;
-    std::string scale_loss_kind = "absolute", calibration = "scalar", bound = "0";  // of states that do not say it
-    std::string gate = "norm", final_bound = "";  // final_bound: empty where there is none
+    // Flags and values of what the run keeps although defaults have changed since.
+    std::vector<std::pair<std::string, std::string>> kept = {};
 };
 Options resume_settings(Settings& s, const Options& now, std::vector<std::string>& arguments,
                         const SavedSettings& saved);

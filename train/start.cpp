@@ -54,13 +54,16 @@ SavedSettings saved_settings(const SafetensorsFile& state) {
                         .gate_end = state_metadata(state, "gate_end"),
                         .total_batch = ""};
     saved.escaped = state_metadata(state, "state_version") != "1";
-    for (const auto& [key, field] :
-         {std::pair("total_batch", &SavedSettings::total_batch),
-          std::pair("scale_loss_kind", &SavedSettings::scale_loss_kind),
-          std::pair("calibration", &SavedSettings::calibration), std::pair("gate_mode", &SavedSettings::gate),
-          std::pair("bound", &SavedSettings::bound), std::pair("bound", &SavedSettings::final_bound),
-          std::pair("final_bound", &SavedSettings::final_bound)})
-        if (state.metadata().count(key)) saved.*field = state_metadata(state, key);
+    auto said = [&](const char* key) { return state.metadata().count(key) ? state_metadata(state, key) : ""; };
+    auto keep = [&](const char* flag, const std::string& value, const char* before = "") {
+        if (!value.empty() || *before) saved.kept.push_back({flag, value.empty() ? before : value});
+    };
+    saved.total_batch = said("total_batch");
+    keep("--scale-loss-kind", said("scale_loss_kind"), "absolute");  // in states that do not say it
+    keep("--calibration", said("calibration"), "scalar");
+    const std::string gate = said("gate_mode");
+    if (gate != "norm") keep("--bound", said("bound"), "0");
+    if (gate == "taper-all") keep("--final-bound", said("final_bound"), said("bound").c_str());
     return saved;
 }
 
