@@ -207,8 +207,8 @@ static double mean_kl(const std::vector<double>& a, const std::vector<double>& b
 // Two things are checked. In double, the unrounded folded model must be the model: the difference may be what rounding to
 // double explains, kIdentity times the largest logit. In fp32, the folded model may be as far from the exact logits as
 // rounding explains: kRounding times the distance of the unfolded model, which does the same number of fp32 operations on
-// numbers of the same size but without rounding c diag(gamma~) W. The bound is never below kRounding half-units in the last
-// place of the largest logit.
+// numbers of the same size but without rounding c diag(gamma~) W, and never less than kRounding half-units in the last place
+// of the largest logit.
 // kappa: the bound of both models' sites; all of them have it unless it is their own.
 static void check(Cpu& dev, const HostModel& model, const Model64& exact, const HostModel& folded,
                   const Model64& folded_exact, double kappa) {
@@ -222,20 +222,20 @@ static void check(Cpu& dev, const HostModel& model, const Model64& exact, const 
     for (double z : truth) largest = std::max(largest, std::abs(z));
     const double exactness = max_difference(truth, identity), own = max_difference(truth, before);
     const double error = max_difference(truth, after), difference = max_difference(before, after);
-    const double bound = kRounding * std::max(own, largest * 0x1p-24);
+    const double allowed = kRounding * std::max(own, largest * 0x1p-24);
     if (kappa == folded.info.config.bound) {
         std::printf("check     %zu x %s: max |dlogit| %.3g, relative %.3g, KL %.3g nats\n", probe.kSequences,
                     counted(probe.length, "token").c_str(), difference, difference / largest,
                     mean_kl(before, after, exact.config.V));
         std::printf(
-            "          against the model in double: unfolded %.3g, folded %.3g, bound %.3g; folded in double %.3g\n",
-            own, error, bound, exactness);
+            "          against the model in double: unfolded %.3g, folded %.3g, allowed %.3g; folded in double %.3g\n",
+            own, error, allowed, exactness);
     }
-    if (!(exactness <= kIdentity * largest) || !(error <= bound))
+    if (!(exactness <= kIdentity * largest) || !(error <= allowed))
         fail(
             "the folded model is not the model: its logits differ by %.3g, but rounding explains only %.3g; nothing was written, "
             "please report this",
-            error, bound);
+            error, allowed);
 }
 
 // ---- a bound for a model that was trained without one ----------------------------------------------------------------
@@ -268,10 +268,10 @@ static void visit_inputs(Cpu& dev, const HostModel& model, const int* tokens, si
     }
 }
 
-// The same model with a bound at every site, kMargin times as far away as the largest number that the first three quarters of
-// the sample bring there. The last quarter says how many numbers it will clamp.
-static std::unique_ptr<HostModel> with_bounds(Cpu& dev, const HostModel& model, const EvalTokens& sample,
-                                              const std::string& path) {
+// By site, kMargin times the largest number that the first three quarters of the sample bring there. The last quarter says how
+// many numbers that will clamp.
+static std::vector<double> measure_bounds(Cpu& dev, const HostModel& model, const EvalTokens& sample,
+                                          const std::string& path) {
     constexpr double kMargin = 1.5, kOutlier = 1000;
     const Config& c = model.info.config;
     const std::vector<std::string> sites = taper_site_names(c);
@@ -309,10 +309,17 @@ static std::unique_ptr<HostModel> with_bounds(Cpu& dev, const HostModel& model, 
             "warning: --clamp-sample %s: its last quarter reaches the clamps, and the model is another there; use a longer "
             "or more mixed sample\n",
             in_quotes(path).c_str());
-    // kappa = 1 and c = 1 / B; what c was goes into gamma~.
+    for (double& bound : largest) bound *= kMargin;
+    return largest;
+}
+
+// The same model with a bound B at every site: kappa = 1 and c = 1 / B; what c was goes into gamma~.
+static std::unique_ptr<HostModel> with_bounds(Cpu& dev, const HostModel& model, const std::vector<double>& bounds) {
+    const Config& c = model.info.config;
+    const std::vector<std::string> sites = taper_site_names(c);
     ModelInfo info = model.info;
     info.config.bound = 1;
-    for (size_t i = 0; i < largest.size(); i++) info.taper_scale[i] = float(1 / (kMargin * largest[i]));
+    for (size_t i = 0; i < bounds.size(); i++) info.taper_scale[i] = float(1 / bounds[i]);
     auto bounded = std::make_unique<HostModel>(dev, info);
     GptTensors<float> tensors = model.tensors;
     const auto from = tensor_list(c, tensors), to = tensor_list(info.config, bounded->tensors);
@@ -342,7 +349,7 @@ static std::unique_ptr<HostModel> with_bounds_from(Cpu& dev, const HostModel& mo
     const size_t least = std::max<size_t>(1000, 2 * info.config.T);  // so that every position is measured
     if (sample.tokens.size() < least)
         fail("--clamp-sample %s: expected at least %zu tokens, found %zu", path.c_str(), least, sample.tokens.size());
-    return with_bounds(dev, model, sample, path);
+    return with_bounds(dev, model, measure_bounds(dev, model, sample, path));
 }
 
 // ---- the program ----------------------------------------------------------------------------------------------------

@@ -464,7 +464,7 @@ struct Trainer {
         StepReport r{.step = k, .loss = sums.loss / tokens, .scale_loss = scale_loss(k).lambda * sums.stream.squares / tokens,
                      .g = gate(k), .lr = lr_schedule(settings, k), .stream_scale = sums.stream.sum / tokens};
         // clang-format on
-        if (teacher) r.kl = sums.kl / tokens;
+        if (teacher) r.kl = std::max(sums.kl / tokens, 0.0);  // by rounding, none may be a little below 0
         r.grad_norm = std::sqrt(totals[squares]), r.stop = stopped, r.checkpoint = totals[squares + 3] > 0;
         const bool finite = std::isfinite(r.losses()) && std::isfinite(r.grad_norm);
         const double over_median = gradients.over_median(finite ? r.grad_norm : INFINITY);

@@ -350,6 +350,10 @@ TEST_CASE("fold and infer: refuse models whose tensors or numbers are wrong") {
     }
     for (const std::string key : {"n_layer", "vocab_size", "norm", "gate", "folded", "tokenizer", "format_version"})
         both_refuse({"bad.bin", key}, [&](Rewritten& r) { r.metadata.erase(key); });
+    for (const char* value : {"nan", "-1", "0", "1e40", ""}) {  // of a folded model's clamps
+        rewrite(w.at("folded.bin"), w.at("bad.bin"), [&](Rewritten& r) { r.metadata.at("bound") = value; });
+        w.refused("infer bad.bin --last-token", {"bad.bin", "bound"});
+    }
     // Numbers that are finite, and overflow on the way to the logits.
     rewrite(w.at("model.bin"), w.at("bad.bin"), [](Rewritten& r) {
         const TensorOut& t = tensor(r, "transformer.ln_f.weight");
@@ -363,6 +367,24 @@ TEST_CASE("fold and infer: refuse models whose tensors or numbers are wrong") {
     w.refused("fold bad.bin folded.bin", {"folded"});
     w.refused("infer bad.bin --last-token", {"bad.bin", "finite"});
     w.refused("infer bad.bin -n 3", {"bad.bin", "finite"});
+}
+
+TEST_CASE("train_gpt -y: refuses a state whose averages have a weight that none have") {
+    const Workplace w;
+    w.ok(kTiny + " -g norm -o base.bin");
+    w.ok("train_gpt -i corpus.txt -b 2 -t 16 -x 4 --init base.bin -o tuned.bin --keep 1");
+    const std::string state = w.at("tuned.state.bin"), whole = read_file(state);
+    for (double weight : {0.0, -0.5, 1.5, double(NAN)}) {
+        write_file(state, whole);
+        rewrite(state, state, [&](Rewritten& r) {
+            const TensorOut& t = tensor(r, "state.channels");
+            double* values = static_cast<double*>(const_cast<void*>(t.data));
+            values[t.shape[0] - 1] = weight;
+        });
+        w.refused("train_gpt -y -o tuned.bin -x 6", {"tuned.state.bin", "state.channels"});
+    }
+    write_file(state, whole);
+    w.ok("train_gpt -y -o tuned.bin -x 6");
 }
 
 TEST_CASE(

@@ -64,7 +64,7 @@ inline std::string in_column(double x) {
 // minimised.
 inline std::string step_line(const StepReport& r, size_t steps, double tokens_per_second) {
     std::string text = strprintf("step %*zu/%zu | loss %.4f", int(std::to_string(steps).size()), r.step, steps, r.loss);
-    if (r.kl) text += strprintf(" | kl %.4f", std::max(*r.kl, 0.0));  // by rounding, none may be a little below 0
+    if (r.kl) text += strprintf(" | kl %.4f", *r.kl);
     if (!(r.scale_loss <= 1e-3 * std::min(r.loss, r.kl.value_or(r.loss))))
         text += strprintf(" | scale loss %.3g", r.scale_loss);
     text += strprintf(" | g %.3f | lr %.2e | norm %s | s(h) %s | %6.0f tok/s", r.g, r.lr,

@@ -170,6 +170,8 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
         std::vector<double> channels(sites * width + 1);
         numbers("state.channels", channels);
         c.channel_weight = channels.back();
+        if (!(c.channel_weight > 0 && c.channel_weight <= 1))
+            fail("%s: tensor state.channels: the file is damaged", file.path().c_str());
         for (size_t i = 0; i < sites; i++) c.channels.emplace_back(&channels[i * width], &channels[i * width] + width);
         if (t.step >= t.gate_warmup) c.fits = channel_fits(t);
     }
