@@ -89,8 +89,8 @@ $(EMU)/bench_infer: $(EMU)/dev/bench_infer.o
 $(EMU)/run_kernel_tests $(EMU)/run_cuda_tests $(EMU_PROGRAMS): $(TRAIN) $(LIBRARY) $(EMU)/libemu.a
 	$(CXX) $(LDFLAGS) $(filter %.o,$^) $(EMU)/libemu.a $(LDLIBS) $(MPI_LIBS) $(EMU_LINK) -o $@
 
-# Under the sanitizers and in other orders: without the longest training runs, under ThreadSanitizer without any. (Their CPU
-# side must be of one thread there: ThreadSanitizer does not know OpenMP.)
+# Under the sanitizers and in other orders: without the longest training runs, under ThreadSanitizer without any, and without
+# the programs. (Their CPU side must be of one thread there: ThreadSanitizer does not know OpenMP.)
 EMU_LONG = cuda trainer: 30 updates*,cuda trainer: runs are equal*,cuda trainer: recomputation*
 emu-tsan: EMU_LONG = cuda trainer*,cuda: the model file*,cuda decoding: the same graph*
 emu_run = $(1) $(2)/run_emu_tests && $(1) $(2)/run_cuda_tests
@@ -109,8 +109,9 @@ emu-asan:
 	$(MAKE) emu-programs EMU_SANITIZE=address
 	$(call emu_run,,$(BUILD)/emu-address) -tce="$(EMU_LONG)"
 emu-tsan:
-	$(MAKE) emu-programs EMU_SANITIZE=thread
-	$(call emu_run,,$(BUILD)/emu-thread) -tce="$(EMU_LONG)"
+	$(MAKE) emu-kernels EMU_SANITIZE=thread
+	$(BUILD)/emu-thread/run_emu_tests
+	$(BUILD)/emu-thread/run_kernel_tests -tce="$(EMU_LONG)"
 else
 emu-kernels emu-programs emu-test emu-schedules emu-asan emu-tsan:
 	@echo "$@: skipped: no cublasLt.h and nccl.h in $(CUDA_INCLUDE); set CUDA_HOME to a CUDA Toolkit (12 or later)"
