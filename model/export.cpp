@@ -9,6 +9,7 @@
 #include "io/options.h"
 #include "io/output_folder.h"
 #include "io/tokenizer.h"
+#include "model/foreign_model.h"
 #include "model/modeling_tapernorm.h"
 
 namespace tapernorm {
@@ -48,7 +49,7 @@ void export_head(std::vector<double>& head, std::vector<double>& site_bias, cons
 
 namespace {
 
-constexpr double kFixedEps = 1e12, kFixedSigma = 1e6;  // a LayerNorm that divides every row by 1e6 (see export.h)
+constexpr double kFixedSigma = 1e6;  // what a LayerNorm with kLnFreeEps divides every row by (see export.h)
 
 // A model as GPT2LMHeadModel has it: the tensors of one with all its norms, and a head where it is not tied.
 struct Gpt2Tensors {
@@ -80,7 +81,7 @@ void add_site(Gpt2Tensors& out, const std::string& name, const ModelInfo& info, 
 Gpt2Tensors as_gpt2(const HostModel& model) {
     const ModelInfo& info = model.info;
     const Config& c = info.config;
-    Gpt2Tensors out{normed(info) ? c.eps : kFixedEps, {}, {}};
+    Gpt2Tensors out{normed(info) ? c.eps : kLnFreeEps, {}, {}};
     auto scale = [&](size_t site) { return info.taper_scale.empty() ? 1.0 : double(info.taper_scale[site]); };
     GptTensors<float> tensors = model.tensors;
     visit_tensors(c, tensors, [&](const TensorSpec& t, float*& data) {

@@ -1,4 +1,5 @@
-// GPT-2 models written by other programs: with LayerNorm and all their norms (gate mode norm). See ModelFile::open.
+// GPT-2 models written by other programs: with LayerNorm and all their norms (gate mode norm), or in the convention of the
+// public LN-free GPT-2s (see kLnFreeEps: gate mode taper-all at gate 0). See ModelFile::open.
 #pragma once
 #include <memory>
 #include <string>
@@ -8,6 +9,10 @@
 namespace tapernorm {
 
 // ---- Hugging Face: config.json beside model.safetensors, or beside model.safetensors.index.json and its shards
+
+// A layer_norm_epsilon that leaves no norm: sqrt(var + 1e12) is 1e6 in fp32 for any stream whose variance is below 32768, so a
+// LayerNorm with it is 1e-6 weight (h - mean h) + bias, a site at gate 0 with c = 1e-6.
+constexpr double kLnFreeEps = 1e12;
 
 // The file of weights (or the index of its shards) that `path` names: itself, or one in it if it is a folder. A folder without
 // one and a file in PyTorch's format are errors that say what to do.

@@ -1,5 +1,6 @@
 // Reads GPT-2 models in Hugging Face's format.
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <set>
 
@@ -104,8 +105,14 @@ Config read_settings(const Settings& s) {
         s.refuse("n_inner", strprintf("4 x n_embd = %zu", 4 * c.C), inner);
     if (c.C % c.NH)
         fail("%s: expected n_embd to be a multiple of n_head (%zu), found %zu", s.path().c_str(), c.NH, c.C);
-    c.norm = NormKind::layernorm, c.mode = GateMode::norm;
+    c.norm = NormKind::layernorm, c.mode = c.eps >= kLnFreeEps ? GateMode::taper_all : GateMode::norm;
     return c;
+}
+
+// Where a file in the LN-free convention has a tensor of a site: "ln_1.taper_weight" is its "ln_1.weight".
+std::string name_in_file(std::string name) {
+    if (const size_t at = name.find(".taper_"); at != name.npos) name.replace(at, 7, ".");
+    return name;
 }
 
 // The files that an index names. They are beside it: a name with a folder in it is not the name of a shard.
@@ -150,6 +157,11 @@ class HuggingFaceModel : public ModelFile {
         const bool sharded = weights.ends_with(".json");
         for (const std::string& file : sharded ? shards(weights) : std::vector{weights}) files_.emplace_back(file);
         check_tensors();
+        if (Config& c = info_.config; c.mode == GateMode::taper_all) {
+            info_.gate = 0;
+            info_.taper_scale.assign(2 * c.L + 1, float(1 / std::sqrt(c.eps)));
+            c.eps = default_eps(c.norm);
+        }
         check_head(settings);
         find_unread();
         find_tokenizer_beside(weights, info_);
@@ -170,8 +182,10 @@ class HuggingFaceModel : public ModelFile {
             fail("%s: \"n_layer\" is %zu, but the model has only %s", beside(path_, kConfig).c_str(), info_.config.L,
                  counted(tensors, "tensor").c_str());
         GptTensors<float> none{};
-        visit_tensors(info_.config, none,
-                      [&](const TensorSpec& t, float*&) { checked_tensor(file_of(t.name), t.name, t.shape); });
+        visit_tensors(info_.config, none, [&](const TensorSpec& t, float*&) {
+            const std::string name = name_in_file(t.name);
+            checked_tensor(file_of(name), name, t.shape);
+        });
     }
 
     // The head is wte. Where there is an lm_head.weight that is not, the model is another one, whatever config.json says.
@@ -193,7 +207,7 @@ class HuggingFaceModel : public ModelFile {
             for (const char* mask : {"bias", "masked_bias"})
                 mask_names.insert(strprintf("transformer.h.%zu.attn.%s", l, mask));
         GptTensors<float> none{};
-        visit_tensors(info_.config, none, [&](const TensorSpec& t, float*&) { known.insert(t.name); });
+        visit_tensors(info_.config, none, [&](const TensorSpec& t, float*&) { known.insert(name_in_file(t.name)); });
         std::vector<std::string> tensors;
         size_t masks = 0;
         for (const SafetensorsFile& file : files_)
@@ -208,8 +222,9 @@ class HuggingFaceModel : public ModelFile {
 
     template <class Real>
     void read_from(const TensorSpec& t, Real* dst) const {
-        const SafetensorsFile& file = file_of(t.name);
-        file.read(checked_tensor(file, t.name, t.shape), dst);
+        const std::string name = name_in_file(t.name);
+        const SafetensorsFile& file = file_of(name);
+        file.read(checked_tensor(file, name, t.shape), dst);
     }
     void convert(const TensorSpec& t, float* dst) const override { read_from(t, dst); }
     void convert(const TensorSpec& t, double* dst) const override { read_from(t, dst); }

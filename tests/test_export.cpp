@@ -78,6 +78,16 @@ TEST_CASE("export: the folder, read again, has the logits that transformers give
         check_logits(w.last_logits("hf", expected["tokens"]), expected[gate], 64);
         CHECK(json::parse(read_file(w.at("hf/vocab.json"))).size() == 256);
         CHECK(json::parse(read_file(w.at("hf/tokenizer_config.json")))["eos_token"].is_null());
+        if (gate == "taper-all") {  // in the LN-free convention: a tapered model again, which folds and can be clamped
+            w.ok("fold hf folded.bin"), w.ok("fold hf clamped.bin --clamp-sample corpus.txt");
+            CHECK(SafetensorsFile(w.at("folded.bin")).metadata().at("folded") == "all");
+            CHECK(SafetensorsFile(w.at("clamped.bin")).metadata().contains("bound"));
+            for (const std::string model : {"folded.bin", "clamped.bin"})
+                check_logits(w.last_logits(model, expected["tokens"]), expected[gate], 64);
+            w.ok_export("hf again");
+            CHECK(config_in(w.at("again"))["layer_norm_epsilon"] == 1e12);
+            check_logits(w.last_logits("again", expected["tokens"]), expected[gate], 64);
+        }
         fs::remove_all(w.at("hf"));
     }
 }

@@ -227,7 +227,10 @@ TEST_CASE("foreign models: settings of config.json that we do not have are refus
     free["layer_norm_epsilon"] = 1e12;
     w.hugging_face("free", free);
     w.ok("infer free --tokens 1 -n 1");
-    w.refused("train_gpt --init free", {"--init", "free/model.safetensors", "epsilon"});
+    w.refused("train_gpt --init free", {"--init", "free/model.safetensors", "tapered"});
+    free["layer_norm_epsilon"] = 100;
+    w.hugging_face("nearly", free);
+    w.refused("train_gpt --init nearly", {"--init", "nearly/model.safetensors", "epsilon"});
 }
 
 TEST_CASE("foreign models: tensors that nobody would read are refused by name; masks are none of the model") {
