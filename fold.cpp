@@ -201,7 +201,7 @@ static double mean_kl(const std::vector<double>& a, const std::vector<double>& b
         const double *x = &a[r * V], *y = &b[r * V], lx = log_sum(x), ly = log_sum(y);
         for (size_t i = 0; i < V; i++) kl += std::exp(x[i] - lx) * ((x[i] - lx) - (y[i] - ly)) / double(rows);
     }
-    return kl;
+    return std::max(kl, 0.0);  // by rounding, it may be a little below
 }
 
 // Two things are checked. In double, the unrounded folded model must be the model: the difference may be what rounding to

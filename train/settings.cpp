@@ -328,9 +328,12 @@ Options make_options(Settings& s) {
 CompleteSettings settle(Settings& s, const Options& now, const Options& given, const Origin* origin,
                         const Ranks& ranks) {
     set_dependent_defaults(s, given);
-    if (s.gate == "norm") s.bound = 0;  // as the same flags with -g norm are the baseline
     if (s.bound > 0 && s.bound < kLeastBound)
         fail("--bound: expected 0 or at least %g, found %g", kLeastBound, s.bound);
+    if (now.typed("--final-bound") && (s.gate != "taper-all" || s.bound == 0))
+        fail(
+            "--final-bound: expected -g taper-all and a --bound above 0 with it, found -g %s and --bound %g; leave it out",
+            s.gate.c_str(), s.bound);
     if (s.distill > 0 && s.init.empty())
         fail("--distill: expected --init, whose model is the teacher, found none; name it, or leave out --distill");
     settle_shape(s, now, origin);
