@@ -163,7 +163,7 @@ std::vector<float> read_taper_scales(const SafetensorsFile& file, const Config& 
         float c;
         file.read(checked_tensor(file, site + ".taper_scale", {1}), &c);
         if (!(c > 0 && c < 1e30f))
-            fail("%s: tensor %s.taper_scale: expected a positive number, found %g; the file is damaged",
+            fail("%s: tensor %s.taper_scale: expected a number above 0 and below 1e30, found %g; the file is damaged",
                  file.path().c_str(), site.c_str(), double(c));
         scales.push_back(c);
     }
