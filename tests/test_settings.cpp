@@ -147,6 +147,10 @@ TEST_CASE("train_gpt: a bound stays what it was when its run began, and is none 
     w.ok(kTiny + " -o default.bin"), w.ok("train_gpt -i corpus.txt -b 2 -t 16 -x 4 --init norm.bin -o tuned.bin");
     CHECK(SafetensorsFile(w.at("default.bin")).metadata().at("bound") == "8");
     CHECK(SafetensorsFile(w.at("tuned.bin")).metadata().at("bound") == "3");
+    w.ok(kTiny + " -g taper-all -o default.bin --overwrite");
+    w.ok("train_gpt -i corpus.txt -b 2 -t 16 -x 4 -g taper-all --init norm.bin -o tuned.bin --overwrite");
+    CHECK(SafetensorsFile(w.at("default.bin")).metadata().at("final_bound") == "1.5");
+    CHECK(SafetensorsFile(w.at("tuned.bin")).metadata().at("final_bound") == "3");
     // The final site has its own, where it tapers.
     w.ok(kTiny + " -g taper-all --bound 4.5 --final-bound 2.25 -o all.bin");
     refused("train_gpt -y -x 9 -o all.bin --final-bound 2",

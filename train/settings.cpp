@@ -36,15 +36,16 @@ struct DependentDefault {
 // Without an anchor for its scale, a stream that tapers while it grows runs off.
 bool unanchored(const Settings& s) { return s.gate != "norm" && s.scale_loss == 0; }
 
-const DependentDefault<double> kRates[] = {
+const DependentDefault<double> kNumbers[] = {
     // That of the public recipe: lower ones do not get the norms out, and a young model's makes a trained one forget.
     {"--lr", &Settings::lr, 6e-4, "with --init", [](const Settings& s) { return !s.init.empty(); }},
     // The baseline has no anchor unless one is asked for.
     {"--scale-loss", &Settings::scale_loss, 0, "with -g norm", [](const Settings& s) { return s.gate == "norm"; }},
     // The first positions of pretrained models are far from all others.
     {"--bound", &Settings::bound, 3, "with --init", [](const Settings& s) { return !s.init.empty(); }},
+    {"--final-bound", &Settings::final_bound, 3, "with --init", [](const Settings& s) { return !s.init.empty(); }},
 };
-const DependentDefault<std::string> kKinds[] = {
+const DependentDefault<std::string> kChoices[] = {
     // The stream of a pretrained model may be tens of times as large as that of one that begins here.
     {"--scale-loss-kind", &Settings::scale_loss_kind, "relative", "with --init",
      [](const Settings& s) { return !s.init.empty(); }},
@@ -62,7 +63,7 @@ void set_dependent_defaults(Settings& s, const Options& given) {
         for (const auto& r : rules)
             if (!given.given(r.flag) && r.holds(s)) s.*r.field = r.value;
     };
-    set(kRates), set(kKinds), set(kLengths);  // the lengths depend on --scale-loss
+    set(kNumbers), set(kChoices), set(kLengths);  // the lengths depend on --scale-loss
 }
 
 std::vector<std::string> flags_with_dependent_defaults() {
@@ -70,16 +71,16 @@ std::vector<std::string> flags_with_dependent_defaults() {
     auto add = [&](const auto& rules) {
         for (const auto& r : rules) flags.push_back(r.flag);
     };
-    add(kRates), add(kKinds), add(kLengths);
+    add(kNumbers), add(kChoices), add(kLengths);
     return flags;
 }
 
 // "0.003; 0.0001 with --init", for --help.
 std::string default_text(const char* flag) {
     const Settings s;
-    for (const auto& r : kRates)
+    for (const auto& r : kNumbers)
         if (r.flag == std::string(flag)) return strprintf("%g; %g %s", s.*r.field, r.value, r.when);
-    for (const auto& r : kKinds)
+    for (const auto& r : kChoices)
         if (r.flag == std::string(flag)) return s.*r.field + "; " + r.value + " " + r.when;
     for (const auto& r : kLengths)
         if (r.flag == std::string(flag)) return to_text(s.*r.field) + "; " + to_text(r.value) + " " + r.when;
@@ -193,6 +194,7 @@ void add_taper_options(Options& o, Settings& s) {
            .help = "clip the input of each scaling to KAPPA times its usual scale, so that no text can make the residual stream run "
                    "off (0: do not clip)"});
     o.add({.long_name = "--final-bound", .to = &s.final_bound, .metavar = "KAPPA", .range = {.low = kLeastBound, .high = 1e6},
+           .default_text = default_text("--final-bound"),
            .help = "with --bound and -g taper-all: clip the input of the final scaling to KAPPA times its usual scale; logits that are "
                    "KAPPA times as large make the model KAPPA times as certain"});
     o.add({.long_name = "--ema-decay", .to = &s.ema_decay, .range = {.low = 0, .high = 1, .high_open = true},
