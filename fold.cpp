@@ -6,7 +6,7 @@
 //   LayerNorm kind  y = c gamma~ (h - mean h) + beta~      W' = (I - 1 1^T / C) c diag(gamma~) W  b' = b + beta~ W
 //
 // so that y W + b = h W' + b': the centering subtracts from each column of c diag(gamma~) W its mean over the inputs.
-// A bounded site (-g taper with --bound) multiplies v = min(max(u, -B), B) in place of u. There, fold centers what writes the
+// A bounded site (Config::bound) multiplies v = min(max(u, -B), B) in place of u. There, fold centers what writes the
 // stream instead: wpe, both c_proj with their biases over the outputs, and the rows of wte (a tied one stays as it is for the head,
 // and their means, wte.mean, are subtracted where a token enters the stream). So every row of the stream has mean 0, u = h, and
 //
@@ -335,16 +335,28 @@ static std::unique_ptr<HostModel> with_bounds(Cpu& dev, const HostModel& model, 
     return bounded;
 }
 
+// path: the sample; named: --tokenizer, or empty for the model's own.
 static std::unique_ptr<HostModel> with_bounds_from(Cpu& dev, const HostModel& model, const std::string& path,
-                                                   const std::string& in) {
+                                                   const std::string& named, const std::string& in) {
     const ModelInfo& info = model.info;
     if (info.config.mode == GateMode::norm)
         fail("--clamp-sample: expected a tapered model, found %s, whose norms stay; leave the flag out", in.c_str());
     if (info.config.bound > 0)
         fail("--clamp-sample: %s was trained with --bound %g and keeps it; leave the flag out", in.c_str(),
              info.config.bound);
-    const std::optional<Tokenizer> tokenizer = model_tokenizer(info, in);
-    const Tokenize encode = [&](std::string_view text) { return tokenizer->encode_parallel(text, true, dev.threads); };
+    std::optional<Tokenizer> tokenizer;
+    std::string why_none;  // token shards need none
+    try {
+        tokenizer = named.empty() ? model_tokenizer(info, in) : Tokenizer::from_path(named);
+        check_tokenizer(*tokenizer, info, in);
+    } catch (const Error& error) {
+        if (!named.empty()) throw;
+        why_none = error.what();
+    }
+    const Tokenize encode = [&](std::string_view text) {
+        if (!tokenizer) fail("%s", why_none.c_str());
+        return tokenizer->encode_parallel(text, true, dev.threads);
+    };
     const EvalTokens sample = read_eval_tokens("--clamp-sample", path, tokenizer, encode, info);
     const size_t least = std::max<size_t>(1000, 2 * info.config.T);  // so that every position is measured
     if (sample.tokens.size() < least)
@@ -366,21 +378,27 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
 }
 
 [[maybe_unused]] static int run_program(int argc, char** argv) {
-    std::string in, out, sample, dtype = "fp32";
+    std::string in, out, sample, tokenizer, dtype = "fp32";
     size_t threads = 0;
     Options options("fold", "Folds the norms of a finished model into the matrices that follow them.");
     options.section("Files");
-    options.add({.long_name = "model",
-                 .to = &in,
-                 .metavar = "MODEL",
-                 .help = "a model of train_gpt whose taper has ended (gate 0), or one trained with -g norm"});
+    options.add(
+        {.long_name = "model",
+         .to = &in,
+         .metavar = "MODEL",
+         .help =
+             "a model of train_gpt whose taper has ended (gate 0), or one trained with -g norm; or the folder of a Hugging Face "
+             "GPT-2, LN-free ones included"});
     options.add({.long_name = "folded", .to = &out, .metavar = "FOLDED", .help = "the folded model to write"});
     // clang-format off
     options.add({.long_name = "--dtype", .to = &dtype, .choices = {"fp32", "bf16"},
                  .help = "number type of the weights in FOLDED; the check before writing uses fp32"});
     options.add({.long_name = "--clamp-sample", .to = &sample, .metavar = "FILE", .default_text = "none",
-                 .help = "for a model trained without --bound: clamp the folded model's residual stream at 1.5 times the range that this text, "
+                 .help = "for a model without a bound (--bound 0, or an LN-free GPT-2): clamp the folded model's residual stream at 1.5 times the range that this text, "
                          "or these token shards, bring there, so that no other text can make it run off; its first 100,000 tokens count"});
+    options.add({.long_name = "--tokenizer", .to = &tokenizer, .metavar = "PATH", .default_text = "the model's own",
+                 .help = "with --clamp-sample and a text: bytes, a folder with vocab.json and merges.txt, a tokenizer.json, or llm.c's "
+                         "gpt2_tokenizer.bin"});
     options.section("Run");
     options.add({.long_name = "--threads", .to = &threads, .range = {.high = 1024}, .default_text = "all cores",
                  .help = "CPU threads for the sample and the check"});
@@ -400,7 +418,9 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
                file.metadata().at("folded") != "none";
     });
 
-    if (!sample.empty()) model = with_bounds_from(dev, *model, sample, in);
+    if (!tokenizer.empty() && sample.empty())
+        fail("--tokenizer: expected --clamp-sample, whose text it is for, found none; leave it out");
+    if (!sample.empty()) model = with_bounds_from(dev, *model, sample, tokenizer, in);
 
     Model64 exact(dev, model->info.config);
     ModelInfo info = model->info;

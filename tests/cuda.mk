@@ -2,7 +2,8 @@
 #
 # make emu-test            every kernel on the CPU, through the stand-in of tests/emu; needs the CUDA Toolkit's headers, no GPU
 # make emu-schedules       the programs too, and all of it in other orders of threads, with streams that run as late as they may
-# make emu-asan, emu-tsan  all of it under AddressSanitizer and ThreadSanitizer
+# make emu-asan            all of it but the longest runs under AddressSanitizer
+# make emu-tsan            the kernels, without training runs, under ThreadSanitizer
 # make cuda-compile-check  all that nvcc ever compiles, warnings as errors, and the table of registers of every kernel
 # make kernel-table        writes that table to dev/results/kernel-resources.md
 # make gpu-test            on a GPU: the tests, the programs, both under compute-sanitizer

@@ -227,7 +227,12 @@ TEST_CASE("foreign models: settings of config.json that we do not have are refus
     free["layer_norm_epsilon"] = 1e12;
     w.hugging_face("free", free);
     w.ok("infer free --tokens 1 -n 1");
-    w.refused("train_gpt --init free", {"--init", "free/model.safetensors", "tapered"});
+    w.refused("train_gpt --init free", {"--init", "free/model.safetensors", "epsilon"});
+    w.ok("fold free folded.bin --clamp-sample corpus.txt --tokenizer bytes");
+    w.refused("fold free folded.bin --clamp-sample corpus.txt --tokenizer none", {"none"});
+    free["layer_norm_epsilon"] = 4e12;
+    w.hugging_face("freer", free);
+    CHECK(ModelFile::open(w.at("freer"))->info().taper_scale[0] == 5e-7f);
     free["layer_norm_epsilon"] = 100;
     w.hugging_face("nearly", free);
     w.refused("train_gpt --init nearly", {"--init", "nearly/model.safetensors", "epsilon"});

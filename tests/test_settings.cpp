@@ -163,7 +163,9 @@ TEST_CASE("train_gpt: a bound stays what it was when its run began, and is none 
     CHECK(SafetensorsFile(w.at("all_folded.bin")).metadata().at("final_bound") == "2.25");
     CHECK(!SafetensorsFile(w.at("with.bin")).metadata().contains("final_bound"));
     // A baseline does not lose the bound that its file of settings gives to a taper.
-    w.ok("train_gpt --config norm.toml -g taper -o taper.bin");
+    w.ok("train_gpt -y -x 8 -o norm.bin"), w.ok("train_gpt --config norm.toml -g taper -o taper.bin");
+    w.ok("train_gpt --config all.toml -g taper -o other.bin");
+    CHECK(!SafetensorsFile(w.at("other.bin")).metadata().contains("final_bound"));
     CHECK(SafetensorsFile(w.at("taper.bin")).metadata().at("bound") == "4.5");
     refused(kTiny + " -g taper --final-bound 2 -o x.bin",
             "--final-bound: expected -g taper-all and a --bound above 0 with it, found -g taper and --bound 8");

@@ -43,6 +43,7 @@ const DependentDefault<double> kNumbers[] = {
     {"--scale-loss", &Settings::scale_loss, 0, "with -g norm", [](const Settings& s) { return s.gate == "norm"; }},
     // The first positions of pretrained models are far from all others.
     {"--bound", &Settings::bound, 3, "with --init", [](const Settings& s) { return !s.init.empty(); }},
+    // A trained model's logits are in place, and may still have to grow.
     {"--final-bound", &Settings::final_bound, 3, "with --init", [](const Settings& s) { return !s.init.empty(); }},
 };
 const DependentDefault<std::string> kChoices[] = {
@@ -304,7 +305,7 @@ void settle_gate(Settings& s) {
         fail("--gate-warmup: expected at least 1 update to calibrate from, found 0");
 }
 
-// Every setting but files as --help shows it, by its long name.
+// Every setting that all ranks share as --help shows it, by its names.
 std::map<std::string, std::string> texts(Settings s) {
     const auto list = make_options(s).common();
     return {list.begin(), list.end()};

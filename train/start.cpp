@@ -25,7 +25,8 @@ std::unique_ptr<ModelFile> open_init(const std::string& path) {
     auto file = ModelFile::open(path);
     const ModelInfo& info = file->info();
     const char* found = info.config.fold != Fold::none ? "folded" : info.gate != 1 ? "tapered" : nullptr;
-    if (info.config.eps > 1) found = "free of them (its norms are fixed maps: their epsilon is huge)";
+    if (info.config.eps > 1 || (found && file->foreign()))
+        found = "free of them (its norms are fixed maps: their epsilon is huge)";
     if (found)
         fail("--init: %s: expected a model with all its norms, found one that is %s; start from a -g norm model",
              file->path().c_str(), found);
