@@ -22,6 +22,17 @@ def divergence(start, now, rows):
     return total / rows.numel()
 
 
+def loss(model, rows):
+    """Mean over the tokens of rows [B, T] that have one before them, in nats."""
+    import torch
+    total = 0.0
+    for some in rows.split(8):
+        with torch.no_grad():
+            logits = model(some).logits[:, :-1]
+        total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), some[:, 1:].flatten(), reduction="sum").item()
+    return total / rows[:, 1:].numel()
+
+
 def clamped(model, rows):
     """Shares of the numbers that the bounds of a model's sites clip on the tokens rows [B, T]: (in first positions, behind them)."""
     import torch

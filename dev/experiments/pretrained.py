@@ -18,15 +18,22 @@ model before in place of the text; fine-tuned alike, norm would stay what it was
 0.02 nats of norm's; one seed); the divergence from the model at the start (KL, over the first 20,000 tokens of validation) is reported.
 Of these, 4 came out best and was the smallest, and norm's best rate the highest. Added before their runs: bounds of 2 and 3, rates of 12e-4
 and 24e-4, and with --bound 4 gates that close earlier. Norm's best rate is 12e-4: there, added before their runs, the default, a bound of 3
-and, as earlier gates were worse, later ones. 3 and 4 came out within 0.004 of each other: both get the other seeds.
+and, as earlier gates were worse, later ones. 3 and 4 came out within 0.004 of each other: both get the other seeds. Added before their
+runs, of 2,500 updates: norm and 3 at 12e-4, on four times as much text from the model, so that little is read twice (within 0.02
+nats). And 250 updates with other weights of the scale loss than 0.1, of which the best is to be what --init does. Added when taper-all on
+two small models had lost 0.09 nats by its final bound of 1.5, before its runs: taper-all with final bounds of 1.5, 3 and 6; --init's
+becomes the smallest that is within 0.01 nats of the best. They came out within 0.003 of each other, the smallest that holds for both is to
+decide: three seeds of a model of 0.2M parameters after 150 updates, fine-tuned for 150 more.
 """
+import concurrent.futures
+import multiprocessing
 import statistics
 import struct
 import sys
 
 import exported
 import runs
-from runs import Run
+from runs import SHAPE, Run
 
 NAME = "microformer-mgm"
 BASE = Run(NAME, "-g norm -x 250 -l 1e-4 -v 0", keep=True, init=f"{NAME}/hf")
@@ -38,6 +45,10 @@ MODES = {
     **{f"taper, channels, --bound {k}": f"-g taper --calibration channels --scale-loss-kind relative --bound {k}" for k in (2, 3, 4, 8, 16)},
     **{f"taper, channels, --bound 4, gate {w} to {e}": f"-g taper --calibration channels --scale-loss-kind relative --bound 4 --gate-warmup {w} "
        f"--gate-end {e}" for w, e in (("5%", "20%"), ("2%", "8%"), ("5%", "60%"), ("5%", "80%"))},
+    **{f"taper-all, channels, --bound 3, --final-bound {k}": "-g taper-all --calibration channels --scale-loss-kind relative --bound 3 "
+       f"--final-bound {k}" for k in (1.5, 3, 6)},
+    **{f"taper, channels, --bound 3, --scale-loss {x}": f"-g taper --calibration channels --scale-loss-kind relative --bound 3 --scale-loss {x} "
+       "--gate-warmup 5% --gate-end 40%" for x in (0, 0.01, 1)},
     "taper, --distill 1": "-g taper --calibration channels --scale-loss-kind relative --distill 1",
 }
 CHANNELS = "taper, and channels"
@@ -46,19 +57,51 @@ CASES = [("norm", "3e-4", 1), ("taper, as before", "3e-4", 1), ("taper, relative
          *(("taper, --distill 1", "3e-4", seed) for seed in (1, 2, 3)), ("norm", "1e-4", 1), (CHANNELS, "1e-4", 1),
          *((f"taper, channels, --bound {k}", "6e-4", 1) for k in (4, 8, 16)),
          ("norm", "12e-4", 1), ("taper, channels, --bound 4", "12e-4", 1),
-         *((mode, "6e-4", 1) for mode in MODES if mode.endswith((" 2", " 3", " 20%", " 8%"))), ("norm", "24e-4", 1),
-         *((mode, "12e-4", 1) for mode in MODES if mode.endswith((" 3", " 60%", " 80%"))), (CHANNELS, "12e-4", 1),
-         *((mode, "12e-4", seed) for seed in (2, 3) for mode in MODES if mode == "norm" or mode.endswith(("--bound 3", "--bound 4")))]
-BATCHES = {11: 5, 12: 6}  # seed: batches of 768 documents
+         *((mode, "6e-4", 1) for mode in MODES if mode.endswith(("--bound 2", "--bound 3", " 20%", " 8%"))), ("norm", "24e-4", 1),
+         *((mode, "12e-4", 1) for mode in MODES if mode.endswith(("--bound 3", " 60%", " 80%"))), (CHANNELS, "12e-4", 1),
+         *((mode, "12e-4", 1) for mode in MODES if mode.startswith("taper-all")),
+         *((mode, "12e-4", 1) for mode in MODES if "--scale-loss " in mode),
+         *((mode, "12e-4", seed) for seed in (2, 3) for mode in MODES if mode == "norm" or mode.endswith(("s, --bound 3", "s, --bound 4")))]
+LONG = f"{NAME}-long"  # the same validation text, and more to train on, for 2,500 updates
+LONG_CASES = [(mode, "12e-4", 1) for mode in ("norm", "taper, channels, --bound 3")]
+BATCHES = {NAME: {11: 5, 12: 6}, LONG: {13: 15, 14: 15}}  # seed: batches of 768 documents; LONG's are behind NAME's
 VAL_TOKENS, KL_TOKENS = 100_000, 19_968  # whole rows of 256
 
 
 def make_run(mode, rate, seed):
-    return Run(NAME, f"-x 250 -l {rate} {MODES[mode]} -v 0", seed, BASE, keep=seed > 1)
+    return Run(NAME, f"-x 250 -l {rate} {MODES[mode]} -v 0", seed, BASE, keep=seed > 1 or mode.startswith("taper-all"))
+
+
+YOUNG = Run("shakespeare", f"{SHAPE} -g norm -x 150 -l 3e-3 -v 0", keep=True)  # a model whose logits have yet to grow
+YOUNG_MODES = {"norm": "-g norm", **{name: f"{flags} --calibration channels --scale-loss-kind relative --bound 3" for name, flags in (
+    ("taper", "-g taper"), *((f"taper-all, final bound {k}", f"-g taper-all --final-bound {k}") for k in (1.5, 3, 8)))}}
+YOUNG_SEEDS = (1, 2, 3)
+
+
+def make_young_run(mode, seed):
+    return Run("shakespeare", f"{SHAPE} -x 150 -l 6e-4 {YOUNG_MODES[mode]} -v 0", seed, YOUNG)
+
+
+def young_table(args):
+    records = runs.run_all(args, [make_young_run(mode, seed) for mode in YOUNG_MODES for seed in YOUNG_SEEDS])
+    losses = {mode: [records[run]["val_loss"] for seed in YOUNG_SEEDS if (run := make_young_run(mode, seed)) in records]
+              for mode in YOUNG_MODES}
+    return runs.table(["mode", "validation loss, by seed", "nats above norm, mean"], [
+        [mode, " ".join(f"{loss:.4f}" for loss in of), f"{statistics.mean(of) - statistics.mean(losses['norm']):+.3f}" if mode != "norm" else ""]
+        for mode, of in losses.items() if of])
+
+
+def make_long_run(mode, rate, seed):
+    return Run(LONG, f"-x 2500 -l {rate} {MODES[mode]} -v 250", seed, BASE, keep=True)
 
 
 def write_shard(path, tokens):
     path.write_bytes(struct.pack("<3i", 20240520, 1, len(tokens)).ljust(1024, b"\0") + struct.pack(f"<{len(tokens)}H", *tokens))
+
+
+def read_shard(path):
+    content = path.read_bytes()[1024:]
+    return list(struct.unpack(f"<{len(content) // 2}H", content))
 
 
 def key(run):
@@ -68,27 +111,31 @@ def key(run):
 def compare(args, run):
     """The record of a run's distance from its start, and of how often its bounds act."""
     import torch
-    data = (args.data / NAME / "val.bin").read_bytes()[1024:][:2 * KL_TOKENS]
-    rows = torch.tensor(struct.unpack(f"<{KL_TOKENS}H", data)).view(-1, 256)
+    rows = torch.tensor(read_shard(args.data / NAME / "val.bin")[:KL_TOKENS]).view(-1, 256)
     model = exported.load(args, run)
     first, behind = exported.clamped(model, rows)
     return {"key": key(run), "of": run.key, "kl": exported.divergence(exported.load(args, run.start), model, rows),
             "clamped_first": first, "clamped_behind": behind}
 
 
-def sample(folder):
-    """Writes folder/hf, train.bin and val.bin."""
+def random_loss(args, run):
+    """The record of a run's loss on random tokens."""
+    import torch
+    torch.manual_seed(3)
+    model = exported.load(args, run)
+    rows = torch.randint(model.config.vocab_size, (KL_TOKENS // 256, 256))
+    return {"key": f"{run.key}-random", "of": run.key, "text": "random tokens", "loss": exported.loss(model, rows)}
+
+
+def draw(folder, seed, batches):
+    """The tokens of batches of documents, one behind the other."""
     import torch
     import transformers
-    source = folder / "mgm" / "resources" / "general_model"
-    if not source.is_dir():
-        sys.exit(f"{source}: no such folder; unzip the wheel of microformer-mgm 0.5.8 into {folder}")
-    model = transformers.GPT2LMHeadModel.from_pretrained(source).eval()
-    model.save_pretrained(folder / "hf")
+    torch.set_num_threads(1)  # a process each
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     begin, end, pad, together, tokens = 2, 3, 0, 768, []
-    for seed, batch in ((seed, batch) for seed, batches in BATCHES.items() for batch in range(batches)):
-        if batch == 0:
-            torch.manual_seed(seed)
+    torch.manual_seed(seed)
+    for batch in range(batches):
         with torch.no_grad():
             documents, past = [[begin] for _ in range(together)], None
             live, x = documents, torch.full((together, 1), begin)
@@ -103,42 +150,64 @@ def sample(folder):
                 past.batch_select_indices(torch.tensor(going))
                 live, x = [live[i] for i in going], x[going]
             tokens += sum(documents, [])
-            print(f"{len(tokens)} tokens", flush=True)
-    write_shard(folder / "val.bin", tokens[:VAL_TOKENS])
-    write_shard(folder / "train.bin", tokens[VAL_TOKENS:])
+            print(f"seed {seed}: {batch + 1} of {batches} batches, {len(tokens)} tokens", flush=True)
+    return tokens
+
+
+def sample(data, jobs):
+    """Writes data/NAME/hf, and train.bin and val.bin of NAME and LONG, those that are not there yet."""
+    import transformers
+    source = data / NAME / "mgm" / "resources" / "general_model"
+    if not source.is_dir():
+        sys.exit(f"{source}: no such folder; unzip the wheel of microformer-mgm 0.5.8 into {data / NAME}")
+    transformers.GPT2LMHeadModel.from_pretrained(source).save_pretrained(data / NAME / "hf")
+    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        tokens = []
+        for name, batches in BATCHES.items():
+            if (data / name / "train.bin").exists():
+                tokens = [token for part in ("val", "train") for token in read_shard(data / name / f"{part}.bin")]
+                continue
+            (data / name).mkdir(exist_ok=True)
+            drawn = [pool.submit(draw, data / NAME / "hf", *of) for of in batches.items()]
+            tokens = sum((future.result() for future in drawn), tokens)
+            write_shard(data / name / "val.bin", tokens[:VAL_TOKENS])
+            write_shard(data / name / "train.bin", tokens[VAL_TOKENS:])
 
 
 def main():
     args = runs.arguments(__doc__, lambda parser: parser.add_argument(
         "--sample", action="store_true", help="make the folder of the model, and its corpus"))
     if args.sample:
-        return sample(args.data / NAME)
-    records = runs.run_all(args, [BASE]) | runs.run_all(args, [make_run(*case) for case in CASES])
-
-    def loss(mode, rate, seed):
-        return records.get(make_run(mode, rate, seed), {}).get("val_loss")
+        return sample(args.data, args.jobs)
+    of = {(2500, *case): make_long_run(*case) for case in LONG_CASES} | {(250, *case): make_run(*case) for case in CASES}
+    records = runs.run_all(args, [BASE]) | runs.run_all(args, list(of.values()))
+    losses = {case: records[run]["val_loss"] for case, run in of.items() if run in records}
 
     rows = []
-    for rate in sorted({rate for _, rate, _ in CASES}, key=float):
+    for updates, rate in sorted({case[::2][:2] for case in losses}, key=lambda at: (at[0], float(at[1]))):
         for mode in MODES:
-            seeds = [seed for m, r, seed in CASES if (m, r) == (mode, rate) and loss(mode, rate, seed)]
-            if not seeds:
+            of_mode = {seed: losses[case] for case in losses for seed in case[3:] if case[:3] == (updates, mode, rate)}
+            if not of_mode:
                 continue
-            gaps = [loss(mode, rate, seed) - loss("norm", rate, seed) for seed in seeds if loss("norm", rate, seed)]
-            rows.append([rate, mode, " ".join(f"{loss(mode, rate, seed):.4f}" for seed in seeds),
+            gaps = [loss - losses[updates, "norm", rate, seed] for seed, loss in of_mode.items() if (updates, "norm", rate, seed) in losses]
+            rows.append([updates, rate, mode, " ".join(f"{loss:.4f}" for loss in of_mode.values()),
                          f"{statistics.mean(gaps):+.3f}" if gaps and mode != "norm" and "--distill" not in MODES[mode] else "",
-                         f"{statistics.mean(loss(mode, rate, seed) for seed in seeds) - records[BASE]['val_loss']:+.3f}"])
-    kept = [(case, make_run(*case)) for case in CASES if make_run(*case) in records and make_run(*case).keep]
+                         f"{statistics.mean(of_mode.values()) - records[BASE]['val_loss']:+.3f}"])
+    kept = [(case, run) for case, run in of.items() if run in records and run.keep]
     for _, run in kept if not args.report else ():
         if key(run) not in runs.read_records() and (args.work / run.key / "model.bin").exists():
             runs.append_record(compare(args, run))
-    compared = [(case, runs.read_records()[key(run)]) for case, run in kept if key(run) in runs.read_records()]
+        if f"{run.key}-random" not in runs.read_records() and (args.work / run.key / "model.bin").exists():
+            runs.append_record(random_loss(args, run))
+    compared = [(case, run, runs.read_records()[key(run)]) for case, run in kept if key(run) in runs.read_records()]
     text = f"Before these updates: {records[BASE]['val_loss']}.\n\n" + runs.table(
-        ["rate", "mode", "validation loss, by seed", "nats above norm, mean", "above the start"], rows)
+        ["updates", "rate", "mode", "validation loss, by seed", "nats above norm, mean", "above the start"], rows)
     text += "\nThe distance from the model before these updates, and the share of numbers that bounds clip:\n\n" + runs.table(
-        ["rate", "mode", "seed", "KL (nats)", "clipped, first positions", "clipped, behind them"],
-        [[rate, mode, seed, f"{record['kl']:.3f}", *(f"{record[share]:.2g}" for share in ("clamped_first", "clamped_behind"))]
-         for (mode, rate, seed), record in compared])
+        ["updates", "rate", "mode", "seed", "KL (nats)", "clipped, first positions", "clipped, behind them", "loss on random tokens"],
+        [[updates, rate, mode, seed, f"{record['kl']:.3f}", *(f"{record[share]:.2g}" for share in ("clamped_first", "clamped_behind")),
+          f"{runs.read_records()[f'{run.key}-random']['loss']:.2f}" if f"{run.key}-random" in runs.read_records() else ""]
+         for (updates, mode, rate, seed), run, record in compared])
+    text += "\nA model of 0.2M parameters that has seen 150 updates, after 150 more:\n\n" + young_table(args)
     print(text)
     runs.write_block(runs.RESULTS / "experiments.md", "pretrained", text)
 

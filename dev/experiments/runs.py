@@ -1,6 +1,6 @@
 """What the experiments share: training runs that are done once, their records, and the statistics of paired seeds.
 
-A run is a list of flags. Its record, one line of dev/results/runs.jsonl, is found again by a hash of those flags, so an
+A run is a list of flags. Its record, one line of dev/results/runs.jsonl or runs-2.jsonl, is found again by a hash of those flags, so an
 experiment that is started anew trains only what is missing, and two experiments share the runs they have in common.
 Tables and figures are made from the records alone: `--report` needs neither corpus nor program.
 """
@@ -24,13 +24,13 @@ sys.path.append(str(ROOT / "dev"))
 import plot_style  # noqa: E402, F401 (for the experiments)
 
 RESULTS = ROOT / "dev" / "results"
-RECORDS = RESULTS / "runs.jsonl"
+RECORDS = [RESULTS / "runs.jsonl", RESULTS / "runs-2.jsonl"]  # parts of less than 1 MiB; new records go to the last
 CORPORA = {  # name: flags, with files of --data; books_train.txt: the first 20,000,000 bytes of such a corpus;
     # bpe10k: the folder that `./bpe_train books_train.txt --vocab-size 10000 --out bpe10k` writes
     "shakespeare": {"-i": "tinyshakespeare.txt"},
     "books": {"-i": "books_train.txt", "-j": "books_val.txt"},
     # what dev/experiments/pretrained.py --sample writes
-    "microformer-mgm": {"-i": "microformer-mgm/train.bin", "-j": "microformer-mgm/val.bin"},
+    **{name: {"-i": f"{name}/train.bin", "-j": f"{name}/val.bin"} for name in ("microformer-mgm", "microformer-mgm-long")},
     "books, BPE": {"-i": "books_train.txt", "-j": "books_val.txt", "--tokenizer": "bpe10k"},
 }
 SHAPE = "--n-layer 4 --n-head 4 --n-embd 64 -t 64 -b 12"  # 0.22M parameters with bytes; 768 tokens per update
@@ -70,13 +70,12 @@ class Run:
 
 
 def read_records():
-    if not RECORDS.exists():
-        return {}
-    return {record["key"]: record for record in map(json.loads, RECORDS.read_text().splitlines())}
+    lines = [line for part in RECORDS if part.exists() for line in part.read_text().splitlines()]
+    return {record["key"]: record for record in map(json.loads, lines)}
 
 
 def append_record(record):
-    with RECORDS.open("a") as file:
+    with RECORDS[-1].open("a") as file:
         file.write(json.dumps(record, separators=(",", ":")) + "\n")  # one write, whole whoever else appends
 
 
