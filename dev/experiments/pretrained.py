@@ -48,7 +48,7 @@ MODES = {
     **{f"taper-all, channels, --bound 3, --final-bound {k}": "-g taper-all --calibration channels --scale-loss-kind relative --bound 3 "
        f"--final-bound {k}" for k in (1.5, 3, 6)},
     **{f"taper, channels, --bound 3, --scale-loss {x}": f"-g taper --calibration channels --scale-loss-kind relative --bound 3 --scale-loss {x} "
-       "--gate-warmup 5% --gate-end 40%" for x in (0, 0.01, 1)},
+       "--gate-warmup 5% --gate-end 40%" for x in (0.01, 1)},
     "taper, --distill 1": "-g taper --calibration channels --scale-loss-kind relative --distill 1",
 }
 CHANNELS = "taper, and channels"
