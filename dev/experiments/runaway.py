@@ -114,7 +114,7 @@ def figure(groups, found):
     plot_style.log_axis(ax)
     ax.set(xticks=range(len(other_text.TEXTS)), xticklabels=other_text.TEXTS, ylabel="mean loss (nats per byte)")
     ax.grid(axis="x", visible=False)
-    fig.suptitle("Models calibrated at 2% on texts unlike their training text, one dot each", fontweight="bold")
+    fig.suptitle("Models calibrated at 2%, on their validation text and on texts unlike it, one dot each", fontweight="bold")
     fig.legend(loc="outside lower center", ncols=3)
     plot_style.save(fig, runs.RESULTS / "runaway", ["png"])
 
