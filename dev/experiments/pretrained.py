@@ -61,7 +61,7 @@ CASES = [("norm", "3e-4", 1), ("taper, as before", "3e-4", 1), ("taper, relative
          *((mode, "12e-4", 1) for mode in MODES if mode.endswith(("--bound 3", " 60%", " 80%"))), (CHANNELS, "12e-4", 1),
          *((mode, "12e-4", 1) for mode in MODES if mode.startswith("taper-all")),
          *((mode, "12e-4", 1) for mode in MODES if "--scale-loss " in mode),
-         *((mode, "12e-4", seed) for seed in (2, 3) for mode in MODES if mode == "norm" or mode.endswith(("s, --bound 3", "s, --bound 4")))]
+         *((mode, "12e-4", seed) for seed in (2, 3) for mode in MODES if mode == "norm" or mode.endswith(("s, --bound 3", "s, --bound 4", "--scale-loss 0.01")))]
 LONG = f"{NAME}-long"  # the same validation text, and more to train on, for 2,500 updates
 LONG_CASES = [(mode, "12e-4", 1) for mode in ("norm", "taper, channels, --bound 3")]
 BATCHES = {NAME: {11: 5, 12: 6}, LONG: {13: 15, 14: 15}}  # seed: batches of 768 documents; LONG's are behind NAME's
