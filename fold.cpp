@@ -344,15 +344,8 @@ static std::unique_ptr<HostModel> with_bounds_from(Cpu& dev, const HostModel& mo
     if (info.config.bound > 0)
         fail("--clamp-sample: %s was trained with --bound %g and keeps it; leave the flag out", in.c_str(),
              info.config.bound);
-    std::optional<Tokenizer> tokenizer;
-    std::string why_none;  // token shards need none
-    try {
-        tokenizer = named.empty() ? model_tokenizer(info, in) : Tokenizer::from_path(named);
-        check_tokenizer(*tokenizer, info, in);
-    } catch (const Error& error) {
-        if (!named.empty()) throw;
-        why_none = error.what();
-    }
+    std::string why_none;
+    const std::optional<Tokenizer> tokenizer = tokenizer_if_any(named, info, in, why_none);
     const Tokenize encode = [&](std::string_view text) {
         if (!tokenizer) fail("%s", why_none.c_str());
         return tokenizer->encode_parallel(text, true, dev.threads);

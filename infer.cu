@@ -249,13 +249,7 @@ struct Inputs {
 
 static void read_inputs(const Settings& s, const Options& options, const ModelInfo& info, Inputs& in) {
     std::string why_none;
-    try {
-        in.tokenizer = s.tokenizer.empty() ? model_tokenizer(info, s.model) : Tokenizer::from_path(s.tokenizer);
-        check_tokenizer(*in.tokenizer, info, s.model);
-    } catch (const Error& error) {
-        if (!s.tokenizer.empty()) throw;
-        why_none = error.what();  // ids still work; a prompt of text says this
-    }
+    in.tokenizer = tokenizer_if_any(s.tokenizer, info, s.model, why_none);
     const PromptReader prompts(s.model, info, in.tokenizer, why_none);
     const Tokenize encode = [&](std::string_view text) {
         return prompts.require_tokenizer().encode_parallel(text, true, int(s.engine.threads));

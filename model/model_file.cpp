@@ -422,6 +422,21 @@ Tokenizer model_tokenizer(const ModelInfo& info, const std::string& model) {
     }
 }
 
+std::optional<Tokenizer> tokenizer_if_any(const std::string& named, const ModelInfo& info, const std::string& model,
+                                          std::string& why_none) {
+    if (!named.empty()) {
+        Tokenizer tokenizer = Tokenizer::from_path(named);
+        check_tokenizer(tokenizer, info, model);
+        return tokenizer;
+    }
+    try {
+        return model_tokenizer(info, model);
+    } catch (const Error& error) {
+        why_none = error.what();
+        return std::nullopt;
+    }
+}
+
 void warn_of_vocabulary(const std::string& model, const std::string& problem) {
     if (problem.empty()) return;
     std::fprintf(

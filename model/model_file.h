@@ -109,6 +109,11 @@ size_t ids_with_text(const Config& config, const std::optional<Tokenizer>& token
 // The tokenizer in the model's file or beside it; fails where there is none, or none that fits.
 Tokenizer model_tokenizer(const ModelInfo& info, const std::string& model);
 
+// That of --tokenizer (named), which fails where it does not fit, else the model's own. Where that is missing there is none, and
+// why_none says why: programs take ids still.
+std::optional<Tokenizer> tokenizer_if_any(const std::string& named, const ModelInfo& info, const std::string& model,
+                                          std::string& why_none);
+
 // For programs that write the model again, without the vocabulary. problem: ModelInfo::vocabulary_problem; none, no warning.
 void warn_of_vocabulary(const std::string& model, const std::string& problem);
 
