@@ -107,15 +107,12 @@ std::optional<Tokenizer> tokenizer_of_shards(const std::string& train) {
 // why_none: why there is none, which token shards do not need.
 std::optional<Tokenizer> find_tokenizer(const Settings& s, const Start& start, const std::optional<Tokenizer>& shards,
                                         std::string& why_none) {
+    if (start.from_file())
+        return tokenizer_if_any(s.tokenizer,
+                                {start.origin.config, 1, 0, start.tokenizer, {}, {}, start.vocabulary_problem},
+                                start.origin.path, why_none);
     if (!s.tokenizer.empty()) return Tokenizer::from_path(s.tokenizer);
-    if (!start.from_file()) return shards ? *shards : Tokenizer();
-    try {
-        return model_tokenizer({start.origin.config, 1, 0, start.tokenizer, {}, {}, start.vocabulary_problem},
-                               start.origin.path);
-    } catch (const Error& e) {
-        why_none = e.what();
-        return {};
-    }
+    return shards ? *shards : Tokenizer();
 }
 
 // "120000 tokens, checksum 5f2c90aa01234567".
