@@ -61,11 +61,13 @@ class Run:
     start: "Run | None" = None  # begins with the weights of this run
     keep: bool = False       # its weights, for others to start from
     init: str = ""           # begins with the weights of this folder of --data
+    other: str = ""          # what its program did differently, where that was tried and is not in the code
 
     @property
     def key(self):
         text = f"{self.corpus} | {self.flags} | {self.seed}" + (f" | {self.start.key}" if self.start else "")
         text += f" | {self.init}" if self.init else ""
+        text += f" | {self.other}" if self.other else ""
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
