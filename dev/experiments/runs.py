@@ -128,6 +128,8 @@ class Trainer:
         return run.key in read_records() and (self.model(run).exists() or not run.keep)
 
     def train_claimed(self, run):
+        if run.other:
+            return f"not trained: its program was another ({run.other})"
         command = [self.program, "-o", str(self.model(run)), "--seed", str(run.seed), "--threads", "1", *run.flags.split()]
         for flag, name in CORPORA[run.corpus].items():
             command += [flag, str(self.data / name)]
