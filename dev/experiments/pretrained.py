@@ -32,7 +32,7 @@ numbers for good), a weaker scale loss (norm's stream shrinks by a third meanwhi
 rate for the same reason, a gate that closes at 20%, fits of the clipped input. What ends 0.003 nats or more below --bound 3 gets 2,500
 updates, all such changes together. Added before their runs: no weight decay, as it shrinks what a norm would scale up again (625), and a
 scale loss at every site, which should make rows alike while norms still hide their scales (250). Nothing reached 0.003: a second seed of
-2,500 updates as they are.
+2,500 updates as they are, and --carry-moments, the best of ideas.py (250).
 """
 import concurrent.futures
 import multiprocessing
@@ -61,7 +61,8 @@ MODES = {
     "taper, --distill 1": "-g taper --calibration channels --scale-loss-kind relative --distill 1",
 }
 B3 = "taper, channels, --bound 3"
-MODES |= {f"{B3}, gate 5% to 20%": f"{MODES[B3]} --gate-warmup 5% --gate-end 20%", f"{B3}, --weight-decay 0": f"{MODES[B3]} --weight-decay 0"}
+MODES |= {f"{B3}, gate 5% to 20%": f"{MODES[B3]} --gate-warmup 5% --gate-end 20%", f"{B3}, --weight-decay 0": f"{MODES[B3]} --weight-decay 0",
+          f"{B3}, --carry-moments": f"{MODES[B3]} --carry-moments"}
 OTHERS = {f"{B3}, {what}": what for what in (  # programs that were changed, and changed back
     "fits of the clipped input",  # v in place of u in the sums of ops/channel_sums.cuh, from the first update that tapers on
     # lambda mean (s / E[s] - 1)^2 at every site, E[s] its average over the calibration, from the sixth update on
@@ -78,7 +79,7 @@ CASES = [("norm", "3e-4", 1), ("taper, as before", "3e-4", 1), ("taper, relative
          *((mode, "12e-4", 1) for mode in MODES if mode.startswith("taper-all")),
          *((mode, "12e-4", 1) for mode in MODES if "--scale-loss " in mode),
          *((mode, "12e-4", seed) for seed in (2, 3) for mode in MODES if mode == "norm" or mode.endswith(("s, --bound 3", "s, --bound 4", "--scale-loss 0.01"))),
-         *((mode, "12e-4", 1) for mode in OTHERS if mode.endswith("every site"))]
+         (f"{B3}, --carry-moments", "12e-4", 1), *((mode, "12e-4", 1) for mode in OTHERS if mode.endswith("every site"))]
 LONG = f"{NAME}-long"  # the same validation text, and more to train on, for 2,500 updates
 LONG_CASES = [(2500, mode, "12e-4", seed) for seed in (1, 2) for mode in ("norm", B3)]
 LONG_CASES += [(625, mode, "12e-4", 1) for mode in ("norm", B3, "taper, channels, --bound 8", f"{B3}, --scale-loss 0.01", f"{B3}, gate 5% to 20%",
