@@ -132,6 +132,8 @@ TEST_CASE("foreign models: Hugging Face's folders and llm.c's checkpoints hold t
     w.ok("train_gpt -y -x 7 -g taper");
     CHECK(out.find("plain/model.safetensors: validation loss ") != out.npos);
     CHECK(out.find(" before the first update\n") != out.npos);
+    CHECK(out.find("context   -t 8: the first 8 of its 16 positions are trained") != out.npos);
+    CHECK(w.ok(kTrain + " --init plain --tokenizer bytes -t 16 -j corpus.txt -m 3").find("context   ") == out.npos);
 }
 
 TEST_CASE("foreign models: text is cut by the tokenizer beside the model, which the new model then carries") {
