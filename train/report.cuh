@@ -147,7 +147,7 @@ void print_start(const Trainer<Device, Real>& t, const Run& run) {
     std::printf("model     %s\n", describe(info).c_str());
     if (const size_t positions = t.model.config.T; s.T < positions)
         std::printf(
-            "context   -t %zu: the first %zu of its %zu positions are trained, those behind them get worse; -t %zu trains all\n",
+            "context   -t %zu: the first %zu of its %zu positions are trained, those behind them may get worse; -t %zu trains all\n",
             s.T, s.T, positions, positions);
     std::printf("data      %s: %zu tokens to train on (%.2f epochs), %zu to validate\n", run.train.name().c_str(),
                 run.train.size(), double(s.steps) * double(s.total_batch) / double(run.train.size()), run.val.size());
