@@ -131,8 +131,10 @@ Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& met
     }
     fail(
         "%s: its tokenizer (%s) is not in the file, and there is no vocab.json and merges.txt beside it; name one with "
-        "--tokenizer DIR (or --tokenizer bytes)",
-        in_quotes(model_path).c_str(), name == metadata.end() ? "unknown" : name->second.c_str());
+        "--tokenizer DIR%s",
+        in_quotes(model_path).c_str(), name == metadata.end() ? "unknown" : name->second.c_str(),
+        name == metadata.end() || name->second == "bytes" || name->second == "unknown" ? " (or --tokenizer bytes)"
+                                                                                       : "");
 }
 
 }  // namespace tapernorm

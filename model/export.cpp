@@ -169,23 +169,6 @@ void check_new(const std::string& dir) {
         fail("%s exists already and is not an empty folder; expected the name of a new folder", dir.c_str());
 }
 
-// why_none: why there is none, where there is none.
-std::optional<Tokenizer> tokenizer_for(const std::string& path, const std::string& model, const ModelInfo& info,
-                                       std::string& why_none) {
-    if (!path.empty()) {
-        const Tokenizer tokenizer = Tokenizer::from_path(path);
-        check_tokenizer(tokenizer, info, model);
-        return tokenizer;
-    }
-    try {
-        return model_tokenizer(info, model);
-    } catch (const Error& e) {
-        why_none = e.what();
-        warn_of_vocabulary(model, info.vocabulary_problem);
-        return {};
-    }
-}
-
 void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
     if (plain) {
         std::printf("load      GPT2LMHeadModel.from_pretrained(\"%s\")\n", printable(dir).c_str());
@@ -250,7 +233,8 @@ int export_command(int argc, const char* const* argv) {
     std::printf("read      %s: %s\n", printable(in).c_str(), describe(info).c_str());
     if (without_bound) leave_out_bound(info, in);
     std::string why_none;
-    const std::optional<Tokenizer> tokenizer = tokenizer_for(tokenizer_path, in, info, why_none);
+    const std::optional<Tokenizer> tokenizer = tokenizer_if_any(tokenizer_path, info, in, why_none);
+    if (!tokenizer) warn_of_vocabulary(in, info.vocabulary_problem);
     check_new(dir);
     OutputFolder folder(dir, false);
     const Dtype dtype = dtype_text == "bf16" ? Dtype::BF16 : Dtype::F32;

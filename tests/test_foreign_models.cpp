@@ -180,6 +180,8 @@ TEST_CASE("foreign models: text is cut by the tokenizer beside the model, which 
     w.refused(kTrain + " --init new.bin", {"--init", "new.bin", "tapered"});
     w.ok(kTrain + " --init base.bin -o again.bin");
     w.refused(kTrain + " --init base.bin --tokenizer bytes", {"--tokenizer", name, "bytes"});
+    w.ok(kTiny + " -g norm -o bytes.bin");
+    w.refused(kTrain + " --init bytes.bin --tokenizer words", {"--tokenizer: expected bytes", "bytes.bin", name});
 }
 
 TEST_CASE("foreign models: settings of config.json that we do not have are refused by name") {

@@ -100,7 +100,8 @@ std::string generated(const std::string& out) {
 
 TEST_CASE("programs: train, fold and run, in every mode and kind; logits are the model's") {
     const std::vector<int> tokens = byte_ids("The cat sat.");
-    for (const std::string flags : {"norm", "taper --bound 0", "taper-all --bound 0", "taper --bound 0.5", "taper-all --bound 0.5"})
+    for (const std::string flags :
+         {"norm", "taper --bound 0", "taper-all --bound 0", "taper --bound 0.5", "taper-all --bound 0.5"})
         for (const std::string norm : {"layernorm", "rmsnorm"}) {
             INFO(flags, " ", norm);
             const std::string gate = words(flags)[0];
@@ -125,7 +126,8 @@ TEST_CASE("programs: train, fold and run, in every mode and kind; logits are the
             const auto names = tensor_names(w.at("folded.bin"));
             const size_t final_norm = gate == "taper" ? (norm == "layernorm" ? 2 : 1) : 0;
             // Of a site with a bound its scale is left, which says where the stream is clamped.
-            const size_t scales = !flags.ends_with("0.5") ? 0 : count_with(tensor_names(w.at("model.bin")), ".taper_scale");
+            const size_t scales =
+                !flags.ends_with("0.5") ? 0 : count_with(tensor_names(w.at("model.bin")), ".taper_scale");
             CHECK(count_with(names, ".taper_scale") == scales);
             CHECK(count_with(names, "taper") == scales);
             CHECK(count_with(names, "ln_") == final_norm + scales);
@@ -590,6 +592,9 @@ TEST_CASE("train_gpt: token shards and a validation text of its own") {
     CHECK(out.find("1200 tokens to train on") != std::string::npos);
     CHECK(out.find("600 to validate") != std::string::npos);
     w.ok("fold model.bin folded.bin");
+    CHECK(out.find("&& ./infer folded.bin --last-token --tokens 0\n") != std::string::npos);  // it cannot read text
+    w.ok("infer folded.bin --last-token --tokens 0");
+    w.refused("infer folded.bin --last-token", {"(gpt2)", "--tokenizer DIR; or give ids with --tokens"});  // bytes: no
     CHECK(w.ok("infer folded.bin --last-token --tokens 50256,1,2").find("last-token mode") != std::string::npos);
     CHECK(generated(w.ok("infer folded.bin -n 3 --greedy --tokens 50256,1,2")).find(',') != std::string::npos);
     w.refused("infer folded.bin --prompt hello", {"folded.bin", "gpt2", "--tokens"});

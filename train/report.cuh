@@ -209,7 +209,8 @@ void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) 
         std::printf("next: the gate is still %.4g; continue: ./train_gpt -y -o %s -x %zu%s\n", g, out.c_str(),
                     t.gate_end, flags_for_rate(t.lr_now()).c_str());
     else
-        std::printf("next: ./fold %s %s && ./infer %s --last-token\n", out.c_str(), folded.c_str(), folded.c_str());
+        std::printf("next: ./fold %s %s && ./infer %s --last-token%s\n", out.c_str(), folded.c_str(), folded.c_str(),
+                    run.decode ? "" : " --tokens 0");
 }
 
 template <class Device, class Real>

@@ -80,10 +80,9 @@ Config make_config(const Settings& s, const Run& run, const Start& start) {
     if (start.from_file()) {
         c = start.origin.config;
         const std::string& own = start.tokenizer.at("tokenizer");
-        if (c.V < V && (run.decode || tokenizer == "gpt2"))
+        if (c.V < V && tokenizer == "gpt2")  // as shards are taken for; see find_tokenizer for the others
             fail("--train: the corpus has a vocabulary of %zu tokens (%s); expected the %zu of %s", V,
                  tokenizer.c_str(), c.V, start.origin.path.c_str());
-        if (run.decode) check_tokenizer(*run.decode, {c, 1, 0, start.tokenizer, {}}, start.origin.path);
         if (!start.foreign && own != tokenizer)
             fail("--tokenizer: expected %s, which %s was trained with, found %s", own.c_str(),
                  start.origin.path.c_str(), tokenizer.c_str());
