@@ -1,9 +1,11 @@
 // The loss of a model on a text.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -52,6 +54,38 @@ Evaluation evaluate_tokens(Cpu& cpu, Decoder<Device, Real>& decoder, const Confi
     return e;
 }
 
+// How many of the numbers that enter a model's sites lie outside its bound.
+struct BoundUse {
+    std::atomic<size_t> clipped = 0, numbers = 0;
+
+    double share() const { return double(clipped) / double(std::max<size_t>(numbers, 1)); }
+
+    // The rows x [rows, C] that enter a site.
+    template <class Real>
+    void add(Cpu& cpu, const Site<Real>& site, const Real* x, size_t rows, size_t C) {
+        const bool centered = site.kind == NormKind::layernorm && site.phase != Phase::clamp;
+        parallel_ranges(cpu, rows, 1, [&](size_t first, size_t last, int) {
+            size_t outside = 0;
+            for (const Real* row = x + first * C; row < x + last * C; row += C) {
+                const Real mean = centered ? std::accumulate(row, row + C, Real(0)) / Real(C) : Real(0);
+                for (size_t i = 0; i < C; i++) outside += !inside(row[i] - mean, Real(site.bound));
+            }
+            clipped += outside, numbers += (last - first) * C;
+        });
+    }
+};
+
+// Counts what decoder clips from now on; first positions, whose rows are unlike all others, apart.
+template <class Real>
+void count_bounds(Cpu& cpu, Decoder<Cpu, Real>& decoder, BoundUse& first, BoundUse& behind) {
+    decoder.watch = [&](const Layer<Real>& layer, size_t rows) {
+        if (!layer.site || !std::isfinite(layer.site->bound)) return;
+        const size_t C = decoder.config().C, begin = decoder.length() == rows;  // rows of first positions: 0 or 1
+        first.add(cpu, *layer.site, layer.in, begin, C);
+        behind.add(cpu, *layer.site, layer.in + begin * C, rows - begin, C);
+    };
+}
+
 // What --eval measures: the tokens of a text or of token shards, all of the model's vocabulary.
 struct EvalTokens {
     std::string source;  // "text      'FILE'", for the report
@@ -86,6 +120,9 @@ void report_loss(const Engine<Device, Real>& engine, const EvalTokens& eval) {
     const Config& c = engine.info.config;
     const std::vector<int>& tokens = eval.tokens;
     auto decoder = engine.decoder();
+    BoundUse first, behind;
+    if constexpr (std::is_same_v<Device, Cpu>)
+        if (c.bound > 0) count_bounds(engine.cpu, decoder, first, behind);
     const auto start = std::chrono::steady_clock::now();
     const Evaluation e = evaluate_tokens(engine.cpu, decoder, c, tokens);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -101,6 +138,9 @@ void report_loss(const Engine<Device, Real>& engine, const EvalTokens& eval) {
     std::printf("          by token: median %.4g, 99%% at most %.4g, 99.9%% %.4g, the largest %.4g (token %td)\n",
                 e.quantile(0.5), e.quantile(0.99), e.quantile(0.999), *largest,
                 largest - e.losses.begin() + 2);  // the text's first token is not predicted
+    if (behind.numbers + first.numbers > 0)
+        std::printf("bound     clips %.3g%% of the numbers in first positions, %.3g%% of those behind them\n",
+                    100 * first.share(), 100 * behind.share());
     if constexpr (std::is_same_v<Device, Cpu>)
         if (engine.packed->type != WeightType::fp32) {
             const PackedModel exact(engine.cpu, c, engine.weights, WeightType::fp32);

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "inference/decoder.cuh"
+#include "inference/evaluate.cuh"
 #include "inference/generate.cuh"
 #include "inference/packed_model.h"
 #include "tests/errors.h"
@@ -134,6 +135,38 @@ TEST_CASE("decoder: with packed weights a sequence has the same bits together an
                 CHECK(std::equal(&alone[i * V], &alone[i * V] + V, &together[(i * S + s) * V]));
         }
     }
+}
+
+TEST_CASE("count_bounds: what lies outside the bound after centering, in first positions and behind them") {
+    Cpu dev(2);
+    Config config = small_config(Fold::none);
+    config.bound = 1000;
+    RandomModel<float> model(dev, config);
+    const size_t C = config.C, V = config.V, sites = 2 * config.L;
+    // First positions are outside in every channel, and nothing but they; all rows have a mean that must not count.
+    for (size_t i = 0; i < C; i++) {
+        model.tensors.wpe[i] = i % 2 ? 1e6f : -1e6f;
+        for (size_t t = 0; t < config.T; t++) model.tensors.wpe[t * C + i] += 5000;
+    }
+    for (BlockTensors<float>& block : model.tensors.h) std::fill_n(block.attn_proj, C * C, 0.0f);
+    Decoder<Cpu, float> decoder(dev, config, model.tensors, model.taper_scale, 0);
+    BoundUse first, behind;
+    count_bounds(dev, decoder, first, behind);
+    const std::vector<int> tokens = sequence_tokens(0, 12, V);
+    std::vector<float> logits(V);
+    for (int window = 1; window <= 2; window++) {
+        decoder.rewind(0);
+        decoder.feed(tokens.data(), 5, Logits::last, logits.data());
+        decoder.feed(tokens.data() + 5, 7, Logits::last, logits.data());
+        CHECK(first.numbers == window * sites * C);
+        CHECK(first.clipped == window * sites * C);
+        CHECK(behind.numbers == window * 11 * sites * C);
+        CHECK(behind.clipped == 0);
+    }
+    model.tensors.wpe[2 * C + 3] += 1e6f;  // that channel, and by the row's mean all others, at all sites
+    decoder.rewind(0);
+    decoder.feed(tokens.data(), 5, Logits::last, logits.data());
+    CHECK(behind.clipped == sites * C);
 }
 
 TEST_CASE("generation: a token that ends a text ends its sequence; with the last of them all steps end") {

@@ -9,6 +9,7 @@
 
 #include "io/safetensors.h"
 #include "io/tokenizer.h"
+#include "tests/errors.h"
 #include "tests/run_program.h"
 #include "tests/vocabulary.h"
 
@@ -64,7 +65,15 @@ TEST_CASE("infer --eval: the loss of a text, by hand from the logits, and the sa
     CHECK(number_after(out, "perplexity ") == doctest::Approx(std::exp(loss)).epsilon(1e-4));
     const size_t bits = out.rfind(", ", out.find(" bits per byte")) + 2;
     CHECK(std::stod(out.substr(bits)) == doctest::Approx(loss / std::log(2.0)).epsilon(1e-5));  // a byte is a token
-    CHECK(std::abs(number_after(w.ok("infer folded.bin --eval text.txt"), "loss      ") - loss) <= 2e-6);
+    const std::string folded = w.ok("infer folded.bin --eval text.txt");
+    CHECK(std::abs(number_after(folded, "loss      ") - loss) <= 2e-6);
+    auto bound_line = [](const std::string& of) { return of.substr(of.find("bound     clips "), 80); };
+    CHECK(bound_line(out) == bound_line(folded));
+    CHECK(number_after(out, "bound     clips ") <= 1);  // 8 times a usual row's root mean square
+    w.ok(kTiny + " --bound 1e-6 -o tight.bin"), w.ok(kTiny + " --bound 0 -o without.bin");
+    CHECK(contains(w.ok("infer tight.bin --eval text.txt"),
+                   "bound     clips 100% of the numbers in first positions, 100% of those behind them\n"));
+    CHECK(!contains(w.ok("infer without.bin --eval text.txt"), "bound     "));
 
     for (const char* type : {"bf16", "int8"}) {
         const std::string rounded = w.ok(std::string("infer folded.bin --eval text.txt --weights ") + type);
