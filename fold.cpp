@@ -12,7 +12,8 @@
 //
 //   y = c gamma~ v + beta~          W' = c diag(gamma~) W      b' = b + beta~ W      (both kinds)
 //
-// follows a clamp of h at B = kappa / c, whose c stays in the file.
+// follows a clamp of h at B = kappa / c, whose c stays in the file. Rows of first positions may have a factor of their own before
+// the clamp (Config::first_apart): it stays in the file, too, and nothing else changes, because c gamma~ multiplies what the clamp leaves.
 //
 // A norm that stays (-g norm models) keeps its statistics, and only gamma and beta move: W' = diag(gamma) W,
 // b' = b + beta W. The head is E^T, E [V, C]; a final site that is folded unties it from the embedding.
@@ -121,13 +122,13 @@ static void center_stream(const Config& c, Weights& to) {
     }
 }
 
-static void fold_model(Model64& folded, const Model64& from, const std::vector<float>& c) {
+static void fold_model(Model64& folded, const Model64& from, const std::vector<TaperScale>& scales) {
     const Config& config = from.config;
     const size_t C = config.C, V = config.V;
     Weights& to = folded.tensors;
     const Weights& w = from.tensors;
     copy(to.wte, w.wte, V * C), copy(to.wpe, w.wpe, config.T * C);
-    auto c_at = [&](size_t i) { return c.empty() ? 1.0f : c[i]; };
+    auto c_at = [&](size_t i) { return scales.empty() ? 1.0f : scales[i].c; };
     for (size_t l = 0; l < config.L; l++) {
         BlockTensors<double>& t = to.h[l];
         const BlockTensors<double>& f = w.h[l];
@@ -168,7 +169,7 @@ static std::vector<double> run(Cpu& dev, const Probe& probe, Config c, const Gpt
     if (bound != c.bound) c.final_bound = 0;
     c.bound = bound;
     std::vector<Real> logits(probe.length * c.V);
-    Decoder<Cpu, Real> decoder(dev, c, weights, info.taper_scale, info.gate);
+    Decoder<Cpu, Real> decoder(dev, c, weights, info.scales, info.gate);
     for (const std::vector<int>& tokens : probe.tokens) {
         decoder.rewind(0);
         decoder.feed(tokens.data(), tokens.size(), Logits::all, logits.data());
@@ -245,7 +246,7 @@ template <class Use>
 static void visit_inputs(Cpu& dev, const HostModel& model, const int* tokens, size_t n, Use&& use) {
     constexpr size_t kRows = 64;  // whose logits are held at a time
     const Config& c = model.info.config;
-    Decoder<Cpu, float> decoder(dev, c, model.tensors, model.info.taper_scale, model.info.gate);
+    Decoder<Cpu, float> decoder(dev, c, model.tensors, model.info.scales, model.info.gate);
     size_t sites = 0;  // visited so far
     // Only the final site needs the logits, of all rows, to be visited.
     const Logits needed = c.final_tapers() ? Logits::all : Logits::none;
@@ -319,7 +320,7 @@ static std::unique_ptr<HostModel> with_bounds(Cpu& dev, const HostModel& model, 
     const std::vector<std::string> sites = taper_site_names(c);
     ModelInfo info = model.info;
     info.config.bound = 1;
-    for (size_t i = 0; i < bounds.size(); i++) info.taper_scale[i] = float(1 / bounds[i]);
+    for (size_t i = 0; i < bounds.size(); i++) info.scales[i].c = float(1 / bounds[i]);
     auto bounded = std::make_unique<HostModel>(dev, info);
     GptTensors<float> tensors = model.tensors;
     const auto from = tensor_list(c, tensors), to = tensor_list(info.config, bounded->tensors);
@@ -328,8 +329,7 @@ static std::unique_ptr<HostModel> with_bounds(Cpu& dev, const HostModel& model, 
             size_t(std::find_if(sites.begin(), sites.end(),
                                 [&](const std::string& name) { return to[i].spec.name == name + ".taper_weight"; }) -
                    sites.begin());
-        const double factor =
-            site < sites.size() ? double(model.info.taper_scale[site]) / double(info.taper_scale[site]) : 1;
+        const double factor = site < sites.size() ? double(model.info.scales[site].c) / double(info.scales[site].c) : 1;
         for (size_t j = 0; j < to[i].spec.count(); j++) to[i].data[j] = float(double(from[i].data[j]) * factor);
     }
     return bounded;
@@ -419,14 +419,14 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     ModelInfo info = model->info;
     info.config.fold = fold_for(info.config.mode);
     info.unread.clear();
-    if (!info.config.clamps()) info.taper_scale.clear();
+    if (!info.config.clamps()) info.scales.clear();
     Model64 folded_exact(dev, info.config);
     auto convert = []<class From, class To>(const std::vector<Tensor<From>>& from, const std::vector<Tensor<To>>& to) {
         for (size_t i = 0; i < to.size(); i++)
             for (size_t j = 0; j < to[i].spec.count(); j++) to[i].data[j] = To(from[i].data[j]);
     };
     convert(tensor_list(model->info.config, model->tensors), tensor_list(exact.config, exact.tensors));
-    fold_model(folded_exact, exact, model->info.taper_scale);
+    fold_model(folded_exact, exact, model->info.scales);
     HostModel folded(dev, info);
     convert(tensor_list(info.config, folded_exact.tensors), tensor_list(info.config, folded.tensors));
     check(dev, *model, exact, folded, folded_exact, info.config.bound);

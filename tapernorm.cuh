@@ -9,13 +9,14 @@
 //   n               u / s                                   u / s
 //
 //   y = g (gamma n + beta) + (1 - g) (c gamma~ v + beta~)         (RMSNorm kind: no beta, no beta~)
-//   v = min(max(u, -B), B),  B = kappa / c
+//   v = min(max(rho u, -B), B),  B = kappa / c;  rho = c_0 / c in rows of first positions, else 1
 //
 // gamma, beta ("weight", "bias") and gamma~, beta~ ("taper_weight", "taper_bias") are trained; c ("taper_scale") is one
 // scalar per site, calibrated while g = 1 and then frozen. (By channel, gamma~ and beta~ hold a fit of their own besides: see
 // ChannelFit.) kappa (Config::bound) says how far from the rows it was calibrated for a row may be before the branch stops
 // growing with it: without one (kappa infinite, v = u; the paper), a row that is too large comes out too large, and the next
-// block makes it larger still. A site takes one of three code paths, chosen per update:
+// block makes it larger still. c_0 ("first_scale" is rho; Config::first_apart): the first row of a sequence sees no context and is, in
+// pretrained models, far larger than all others, so it may have a factor of its own, which depends on the position alone. A site takes one of three code paths, chosen per update:
 //   g = 1      Phase::norm    the plain norm, bit for bit: the second branch is not evaluated
 //   0 < g < 1  Phase::blend   both branches
 //   g = 0      Phase::scale   no statistic s anywhere. What is left of LayerNorm is the centering h - mean(h), a linear
@@ -26,7 +27,7 @@
 //   d gamma  += g sum_rows d n        d beta  += g sum_rows d
 //   d gamma~ += k sum_rows d v        d beta~ += (1 - g) sum_rows d
 //   p = g gamma d:               dh += (p - bar p - n bar(p n)) / s          (RMSNorm kind: no bar p, no bar q)
-//   q = k gamma~ d [|u| < B]:    dh += q - bar q
+//   q = k rho gamma~ d [|rho u| < B]:    dh += q - bar q
 //
 // Sections: kinds and phases, schedule, calibration, CPU leaf loops, sites on the CPU, scale loss on the CPU,
 // sites on CUDA.
@@ -70,6 +71,16 @@ struct SiteArgs {
     const Real *weight, *bias;
     const Real *taper_weight, *taper_bias;
     Scalar bound = Scalar(__builtin_inf());  // B
+    Scalar first = 1;                        // c_0 / c; what follows is needed where it is not 1
+    const int* positions = nullptr;          // of the rows; without them, row i is at position i % T
+    unsigned T = 1;
+    size_t row = 0;  // number of the rows before these
+
+    TN_HOST_DEVICE Scalar rho(size_t i) const {
+        if (first == 1) return first;
+        i += row;
+        return (positions ? unsigned(positions[i]) : unsigned(i) % T) ? Scalar(1) : first;
+    }
 };
 
 // v. (A NaN stays one, and so is seen.)
@@ -96,6 +107,12 @@ struct StreamScale {
 };
 
 #ifndef LEAF_BUILD
+
+// The scalars of a tapering site.
+struct TaperScale {
+    float c = 1;      // taper_scale; 1 before calibration
+    float first = 1;  // first_scale: c_0 / c
+};
 
 enum class GateMode {
     norm,       // every site stays normalized: the baseline
@@ -162,15 +179,18 @@ struct Calibration {
     std::vector<std::vector<double>> channels;
     double channel_weight = 0;
     std::vector<ChannelFit> fits;  // what the scaling branches hold
+    std::vector<double> first;     // averages like those by channel, of the mean of 1 / s over rows of first positions
 
-    // Means over the rows of one update, [4, C] of each site.
-    void observe_channels(const std::vector<std::vector<double>>& means, bool tapering) {
+    // Means over the rows of one update, [4, C] of each site; first_means: of 1 / s over those of first positions.
+    void observe_channels(const std::vector<std::vector<double>>& means, const std::vector<double>& first_means,
+                          bool tapering) {
         const double keep = tapering ? std::min(decay, kTaperDecay) : decay;
-        channels.resize(means.size());
+        channels.resize(means.size()), first.resize(means.size());
         for (size_t i = 0; i < means.size(); i++) {
             channels[i].resize(means[i].size());
             for (size_t j = 0; j < means[i].size(); j++)
                 channels[i][j] = keep * channels[i][j] + (1 - keep) * means[i][j];
+            first[i] = keep * first[i] + (1 - keep) * first_means[i];
         }
         channel_weight = keep * channel_weight + (1 - keep);
     }
@@ -180,6 +200,9 @@ struct Calibration {
         for (double& x : means) x /= channel_weight;
         return fit_channel(means, kind);
     }
+
+    // c_0. These rows are of one size, nearly, so that the mean of 1 / s is also what fits them best.
+    double first_scale(size_t site) const { return first[site] / channel_weight; }
 
     // Means over all tokens of one update.
     void observe(const std::vector<SiteSums>& sums, double mean_stream_scale, double tokens) {
@@ -233,6 +256,7 @@ void site_forward_rows(Real* y, Real* mean, Real* rscale, const Real* x, const S
     constexpr bool statistics = phase != Phase::scale && phase != Phase::clamp;
     const Real g = a.g, h = 1 - a.g, k = h * a.c, bound = a.bound;
     for (size_t row = 0; row < rows; row++, x += C, y += C) {
+        const Real rho = a.rho(row);
         const Real m = centered ? row_mean(x, C) : Real(0);
         const Real s = statistics ? row_scale(x, m, a.eps, C) : Real(1);
         const Real r = 1 / s;
@@ -247,19 +271,19 @@ void site_forward_rows(Real* y, Real* mean, Real* rscale, const Real* x, const S
         } else if constexpr (phase == Phase::blend && centered) {
             const Real gr = g * r;
             for (size_t i = 0; i < C; i++)
-                y[i] = (x[i] - m) * (gr * a.weight[i]) + bounded(x[i] - m, bound) * (k * a.taper_weight[i]) +
+                y[i] = (x[i] - m) * (gr * a.weight[i]) + bounded((x[i] - m) * rho, bound) * (k * a.taper_weight[i]) +
                        (g * a.bias[i] + h * a.taper_bias[i]);
         } else if constexpr (phase == Phase::blend) {
             const Real gr = g * r;
             for (size_t i = 0; i < C; i++)
-                y[i] = x[i] * (gr * a.weight[i]) + bounded(x[i], bound) * (k * a.taper_weight[i]);
+                y[i] = x[i] * (gr * a.weight[i]) + bounded(x[i] * rho, bound) * (k * a.taper_weight[i]);
         } else if constexpr (phase == Phase::clamp) {
-            for (size_t i = 0; i < C; i++) y[i] = bounded(x[i], bound);
+            for (size_t i = 0; i < C; i++) y[i] = bounded(x[i] * rho, bound);
         } else if constexpr (centered) {
             for (size_t i = 0; i < C; i++)
-                y[i] = bounded(x[i] - m, bound) * (a.c * a.taper_weight[i]) + a.taper_bias[i];
+                y[i] = bounded((x[i] - m) * rho, bound) * (a.c * a.taper_weight[i]) + a.taper_bias[i];
         } else {
-            for (size_t i = 0; i < C; i++) y[i] = bounded(x[i], bound) * (a.c * a.taper_weight[i]);
+            for (size_t i = 0; i < C; i++) y[i] = bounded(x[i] * rho, bound) * (a.c * a.taper_weight[i]);
         }
         if (phase == Phase::norm && sums) {
             Real square = 0;  // |gamma u|^2
@@ -298,7 +322,7 @@ void site_backward_rows(Real* dx, Real* columns, const Real* dy, const Real* x, 
     Real *dn_sum = columns, *dv_sum = columns + C, *d_sum = columns + 2 * C;
     for (size_t row = 0; row < rows; row++, x += C, dy += C, dx += C) {
         const Real m = centered ? mean[row] : Real(0);
-        const Real r = normed ? rscale[row] : Real(0);
+        const Real r = normed ? rscale[row] : Real(0), rho = a.rho(row), k_row = k * rho;
         Real p_bar = 0, pn_bar = 0, q_bar = 0;
 #pragma omp simd reduction(+ : p_bar, pn_bar, q_bar)
         for (size_t i = 0; i < C; i++) {
@@ -310,8 +334,8 @@ void site_backward_rows(Real* dx, Real* columns, const Real* dy, const Real* x, 
                 dn_sum[i] += dy[i] * (u * r);
             }
             if constexpr (scaled) {
-                q_bar += inside(u, bound) ? k * a.taper_weight[i] * dy[i] : Real(0);
-                dv_sum[i] += dy[i] * bounded(u, bound);
+                q_bar += inside(u * rho, bound) ? k_row * a.taper_weight[i] * dy[i] : Real(0);
+                dv_sum[i] += dy[i] * bounded(u * rho, bound);
             }
             if constexpr (centered) d_sum[i] += dy[i];
         }
@@ -321,8 +345,8 @@ void site_backward_rows(Real* dx, Real* columns, const Real* dy, const Real* x, 
             if constexpr (normed)
                 dh += (g * a.weight[i] * dy[i] - (centered ? p_bar : Real(0)) - (x[i] - m) * r * pn_bar) * r;
             if constexpr (scaled)
-                dh +=
-                    (inside(x[i] - m, bound) ? k * a.taper_weight[i] * dy[i] : Real(0)) - (centered ? q_bar : Real(0));
+                dh += (inside((x[i] - m) * rho, bound) ? k_row * a.taper_weight[i] * dy[i] : Real(0)) -
+                      (centered ? q_bar : Real(0));
             dx[i] = dh;
         }
     }
@@ -377,6 +401,13 @@ void leaf_scale_loss_backward(Real* dx, const Real* x, NormKind kind, Real eps, 
 template <class Real>
 using Site = SiteArgs<Real, Acc<Real>>;
 
+// The site of the rows from `row` on.
+template <class Args>
+Args behind(Args site, size_t row) {
+    site.row += row;
+    return site;
+}
+
 // y [N, C] = the site applied to every row of x [N, C].
 // mean, rscale [N]: the row's mean (LayerNorm kind) and 1 / s, kept for the backward pass; may be null.
 // sums: calibration sums (+=), only in Phase::norm; may be null.
@@ -389,7 +420,7 @@ void site_forward(Cpu& dev, Real* y, Acc<Real>* mean, Acc<Real>* rscale, SiteSum
         for (size_t i = first; i < last; i++) {
             const size_t row = i * chunk, rows = std::min(chunk, N - row);
             leaf<Real>(dev).site_forward(y + row * C, mean ? mean + row : nullptr, rscale ? rscale + row : nullptr,
-                                         x + row * C, site, rows, C, sums ? &partial[i] : nullptr);
+                                         x + row * C, behind(site, row), rows, C, sums ? &partial[i] : nullptr);
         }
     });
     for (const SiteSums& p : partial) sums->num += p.num, sums->den += p.den, sums->scale += p.scale;
@@ -422,7 +453,7 @@ void site_backward(Cpu& dev, Real* dx, const SiteGrads<Real>& grads, const Real*
             Real* mine = columns + i * 3 * C;
             std::fill(mine, mine + 3 * C, Real(0));
             leaf<Real>(dev).site_backward(dx + row * C, mine, dy + row * C, x + row * C, mean ? mean + row : nullptr,
-                                          rscale ? rscale + row : nullptr, site, rows, C, accumulate);
+                                          rscale ? rscale + row : nullptr, behind(site, row), rows, C, accumulate);
         }
     });
     const Real g = Real(site.g), h = 1 - g, k = h * Real(site.c);
@@ -501,10 +532,11 @@ __device__ __forceinline__ float row_scale_warp(const Real* x, float m, float ep
     return sqrtf(warp_sum(sum) / float(C) + eps);
 }
 
-// One vector of columns of a row: u becomes y. gain: what the normalizing branch multiplies u with, 1 / s among it; r = 1 / s.
+// One vector of columns of a row: u becomes y. gain: what the normalizing branch multiplies u with, 1 / s among it; r = 1 / s;
+// rho: the row's.
 template <Phase phase, class Real>
 __device__ __forceinline__ void site_vector(float (&u)[kVector<Real>], float (&gain)[kVector<Real>],
-                                            const SiteArgs<Real, float>& a, float r, unsigned i, unsigned C,
+                                            const SiteArgs<Real, float>& a, float r, float rho, unsigned i, unsigned C,
                                             bool whole) {
     constexpr bool normed = phase == Phase::norm || phase == Phase::blend;
     constexpr bool scaled = phase == Phase::scale || phase == Phase::blend;
@@ -519,13 +551,14 @@ __device__ __forceinline__ void site_vector(float (&u)[kVector<Real>], float (&g
     // may not.)
     if (normed && a.bias) each(a.bias, [&](unsigned j) { y[j] += g * v[j]; });
     if (scaled && a.taper_bias) each(a.taper_bias, [&](unsigned j) { y[j] += h * v[j]; });
-    if constexpr (scaled) each(a.taper_weight, [&](unsigned j) { y[j] += bounded(u[j], a.bound) * (h * a.c * v[j]); });
+    if constexpr (scaled)
+        each(a.taper_weight, [&](unsigned j) { y[j] += bounded(rho * u[j], a.bound) * (h * a.c * v[j]); });
     const float factor = phase == Phase::norm ? r : g * r;
     if constexpr (normed) each(a.weight, [&](unsigned j) { gain[j] = factor * v[j], y[j] += u[j] * gain[j]; });
 #pragma unroll
     for (unsigned j = 0; j < kVector<Real>; j++) {
         if constexpr (phase == Phase::unweighted) gain[j] = r, y[j] = u[j] * r;
-        if constexpr (phase == Phase::clamp) y[j] = bounded(u[j], a.bound);
+        if constexpr (phase == Phase::clamp) y[j] = bounded(rho * u[j], a.bound);
         u[j] = y[j];
     }
 }
@@ -542,7 +575,7 @@ __global__ void __launch_bounds__(kSiteWarps * 32)
     x += row * C, y += row * C;
     const float m = centered ? row_mean_warp(x, C, whole) : 0.0f;
     const float s = statistics ? row_scale_warp(x, m, site.eps, C, whole) : 1.0f;
-    const float r = 1 / s;
+    const float r = 1 / s, rho = site.rho(row);
     if (first && centered && mean) mean[row] = m;
     if (first && statistics && rscale) rscale[row] = r;
     float square = 0, u[kVector<Real>], y_vector[kVector<Real>], gain[kVector<Real>];
@@ -550,7 +583,7 @@ __global__ void __launch_bounds__(kSiteWarps * 32)
         load_vector(u, x, i, C, whole);
 #pragma unroll
         for (unsigned j = 0; j < kVector<Real>; j++) u[j] -= m, y_vector[j] = u[j];
-        site_vector<phase>(y_vector, gain, site, r, i, C, whole);
+        site_vector<phase>(y_vector, gain, site, r, rho, i, C, whole);
 #pragma unroll
         for (unsigned j = 0; j < kVector<Real>; j++) {
             const float product = u[j] * gain[j];  // at g = 1: gamma n
@@ -587,16 +620,16 @@ void site_forward(Cuda& dev, Real* y, float* mean, float* rscale, SiteSums* sums
     if (sums) sum_rows<3>(dev, reinterpret_cast<double*>(sums), calibration, N);
 }
 
-// What the gradient of a row needs to know about it: dx = d (g r gamma + k gamma~ [|u| < B]) - u slope - offset.
+// What the gradient of a row needs to know about it: dx = d (g r gamma + k rho gamma~ [|rho u| < B]) - u slope - offset.
 struct SiteRow {
     float m, r, slope, offset;
 };
 
 // p_bar, pn_bar and q_bar of a row (top of this file), by one warp.
 template <Phase phase, class Real>
-__device__ __forceinline__ SiteRow site_row(const Real* dy, const Real* x, float m, float r,
+__device__ __forceinline__ SiteRow site_row(const Real* dy, const Real* x, float m, float r, float rho,
                                             const SiteArgs<Real, float>& a, unsigned C, bool whole) {
-    const float g = a.g, k = (1 - a.g) * a.c;
+    const float g = a.g, k = (1 - a.g) * a.c * rho;
     // The RMSNorm kind has no use for q_bar, and need not read x for it.
     const bool mean_of_q = phase != Phase::norm && a.kind == NormKind::layernorm;
     float p_bar = 0, pn_bar = 0, q_bar = 0, d[kVector<Real>], u[kVector<Real>], w[kVector<Real>];
@@ -616,7 +649,7 @@ __device__ __forceinline__ SiteRow site_row(const Real* dy, const Real* x, float
         if (mean_of_q) {
             load_vector(w, a.taper_weight, i, C, whole);
 #pragma unroll
-            for (unsigned j = 0; j < kVector<Real>; j++) q_bar += inside(u[j], a.bound) ? k * w[j] * d[j] : 0.0f;
+            for (unsigned j = 0; j < kVector<Real>; j++) q_bar += inside(rho * u[j], a.bound) ? k * w[j] * d[j] : 0.0f;
         }
     }
     p_bar = phase != Phase::scale ? warp_sum(p_bar) / float(C) : 0;
@@ -650,12 +683,13 @@ __global__ void __launch_bounds__(ColumnGrid::kThreads)
         const size_t row = tile + warp;
         if (row_sums && row < end) {
             const SiteRow sums = site_row<phase>(dy + row * C, x + row * C, centered ? mean[row] : 0.0f,
-                                                 normed ? rscale[row] : 0.0f, site, C, grid.whole);
+                                                 normed ? rscale[row] : 0.0f, site.rho(row), site, C, grid.whole);
             if (threadIdx.x % 32 == 0) rows[warp] = sums;
         }
         if (row_sums) __syncthreads();
         for (size_t at = tile + group; mine && at < end && at < tile + ColumnGrid::kTile; at += grid.groups) {
             float d[P], u[P], out[P] = {};
+            const float rho = scaled ? site.rho(at) : 1.0f, k_row = k * rho;
             const SiteRow t = row_sums ? rows[at - tile] : SiteRow{0, 0, 0, 0};
             load_vector(d, dy + at * C, i, C, grid.whole);
             load_vector(u, x + at * C, i, C, grid.whole);
@@ -665,8 +699,8 @@ __global__ void __launch_bounds__(ColumnGrid::kThreads)
                 u[j] -= t.m;
                 if constexpr (normed)
                     dn_sum[j] += d[j] * (u[j] * t.r), out[j] += g * t.r * w[j] * d[j] - u[j] * t.slope;
-                if constexpr (scaled) dv_sum[j] += d[j] * bounded(u[j], site.bound);
-                if constexpr (scaled) out[j] += inside(u[j], site.bound) ? k * tw[j] * d[j] : 0.0f;
+                if constexpr (scaled) dv_sum[j] += d[j] * bounded(rho * u[j], site.bound);
+                if constexpr (scaled) out[j] += inside(rho * u[j], site.bound) ? k_row * tw[j] * d[j] : 0.0f;
                 d_sum[j] += d[j], out[j] -= t.offset;
             }
             store_vector(dx + at * C, out, i, C, grid.whole);

@@ -90,7 +90,7 @@ struct Activations {
     double* loss;                       // the Sums of this update: [2], with the divergence
     StreamScale* stream;                // [1]
     SiteSums* sites;                    // [tapering sites]
-    Acc<Real>* channels;                // [tapering sites, 4, C], see ops/channel_sums.cuh
+    Acc<Real>* channels;                // [tapering sites, 4, C] and [tapering sites], see train/channels.cuh
     double* sums;                       // the sums of all sites, contiguous
 };
 
@@ -107,7 +107,7 @@ struct Gpt {
     size_t B, T;
     int recompute;
     Ranks& ranks;
-    std::vector<float> taper_scale;  // c of every tapering site
+    std::vector<TaperScale> scales;  // of every tapering site
 
     GptTensors<Real> params{}, grads{};
     Shards shards;                   // the parameters whose optimizer state this rank keeps
@@ -122,7 +122,7 @@ struct Gpt {
     Gpt(Device& dev_, const Config& config_, size_t B_, size_t T_, int recompute_, bool train,
         Ranks& ranks_ = single_rank(), bool zero = false)
         : dev(dev_), config(config_), B(B_), T(T_), recompute(recompute_), ranks(ranks_),
-          taper_scale(config.tapering_sites(), 1.0f),
+          scales(config.tapering_sites()),
           Vp((config.V + Device::kVocabularyGrain - 1) / Device::kVocabularyGrain * Device::kVocabularyGrain),
           chunk(logits_rows(B * T, Vp)), param_memory(dev, "parameters"), master_memory(dev, "master weights"),
           grad_memory(dev, "gradients"), act_memory(dev, "activations") {
@@ -181,7 +181,7 @@ struct Gpt {
         return 2 * sizeof(double) + sizeof(StreamScale) + config.tapering_sites() * sizeof(SiteSums);
     }
 
-    size_t channel_numbers() const { return config.tapering_sites() * kChannelSums * config.C; }
+    size_t channel_numbers() const { return config.tapering_sites() * (kChannelSums * config.C + 1); }
 
     Real* ln_1(size_t l) const { return recompute < 2 ? act.h[l].ln_1 : act.h[0].ln_1; }
     Real* ln_2(size_t l) const { return recompute < 2 ? act.h[l].ln_2 : act.h[0].ln_2; }
@@ -189,7 +189,9 @@ struct Gpt {
     const Real* stream_into(size_t l) const { return l ? act.h[l - 1].out : act.embedded; }
 
     Site<Real> site(double g, size_t l, size_t which) const {
-        return site_at(config, params, taper_scale, g, l, which);
+        Site<Real> s = site_at(config, params, scales, g, l, which);
+        s.T = unsigned(T);
+        return s;
     }
     SiteSums* calibration(const Gate& gate, size_t l, size_t which) const {
         const bool tapers = l == config.L ? config.final_tapers() : config.internal_tapers();
@@ -562,7 +564,7 @@ struct Trainer {
     void start_taper() {
         gradients = {};  // the scale loss begins, and with it a new level
         scale_target = calibration.target_scale();
-        for (size_t i = 0; i < model.taper_scale.size(); i++) model.taper_scale[i] = float(calibration.taper_scale(i));
+        for (size_t i = 0; i < model.scales.size(); i++) model.scales[i].c = float(calibration.taper_scale(i));
         const auto list = tensor_list(model.config, model.params);
         const auto numbers = tensor_numbers(model.config);
         // The number of the tensor that a scaling branch's own begins from.
@@ -577,7 +579,7 @@ struct Trainer {
             if (from) values = from_rank_0(model.exact(*from));
             return from.has_value();
         });
-        if (settings.calibration == "channels") follow_channels(*this);
+        if (settings.calibration != "scalar") follow_channels(*this);
         if (!settings.carry_moments) return;
         // From zero, v lags behind these branches' gradients, which grow with 1 - g: the first steps would be longer.
         for (size_t i = 0; i < list.size(); i++)

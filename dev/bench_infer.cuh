@@ -136,12 +136,12 @@ template <class Device, class Real>
 class InferenceBench {
   public:
     InferenceBench(const Engine<Device, Real>& engine, std::vector<BenchState> states, double budget)
-        : e_(engine), states_(std::move(states)), budget_(budget), taper_scale_(engine.info.taper_scale),
+        : e_(engine), states_(std::move(states)), budget_(budget), scales_(engine.info.scales),
           launches_(states_.size()), memory_(engine.dev, "the means of tokens") {
         const Config& c = e_.info.config;
         memory_.add(no_means_, c.V);
         memory_.allocate(true);
-        taper_scale_.resize(2 * c.L + 1, 1.0f);
+        scales_.resize(2 * c.L + 1);
         const size_t matrices = c.V * c.C + 12 * c.C * c.C * c.L;
         weight_bytes_ = e_.packed ? double(e_.packed->bytes()) : double(matrices * sizeof(Real));
     }
@@ -197,7 +197,7 @@ class InferenceBench {
     std::vector<std::unique_ptr<Decoder<Device, Real>>> decoders(size_t B, size_t T) {
         std::vector<std::unique_ptr<Decoder<Device, Real>>> list;
         for (const BenchState& s : states_)
-            list.push_back(std::make_unique<Decoder<Device, Real>>(e_.dev, config_of(s, T), tensors_of(s), taper_scale_,
+            list.push_back(std::make_unique<Decoder<Device, Real>>(e_.dev, config_of(s, T), tensors_of(s), scales_,
                                                                    gate_of(s), B, e_.packed));
         return list;
     }
@@ -363,7 +363,7 @@ class InferenceBench {
         const Config c = config_of(s, e_.info.config.T);
         const GptTensors<Real> t = tensors_of(s);
         auto of_site = [&](size_t l) {
-            const Site<Real> site = site_at(c, t, taper_scale_, gate_of(s), l, 0);
+            const Site<Real> site = site_at(c, t, scales_, gate_of(s), l, 0);
             if (site.phase == Phase::folded) return size_t(1);
             if (site.phase == Phase::clamp) return size_t(1 + (fused ? 0 : 2));
             return size_t(1 + (site.kind == NormKind::layernorm) + (site.phase != Phase::scale) + (fused ? 0 : 2));
@@ -387,7 +387,7 @@ class InferenceBench {
     const Engine<Device, Real>& e_;
     std::vector<BenchState> states_;
     double budget_;
-    std::vector<float> taper_scale_;  // for every site that could taper
+    std::vector<TaperScale> scales_;  // for every site that could taper
     double weight_bytes_ = 0;         // read by one decoding step
     std::vector<size_t> launches_;    // kernels in each state's recorded step; 0 where none is recorded
     std::optional<ReadBandwidth> bandwidth_;

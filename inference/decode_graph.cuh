@@ -120,7 +120,8 @@ class DecodeGraph {
         linear(decoder_.head(decoder_.logits_, decoder_.x_));
     }
 
-    void linear(const Layer<Real>& a) {
+    void linear(Layer<Real> a) {
+        if (a.site) a.site->positions = positions_;
         Site<Real> none{};
         none.phase = Phase::folded;
         const Matvec<Real> product{.out = a.out,

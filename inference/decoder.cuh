@@ -45,14 +45,15 @@ class DecodeGraph;  // inference/decode_graph.cuh: steps without the host
 template <class Device, class Real>
 class Decoder {
   public:
-    // weights must outlive the decoder. c: taper_scale of every tapering site. sequences: the number of KV caches.
+    // weights must outlive the decoder. scales: of every tapering site. sequences: the number of KV caches.
     // packed (only on the CPU in fp32): the same model's matrices, which are then read instead of those in `weights`;
     // a sequence's logits then have the same bits whatever other sequences it is fed together with.
-    Decoder(Device& dev, const Config& config, const GptTensors<Real>& weights, const std::vector<float>& c,
+    Decoder(Device& dev, const Config& config, const GptTensors<Real>& weights, const std::vector<TaperScale>& scales,
             double gate, size_t sequences = 1, const PackedModel* packed = nullptr)
-        : dev_(dev), config_(config), weights_(weights), packed_(packed), c_(c), gate_(gate), lengths_(sequences, 0),
-          block_(std::min(config.T * sequences, kBlock)), step_rows_(std::min(sequences, block_)),
-          ld_logits_((config.V + 7) / 8 * 8), memory_(dev, "the KV cache and activations") {
+        : dev_(dev), config_(config), weights_(weights), packed_(packed), scales_(scales), gate_(gate),
+          lengths_(sequences, 0), block_(std::min(config.T * sequences, kBlock)),
+          step_rows_(std::min(sequences, block_)), ld_logits_((config.V + 7) / 8 * 8),
+          memory_(dev, "the KV cache and activations") {
         const size_t C = config.C;
         memory_.add(tokens_, block_), memory_.add(positions_, block_), memory_.add(x_, block_ * C);
         memory_.add(mid_, block_ * C), memory_.add(site_, block_ * C), memory_.add(qkv_, block_ * 3 * C);
@@ -173,7 +174,7 @@ class Decoder {
         static constexpr Panels kNotPacked{};
         return {.out = out,
                 .in = x,
-                .site = site(config_.L, 0),
+                .site = site(config_.L, 0, size_t(x - x_) / config_.C),
                 .weight = weights_.head(),
                 .panels = packed_ ? &packed_->head : &kNotPacked,
                 .bias = weights_.lm_head_bias,
@@ -183,7 +184,12 @@ class Decoder {
                 .ld_out = kOnHost ? 0 : ld_logits_};
     }
 
-    Site<Real> site(size_t l, size_t which) const { return site_at(config_, weights_, c_, gate_, l, which); }
+    // before: how many rows of the block are before those that it is for.
+    Site<Real> site(size_t l, size_t which, size_t before = 0) const {
+        Site<Real> s = site_at(config_, weights_, scales_, gate_, l, which);
+        s.positions = positions_, s.row = before;
+        return s;
+    }
 
     void embed(size_t rows) {
         const GptTensors<Real>& w = weights_;
@@ -292,7 +298,7 @@ class Decoder {
     Config config_;
     GptTensors<Real> weights_;
     const PackedModel* packed_;
-    std::vector<float> c_;
+    std::vector<TaperScale> scales_;
     double gate_;
     std::vector<size_t> lengths_;  // tokens that each sequence holds
     std::vector<Part> parts_;      // what the rows of the current block are

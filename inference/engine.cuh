@@ -20,7 +20,7 @@ struct Engine {
     const PackedModel* packed;  // the matrices as the CPU reads them; null on a GPU
 
     Decoder<Device, Real> decoder(size_t sequences = 1) const {
-        return {dev, info.config, weights, info.taper_scale, info.gate, sequences, packed};
+        return {dev, info.config, weights, info.scales, info.gate, sequences, packed};
     }
 };
 

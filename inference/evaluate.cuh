@@ -60,15 +60,16 @@ struct BoundUse {
 
     double share() const { return double(clipped) / double(std::max<size_t>(numbers, 1)); }
 
-    // The rows x [rows, C] that enter a site.
+    // The rows x [rows, C] that enter a site, at first positions or none of them there.
     template <class Real>
-    void add(Cpu& cpu, const Site<Real>& site, const Real* x, size_t rows, size_t C) {
+    void add(Cpu& cpu, const Site<Real>& site, const Real* x, size_t rows, size_t C, bool first_positions) {
+        const Real bound = site.bound / (first_positions ? site.first : 1);
         const bool centered = site.kind == NormKind::layernorm && site.phase != Phase::clamp;
         parallel_ranges(cpu, rows, 1, [&](size_t first, size_t last, int) {
             size_t outside = 0;
             for (const Real* row = x + first * C; row < x + last * C; row += C) {
                 const Real mean = centered ? std::accumulate(row, row + C, Real(0)) / Real(C) : Real(0);
-                for (size_t i = 0; i < C; i++) outside += !inside(row[i] - mean, Real(site.bound));
+                for (size_t i = 0; i < C; i++) outside += !inside(row[i] - mean, bound);
             }
             clipped += outside, numbers += (last - first) * C;
         });
@@ -81,8 +82,8 @@ void count_bounds(Cpu& cpu, Decoder<Cpu, Real>& decoder, BoundUse& first, BoundU
     decoder.watch = [&](const Layer<Real>& layer, size_t rows) {
         if (!layer.site || !std::isfinite(layer.site->bound)) return;
         const size_t C = decoder.config().C, begin = decoder.length() == rows;  // rows of first positions: 0 or 1
-        first.add(cpu, *layer.site, layer.in, begin, C);
-        behind.add(cpu, *layer.site, layer.in + begin * C, rows - begin, C);
+        first.add(cpu, *layer.site, layer.in, begin, C, true);
+        behind.add(cpu, *layer.site, layer.in + begin * C, rows - begin, C, false);
     };
 }
 

@@ -25,8 +25,9 @@ struct Config {
     double eps = 1e-5;
     GateMode mode = GateMode::taper;
     Fold fold = Fold::none;
-    double bound = 0;        // kappa of every tapering or folded site (tapernorm.cuh); 0: none
-    double final_bound = 0;  // that of the final site, where it tapers; 0: the same
+    double bound = 0;          // kappa of every tapering or folded site (tapernorm.cuh); 0: none
+    double final_bound = 0;    // that of the final site, where it tapers; 0: the same
+    bool first_apart = false;  // with a bound: rows of first positions have a factor of their own (tapernorm.cuh: c_0)
 
     size_t head_size() const { return C / NH; }
     bool internal_tapers() const { return mode != GateMode::norm && fold == Fold::none; }
@@ -185,10 +186,11 @@ inline std::vector<std::string> taper_site_names(const Config& c) {
 }
 
 // The site before the attention (which = 0) or the MLP (which = 1) of block l, or the final site (l = L), as it is evaluated
-// at gate g. c: the taper_scale of every tapering site, or of every site that left a clamp.
+// at gate g. scales: of every tapering site, or of every site that left a clamp. Where rows of first positions are apart, which
+// rows these are is left to the caller (SiteArgs::positions, T).
 template <class Real>
-Site<Real> site_at(const Config& config, const GptTensors<Real>& t, const std::vector<float>& c, double g, size_t l,
-                   size_t which) {
+Site<Real> site_at(const Config& config, const GptTensors<Real>& t, const std::vector<TaperScale>& scales, double g,
+                   size_t l, size_t which) {
     const bool final = l == config.L;
     const SiteTensors<Real>& v = final ? t.ln_f : which == 0 ? t.h[l].ln_1 : t.h[l].ln_2;
     const bool tapers = final ? config.final_tapers() : config.internal_tapers();
@@ -197,7 +199,8 @@ Site<Real> site_at(const Config& config, const GptTensors<Real>& t, const std::v
     const bool folded = config.fold == Fold::all || (config.fold == Fold::internal && !final);
     if (folded) phase = config.clamps() ? Phase::clamp : Phase::folded;
     const bool scaled = tapers || (folded && config.clamps());
-    const Acc<Real> scale = scaled ? Acc<Real>(c[final ? 2 * config.L : 2 * l + which]) : Acc<Real>(1);
+    const TaperScale own = scaled ? scales[final ? 2 * config.L : 2 * l + which] : TaperScale{};
+    const Acc<Real> scale = Acc<Real>(own.c);
     Site<Real> site{config.norm,
                     phase,
                     Acc<Real>(config.eps),
@@ -208,6 +211,7 @@ Site<Real> site_at(const Config& config, const GptTensors<Real>& t, const std::v
                     v.taper_weight,
                     v.taper_bias};
     if (scaled && config.bound > 0) site.bound = Acc<Real>(config.bound_at(final)) / scale;
+    if (config.first_apart) site.first = Acc<Real>(own.first);
     return site;
 }
 

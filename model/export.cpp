@@ -82,7 +82,7 @@ Gpt2Tensors as_gpt2(const HostModel& model) {
     const ModelInfo& info = model.info;
     const Config& c = info.config;
     Gpt2Tensors out{normed(info) ? c.eps : kLnFreeEps, {}, {}};
-    auto scale = [&](size_t site) { return info.taper_scale.empty() ? 1.0 : double(info.taper_scale[site]); };
+    auto scale = [&](size_t site) { return info.scales.empty() ? 1.0 : double(info.scales[site].c); };
     GptTensors<float> tensors = model.tensors;
     visit_tensors(c, tensors, [&](const TensorSpec& t, float*& data) {
         const bool of_site = t.name.find(".ln_") != t.name.npos, head = t.name.starts_with("lm_head");
@@ -148,6 +148,7 @@ json config_json(const ModelInfo& info, double eps, Dtype dtype, const std::opti
     config["folded"] = fold_name(c.fold);
     config["bound"] = c.bound;
     config["final_bound"] = c.bound_at(true);
+    config["first_apart"] = c.first_apart;
     return config;
 }
 
@@ -187,19 +188,19 @@ void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
 
 void leave_out_bound(ModelInfo& info, const std::string& in) {
     ModelInfo without = info;
-    without.config.bound = 0;
+    without.config.bound = 0, without.config.first_apart = false;
     if (info.config.bound == 0) fail("--without-bound: %s has no bound; leave the flag out", in.c_str());
     if (!fits_gpt2_lm_head_model(without))
         fail(
             "--without-bound: expected a LayerNorm model of -g taper-all whose gate is 0, which GPT2LMHeadModel can hold, found %s; leave the flag out: "
             "the folder's modeling file can hold it, bound and all",
             describe(info).c_str());
-    if (info.config.fold != Fold::none) without.taper_scale.clear();  // only the clamps had need of it
+    if (info.config.fold != Fold::none) without.scales.clear();  // only the clamps had need of it
     info = without;
     std::fprintf(
         stderr,
         "warning: %s: its bound is left out: what is exported is another model wherever a text reaches the bound, which "
-        "may be in the text that it was trained on; compare the loss of both (infer --eval)\n",
+        "may be in the text that it was trained on; infer --eval says how often, and the loss of both\n",
         in_quotes(in).c_str());
 }
 

@@ -159,7 +159,7 @@ class HuggingFaceModel : public ModelFile {
         check_tensors();
         if (Config& c = info_.config; c.mode == GateMode::taper_all) {
             info_.gate = 0;
-            info_.taper_scale.assign(2 * c.L + 1, float(1 / std::sqrt(c.eps)));
+            info_.scales.assign(2 * c.L + 1, {float(1 / std::sqrt(c.eps)), 1});
             c.eps = default_eps(c.norm);
         }
         check_head(settings);

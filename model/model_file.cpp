@@ -83,8 +83,8 @@ template void ModelFile::check_finite<double>(const TensorSpec&, const double*) 
 
 namespace {
 
-// 3: with bounds at its sites (Config::bound), which older programs would leave out. 2: with a checksum, always. 1: some have one.
-const char* const kFormatVersion = "3";
+// 4: with first positions apart at its sites (Config::first_apart), 3: with bounds (Config::bound), which older programs would leave out. 2: with a checksum, always. 1: some have one.
+const char* const kFormatVersion = "4";
 
 template <class Enum>
 struct Named {
@@ -95,6 +95,7 @@ constexpr Named<NormKind> kNorms[] = {{"layernorm", NormKind::layernorm}, {"rmsn
 // clang-format off
 constexpr Named<GateMode> kModes[] = {
     {"norm", GateMode::norm}, {"taper", GateMode::taper}, {"taper-all", GateMode::taper_all}};
+constexpr Named<bool> kFirstPositions[] = {{"apart", true}};
 constexpr Named<Fold> kFolds[] = {
     {"none", Fold::none}, {"affine", Fold::affine}, {"internal", Fold::internal}, {"all", Fold::all}};
 // clang-format on
@@ -157,15 +158,18 @@ class Metadata {
     const SafetensorsFile& file_;
 };
 
-std::vector<float> read_taper_scales(const SafetensorsFile& file, const Config& config) {
-    std::vector<float> scales;
+std::vector<TaperScale> read_scales(const SafetensorsFile& file, const Config& config) {
+    auto read = [&](const std::string& name, float& x) {
+        file.read(checked_tensor(file, name, {1}), &x);
+        if (!(x > 0 && x < 1e30f))
+            fail("%s: tensor %s: expected a number above 0 and below 1e30, found %g; the file is damaged",
+                 file.path().c_str(), name.c_str(), double(x));
+    };
+    std::vector<TaperScale> scales;
     for (const std::string& site : taper_site_names(config)) {
-        float c;
-        file.read(checked_tensor(file, site + ".taper_scale", {1}), &c);
-        if (!(c > 0 && c < 1e30f))
-            fail("%s: tensor %s.taper_scale: expected a number above 0 and below 1e30, found %g; the file is damaged",
-                 file.path().c_str(), site.c_str(), double(c));
-        scales.push_back(c);
+        TaperScale& own = scales.emplace_back();
+        read(site + ".taper_scale", own.c);
+        if (config.first_apart) read(site + ".first_scale", own.first);
     }
     return scales;
 }
@@ -236,6 +240,7 @@ std::map<std::string, std::string> config_metadata(const Config& c) {
     };
     if (c.bound > 0) metadata["bound"] = strprintf("%.17g", c.bound);
     if (c.bound > 0 && c.final_bound > 0) metadata["final_bound"] = strprintf("%.17g", c.final_bound);
+    if (c.first_apart) metadata["first_positions"] = "apart";
     return metadata;
 }
 
@@ -254,6 +259,8 @@ Config read_config(const SafetensorsFile& file) {
     const bool bounded = c.mode != GateMode::norm && c.fold != Fold::affine;
     if (bounded && file.metadata().contains("bound")) c.bound = meta.real("bound", kLeastBound, 1e30);
     if (bounded && file.metadata().contains("final_bound")) c.final_bound = meta.real("final_bound", kLeastBound, 1e30);
+    if (c.bound > 0 && file.metadata().contains("first_positions"))
+        c.first_apart = meta.choice("first_positions", kFirstPositions);
     if (c.C % c.NH)
         fail("%s: n_embd (%zu) is not a multiple of n_head (%zu); the file is damaged", file.path().c_str(), c.C, c.NH);
     return c;
@@ -281,8 +288,8 @@ void read_tokenizer(const SafetensorsFile& file, ModelInfo& info) {
 // Fails for a version that we do not know, and for bytes that are not those that were written.
 static void check_whole(const SafetensorsFile& file) {
     const std::string& version = Metadata(file).text("format_version");
-    if (version != "1" && version != "2" && version != kFormatVersion)
-        fail("%s: format version: expected 1, 2 or %s, found %s; use the version of this program that wrote the file",
+    if (version.size() != 1 || version < "1" || version > kFormatVersion)
+        fail("%s: format version: expected 1 to %s, found %s; use the version of this program that wrote the file",
              file.path().c_str(), kFormatVersion, in_quotes(version).c_str());
     if (version != "1" || file.metadata().contains("checksum")) file.verify();
 }
@@ -300,11 +307,14 @@ static ModelInfo read_model_info(const SafetensorsFile& file) {
         fail("%s: a byte-level model: expected vocab_size of at least 256, found %zu; the file is damaged",
              file.path().c_str(), c.V);
     check_tensors(file, c);
-    info.taper_scale = read_taper_scales(file, c);
+    info.scales = read_scales(file, c);
     std::set<std::string> known;
     GptTensors<float> none{};
     visit_tensors(c, none, [&](const TensorSpec& t, float*&) { known.insert(t.name); });
-    for (const std::string& site : taper_site_names(c)) known.insert(site + ".taper_scale");
+    for (const std::string& site : taper_site_names(c)) {
+        known.insert(site + ".taper_scale");
+        if (c.first_apart) known.insert(site + ".first_scale");
+    }
     std::vector<std::string> tensors;
     for (const TensorEntry& e : file.entries()) tensors.push_back(e.name);
     refuse_unread(file.path(), known, tensors);
@@ -446,11 +456,10 @@ void warn_of_vocabulary(const std::string& model, const std::string& problem) {
         in_quotes(model).c_str(), problem.c_str());
 }
 
-ModelImage::ModelImage(const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype)
-    : taper_scale_(info.taper_scale) {
+ModelImage::ModelImage(const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype) : scales_(info.scales) {
     const Config& c = info.config;
     std::map<std::string, std::string> metadata = config_metadata(c);
-    metadata["format_version"] = c.bound > 0 ? kFormatVersion : "2";
+    metadata["format_version"] = c.first_apart ? "4" : c.bound > 0 ? "3" : "2";
     metadata["gate"] = strprintf("%.17g", info.gate);
     metadata["step"] = std::to_string(info.step);
     metadata.insert(info.tokenizer.begin(), info.tokenizer.end());
@@ -466,8 +475,10 @@ ModelImage::ModelImage(const ModelInfo& info, const GptTensors<float>& tensors, 
         out.push_back({spec.name, dtype, spec.shape, data});
     });
     const std::vector<std::string> sites = taper_site_names(c);
-    for (size_t i = 0; i < sites.size(); i++)
-        out.push_back({sites[i] + ".taper_scale", Dtype::F32, {1}, &taper_scale_[i]});
+    for (size_t i = 0; i < sites.size(); i++) {
+        out.push_back({sites[i] + ".taper_scale", Dtype::F32, {1}, &scales_[i].c});
+        if (c.first_apart) out.push_back({sites[i] + ".first_scale", Dtype::F32, {1}, &scales_[i].first});
+    }
     image_.emplace("the model", metadata, std::move(out), true);
 }
 
@@ -487,6 +498,7 @@ std::string describe(const ModelInfo& info) {
                                          : strprintf("tapering, gate %.4g", info.gate);
     if (c.bound > 0) state += c.clamps() ? ", the stream clamped" : strprintf(", bound %g", c.bound);
     if (c.bound > 0 && c.final_tapers() && c.final_bound > 0) state += strprintf(" (final %g)", c.final_bound);
+    if (c.first_apart) state += ", first positions apart";
     return strprintf(
         "GPT-2, %s, %s, %s, context %zu, vocabulary %zu (%s), %.2fM parameters; "
         "%s, -g %s, step %zu; %s%s%s",

@@ -20,7 +20,7 @@ struct ModelInfo {
     double gate = 1;                                                          // g in the last update
     size_t step = 0;                                                          // updates done
     std::map<std::string, std::string> tokenizer = {{"tokenizer", "bytes"}};  // Tokenizer::metadata()
-    std::vector<float> taper_scale = {};  // c of every tapering site (taper_site_names); 1 before calibration
+    std::vector<TaperScale> scales = {};  // of every tapering site (taper_site_names)
     std::string unread = {};              // what its file holds besides, and no model needs: "24 attention masks"
     std::string vocabulary_problem =
         {};  // why `tokenizer` is only a name, where its file has a vocabulary that nobody can use
@@ -135,7 +135,7 @@ class ModelImage {
 
   private:
     std::vector<std::vector<uint16_t>> rounded_;
-    std::vector<float> taper_scale_;
+    std::vector<TaperScale> scales_;
     std::optional<SafetensorsImage> image_;
 };
 void save_model(const std::string& path, const ModelInfo& info, const GptTensors<float>& tensors,

@@ -11,7 +11,7 @@ inline constexpr const char* kModelingTapernormPy =
 # Written by train_gpt export. It is GPT2LMHeadModel with other norms: a site computes
 #     y = g (weight n + bias) + (1 - g) (taper_weight v + taper_bias)
 # where u is the row, centered in the LayerNorm kind, n is u over its root mean square, and v is c u, clipped to -bound .. bound where
-# there is a bound. A folded site is gone; of one with a bound a clamp is left.
+# there is a bound. A folded site is gone; of one with a bound a clamp is left. Where first positions are apart, their rows have another c.
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -24,16 +24,35 @@ class TaperNormConfig(GPT2Config):
     folded = "none"      # affine (norms without weights), internal (no norm in the blocks), all
     bound = 0.0          # 0: none
     final_bound = 0.0    # that of ln_f, where it tapers or was folded
+    first_apart = False  # rows of first positions are scaled by first_scale before all others' c
 
-class Site(nn.Module):
-    def __init__(self, config, tapers, bound):
+class PositionEmbedding(nn.Embedding):
+    def forward(self, ids):
+        self.first = (ids == 0)[..., None]  # for the sites behind it
+        return super().forward(ids)
+
+class Scales(nn.Module):
+    def __init__(self, bound):
         super().__init__()
+        self.bound, self.positions = bound, []  # [the PositionEmbedding] where first positions are apart; not a submodule
+        self.taper_scale = nn.Parameter(torch.ones(1))
+
+    def set_apart(self, positions):
+        self.positions, self.first_scale = [positions], nn.Parameter(torch.ones(1))
+
+    def row_scaled(self, u):
+        return torch.where(self.positions[0].first.to(u.device), self.first_scale * u, u) if self.positions else u
+
+class Site(Scales):
+    def __init__(self, config, tapers, bound):
+        super().__init__(bound or torch.inf)
         self.centered, self.eps = config.norm == "layernorm", config.layer_norm_epsilon
-        self.gate, self.bound = config.gate if tapers else 1.0, bound or torch.inf
+        self.gate = config.gate if tapers else 1.0
         names = ["weight"] + ["bias"] * self.centered if config.folded != "affine" else []
         if tapers:
             names += ["taper_weight"] + ["taper_bias"] * self.centered
-            self.taper_scale = nn.Parameter(torch.ones(1))
+        else:
+            del self.taper_scale
         for name in ("weight", "bias", "taper_weight", "taper_bias"):
             values = torch.ones(config.n_embd) if name.endswith("weight") else torch.zeros(config.n_embd)
             self.register_parameter(name, nn.Parameter(values) if name in names else None)
@@ -53,18 +72,14 @@ class Site(nn.Module):
             n = u * torch.rsqrt(u.square().mean(-1, keepdim=True) + self.eps)
             y = g * self.affine(n, self.weight, self.bias)
         if g != 1:
-            v = (self.taper_scale * u).clamp(-self.bound, self.bound)
+            v = (self.taper_scale * self.row_scaled(u)).clamp(-self.bound, self.bound)
             y = y + (1 - g) * self.affine(v, self.taper_weight, self.taper_bias)
         return y.to(h.dtype)
 
-class Clamp(nn.Module):
-    def __init__(self, bound):
-        super().__init__()
-        self.bound, self.taper_scale = bound, nn.Parameter(torch.ones(1))
-
+class Clamp(Scales):
     def forward(self, h):
         limit = self.bound / self.taper_scale
-        return h.float().clamp(-limit, limit).to(h.dtype)
+        return self.row_scaled(h.float()).clamp(-limit, limit).to(h.dtype)
 
 class CenteredEmbedding(nn.Embedding):
     def __init__(self, config):
@@ -92,6 +107,11 @@ class TaperNormGPT2LMHeadModel(GPT2LMHeadModel):
         self.transformer.ln_f = site(config.folded == "all", config.gate_mode == "taper-all", config.final_bound)
         if config.folded == "internal" and config.bound and config.norm == "layernorm":
             self.transformer.wte = CenteredEmbedding(config)
+        if config.first_apart:
+            self.transformer.wpe = PositionEmbedding(config.n_positions, config.n_embd)
+            for module in self.modules():
+                if hasattr(module, "taper_scale"):
+                    module.set_apart(self.transformer.wpe)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.norm == "layernorm")
         self.post_init()

@@ -62,7 +62,27 @@ void channel_sums(Cpu& dev, Acc<Real>* sums, const Real* x, const Acc<Real>* mea
     }
 }
 
+// sum += 1 / s of the rows of first positions; rscale = 1 / s [N], in sequences of T rows.
+template <class Acc>
+void sum_first(Cpu&, Acc* sum, const Acc* rscale, size_t N, size_t T) {
+    double total = 0;
+    for (size_t row = 0; row < N; row += T) total += double(rscale[row]);
+    *sum += Acc(total);
+}
+
 #ifdef TN_CUDA
+
+// One warp.
+static __global__ void __launch_bounds__(32) sum_first_kernel(float* sum, const float* rscale, size_t N, size_t T) {
+    float total = 0;
+    for (size_t row = threadIdx.x * T; row < N; row += 32 * T) total += rscale[row];
+    total = warp_sum(total);
+    if (threadIdx.x == 0) *sum += total;
+}
+
+inline void sum_first(Cuda& dev, float* sum, const float* rscale, size_t N, size_t T) {
+    launch<sum_first_kernel>(1, 32, 0, dev.stream, sum, rscale, N, T);
+}
 
 // columns [blocks, 4, C]: sums over the block's rows.
 template <class Real>

@@ -57,7 +57,7 @@ __device__ void matvec_stage(float* shared, const float2* statistics, const Matv
 #pragma unroll
         for (unsigned j = 0; !fixed && j < P; j++) u[j] -= statistics[r].x;
         if constexpr (phase != Phase::folded)
-            site_vector<phase>(u, gain, a.site, fixed ? 1.0f : statistics[r].y, k0 + k, a.K, true);
+            site_vector<phase>(u, gain, a.site, fixed ? 1.0f : statistics[r].y, a.site.rho(r), k0 + k, a.K, true);
 #pragma unroll
         for (unsigned j = 0; j < P; j++) shared[r * a.chunk + k + j] = u[j];
     }

@@ -19,7 +19,7 @@ template <class Real>
 struct RandomModel {
     Config config;
     GptTensors<Real> tensors{};
-    std::vector<float> taper_scale;
+    std::vector<TaperScale> scales;
 
     // Matrices of deviation 1 / sqrt(C), vectors of 0.3 around their initial value: every term counts.
     RandomModel(Cpu& dev, const Config& c) : config(c), memory_(dev, "a random model") {
@@ -32,7 +32,8 @@ struct RandomModel {
                 t.data[i] = Real(t.spec.init.constant + std * random_normal(5, stream, i));
             stream++;
         }
-        for (size_t i = 0; i < config.tapering_sites(); i++) taper_scale.push_back(0.6f + 0.2f * float(i % 3));
+        for (size_t i = 0; i < config.tapering_sites(); i++)
+            scales.push_back({0.6f + 0.2f * float(i % 3), config.first_apart ? 0.25f + 0.1f * float(i % 2) : 1});
     }
 
   private:

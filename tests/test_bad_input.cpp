@@ -313,6 +313,14 @@ TEST_CASE("fold and infer: refuse models whose tensors or numbers are wrong") {
         static const float zero = 0;
         tensor(r, "transformer.h.0.ln_1.taper_scale").data = &zero;
     });
+    w.ok(kTiny + " --calibration channels+first -o apart.bin");
+    for (const float factor : {-1.0f, 0.0f, INFINITY}) {
+        rewrite(w.at("apart.bin"), w.at("bad.bin"),
+                [&](Rewritten& r) { tensor(r, "transformer.h.0.ln_2.first_scale").data = &factor; });
+        w.refused("fold bad.bin folded.bin", {"bad.bin", "h.0.ln_2.first_scale", "above 0"});
+    }
+    rewrite(w.at("apart.bin"), w.at("bad.bin"), [](Rewritten& r) { r.metadata["first_positions"] = "nowhere"; });
+    w.refused("fold bad.bin folded.bin", {"bad.bin", "first_positions", "apart", "nowhere"});
     both_refuse({"bad.bin", "wpe", "missing"}, [](Rewritten& r) {
         std::erase_if(r.tensors, [](const TensorOut& t) { return t.name == "transformer.wpe.weight"; });
     });
@@ -344,7 +352,7 @@ TEST_CASE("fold and infer: refuse models whose tensors or numbers are wrong") {
                                                           {"bound", ""},
                                                           {"final_bound", "nan"},
                                                           {"final_bound", "0"},
-                                                          {"format_version", "4"}}) {
+                                                          {"format_version", "5"}}) {
         CAPTURE(key);
         both_refuse({"bad.bin"}, [&](Rewritten& r) { r.metadata[key] = value; });
     }
@@ -398,7 +406,7 @@ TEST_CASE(
         try {
             const auto model = load_model(dev, path);
             const Config& c = model->info.config;
-            Decoder<Cpu, float> decoder(dev, c, model->tensors, model->info.taper_scale, model->info.gate);
+            Decoder<Cpu, float> decoder(dev, c, model->tensors, model->info.scales, model->info.gate);
             std::vector<float> logits(c.V);
             decoder.feed(tokens, std::min<size_t>(3, c.T), Logits::last, logits.data());
             models++;

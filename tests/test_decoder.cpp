@@ -36,7 +36,7 @@ TEST_CASE("decoder: an id beyond the vocabulary never reaches the embedding, in 
     Cpu dev(1);
     const RandomModel<float> model(dev, small_config(Fold::none));
     const int V = int(model.config.V);
-    Decoder<Cpu, float> decoder(dev, model.config, model.tensors, model.taper_scale, 0, 2);
+    Decoder<Cpu, float> decoder(dev, model.config, model.tensors, model.scales, 0, 2);
     for (const int bad : {V, V + 1000, -1}) {
         const std::vector<int> good = {0, V - 1}, wrong = {0, V - 1, bad};
         std::vector<float> logits(2 * size_t(V));
@@ -54,13 +54,13 @@ TEST_CASE("decoder: sequences of different lengths, together and alone") {
     for (const auto& [fold, bound] :
          {std::pair(Fold::none, 0.0), {Fold::internal, 0.0}, {Fold::none, 0.7}, {Fold::internal, 0.7}}) {
         Config config = long_config(fold);
-        config.bound = bound;
+        config.bound = bound, config.first_apart = bound > 0;
         const RandomModel<double> model(dev, config);
         const size_t V = model.config.V, S = prompts.size(), steps = 3;
         std::vector<std::vector<int>> tokens;
         for (size_t s = 0; s < S; s++) tokens.push_back(sequence_tokens(s, prompts[s] + steps, V));
         auto decoder = [&](size_t sequences) {
-            return Decoder<Cpu, double>(dev, model.config, model.tensors, model.taper_scale, 0, sequences);
+            return Decoder<Cpu, double>(dev, model.config, model.tensors, model.scales, 0, sequences);
         };
         auto together = decoder(S);
         std::vector<TokenSpan> spans;
@@ -100,7 +100,7 @@ namespace {
 
 std::vector<float> decode_together(Cpu& dev, const RandomModel<float>& model, const PackedModel& packed,
                                    const std::vector<std::vector<int>>& tokens, const std::vector<size_t>& prompts) {
-    Decoder<Cpu, float> decoder(dev, model.config, model.tensors, model.taper_scale, 0, tokens.size(), &packed);
+    Decoder<Cpu, float> decoder(dev, model.config, model.tensors, model.scales, 0, tokens.size(), &packed);
     const size_t V = model.config.V, S = tokens.size();
     std::vector<float> out;
     auto feed = [&](auto&& span_of) {
@@ -149,7 +149,7 @@ TEST_CASE("count_bounds: what lies outside the bound after centering, in first p
         for (size_t t = 0; t < config.T; t++) model.tensors.wpe[t * C + i] += 5000;
     }
     for (BlockTensors<float>& block : model.tensors.h) std::fill_n(block.attn_proj, C * C, 0.0f);
-    Decoder<Cpu, float> decoder(dev, config, model.tensors, model.taper_scale, 0);
+    Decoder<Cpu, float> decoder(dev, config, model.tensors, model.scales, 0);
     BoundUse first, behind;
     count_bounds(dev, decoder, first, behind);
     const std::vector<int> tokens = sequence_tokens(0, 12, V);
@@ -238,13 +238,13 @@ TEST_CASE("decoder: packed weights give the model's logits, up to the rounding o
                               : fold == Fold::all  ? GateMode::taper_all
                                                    : GateMode::taper;
         Config config = small_config(fold, mode);
-        config.bound = bound;
+        config.bound = bound, config.first_apart = bound > 0;
         const RandomModel<float> model(dev, config);
         const RandomModel<double> exact(dev, model.config);
         const size_t V = model.config.V, n = 9;
         const std::vector<int> tokens = sequence_tokens(1, n, V);
         std::vector<double> expected(n * V);
-        Decoder<Cpu, double>(dev, exact.config, exact.tensors, exact.taper_scale, 0)
+        Decoder<Cpu, double>(dev, exact.config, exact.tensors, exact.scales, 0)
             .feed(tokens.data(), n, Logits::all, expected.data());
         double largest = 0;
         for (double z : expected) largest = std::max(largest, std::abs(z));
@@ -258,7 +258,7 @@ TEST_CASE("decoder: packed weights give the model's logits, up to the rounding o
                 CAPTURE(number);
                 CAPTURE(prompt);
                 std::vector<float> got(V);
-                Decoder<Cpu, float> decoder(dev, model.config, model.tensors, model.taper_scale, 0, 1, &packed);
+                Decoder<Cpu, float> decoder(dev, model.config, model.tensors, model.scales, 0, 1, &packed);
                 decoder.feed(tokens.data(), prompt, Logits::none, nullptr);
                 for (size_t i = prompt; i < n; i++) decoder.feed(&tokens[i], 1, Logits::last, got.data());
                 double error = 0;
@@ -292,7 +292,7 @@ namespace {
 
 // The most that each number of a site's output can be, whatever the row is.
 std::vector<double> most_of_site(const RandomModel<double>& m, size_t l, size_t which) {
-    const Site<double> site = site_at(m.config, m.tensors, m.taper_scale, 0, l, which);
+    const Site<double> site = site_at(m.config, m.tensors, m.scales, 0, l, which);
     std::vector<double> most(m.config.C, site.bound);
     for (size_t i = 0; i < most.size() && site.phase == Phase::scale; i++)
         most[i] =
@@ -354,7 +354,7 @@ TEST_CASE(
                 most_of_linear(most_of_site(model, config.L, 0), model.tensors.head(), model.tensors.lm_head_bias, V,
                                true);
             std::vector<double> logits(n * V);
-            Decoder<Cpu, double> decoder(dev, config, model.tensors, model.taper_scale, 0);
+            Decoder<Cpu, double> decoder(dev, config, model.tensors, model.scales, 0);
             size_t sites = 0;
             bool within = true;
             const double rounding = 1 + 1e-12;
@@ -384,7 +384,7 @@ TEST_CASE(
             // The same model without the bound runs off.
             Config without = config;
             without.bound = 0;
-            Decoder<Cpu, double>(dev, without, model.tensors, model.taper_scale, 0)
+            Decoder<Cpu, double>(dev, without, model.tensors, model.scales, 0)
                 .feed(tokens, n, Logits::all, logits.data());
             for (size_t row = 1; row < n; row++) {  // from the first such token on
                 double found = 0;

@@ -145,7 +145,7 @@ TEST_CASE("export: taper-all weights are 1e6 c gamma~, and a folded head carries
     read_tensor(SafetensorsFile(w.at("plain/model.safetensors")), "transformer.h.0.ln_2.weight", {C}, weight.data());
     for (size_t i = 0; i < C; i++)
         CHECK(weight[i] ==
-              float(1e6 * double(model->info.taper_scale[1]) * double(model->tensors.h[0].ln_2.taper_weight[i])));
+              float(1e6 * double(model->info.scales[1].c) * double(model->tensors.h[0].ln_2.taper_weight[i])));
     // head (z + bias) against W z + b, for z of mean 0: what rounding head and bias to fp32 explains, over C terms.
     const SafetensorsFile file(w.at("untied/model.safetensors"));
     std::vector<float> head(V * C), bias(C);

@@ -236,7 +236,7 @@ TEST_CASE("foreign models: settings of config.json that we do not have are refus
     w.refused("fold free folded.bin --clamp-sample corpus.txt --tokenizer none", {"none"});
     free["layer_norm_epsilon"] = 4e12;
     w.hugging_face("freer", free);
-    CHECK(ModelFile::open(w.at("freer"))->info().taper_scale[0] == 5e-7f);
+    CHECK(ModelFile::open(w.at("freer"))->info().scales[0].c == 5e-7f);
     free["layer_norm_epsilon"] = 100;
     w.hugging_face("nearly", free);
     w.refused("train_gpt --init nearly", {"--init", "nearly/model.safetensors", "epsilon"});

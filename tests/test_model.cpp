@@ -32,7 +32,8 @@ void randomize(Gpt<Cpu, Real>& model) {
         const auto x = normals(t.spec.count(), stream++, t.spec.shape.size() == 1 ? 0.5 : 0.3);
         for (size_t i = 0; i < x.size(); i++) t.data[i] = Real(x[i] + t.spec.init.constant);
     }
-    for (size_t i = 0; i < model.taper_scale.size(); i++) model.taper_scale[i] = 0.6f + 0.2f * float(i);
+    for (size_t i = 0; i < model.scales.size(); i++)
+        model.scales[i] = {0.6f + 0.2f * float(i), model.config.first_apart ? 0.5f + 0.4f * float(i) : 1};
 }
 
 // Random tokens, which the model uses while this lives.
@@ -99,11 +100,15 @@ std::vector<int> sides_of_bounds(const Gpt<Cpu, double>& model, double g) {
     for (size_t i = 0; i < model.config.tapering_sites(); i++) {
         const size_t l = i / 2, which = i % 2;
         const double* x = which ? model.act.h[l].mid : model.stream_into(l);
-        const double bound = model.site(g, l, which).bound;
+        const auto site = model.site(g, l, which);
         for (size_t row = 0; row < model.B * model.T; row++, x += C) {
             double mean = 0;
             for (size_t j = 0; j < C && model.config.norm == NormKind::layernorm; j++) mean += x[j] / double(C);
-            for (size_t j = 0; j < C; j++) sides.push_back(x[j] - mean < -bound ? -1 : x[j] - mean > bound);
+            const double rho = row % model.T == 0 ? site.first : 1;
+            for (size_t j = 0; j < C; j++) {
+                const double u = rho * (x[j] - mean);
+                sides.push_back(u < -site.bound ? -1 : u > site.bound);
+            }
         }
     }
     return sides;
@@ -118,7 +123,7 @@ TEST_CASE("model: gradients of every tensor with a bound that acts") {
             for (double g : {0.37, 0.0}) {
                 INFO(norm_name(kind), " ", gate_mode_name(mode), ", g ", g);
                 Config config = tiny(kind, mode);
-                config.bound = 1, config.final_bound = 0.6;
+                config.bound = 1, config.final_bound = 0.6, config.first_apart = true;
                 Gpt<Cpu, double> model(dev, config, 2, 5, 0, true);
                 model.chunk = 4;
                 randomize(model);
@@ -299,6 +304,7 @@ Config golden_config(const nlohmann::json& golden) {
     c.V = m["V"], c.T = m["T"], c.L = m["L"], c.NH = m["NH"], c.C = m["C"], c.eps = m["norm_eps"];
     c.norm = norm_from(m["norm"]), c.mode = gate_mode_from(m["mode"]);
     c.bound = m.value("bound", 0.0), c.final_bound = m.value("final_bound", 0.0);
+    c.first_apart = golden["train"]["calibration"] == "channels+first";
     return c;
 }
 
@@ -339,7 +345,7 @@ void check_golden(const std::string& path, double tolerance) {
     const auto names = taper_site_names(config);
     CHECK(golden["c"].size() == names.size());
     for (size_t i = 0; i < names.size(); i++)
-        check_series(names[i] + " c", double(t.model.taper_scale[i]), golden["c"][names[i]], std::max(tolerance, 1e-7));
+        check_series(names[i] + " c", double(t.model.scales[i].c), golden["c"][names[i]], std::max(tolerance, 1e-7));
     for (const Tensor<Real>& tensor : tensor_list(config, t.model.params)) {
         if (tensor.spec.name.ends_with("c_attn.bias")) continue;  // the key part's gradient is rounding noise only
         double sum = 0, square = 0;
@@ -365,7 +371,7 @@ TEST_CASE("model: golden runs of the independent reference, 20 updates through a
         check_golden<float>(path, 1e-5);
         runs++;
     }
-    CHECK(runs == 32);
+    CHECK(runs == 36);
 }
 
 namespace {
@@ -380,14 +386,15 @@ struct TinyRun {
         settings.steps = 12, settings.batch = 2, settings.T = 8, settings.total_batch = 32;
         settings.gate_warmup = updates(4), settings.gate_end = updates(8), settings.scale_loss = 0.1;
         settings.skip_loss_z = 3;
-        settings.calibration = mode == GateMode::taper ? "channels" : "scalar";
+        settings.calibration = mode == GateMode::taper ? "channels+first" : "scalar";
         config.V = 256, config.T = 8, config.L = 2, config.NH = 2, config.C = 16, config.mode = mode;
-        config.bound = mode == GateMode::taper_all ? 1.5 : 0;
+        config.bound = mode == GateMode::norm ? 0 : 1.5, config.first_apart = mode == GateMode::taper;
     }
 };
 
 std::vector<float> parameters(Trainer<Cpu, float>& t) {
-    std::vector<float> all = t.model.taper_scale;
+    std::vector<float> all;
+    for (const TaperScale& site : t.model.scales) all.insert(all.end(), {site.c, site.first});
     for (const auto& tensor : tensor_list(t.model.config, t.model.params))
         all.insert(all.end(), tensor.data, tensor.data + tensor.spec.count());
     return all;
@@ -452,7 +459,7 @@ TEST_CASE("trainer: whatever state it is in, saved, loaded and saved again it ha
         for (size_t i = 0; i < t.m.size(); i++)
             for (size_t j = 0; j < t.model.shards.parts()[i].count; j++)
                 t.m[i][j] = any_number(float()), t.v[i][j] = below(9) ? std::abs(any_number(float())) : INFINITY;
-        for (auto& c : t.model.taper_scale) c = any_number(float());
+        for (TaperScale& site : t.model.scales) site.c = any_number(float());
         for (auto& site : t.calibration.sites)
             site = {any_number(double()), any_number(double()), any_number(double())};
         t.calibration.stream_scale = any_number(double()), t.scale_target = any_number(double());

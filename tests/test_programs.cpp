@@ -11,6 +11,7 @@
 #include "io/tokenizer.h"
 #include "io/tokens.h"
 #include "model/model_file.h"
+#include "tests/errors.h"
 #include "tests/read_log.h"
 #include "tests/vocabulary.h"
 
@@ -45,7 +46,7 @@ std::vector<double> exact_logits(const std::string& path, const std::vector<int>
         const float* values = from[memory.size()].data;
         slot = memory.emplace_back(values, values + t.count()).data();
     });
-    Decoder<Cpu, double> decoder(dev, c, weights, model->info.taper_scale, model->info.gate);
+    Decoder<Cpu, double> decoder(dev, c, weights, model->info.scales, model->info.gate);
     std::vector<double> logits(tokens.size() * c.V);
     decoder.feed(tokens.data(), tokens.size(), Logits::all, logits.data());
     return logits;
@@ -101,7 +102,8 @@ std::string generated(const std::string& out) {
 TEST_CASE("programs: train, fold and run, in every mode and kind; logits are the model's") {
     const std::vector<int> tokens = byte_ids("The cat sat.");
     for (const std::string flags :
-         {"norm", "taper --bound 0", "taper-all --bound 0", "taper --bound 0.5", "taper-all --bound 0.5"})
+         {"norm", "taper --bound 0", "taper-all --bound 0", "taper --bound 0.5", "taper-all --bound 0.5",
+          "taper --bound 0.5 --calibration channels+first", "taper-all --bound 0.5 --calibration channels+first"})
         for (const std::string norm : {"layernorm", "rmsnorm"}) {
             INFO(flags, " ", norm);
             const std::string gate = words(flags)[0];
@@ -127,16 +129,19 @@ TEST_CASE("programs: train, fold and run, in every mode and kind; logits are the
             const size_t final_norm = gate == "taper" ? (norm == "layernorm" ? 2 : 1) : 0;
             // Of a site with a bound its scale is left, which says where the stream is clamped.
             const size_t scales =
-                !flags.ends_with("0.5") ? 0 : count_with(tensor_names(w.at("model.bin")), ".taper_scale");
+                !contains(flags, "0.5") ? 0 : count_with(tensor_names(w.at("model.bin")), ".taper_scale");
             CHECK(count_with(names, ".taper_scale") == scales);
             CHECK(count_with(names, "taper") == scales);
-            CHECK(count_with(names, "ln_") == final_norm + scales);
-            CHECK(count_with(names, "ln_f.") == final_norm + (scales > 0 && gate == "taper-all"));
+            const size_t apart = contains(flags, "first") ? scales : 0;
+            CHECK(count_with(names, ".first_scale") == apart);
+            CHECK(count_with(names, "ln_") == final_norm + scales + apart);
+            CHECK(count_with(names, "ln_f.") ==
+                  final_norm + (gate == "taper-all" ? size_t(scales > 0) + size_t(apart > 0) : 0));
             CHECK(count_with(names, "wte.mean") == (scales > 0 && final_norm == 2));
             for (const std::string file : {"model.bin", "folded.bin", "model.state.bin"}) {
                 const auto metadata = SafetensorsFile(w.at(file)).metadata();
                 const std::string version = file == "model.state.bin" ? "state_version" : "format_version";
-                CHECK(metadata.at(version) == (scales ? "3" : "2"));  // older programs must not read it
+                CHECK(metadata.at(version) == (apart ? "4" : scales ? "3" : "2"));  // older programs must not read it
                 CHECK(metadata.contains("bound") == (scales > 0));
             }
             CHECK(count_with(names, "lm_head.weight") == (gate == "taper" ? 0 : 1));
@@ -160,7 +165,7 @@ TEST_CASE("fold: with a bound, every row of a LayerNorm model's stream has mean 
             const Config& c = model->info.config;
             double mean = 0, number = 0;
             size_t sites = 0;
-            Decoder<Cpu, float> decoder(dev, c, model->tensors, model->info.taper_scale, 0);
+            Decoder<Cpu, float> decoder(dev, c, model->tensors, model->info.scales, 0);
             decoder.watch = [&](const Layer<float>& layer, size_t rows) {
                 if (!layer.site || sites++ == c.tapering_sites()) return;
                 for (const float* x = layer.in; x < layer.in + rows * c.C; x += c.C) {
@@ -285,8 +290,7 @@ TEST_CASE("fold --clamp-sample: the model on texts like the sample, and safe on 
                 if (model.tensors.wte_mean) model.tensors.wte_mean['~'] *= 1e6f;
                 std::vector<float> z(4 * c.V);
                 const int tokens[] = {'~', 'a', '~', 'b'};
-                Decoder<Cpu, float>(dev, c, model.tensors, model.info.taper_scale, 0)
-                    .feed(tokens, 4, Logits::all, z.data());
+                Decoder<Cpu, float>(dev, c, model.tensors, model.info.scales, 0).feed(tokens, 4, Logits::all, z.data());
                 // What the head makes of it, without the token's own column: the head of taper is tied to wte.
                 float most = 0;
                 for (size_t i = 0; i < z.size(); i++)
@@ -318,7 +322,7 @@ TEST_CASE("infer: generates from a text or ids, greedily or by seed, beyond the 
     // Greedy: the same tokens as the most probable ones here, one after the other.
     Cpu dev(1);
     const auto model = load_model(dev, w.at("folded.bin"));
-    Decoder<Cpu, float> decoder(dev, model->info.config, model->tensors, model->info.taper_scale, 0);
+    Decoder<Cpu, float> decoder(dev, model->info.config, model->tensors, model->info.scales, 0);
     std::string expected = "The cat";
     std::vector<int> next = byte_ids(expected);
     std::vector<float> logits(256);

@@ -285,7 +285,8 @@ struct RankRun {
         settings.steps = 12, settings.batch = 1, settings.T = 8, settings.total_batch = 48;
         settings.gate_warmup = updates(4), settings.gate_end = updates(8), settings.scale_loss = 0.1;
         settings.skip_loss_z = 3;
-        settings.calibration = mode == GateMode::taper ? "channels" : "scalar";
+        settings.calibration = mode == GateMode::taper ? "channels+first" : "scalar";
+        config.bound = mode == GateMode::taper ? 2 : 0, config.first_apart = mode == GateMode::taper;
         config.V = 256, config.T = 8, config.L = 2, config.NH = 2, config.C = 16;
         config.mode = mode, config.norm = norm, config.eps = default_eps(norm);
     }
@@ -320,7 +321,8 @@ RunTrace train_on(RankRun& run, int size, bool zero, size_t steps = 12, bool res
             if (t.step % 4 == 0) trace.numbers.push_back(evaluate(t, run.corpus, 5).value());
         }
         if (run.save && (ranks.first() || t.model.shards.sharded())) save_state(t, {}, checkpoints);
-        trace.parameters = {t.model.taper_scale.begin(), t.model.taper_scale.end()};
+        for (const TaperScale& site : t.model.scales)
+            trace.parameters.insert(trace.parameters.end(), {site.c, site.first});
         for (size_t i = 0; i < tensor_list(run.config, t.model.params).size(); i++) {
             const auto values = t.model.exact(i);
             trace.parameters.insert(trace.parameters.end(), values.begin(), values.end());

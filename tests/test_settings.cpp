@@ -31,7 +31,7 @@ Settings unusual_settings() {
     s.lr = 0.1 + 0.2, s.lr_final_frac = 1e-300, s.weight_decay = 1.0 / 3, s.beta1 = 0, s.beta2 = 0.999, s.clip = 1e20;
     s.warmup = updates(0), s.lr_schedule = "wsd", s.skip_loss_z = 3.5, s.skip_grad = 0, s.gate = "taper-all";
     s.gate_warmup = percent_of_run(100.0 / 7), s.gate_end = updates(123456789), s.ema_decay = 0.123456789012345678;
-    s.scale_loss_kind = "relative", s.calibration = "channels", s.bound = 4.5, s.final_bound = 2.5;
+    s.scale_loss_kind = "relative", s.calibration = "channels+first", s.bound = 4.5, s.final_bound = 2.5;
     s.scale_loss = std::numeric_limits<double>::min(), s.freeze_gains = s.carry_moments = true, s.val_every = 0,
     s.val_batches = 1, s.distill = 0.25;
     s.sample_every = 4, s.tensorboard = "dir/", s.log_norms = 6, s.hellaswag = "h.jsonl", s.gpus = 2, s.zero = 1;
@@ -184,16 +184,31 @@ TEST_CASE("train_gpt: calibration by channel with --init; a run goes on with the
     w.ok(kTiny + " -g norm -o base");
     const std::string tuned = "train_gpt -i corpus.txt -b 2 -t 16 -x 8 --gate-warmup 2 --gate-end 6 --init base.bin";
     w.ok(tuned + " -o tuned");
-    CHECK(kind_in("tuned.state.bin") == "channels");
+    auto apart = [&](const std::string& file) {
+        return SafetensorsFile(w.at(file)).metadata().contains("first_positions");
+    };
+    CHECK(kind_in("tuned.state.bin") == "channels+first");
+    CHECK((apart("tuned.state.bin") && apart("tuned.bin")));
+    w.ok(tuned + " --bound 0 -o unbounded"), w.ok(tuned + " --calibration channels -o together");
+    CHECK(kind_in("unbounded.state.bin") == "channels");
+    CHECK((!apart("unbounded.bin") && !apart("together.bin")));
+    CHECK(read_file(w.at("tuned.bin")) != read_file(w.at("together.bin")));
+    const Outcome nowhere = w.run(tuned + " --bound 0 --calibration channels+first -o x");
+    CHECK(nowhere.status == 1);
+    CHECK_MESSAGE(contains(nowhere.err, "--calibration channels+first: expected a --bound above 0 with it, found 0"),
+                  nowhere.err);
     w.ok(tuned + " --calibration scalar -o scalar");
     CHECK(kind_in("scalar.state.bin") == "scalar");
     CHECK(read_file(w.at("tuned.bin")) != read_file(w.at("scalar.bin")));
     w.ok("fold tuned.bin folded.bin");
+    CHECK(apart("folded.bin"));
     const Outcome refused = w.run("train_gpt -y -o tuned -x 9 --calibration scalar");
     CHECK(refused.status != 0);
-    CHECK_MESSAGE(contains(refused.err, "--calibration: expected channels, as the run in tuned.state.bin"),
+    CHECK_MESSAGE(contains(refused.err, "--calibration: expected channels+first, as the run in tuned.state.bin"),
                   refused.err);
-    w.ok("train_gpt -y -o tuned -x 9 --calibration channels");
+    w.ok("train_gpt -y -o tuned -x 9 --calibration channels+first"), w.ok("train_gpt -y -o together -x 9");
+    CHECK((apart("tuned.bin") && !apart("together.bin")));
+    w.ok("train_gpt -y -o unbounded -x 9");
 }
 
 TEST_CASE("train_gpt: the kind of the scale loss: relative with --init, and what the state says where a run goes on") {

@@ -23,14 +23,25 @@ struct Case {
     Phase phase;
     double g;
     double kappa = kInfinity;
+    double first = 1;  // rho of every fourth row
 };
+constexpr size_t kT = 4;
 // (A kappa of 0.8 acts on about half of the coordinates of the tests' rows, whose deviation is 1 or 2.)
 const Case kCases[] = {
-    {NormKind::layernorm, Phase::norm, 1},          {NormKind::layernorm, Phase::blend, 0.37},
-    {NormKind::layernorm, Phase::scale, 0},         {NormKind::rmsnorm, Phase::norm, 1},
-    {NormKind::rmsnorm, Phase::blend, 0.37},        {NormKind::rmsnorm, Phase::scale, 0},
-    {NormKind::layernorm, Phase::blend, 0.37, 0.8}, {NormKind::layernorm, Phase::scale, 0, 0.8},
-    {NormKind::rmsnorm, Phase::blend, 0.37, 0.8},   {NormKind::rmsnorm, Phase::scale, 0, 0.8},
+    {NormKind::layernorm, Phase::norm, 1},
+    {NormKind::layernorm, Phase::blend, 0.37},
+    {NormKind::layernorm, Phase::scale, 0},
+    {NormKind::rmsnorm, Phase::norm, 1},
+    {NormKind::rmsnorm, Phase::blend, 0.37},
+    {NormKind::rmsnorm, Phase::scale, 0},
+    {NormKind::layernorm, Phase::blend, 0.37, 0.8},
+    {NormKind::layernorm, Phase::scale, 0, 0.8},
+    {NormKind::rmsnorm, Phase::blend, 0.37, 0.8},
+    {NormKind::rmsnorm, Phase::scale, 0, 0.8},
+    {NormKind::layernorm, Phase::blend, 0.37, 0.8, 0.3},
+    {NormKind::layernorm, Phase::scale, 0, 0.8, 0.3},
+    {NormKind::rmsnorm, Phase::blend, 0.37, 0.8, 1.7},
+    {NormKind::rmsnorm, Phase::scale, 0, 0.8, 1.7},
 };
 
 // A site with random vectors.
@@ -43,21 +54,23 @@ struct TestSite {
 
     Site<double> args(const Case& c, double eps = 1e-5, double scale = 0.7) const {
         const bool biased = c.kind == NormKind::layernorm;
-        return {c.kind,
-                c.phase,
-                eps,
-                c.g,
-                scale,
-                weight.data(),
-                biased ? bias.data() : nullptr,
-                taper_weight.data(),
-                biased ? taper_bias.data() : nullptr,
-                c.kappa / scale};
+        return {.kind = c.kind,
+                .phase = c.phase,
+                .eps = eps,
+                .g = c.g,
+                .c = scale,
+                .weight = weight.data(),
+                .bias = biased ? bias.data() : nullptr,
+                .taper_weight = taper_weight.data(),
+                .taper_bias = biased ? taper_bias.data() : nullptr,
+                .bound = c.kappa / scale,
+                .first = c.first,
+                .T = kT};
     }
 };
 
 // The definition, one row, term by term.
-std::vector<double> site_ref(const Site<double>& s, const double* h, size_t C) {
+std::vector<double> site_ref(const Site<double>& s, const double* h, size_t C, double rho) {
     const bool ln = s.kind == NormKind::layernorm;
     double mean = 0, square = 0;
     for (size_t i = 0; i < C; i++) mean += ln ? h[i] / double(C) : 0;
@@ -66,8 +79,9 @@ std::vector<double> site_ref(const Site<double>& s, const double* h, size_t C) {
     std::vector<double> y(C);
     for (size_t i = 0; i < C; i++) {
         const double u = h[i] - mean;
-        y[i] = s.g * (s.weight[i] * u / sigma + (ln ? s.bias[i] : 0)) +
-               (1 - s.g) * (s.c * s.taper_weight[i] * std::clamp(u, -s.bound, s.bound) + (ln ? s.taper_bias[i] : 0));
+        y[i] =
+            s.g * (s.weight[i] * u / sigma + (ln ? s.bias[i] : 0)) +
+            (1 - s.g) * (s.c * s.taper_weight[i] * std::clamp(rho * u, -s.bound, s.bound) + (ln ? s.taper_bias[i] : 0));
     }
     return y;
 }
@@ -159,7 +173,7 @@ TEST_CASE("sites: the definition, every phase and kind") {
             site_forward<double>(dev, y.data(), mean.data(), rscale.data(), nullptr, x.data(), args, N, C);
             double worst = 0;
             for (size_t row = 0; row < N; row++) {
-                const auto expected = site_ref(args, &x[row * C], C);
+                const auto expected = site_ref(args, &x[row * C], C, row % kT == 0 ? test.first : 1);
                 for (size_t i = 0; i < C; i++)
                     if (!(std::abs(y[row * C + i] - expected[i]) <= worst))
                         worst = std::abs(y[row * C + i] - expected[i]);
@@ -229,6 +243,36 @@ TEST_CASE("sites: what is left of a folded one clamps the row as it is, and a Na
         CHECK(std::isnan(y[5]));
         CHECK(y[6] == 1.5);
     }
+}
+
+TEST_CASE("sites: rows of first positions, by their positions or by the length of the sequences") {
+    Cpu dev(2);
+    const size_t N = 700, C = 3;  // several chunks of rows
+    const std::vector<double> x(N * C, 8);
+    std::vector<int> positions(N, 5);
+    for (const size_t row : {0, 1, 250, 699}) positions[row] = 0;
+    for (const int by_length : {0, 1}) {
+        std::vector<double> y(N * C, kNaN);
+        Site<double> site{NormKind::rmsnorm, Phase::clamp, 1e-5, 0, 2, nullptr, nullptr, nullptr, nullptr};
+        site.bound = 10, site.first = 0.5;
+        if (by_length)
+            site.T = 7;
+        else
+            site.positions = positions.data();
+        apply_site(dev, y.data(), x.data(), site, N, C);
+        for (size_t row = 0; row < N; row++)
+            CHECK(y[row * C + 2] == ((by_length ? row % 7 : size_t(positions[row])) == 0 ? 4 : 8));
+    }
+}
+
+TEST_CASE("sites: the sum of 1 / s over first positions") {
+    Cpu dev(2);
+    const std::vector<double> rscale = {1, 2, 4, 8, 16, 32};
+    double sum = 100;
+    sum_first(dev, &sum, rscale.data(), 6, 3);
+    CHECK(sum == 109);
+    sum_first(dev, &sum, rscale.data(), 6, 1);
+    CHECK(sum == 172);
 }
 
 TEST_CASE("sites: calibration sums") {

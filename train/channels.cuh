@@ -16,17 +16,20 @@ namespace tapernorm::train {
 // Whether update k takes sums by channel: every one whose gate is above 0.
 template <class Device, class Real>
 bool sums_channels(const Trainer<Device, Real>& t, size_t k) {
-    return t.settings.calibration == "channels" && t.model.config.mode != GateMode::norm && k < t.gate_end;
+    return t.settings.calibration != "scalar" && t.model.config.mode != GateMode::norm && k < t.gate_end;
 }
 
-// channels [sites, 4, C] += the sums of the micro-batch that the forward pass has just been through.
+// channels [sites, 4, C] and behind them [sites] += the sums by channel, and those of 1 / s over first positions, of the
+// micro-batch that the forward pass has just been through.
 template <class Device, class Real>
 void add_channel_sums(Gpt<Device, Real>& m, Acc<Real>* channels) {
     const Config& c = m.config;
     const size_t N = m.B * m.T;
     const bool centered = c.norm == NormKind::layernorm;
     size_t site = 0;
+    Acc<Real>* const first = channels + c.tapering_sites() * kChannelSums * c.C;
     auto add = [&](const Real* x, const Acc<Real>* mean, const Acc<Real>* rscale) {
+        sum_first(m.dev, first + site, rscale, N, m.T);
         channel_sums<Real>(m.dev, channels + site++ * kChannelSums * c.C, x, centered ? mean : nullptr, rscale, N, m.T,
                            c.C);
     };
@@ -46,23 +49,26 @@ void add_channel_totals(Gpt<Device, Real>& m, std::vector<double>& totals) {
     totals.insert(totals.end(), sums.begin(), sums.end());
 }
 
-// totals [sites, 4, C], of all ranks.
+// totals [sites, 4, C] and [sites], of all ranks.
 template <class Device, class Real>
 void observe_channels(Trainer<Device, Real>& t, size_t k, const double* totals) {
     const size_t width = kChannelSums * t.model.config.C;
     const double rows = double(channel_rows(t.settings.total_batch, t.model.T));
+    const size_t sites = t.model.scales.size();
     std::vector<std::vector<double>> means;
-    for (size_t i = 0; i < t.model.taper_scale.size(); i++) {
+    std::vector<double> first(totals + sites * width, totals + sites * width + sites);
+    for (double& mean : first) mean /= double(t.settings.total_batch / t.model.T);
+    for (size_t i = 0; i < sites; i++) {
         means.emplace_back(totals + i * width, totals + (i + 1) * width);
         for (double& mean : means.back()) mean /= rows;
     }
-    t.calibration.observe_channels(means, k > t.gate_warmup);
+    t.calibration.observe_channels(means, first, k > t.gate_warmup);
 }
 
 template <class Device, class Real>
 std::vector<ChannelFit> channel_fits(const Trainer<Device, Real>& t) {
     std::vector<ChannelFit> fits;
-    for (size_t i = 0; i < t.model.taper_scale.size(); i++) fits.push_back(t.calibration.fit(i, t.model.config.norm));
+    for (size_t i = 0; i < t.model.scales.size(); i++) fits.push_back(t.calibration.fit(i, t.model.config.norm));
     return fits;
 }
 
@@ -75,7 +81,8 @@ void follow_channels(Trainer<Device, Real>& t) {
     const auto numbers = tensor_numbers(m.config);
     const auto names = taper_site_names(m.config);
     for (size_t i = 0; i < names.size(); i++) {
-        const double c = double(m.taper_scale[i]);
+        const double c = double(m.scales[i].c);
+        if (m.config.first_apart) m.scales[i].first = float(t.calibration.first_scale(i) / c);
         const ChannelFit before = t.calibration.fits.empty()
                                       ? ChannelFit{std::vector<double>(C, c), std::vector<double>(C, 0)}
                                       : t.calibration.fits[i];

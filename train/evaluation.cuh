@@ -40,7 +40,7 @@ std::optional<double> evaluate(Trainer<Device, Real>& t, const TokenSource& corp
 template <class Device, class Real>
 std::optional<HellaSwag> score_choices(Trainer<Device, Real>& t, const std::vector<Choice>& choices) {
     Gpt<Device, Real>& model = t.model;
-    Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.taper_scale, t.gate_now());
+    Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.scales, t.gate_now());
     HellaSwag scores;
     for (const Choice& choice : choices) {
         if (t.told_to_stop()) return t.missing = "HellaSwag scores", std::nullopt;
@@ -53,7 +53,7 @@ template <class Device, class Real>
 std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, const std::string& prompt,
                         size_t tokens) {
     Gpt<Device, Real>& model = t.model;
-    Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.taper_scale, t.gate_now());
+    Decoder<Device, Real> decoder(model.dev, model.config, model.params, model.scales, t.gate_now());
     const std::vector<uint16_t> start = tokenizer.encode(prompt);
     const std::vector<int> ids(start.begin(),
                                start.begin() + ptrdiff_t(std::min(start.size(), (t.settings.T + 1) / 2)));

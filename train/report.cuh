@@ -226,8 +226,11 @@ RunLog::Fields log_fields(Trainer<Device, Real>& t, const StepReport& r) {
     if (r.step == t.gate_warmup) {
         fields.push_back({"scale_target", t.scale_target});
         const auto names = taper_site_names(t.model.config);
-        for (size_t i = 0; i < names.size(); i++)
-            fields.push_back({names[i] + ".taper_scale", double(t.model.taper_scale[i])});
+        for (size_t i = 0; i < names.size(); i++) {
+            fields.push_back({names[i] + ".taper_scale", double(t.model.scales[i].c)});
+            if (t.model.config.first_apart)
+                fields.push_back({names[i] + ".first_scale", double(t.model.scales[i].first)});
+        }
     }
     if (t.settings.log_norms && r.step % t.settings.log_norms == 0) {
         for (const auto& [tensor, norm] : t.gradient_norms()) fields.push_back({"grad_norm/" + tensor, norm});

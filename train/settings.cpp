@@ -50,9 +50,11 @@ const DependentDefault<std::string> kChoices[] = {
     // The stream of a pretrained model may be tens of times as large as that of one that begins here.
     {"--scale-loss-kind", &Settings::scale_loss_kind, "relative", "with --init",
      [](const Settings& s) { return !s.init.empty(); }},
-    // Channels of a pretrained stream have means and scales of their own.
-    {"--calibration", &Settings::calibration, "channels", "with --init",
-     [](const Settings& s) { return !s.init.empty(); }},
+    // Channels of a pretrained stream have means and scales of their own, and so have rows of first positions.
+    {"--calibration", &Settings::calibration, "channels+first", "with --init",
+     [](const Settings& s) { return !s.init.empty() && s.bound > 0; }},
+    {"--calibration", &Settings::calibration, "channels", "with --init and --bound 0",
+     [](const Settings& s) { return !s.init.empty() && s.bound == 0; }},
 };
 const DependentDefault<Length> kLengths[] = {
     {"--gate-warmup", &Settings::gate_warmup, percent_of_run(20), "with --scale-loss 0", unanchored},
@@ -79,10 +81,12 @@ std::vector<std::string> flags_with_dependent_defaults() {
 // "0.003; 0.0001 with --init", for --help.
 std::string default_text(const char* flag) {
     const Settings s;
+    std::string text;
     for (const auto& r : kNumbers)
         if (r.flag == std::string(flag)) return strprintf("%g; %g %s", s.*r.field, r.value, r.when);
     for (const auto& r : kChoices)
-        if (r.flag == std::string(flag)) return s.*r.field + "; " + r.value + " " + r.when;
+        if (r.flag == std::string(flag)) text += (text.empty() ? s.*r.field : "") + "; " + r.value + " " + r.when;
+    if (!text.empty()) return text;
     for (const auto& r : kLengths)
         if (r.flag == std::string(flag)) return to_text(s.*r.field) + "; " + to_text(r.value) + " " + r.when;
     return "";
@@ -187,10 +191,12 @@ void add_taper_options(Options& o, Settings& s) {
            .help = "updates with the gate at 1 (norms as usual), during which the scaling that replaces each norm is calibrated"});
     o.add({.long_name = "--gate-end", .to = &s.gate_end, .default_text = default_text("--gate-end"),
            .help = "first update with the gate at 0 (norms replaced by fixed scalings)"});
-    o.add({.long_name = "--calibration", .to = &s.calibration, .choices = {"channels", "scalar"},
+    o.add({.long_name = "--calibration", .to = &s.calibration, .choices = {"channels+first", "channels", "scalar"},
            .default_text = default_text("--calibration"),
-           .help = "how the scaling that replaces a norm is fitted to it: channels: a factor and (for LayerNorm) an offset per "
-                   "channel, fitted anew until --gate-end; scalar: one factor per site, kept from --gate-warmup on"});
+           .help = "how the scaling that replaces a norm is fitted to it: scalar: one factor per site, kept from --gate-warmup on; "
+                   "channels: a factor and (for LayerNorm) an offset per channel, fitted anew until --gate-end; channels+first: and "
+                   "one more factor for the first position of a text, whose row is far larger than all others in pretrained "
+                   "models (needs a --bound)"});
     o.add({.long_name = "--bound", .to = &s.bound, .metavar = "KAPPA", .range = {.low = 0, .high = 1e6}, .default_text = default_text("--bound"),
            .help = "clip the input of each scaling to KAPPA times its usual scale, so that no text can make the residual stream run "
                    "off (0: do not clip)"});
@@ -337,6 +343,8 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
         fail(
             "--final-bound: expected -g taper-all and a --bound above 0 with it, found -g %s and --bound %g; leave it out",
             s.gate.c_str(), s.bound);
+    if (s.calibration == "channels+first" && s.bound == 0)
+        fail("--calibration channels+first: expected a --bound above 0 with it, found 0; use --calibration channels");
     if (s.distill > 0 && s.init.empty())
         fail("--distill: expected --init, whose model is the teacher, found none; name it, or leave out --distill");
     settle_shape(s, now, origin);

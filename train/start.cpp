@@ -90,6 +90,7 @@ Config make_config(const Settings& s, const Run& run, const Start& start) {
     c.mode = gate_mode_from(s.gate);
     c.bound = c.mode == GateMode::norm ? 0 : s.bound;
     c.final_bound = c.bound > 0 && c.mode == GateMode::taper_all ? s.final_bound : 0;
+    c.first_apart = c.bound > 0 && s.calibration == "channels+first";
     return c;
 }
 
@@ -184,7 +185,7 @@ void open_teacher(const Settings& s, Run& run) {
     const std::string found = strprintf("%016llx", (unsigned long long)sum.value());
     Config same_mode = run.teacher->info().config;
     same_mode.mode = run.config.mode, same_mode.bound = run.config.bound;
-    same_mode.final_bound = run.config.final_bound;
+    same_mode.final_bound = run.config.final_bound, same_mode.first_apart = run.config.first_apart;
     if (known && found != run.teacher_sum)
         fail("--distill: %s is not the teacher of the run in %s: expected numbers with the checksum %s, found %s; %s",
              in_quotes(run.teacher->path()).c_str(), in_quotes(run.state->path()).c_str(),
@@ -270,8 +271,8 @@ Run open_run(const Settings& s, Start start) {
 
 void check_state(const SafetensorsFile& state) {
     if (const std::string& version = state_metadata(state, "state_version");
-        version < "1" || version > "3" || version.size() > 1)
-        fail("%s: state version: expected 1, 2 or 3, found %s; use the version of this program that wrote the file",
+        version < "1" || version > "4" || version.size() > 1)
+        fail("%s: state version: expected 1 to 4, found %s; use the version of this program that wrote the file",
              state.path().c_str(), in_quotes(version).c_str());
     const Config c = read_config(state);
     if (c.fold != Fold::none)
@@ -307,6 +308,8 @@ void check_state(const SafetensorsFile& state) {
         checked_tensor(state, "state.calibration", {3 * sites});
         checked_tensor(state, "state.taper_scale", {sites});
         if (state.find("state.channels")) checked_tensor(state, "state.channels", {sites * 4 * c.C + 1});
+        if (c.first_apart) checked_tensor(state, "state.first_scale", {sites});
+        if (c.first_apart && state.find("state.channels")) checked_tensor(state, "state.first", {sites});
     }
     for (const char* window : {"state.losses", "state.gradient_norms"})
         if (const TensorEntry* entry = state.find(window)) check(window, {entry->count()}, true);

@@ -66,7 +66,8 @@ struct HostTensors {
 template <class Device, class Real>
 struct GatheredState {
     HostTensors<Device, Real> tensors;
-    std::vector<double> averages = {}, channels = {}, stream = {}, losses = {}, gradients = {};
+    std::vector<double> averages = {}, channels = {}, first = {}, stream = {}, losses = {}, gradients = {};
+    std::vector<float> taper_scale = {}, first_scale = {};
     std::map<std::string, std::string> metadata = {};
 };
 
@@ -78,13 +79,16 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
                                                           const std::vector<std::string>& arguments,
                                                           const std::map<std::string, std::string>& more) {
     std::unique_ptr<GatheredState<Device, Real>> state(new GatheredState<Device, Real>{{t.model}});
-    auto& [tensors, averages, channels, stream, losses, gradients, metadata] = *state;
+    auto& [tensors, averages, channels, first, stream, losses, gradients, taper_scale, first_scale, metadata] = *state;
     tensors.add_parameters(), tensors.add_state("m.", t.m), tensors.add_state("v.", t.v);
     if (!t.model.ranks.first()) return state;
     const Calibration& c = t.calibration;
     for (const Calibration::Ema& site : c.sites) averages.insert(averages.end(), {site.num, site.den, site.scale});
     for (const std::vector<double>& site : c.channels) channels.insert(channels.end(), site.begin(), site.end());
     if (!channels.empty()) channels.push_back(c.channel_weight);
+    for (const TaperScale& site : t.model.scales) taper_scale.push_back(site.c), first_scale.push_back(site.first);
+    if (!t.model.config.first_apart) first_scale.clear();
+    if (t.model.config.first_apart) first = c.first;
     stream = {c.stream_scale, double(c.updates), t.scale_target};
     losses.assign(t.losses.losses.begin(), t.losses.losses.end());
     gradients.assign(t.gradients.norms.begin(), t.gradients.norms.end());
@@ -94,14 +98,18 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
     add("state.calibration", Dtype::F64, averages.size(), averages.data());
     add("state.channels", Dtype::F64, channels.size(), channels.data());
     add("state.stream", Dtype::F64, stream.size(), stream.data());
-    add("state.taper_scale", Dtype::F32, t.model.taper_scale.size(), t.model.taper_scale.data());
+    add("state.first", Dtype::F64, first.size(), first.data());
+    add("state.taper_scale", Dtype::F32, taper_scale.size(), taper_scale.data());
+    add("state.first_scale", Dtype::F32, first_scale.size(), first_scale.data());
     add("state.losses", Dtype::F64, losses.size(), losses.data());
     add("state.gradient_norms", Dtype::F64, gradients.size(), gradients.data());
     std::string lines;
     for (const std::string& a : arguments) lines += escaped(a) + "\n";
     metadata = config_metadata(t.model.config);
     metadata.insert(more.begin(), more.end());
-    metadata.insert({{"state_version", t.model.config.bound > 0 ? "3" : "2"},
+    metadata.insert({{"state_version", t.model.config.first_apart ? "4"
+                                       : t.model.config.bound > 0 ? "3"
+                                                                  : "2"},
                      {"step", std::to_string(t.step)},
                      {"lr", strprintf("%.17g", t.lr_now())},
                      {"position", std::to_string(t.batches.position())},
@@ -160,7 +168,10 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
     Calibration& c = t.calibration;
     std::vector<double> averages(3 * c.sites.size()), stream(3);
     numbers("state.calibration", averages), numbers("state.stream", stream);
-    numbers("state.taper_scale", t.model.taper_scale);
+    std::vector<float> taper_scale(c.sites.size()), first_scale(t.model.config.first_apart ? c.sites.size() : 0);
+    numbers("state.taper_scale", taper_scale), numbers("state.first_scale", first_scale);
+    for (size_t i = 0; i < taper_scale.size(); i++)
+        t.model.scales[i] = {taper_scale[i], first_scale.empty() ? 1 : first_scale[i]};
     for (size_t i = 0; i < c.sites.size(); i++)
         c.sites[i] = {averages[3 * i], averages[3 * i + 1], averages[3 * i + 2]};
     if (!(stream[1] >= 0 && stream[1] <= 0x1p53))
@@ -173,6 +184,8 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
         if (!(c.channel_weight > 0 && c.channel_weight <= 1))
             fail("%s: tensor state.channels: the file is damaged", file.path().c_str());
         for (size_t i = 0; i < sites; i++) c.channels.emplace_back(&channels[i * width], &channels[i * width] + width);
+        c.first.resize(sites);
+        if (t.model.config.first_apart) numbers("state.first", c.first);
         if (t.step >= t.gate_warmup) c.fits = channel_fits(t);
     }
     c.stream_scale = stream[0], c.updates = size_t(stream[1]), t.scale_target = stream[2];
@@ -262,7 +275,7 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool
     Gpt<Device, Real>& model = t.model;
     const std::string& out = t.settings.out;
     if (!model.ranks.first() && !model.shards.sharded()) return;
-    const ModelInfo info{model.config, t.gate_now(), t.step, run.tokenizer, model.taper_scale};
+    const ModelInfo info{model.config, t.gate_now(), t.step, run.tokenizer, model.scales};
     const std::unique_ptr<HostModel> host = host_model(t, info);
     std::map<std::string, std::string> metadata = run_metadata(run);
     metadata.insert(run.tokenizer.begin(), run.tokenizer.end());

@@ -31,7 +31,8 @@ RUNS = {"norm": ("norm", 0.0, "absolute", 1, {}), "taper": ("taper", 0.0, "absol
         "taper_scale": ("taper", 0.1, "absolute", 1, {}), "taper_all_scale": ("taper-all", 0.1, "absolute", 1, {}),
         "taper_relative": ("taper", 0.1, "relative", 16, {}), "taper_all_channels": ("taper-all", 0.1, "relative", 16, {}),
         "taper_bound": ("taper", 0.1, "absolute", 1, {"bound": 1.2}),
-        "taper_all_bound_channels": ("taper-all", 0.1, "relative", 16, {"bound": 1.2, "final_bound": 0.7})}
+        "taper_all_bound_channels": ("taper-all", 0.1, "relative", 16, {"bound": 1.2, "final_bound": 0.7}),
+        "taper_all_first": ("taper-all", 0.1, "relative", 16, {"bound": 1.2, "final_bound": 0.7})}
 GRAD_UPDATES = (1, 8, 20)  # one per phase: gate 1, between, 0
 VAL_BATCHES = 2
 
@@ -156,7 +157,8 @@ def golden_case(shape, norm, run):
     mode, scale_loss, kind, embedding_factor, bounds = RUNS[run]
     m = ModelConfig(**SHAPES[shape], norm=norm, mode=mode, **bounds)
     t = dataclasses.replace(TRAIN, scale_loss=scale_loss, scale_loss_kind=kind,
-                            calibration="channels" if run.endswith("channels") else "scalar")
+                            calibration="channels" if run.endswith("channels") else
+                            "channels+first" if run.endswith("first") else "scalar")
     weights, tokens = initial_weights(m), make_tokens(m, t)
     for name in ("transformer.wte.weight", "transformer.wpe.weight"):
         weights[name] = weights[name] * embedding_factor
@@ -198,12 +200,14 @@ def expect(what, value, bound):
     return ok
 
 
-def tapered_model(norm, mode, bound=0.0):
+def tapered_model(norm, mode, bound=0.0, first=False):
     """A float64 model with arbitrary c, gamma~, beta~ and a batch."""
     m = ModelConfig(**SHAPES["odd"], norm=norm, mode=mode, bound=bound, final_bound=bound / 2)
     model, rng = Gpt(m, initial_weights(m), torch.float64), SplitMix64(5)
     for site in model.c:
         model.c[site] = rng.uniform(0.5, 2.0)
+        if first:
+            model.c_0[site] = 0.3 * model.c[site]
     with torch.no_grad():
         for name, w in model.p.items():
             if ".taper_" in name:
@@ -211,9 +215,9 @@ def tapered_model(norm, mode, bound=0.0):
     return m, model, batches(make_tokens(m, TRAIN)["val"], m, TRAIN)[0]
 
 
-def check_derivatives(norm, bound):
+def check_derivatives(norm, bound, first=False):
     """Central differences of the loss, scale term included, at an element of every tensor and three gates."""
-    m, model, (x, y) = tapered_model(norm, "taper-all", bound)
+    m, model, (x, y) = tapered_model(norm, "taper-all", bound, first)
     worst, step = 0.0, 1e-5
 
     def loss(g):
@@ -287,8 +291,8 @@ def check_paper_facts(norm):
     return expect(f"{norm}: radial gradient without one, above its bound", excess.max().item(), 1e-12) and ok
 
 
-def check_folding(norm, mode, bound):
-    _, model, (x, _) = tapered_model(norm, mode, bound)
+def check_folding(norm, mode, bound, first=False):
+    _, model, (x, _) = tapered_model(norm, mode, bound, first)
     folded = FoldedGpt(model)
     plain, h = model.logits(model.final_residual(x, 0.0), 0.0), folded.final_residual(x, 0.0)
     what = f"{norm} {mode}, bound {bound}"
@@ -321,9 +325,10 @@ def check_hugging_face():
 def check_facts():
     checks = [check_plain_norm(), check_hugging_face()]
     for norm in ("layernorm", "rmsnorm"):
-        checks += [check_derivatives(norm, 0.0), check_derivatives(norm, 0.2)]
+        checks += [check_derivatives(norm, 0.0), check_derivatives(norm, 0.2), check_derivatives(norm, 0.2, True)]
         checks += [check_calibration(norm), check_paper_facts(norm)]
         checks += [check_folding(norm, mode, bound) for mode in ("taper", "taper-all") for bound in (0.0, 0.3)]
+        checks += [check_folding(norm, mode, 0.3, True) for mode in ("taper", "taper-all")]
     return all(checks)
 
 

@@ -7,6 +7,7 @@ cannot be shared. It favours one obvious line per formula over speed.
     LayerNorm kind   mu = mean(h)   u = h - mu   s = sqrt(mean(u^2) + eps)   eps 1e-5
     RMSNorm kind                    u = h        s = sqrt(mean(h^2) + eps)   eps 1e-6, no biases
     site(h)  = g (gamma u/s + beta) + (1 - g) (c gamma~ v + beta~)      v = u, or with a bound kappa: u clipped to +- kappa / c
+               (first positions may have a c of their own, c_0)
     loss     = cross_entropy + lambda mean((s(h_final) - s_tgt)^2)      second term from update k_warm + 1 on
                relative: lambda / max(s_tgt, 1)^2 in place of lambda
 
@@ -64,7 +65,7 @@ class TrainConfig:
     weight_decay: float
     clip: float
     scale_loss_kind: str = "absolute"  # absolute | relative
-    calibration: str = "scalar"  # scalar | channels
+    calibration: str = "scalar"  # scalar | channels | channels+first
 
 
 def gate(k, mode, k_warm, k_end):
@@ -121,6 +122,7 @@ class Gpt:
         self.config = config
         self.p = {name: w.to(dtype).clone() for name, w in weights.items()}
         self.c = {site: math.nan for site in config.tapered_sites()}
+        self.c_0 = {}  # c of first positions, where it is their own
         for site in config.tapered_sites():  # unused until calibration overwrites them
             for plain, taper in (("weight", "taper_weight"), ("bias", "taper_bias")):
                 if f"{site}.{plain}" in self.p:
@@ -134,7 +136,9 @@ class Gpt:
         return u, (u.square().mean(-1) + EPS[self.config.norm]).sqrt()
 
     def scaled_input(self, u, site):
-        c, bound = self.c[site], self.config.bound_at(site)
+        bound = self.config.bound_at(site)
+        c = torch.full((u.shape[1], 1), self.c[site], dtype=u.dtype)
+        c[0] = self.c_0.get(site, self.c[site])
         return c * (u.clamp(-bound / c, bound / c) if bound else u)
 
     def affine(self, x, weight, bias):
@@ -154,6 +158,7 @@ class Gpt:
         if site in self.c and g > 0.0 and stats is not None:
             rows, n = u.detach()[:, 1:].flatten(0, 1), (u / s[..., None]).detach()[:, 1:].flatten(0, 1)
             stats[f"{site}.channels"] = torch.stack([rows.mean(0), (rows * rows).mean(0), (rows * n).mean(0), n.mean(0)])
+            stats[f"{site}.first"] = (1 / s).detach()[:, 0].mean()
         if g == 0.0:
             return self.affine(self.scaled_input(u, site), f"{site}.taper_weight", f"{site}.taper_bias")
         normed = self.affine(u / s[..., None], f"{site}.weight", f"{site}.bias")
@@ -240,7 +245,7 @@ class FoldedGpt(Gpt):
     """Runs Gpt.folded(): tapered sites are the identity, the head may be untied."""
 
     def __init__(self, model):
-        self.config, self.p, self.c = model.config, model.folded(), model.c
+        self.config, self.p, self.c, self.c_0 = model.config, model.folded(), model.c, model.c_0
 
     def tokens(self):
         return self.p["tokens"]
@@ -249,7 +254,9 @@ class FoldedGpt(Gpt):
         if site not in self.c:
             return super().norm_site(h, site, 1.0, None)
         bound = self.config.bound_at(site) / self.c[site]
-        return h.clamp(-bound, bound) if bound else h
+        factor = torch.ones(h.shape[1], 1, dtype=h.dtype)
+        factor[0] = self.c_0.get(site, self.c[site]) / self.c[site]
+        return (factor * h).clamp(-bound, bound) if bound else h
 
     def logits(self, h, g=0.0, stats=None):
         y = self.norm_site(h, FINAL, g, stats)
@@ -272,6 +279,7 @@ class Trainer:
     * Calibration by channel fits a u + o to n = u / s in each channel, over all positions but a sequence's first, from averages
       that go on while the gate is above 0 (decay 0.9 at most from k_warm + 1 on). After every such update's optimizer step, taper_weight
       and taper_bias are moved from the fit before to the new one; from the start of the taper, the fit before is c u.
+    * c_0 is the same kind of average of 1 / s over first positions.
     * Clipping looks at all parameters together: coefficient min(1, clip / (norm + 1e-6)).
     """
 
@@ -280,7 +288,7 @@ class Trainer:
         self.model, self.config, self.k = model, config, 0
         self.ema = {}
         self.s_tgt = None
-        self.channels, self.channel_weight, self.fits = {}, 0.0, {}
+        self.channels, self.channel_weight, self.fits, self.first = {}, 0.0, {}, {}
         decayed = [w for name, w in model.p.items() if is_decayed(name)]
         rest = [w for name, w in model.p.items() if not is_decayed(name)]
         self.optimizer = torch.optim.AdamW(
@@ -320,19 +328,20 @@ class Trainer:
         self.optimizer.step()
         if self.k <= t.k_warm:
             for key, value in sums.items():
-                if key.endswith(".channels"):
+                if key.endswith((".channels", ".first")):
                     continue
                 self.ema[key] = t.ema_decay * self.ema.get(key, 0) + (1 - t.ema_decay) * value
-        if t.calibration == "channels" and g > 0 and self.model.c:
+        if t.calibration != "scalar" and g > 0 and self.model.c:
             keep = t.ema_decay if self.k <= t.k_warm else min(t.ema_decay, 0.9)
             self.channel_weight = keep * self.channel_weight + 1 - keep
             for site in self.model.c:
                 self.channels[site] = keep * self.channels.get(site, 0) + (1 - keep) * sums[f"{site}.channels"]
+                self.first[site] = keep * self.first.get(site, 0) + (1 - keep) * sums[f"{site}.first"].item()
             if self.k > t.k_warm:
                 self.follow_channels()
         if self.k == t.k_warm:
             self.start_taper()
-            if t.calibration == "channels":
+            if t.calibration != "scalar":
                 self.follow_channels()
         return log
 
@@ -350,6 +359,8 @@ class Trainer:
                 bias += weight * c / slope_before * (offset - offset_before)
             weight *= slope / slope_before
             self.fits[site] = slope, offset
+            if self.config.calibration == "channels+first":
+                self.model.c_0[site] = self.first[site] / self.channel_weight
 
     @torch.no_grad()
     def start_taper(self):

@@ -31,7 +31,8 @@ struct CudaRun {
         settings.out = folder + "/model.bin";
         settings.steps = steps, settings.batch = 2, settings.T = 10, settings.total_batch = 40;
         settings.gate_warmup = updates(steps / 5), settings.gate_end = updates(steps / 2), settings.scale_loss = 0.1;
-        settings.calibration = mode == GateMode::taper ? "channels" : "scalar";
+        config.first_apart = mode == GateMode::taper && bound > 0;
+        settings.calibration = config.first_apart ? "channels+first" : mode == GateMode::taper ? "channels" : "scalar";
         config.V = 256, config.T = 12, config.L = 2, config.NH = 2, config.C = C;
         config.norm = norm, config.mode = mode, config.eps = default_eps(norm);
         config.bound = bound;
@@ -42,7 +43,8 @@ struct CudaRun {
 struct Trace {
     std::vector<double> loss, grad_norm, stream_scale;
     double validation = 0;
-    std::vector<float> parameters, taper_scale;
+    std::vector<float> parameters;
+    std::vector<TaperScale> scales;
 };
 
 template <class Device, class Real>
@@ -66,7 +68,7 @@ Trace trace(Trainer<Device, Real>& t, const CudaRun& run) {
         if (t.step == 4) evaluate(t, run.corpus, 2);  // must not disturb the batches under way
     }
     result.validation = evaluate(t, run.corpus, 3).value();
-    result.parameters = parameters(t), result.taper_scale = t.model.taper_scale;
+    result.parameters = parameters(t), result.scales = t.model.scales;
     return result;
 }
 
@@ -117,9 +119,11 @@ void compare_with_cpu() {
         check_series("gradient norm", gpu.grad_norm, cpu.grad_norm, 10 * tolerance);
         check_series("s(h)", gpu.stream_scale, cpu.stream_scale, tolerance);
         check_series("validation loss", {gpu.validation}, {cpu.validation}, tolerance);
-        REQUIRE(gpu.taper_scale.size() == cpu.taper_scale.size());
-        for (size_t i = 0; i < gpu.taper_scale.size(); i++)
-            CHECK(std::abs(gpu.taper_scale[i] - cpu.taper_scale[i]) <= tolerance * cpu.taper_scale[i]);
+        REQUIRE(gpu.scales.size() == cpu.scales.size());
+        for (size_t i = 0; i < gpu.scales.size(); i++) {
+            CHECK(std::abs(gpu.scales[i].c - cpu.scales[i].c) <= tolerance * cpu.scales[i].c);
+            CHECK(std::abs(gpu.scales[i].first - cpu.scales[i].first) <= tolerance * cpu.scales[i].first);
+        }
     }
 }
 
@@ -191,7 +195,7 @@ template <class Device, class Real>
 std::vector<float> logits_of(HostModel& model, const std::vector<int>& tokens) {
     Device dev;
     const DeviceWeights<Device, Real> weights(dev, model.info.config, model.tensors);
-    Decoder<Device, Real> decoder(dev, model.info.config, weights.tensors, model.info.taper_scale, model.info.gate);
+    Decoder<Device, Real> decoder(dev, model.info.config, weights.tensors, model.info.scales, model.info.gate);
     const size_t V = model.info.config.V, first = tokens.size() / 2;
     std::vector<float> logits(tokens.size() * V), last(V);
     decoder.feed(tokens.data(), first, Logits::all, logits.data());

@@ -68,6 +68,7 @@ struct SiteCase {
     Phase phase;
     double g;
     double kappa = kInfinity;
+    double first = 1;  // rho of every third row
 };
 // (A kappa of 0.8 acts on about six tenths of the coordinates: c is 0.75, the rows' deviation 2.)
 const SiteCase kSites[] = {
@@ -85,6 +86,10 @@ const SiteCase kSites[] = {
     {NormKind::rmsnorm, Phase::blend, 0.37, 0.8},
     {NormKind::rmsnorm, Phase::scale, 0, 0.8},
     {NormKind::rmsnorm, Phase::clamp, 0, 0.8},
+    {NormKind::layernorm, Phase::blend, 0.37, 0.8, 0.25},
+    {NormKind::layernorm, Phase::scale, 0, 0.8, 0.25},
+    {NormKind::layernorm, Phase::clamp, 0, 0.8, 0.25},
+    {NormKind::rmsnorm, Phase::scale, 0, 0.8, 1.75},
 };
 bool trained(Phase phase) { return phase != Phase::unweighted && phase != Phase::clamp; }
 
@@ -107,7 +112,10 @@ struct SiteInput {
                 biased ? bias.data() : nullptr,
                 taper_weight.data(),
                 biased ? taper_bias.data() : nullptr,
-                float(c.kappa / 0.75)};
+                float(c.kappa / 0.75),
+                float(c.first),
+                nullptr,
+                3};
     }
     Site<double> on_cpu(const SiteCase& c) const {
         const bool biased = c.kind == NormKind::layernorm;
@@ -120,7 +128,10 @@ struct SiteInput {
                 biased ? bias.exact.data() : nullptr,
                 taper_weight.exact.data(),
                 biased ? taper_bias.exact.data() : nullptr,
-                double(float(c.kappa / 0.75))};
+                double(float(c.kappa / 0.75)),
+                c.first,
+                nullptr,
+                3};
     }
 };
 

@@ -25,7 +25,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
             warn_of_vocabulary(path, model->info.vocabulary_problem);
         }
         require(ids_with_text(c, tokenizer) <= c.V, "more ids with a text than ids");
-        Decoder<Cpu, float> decoder(dev, c, model->tensors, model->info.taper_scale, model->info.gate);
+        Decoder<Cpu, float> decoder(dev, c, model->tensors, model->info.scales, model->info.gate);
         std::vector<float> logits(c.V);
         const int tokens[] = {0, 1};
         decoder.feed(tokens, std::min<size_t>(2, c.T), Logits::last, logits.data());

@@ -69,7 +69,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         Cpu dev(1, Isa::base);
         ModelInfo info;
         info.config.V = 256, info.config.T = info.config.L = info.config.NH = info.config.C = 2;
-        info.taper_scale.resize(info.config.tapering_sites(), 1);
+        info.scales.resize(info.config.tapering_sites());
         const HostModel model(dev, info);
         save_model(folder + "/model.bin", info, model.tensors, Dtype::BF16);
         ModelFile::open(folder + "/model.bin");

@@ -25,7 +25,7 @@ struct LogitsCase {
         config.norm = NormKind(below(2)), config.mode = GateMode(below(3));
         const size_t fold = below(8);
         config.fold = Fold(fold % 4);
-        if (fold / 4) config.bound = 0.3;  // acts on most rows
+        if (fold / 4) config.bound = 0.3, config.first_apart = config.V % 2;  // acts on most rows
         // Of a few channels all may be almost zero, and a norm magnifies their rounding by up to 1 / sqrt(eps).
         config.eps = config.C < 8 ? 0.1f : default_eps(config.norm);
         gate = double(below(3)) / 2;
@@ -36,9 +36,9 @@ struct LogitsCase {
 
     // The logits of all tokens.
     template <class Device, class Real>
-    std::vector<double> logits(Device& dev, const GptTensors<Real>& weights, const std::vector<float>& taper_scale,
+    std::vector<double> logits(Device& dev, const GptTensors<Real>& weights, const std::vector<TaperScale>& scales,
                                const PackedModel* packed = nullptr) const {
-        Decoder<Device, Real> decoder(dev, config, weights, taper_scale, gate, 1, packed);
+        Decoder<Device, Real> decoder(dev, config, weights, scales, gate, 1, packed);
         std::vector<Acc<Real>> out(tokens.size() * config.V);
         const size_t first = std::min(prompt, tokens.size());
         decoder.feed(tokens.data(), first, Logits::all, out.data());

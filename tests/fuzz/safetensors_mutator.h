@@ -255,6 +255,8 @@ class SafetensorsMutator {
         c.fold = Fold(pick(kFolds, "folded"));
         const bool bounded = metadata_.erase("bound") > 0;
         if (below(4) ? bounded : !bounded) c.bound = 0.3;
+        const bool apart = metadata_.erase("first_positions") > 0;
+        c.first_apart = c.bound > 0 && (below(4) ? apart : !apart);
         for (const auto& [key, value] : config_metadata(c)) metadata_[key] = value;
 
         std::map<std::string, Part> old;
@@ -279,8 +281,12 @@ class SafetensorsMutator {
         const std::vector<std::string> sites = taper_site_names(c);
         if (state && !sites.empty()) add("state.calibration", {3 * sites.size()}, "F64");
         if (state && !sites.empty()) add("state.taper_scale", {sites.size()}, "F32");
+        if (state && !sites.empty() && c.first_apart) add("state.first_scale", {sites.size()}, "F32");
         if (!state)
-            for (const std::string& site : sites) add(site + ".taper_scale", {1}, "F32");
+            for (const std::string& site : sites) {
+                add(site + ".taper_scale", {1}, "F32");
+                if (c.first_apart) add(site + ".first_scale", {1}, "F32");
+            }
         for (auto& [name, t] : old)
             if (name.starts_with("state.")) tensors_.push_back(std::move(t));
     }

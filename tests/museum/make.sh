@@ -11,7 +11,8 @@ mv corpus_train_000001.bin train.bin && mv corpus_val_000000.bin val.bin && rm v
 
 # The state is that of update 4 with a gate in between, the model that of the last update: a resumed run must lead there.
 "$bin/train_gpt" --device cpu --threads 1 -i train.bin -j val.bin --tokenizer tokenizer -b 2 -x 7 --gate-warmup 2 --gate-end 6 -l 0.01 \
-    -n 4 -v 3 --n-layer 1 --n-embd 4 --n-head 2 -t 16 -g taper-all --bound 1 --final-bound 0.6 > /dev/null
+    -n 4 -v 3 --n-layer 1 --n-embd 4 --n-head 2 -t 16 -g taper-all --bound 1 --final-bound 0.6 \
+    --calibration channels+first > /dev/null
 mv model.state.1.bin model.state.bin
 "$bin/fold" --threads 1 model.bin folded.bin > /dev/null
 for model in model folded; do
