@@ -294,10 +294,10 @@ static std::vector<double> measure_bounds(Cpu& dev, const HostModel& model, cons
     visit_inputs(dev, model, sample.tokens.data() + measured, n - measured,
                  [&](size_t site, double u) { clamped += u > kMargin * largest[site], all++; });
     std::printf(
-        "clamp     %s: at %g times the largest numbers that %s bring (%.3g times the root of the mean square, at most); the next "
-        "%s reach it with %.3g%% of theirs\n",
+        "clamp     %s: at %g times the largest numbers that %s bring (%.3g times the root of the mean square, at most); %.3g%% of "
+        "those of the next %s are beyond\n",
         sample.source.c_str(), kMargin, counted(measured, "token").c_str(), furthest,
-        counted(n - measured, "token").c_str(), 100 * double(clamped) / double(all));
+        100 * double(clamped) / double(all), counted(n - measured, "token").c_str());
     if (furthest > kOutlier)
         std::fprintf(
             stderr,

@@ -67,7 +67,8 @@ static Options make_options(Settings& s) {
                    "logits differ by rounding, and so may a text"});
     o.add({.long_name = "--eval", .to = &s.eval, .metavar = "FILE", .default_text = "none",
            .help = "print the model's loss on the text or the token shards in FILE: nats per token, perplexity, bits per byte, and what "
-                   "its tokens lose at the median and at worst (token N: the N-th of the text); with --weights bf16 or int8 also the change from fp32"});
+                   "its tokens lose at the median and at worst (token N: the N-th of the text); of a model with a bound also how many numbers it "
+                   "clips (on the CPU); with --weights bf16 or int8 also the change from fp32"});
     o.add({.long_name = "--hellaswag", .to = &s.hellaswag, .metavar = "FILE", .default_text = "none",
            .help = "print the model's HellaSwag scores; FILE is llm.c's .bin or the original JSON lines"});
     o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH", .default_text = "the model's own",

@@ -201,7 +201,7 @@ struct Calibration {
         return fit_channel(means, kind);
     }
 
-    // c_0. These rows are of one size, nearly, so that the mean of 1 / s is also what fits them best.
+    // c_0: the mean of 1 / s, which says how large these rows are. It is no least-squares fit to them.
     double first_scale(size_t site) const { return first[site] / channel_weight; }
 
     // Means over all tokens of one update.

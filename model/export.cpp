@@ -187,6 +187,7 @@ void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
 }
 
 void leave_out_bound(ModelInfo& info, const std::string& in) {
+    const bool apart = info.config.first_apart;
     ModelInfo without = info;
     without.config.bound = 0, without.config.first_apart = false;
     if (info.config.bound == 0) fail("--without-bound: %s has no bound; leave the flag out", in.c_str());
@@ -202,6 +203,12 @@ void leave_out_bound(ModelInfo& info, const std::string& in) {
         "warning: %s: its bound is left out: what is exported is another model wherever a text reaches the bound, which "
         "may be in the text that it was trained on; infer --eval says how often, and the loss of both\n",
         in_quotes(in).c_str());
+    if (apart)
+        std::fprintf(
+            stderr,
+            "warning: %s: so is the factor of its first positions (--calibration channels+first), by which every text is "
+            "another to it; train what is to be exported like this with --calibration channels\n",
+            in_quotes(in).c_str());
 }
 
 }  // namespace

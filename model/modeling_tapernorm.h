@@ -28,7 +28,7 @@ class TaperNormConfig(GPT2Config):
 
 class PositionEmbedding(nn.Embedding):
     def forward(self, ids):
-        self.first = (ids == 0)[..., None]  # for the sites behind it
+        self.first = (ids == 0)[..., None]  # for the sites behind it: one forward pass at a time
         return super().forward(ids)
 
 class Scales(nn.Module):
@@ -107,7 +107,8 @@ class TaperNormGPT2LMHeadModel(GPT2LMHeadModel):
         self.transformer.ln_f = site(config.folded == "all", config.gate_mode == "taper-all", config.final_bound)
         if config.folded == "internal" and config.bound and config.norm == "layernorm":
             self.transformer.wte = CenteredEmbedding(config)
-        if config.first_apart:
+        if config.first_apart:  # a recomputed block would see the first positions of the newest forward pass
+            self.supports_gradient_checkpointing = False
             self.transformer.wpe = PositionEmbedding(config.n_positions, config.n_embd)
             for module in self.modules():
                 if hasattr(module, "taper_scale"):

@@ -22,7 +22,7 @@ template <class Real>
 struct Matvec {
     Real* out;                       // [rows, N], rows ld_out apart (0: N)
     const Real* x;                   // [rows, K]
-    Site<Real> site;                 // applied to x; none in Phase::folded
+    Site<Real> site;                 // applied to x; none in Phase::folded; with positions where its first is not 1
     const Real* weight;              // [K, N], or [N, K] in matvec_transposed
     const Real* bias = nullptr;      // [N]
     const Real* residual = nullptr;  // [rows, N], added after the GELU
@@ -54,10 +54,12 @@ __device__ void matvec_stage(float* shared, const float2* statistics, const Matv
         float u[P], gain[P];
         load_vector(u, a.x + size_t(r) * a.K, k0 + k, a.K, true);
         constexpr bool fixed = phase == Phase::folded || phase == Phase::clamp;
+        // (SiteArgs::rho divides where there are no positions, which would spill registers here.)
+        const float rho = a.site.first != 1 && a.site.positions[r] == 0 ? a.site.first : 1.0f;
 #pragma unroll
         for (unsigned j = 0; !fixed && j < P; j++) u[j] -= statistics[r].x;
         if constexpr (phase != Phase::folded)
-            site_vector<phase>(u, gain, a.site, fixed ? 1.0f : statistics[r].y, a.site.rho(r), k0 + k, a.K, true);
+            site_vector<phase>(u, gain, a.site, fixed ? 1.0f : statistics[r].y, rho, k0 + k, a.K, true);
 #pragma unroll
         for (unsigned j = 0; j < P; j++) shared[r * a.chunk + k + j] = u[j];
     }

@@ -127,6 +127,10 @@ TEST_CASE(
         CHECK(!fs::exists(w.at("plain")));
     };
     refused("taper-all.bin plain --without-bound", "has no bound");
+    w.ok(kTrain + kShape + " -g taper-all --bound 1e4 --calibration channels+first -o apart.bin");
+    const Outcome apart = w.run_export("apart.bin apart --without-bound");
+    CHECK(apart.status == 0);
+    CHECK_MESSAGE(apart.err.find("so is the factor of its first positions") != apart.err.npos, apart.err);
     w.ok(kTrain + kShape + " -g taper --bound 4 -o one_norm.bin");
     refused("one_norm.bin plain --without-bound", "expected a LayerNorm model of -g taper-all");
 }

@@ -269,7 +269,7 @@ TEST_CASE("fold --clamp-sample: the model on texts like the sample, and safe on 
             w.ok(kTiny + " --bound 0 --norm " + norm + " -g " + mode);
             w.ok("fold model.bin folded.bin");
             const std::string out = w.ok("fold model.bin clamped.bin --clamp-sample corpus.txt");
-            CHECK_MESSAGE(out.find(" tokens reach it with ") != out.npos, out);
+            CHECK_MESSAGE(out.find("% of those of the next ") != out.npos, out);
             auto logits = [&](const std::string& model) {
                 w.ok("infer " + model + " -n 0 --dump d.st --prompt Once");
                 return read_dump(w.at("d.st")).logits;
@@ -595,6 +595,10 @@ TEST_CASE("train_gpt: token shards and a validation text of its own") {
     const std::string out = w.ok(kTiny + " -i part_*.bin -j part_1.bin -x 3 --gate-end 3 -t 4 --n-embd 8 -m 1");
     CHECK(out.find("1200 tokens to train on") != std::string::npos);
     CHECK(out.find("600 to validate") != std::string::npos);
+    CHECK(contains(out, "(no tokenizer beside the shards: taken for ids of gpt2; --tokenizer names another)\n"));
+    const std::string shards = " -i part_*.bin -j part_1.bin -b 2 -t 4 -x 3 -m 1";
+    w.ok("train_gpt --n-layer 1 --n-embd 8 --n-head 2 -g norm -o base.bin" + shards);
+    CHECK(contains(w.ok("train_gpt --init base.bin -o tuned.bin" + shards), "taken for ids of the model of --init;"));
     w.ok("fold model.bin folded.bin");
     CHECK(out.find("&& ./infer folded.bin --last-token --tokens 0\n") != std::string::npos);  // it cannot read text
     w.ok("infer folded.bin --last-token --tokens 0");
@@ -605,7 +609,7 @@ TEST_CASE("train_gpt: token shards and a validation text of its own") {
     w.refused("infer folded.bin --tokens 50257", {"50257"});
     w.refused(kTiny + " -i part_1.bin -j corpus.txt", {"--val", "corpus.txt"});
     w.refused(kTiny + " -j part_1.bin", {"--val", "part_1.bin"});
-    w.ok(kTiny + " -j corpus.txt");
+    CHECK(!contains(w.ok(kTiny + " -j corpus.txt"), "taken for ids"));
     CHECK(read_log(w.at("model.log.jsonl")).size() == 6);
 }
 

@@ -6,6 +6,7 @@
 
 #include "runtime/random.h"
 #include "tests/errors.h"
+#include "tests/read_log.h"
 #include "tests/run_program.h"
 
 namespace tapernorm::train {
@@ -191,6 +192,13 @@ TEST_CASE("train_gpt: calibration by channel with --init; a run goes on with the
     CHECK((apart("tuned.state.bin") && apart("tuned.bin")));
     w.ok(tuned + " --bound 0 -o unbounded"), w.ok(tuned + " --calibration channels -o together");
     CHECK(kind_in("unbounded.state.bin") == "channels");
+    w.ok(tuned + " -g norm --bound 0 --calibration channels+first -o normed");  // a baseline takes its taper's flags
+    size_t lines = 0;
+    for (const nlohmann::json& line : read_log(w.at("tuned.log.jsonl"))) {
+        CHECK(line.contains("transformer.h.0.ln_2.first_scale") == (line.value("step", 0) == 6));
+        lines++;
+    }
+    CHECK(lines > 6);
     CHECK((!apart("unbounded.bin") && !apart("together.bin")));
     CHECK(read_file(w.at("tuned.bin")) != read_file(w.at("together.bin")));
     const Outcome nowhere = w.run(tuned + " --bound 0 --calibration channels+first -o x");
@@ -209,6 +217,27 @@ TEST_CASE("train_gpt: calibration by channel with --init; a run goes on with the
     w.ok("train_gpt -y -o tuned -x 9 --calibration channels+first"), w.ok("train_gpt -y -o together -x 9");
     CHECK((apart("tuned.bin") && !apart("together.bin")));
     w.ok("train_gpt -y -o unbounded -x 9");
+}
+
+TEST_CASE("train_gpt: --init's default rate follows the width, and a run keeps the one that it began with") {
+    const Workplace w;
+    auto rate = [&](const std::string& out) {
+        return std::stod(SafetensorsFile(w.at(out + ".state.bin")).metadata().at("peak_lr"));
+    };
+    const std::string small = "train_gpt -i corpus.txt -b 1 -t 8 -x 2 -v 0 -m 1 --n-layer 1 --n-head 2 --threads 1";
+    for (const auto& [C, expected] : {std::pair(16, 0.003), {230, 0.002}}) {
+        const std::string base = "base" + std::to_string(C), tuned = "tuned" + std::to_string(C);
+        w.ok(small + " --n-embd " + std::to_string(C) + " -g norm -o " + base);
+        CHECK(rate(base) == 0.003);
+        w.ok("train_gpt -i corpus.txt -b 1 -t 8 -x 2 -v 0 -m 1 --init " + base + ".bin -o " + tuned);
+        CHECK(rate(tuned) == expected);
+        w.ok("train_gpt -y -x 3 -o " + tuned);
+        CHECK(rate(tuned) == expected);
+        w.ok("train_gpt -y -x 4 -l 0.001 -o " + tuned);
+        CHECK(rate(tuned) == 0.001);
+        w.ok("train_gpt -y -x 5 -o " + tuned);
+        CHECK(rate(tuned) == 0.001);
+    }
 }
 
 TEST_CASE("train_gpt: the kind of the scale loss: relative with --init, and what the state says where a run goes on") {
@@ -239,9 +268,11 @@ TEST_CASE("train_gpt: the kind of the scale loss: relative with --init, and what
                             .gate_end = "2",
                             .total_batch = ""};
         saved.kept = {{"--scale-loss-kind", *kind ? kind : "absolute"}, {"--bound", *kind ? "5" : "0"}};
+        if (*kind) saved.lr = "0.0006";
         settle(s, now, resume_settings(s, now, arguments, saved), nullptr);
         CHECK(s.scale_loss_kind == (*kind ? kind : "absolute"));
         CHECK(s.bound == (*kind ? 5 : 0));
+        CHECK(s.lr == (*kind ? 0.0006 : 0.003));  // 0.003: the width of these settings is 128
     }
 }
 

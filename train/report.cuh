@@ -151,6 +151,9 @@ void print_start(const Trainer<Device, Real>& t, const Run& run) {
             s.T, s.T, positions, positions);
     std::printf("data      %s: %zu tokens to train on (%.2f epochs), %zu to validate\n", run.train.name().c_str(),
                 run.train.size(), double(s.steps) * double(s.total_batch) / double(run.train.size()), run.val.size());
+    if (run.tokenizer_assumed)
+        std::printf("          (no tokenizer beside the shards: taken for ids of %s; --tokenizer names another)\n",
+                    run.init ? "the model of --init" : printable(run.tokenizer.at("tokenizer")).c_str());
     if (t.model.config.mode != GateMode::norm)
         std::printf("gate      1 up to update %zu (calibration), 0 from update %zu on%s\n", t.gate_warmup, t.gate_end,
                     t.gate_end > s.steps ? ": after the end of this run, whose model cannot be folded yet" : "");
@@ -226,11 +229,13 @@ RunLog::Fields log_fields(Trainer<Device, Real>& t, const StepReport& r) {
     if (r.step == t.gate_warmup) {
         fields.push_back({"scale_target", t.scale_target});
         const auto names = taper_site_names(t.model.config);
-        for (size_t i = 0; i < names.size(); i++) {
+        for (size_t i = 0; i < names.size(); i++)
             fields.push_back({names[i] + ".taper_scale", double(t.model.scales[i].c)});
-            if (t.model.config.first_apart)
-                fields.push_back({names[i] + ".first_scale", double(t.model.scales[i].first)});
-        }
+    }
+    if (r.step == t.gate_end && t.model.config.first_apart) {  // it follows the streams until then
+        const auto names = taper_site_names(t.model.config);
+        for (size_t i = 0; i < names.size(); i++)
+            fields.push_back({names[i] + ".first_scale", double(t.model.scales[i].first)});
     }
     if (t.settings.log_norms && r.step % t.settings.log_norms == 0) {
         for (const auto& [tensor, norm] : t.gradient_norms()) fields.push_back({"grad_norm/" + tensor, norm});

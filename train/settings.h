@@ -76,6 +76,7 @@ struct SavedSettings {
     bool escaped = false;         // see escaped(); not so in states of version 1
     // What they were in updates and tokens; they stay also where they were percentages of a run that -x makes longer now.
     std::string gate_warmup, gate_end, total_batch;
+    std::string lr = {};  // where today's default may be another
     // Flags and values of what the run keeps although defaults have changed since.
     std::vector<std::pair<std::string, std::string>> kept = {};
 };

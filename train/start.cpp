@@ -62,6 +62,10 @@ SavedSettings saved_settings(const SafetensorsFile& state) {
     saved.total_batch = said("total_batch");
     keep("--scale-loss-kind", said("scale_loss_kind"), "absolute");  // in states that do not say it
     keep("--calibration", said("calibration"), "scalar");
+    // What --init's default rate was for all models, in states that do not say theirs.
+    const std::string lines = "\n" + saved.arguments;
+    if (said("peak_lr").empty() && lines.find("\n--init=") != lines.npos && lines.find("\n--lr=") == lines.npos)
+        saved.lr = "0.0006";
     const std::string gate = said("gate_mode");
     if (gate != "norm") keep("--bound", said("bound"), "0");
     if (gate == "taper-all") keep("--final-bound", said("final_bound"), said("bound").c_str());
@@ -145,6 +149,7 @@ Run open_corpora(const Settings& s, const Start& start) {
             "a longer text, a smaller -t, or give a validation text with -j",
             val.name().c_str(), counted(val.size(), "token").c_str(), s.T + 1, s.T);
     Run run{train, val, {}, tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
+    run.tokenizer_assumed = train.from_shards() && s.tokenizer.empty() && !shards;
     if (tokenizer)
         run.tokenizer = tokenizer->metadata();
     else

@@ -41,6 +41,7 @@ struct Run {
     std::map<std::string, std::string> tokenizer;  // as the model file stores it
     std::optional<Tokenizer> decode;               // where there is a vocabulary to decode samples with
     std::string prompt;                            // that samples complete
+    bool tokenizer_assumed = false;                // of token shards, which do not say
     std::string vocabulary_problem = {};           // of the file to start from, where there is no tokenizer
     Config config = {};
     std::vector<Choice> hellaswag = {};        // scored with every validation

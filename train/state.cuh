@@ -112,6 +112,7 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
                                                                   : "2"},
                      {"step", std::to_string(t.step)},
                      {"lr", strprintf("%.17g", t.lr_now())},
+                     {"peak_lr", strprintf("%.17g", t.settings.lr)},
                      {"position", std::to_string(t.batches.position())},
                      {"total_batch", std::to_string(t.settings.total_batch)},
                      {"gate_warmup", std::to_string(t.gate_warmup)},
