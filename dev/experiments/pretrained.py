@@ -38,7 +38,7 @@ norm is better there, too. (b) --distill 1 with the bound, at 3e-4 (three seeds)
 loss of 0, 0.01, 0.1 and 1 in runs of 12 and 60 updates, and of 0 in 250; taper-all's in all three. 0.1 stays unless another is
 0.003 nats better at each of the lengths. (d) The ways named by others that were left out, against 4.8099 (250) and 4.6283 (625): fits weighted by
 1 / s, a factor of its own for first positions, a gate that waits while the loss is above the lowest so far (all 250), and
-a calibration of 0.1M tokens (625). One that ends 0.003 nats lower gets 2,500 updates. (e) a third seed of 2,500 updates as they are. (f) The
+a calibration of 0.1M tokens (625). One that ends 0.003 nats lower gets 2,500 updates. (e) The
 KL from the package's own model, for all that are kept; no expectation.
 Two seeds of (a) were above 0.07 when this was added, before its runs: a rate for every width, 6e-4 at the 768 channels of the published
 recipe and in inverse proportion to the channels, as muP transfers rates of Adam (Yang et al. 2022, arXiv 2203.03466): 18e-4 here. It becomes
@@ -102,7 +102,7 @@ CASES = [("norm", "3e-4", 1), ("taper, as before", "3e-4", 1), ("taper, relative
 SHORT_CASES = [(updates, mode, "12e-4", 1) for updates in (12, 60) for mode in MODES
                if mode in ("norm", B3) or "--scale-loss " in mode or mode.endswith("--final-bound 3")]
 LONG = f"{NAME}-long"  # the same validation text, and more to train on, for 2,500 updates
-LONG_CASES = [(2500, mode, "12e-4", seed) for seed in (1, 2, 3) for mode in ("norm", B3)]
+LONG_CASES = [(2500, mode, "12e-4", seed) for seed in (1, 2) for mode in ("norm", B3)]
 LONG_CASES += [(625, mode, "12e-4", 1) for mode in ("norm", B3, "taper, channels, --bound 8", f"{B3}, --scale-loss 0.01", f"{B3}, gate 5% to 20%",
                                                    f"{B3}, --weight-decay 0", f"{B3}, fits of the clipped input",
                                                    f"{B3}, gate 16% to 40%")]
