@@ -40,7 +40,7 @@ def clamped(model, rows):
 
     def count(site, inputs, _):
         u = inputs[0] - inputs[0].mean(-1, keepdim=True) if site.centered else inputs[0]
-        outside = (site.taper_scale * u).abs() >= site.bound
+        outside = (site.taper_scale * site.row_scaled(u)).abs() >= site.bound
         for i, part in enumerate((outside[:, :1], outside[:, 1:])):
             clipped[i] += part.sum().item()
             numbers[i] += part.numel()
