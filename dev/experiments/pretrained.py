@@ -38,7 +38,7 @@ norm is better there, too. (b) --distill 1 with the bound, at 3e-4 (three seeds)
 loss of 0, 0.01, 0.1 and 1 in runs of 12 and 60 updates, and of 0 in 250; taper-all's in all three. 0.1 stays unless another is
 0.003 nats better at each of the lengths. (d) The ways named by others that were left out, against 4.8099 (250) and 4.6283 (625): fits weighted by
 1 / s, a factor of its own for first positions, a gate that stays where the mean loss of 20 updates is 0.05 above the lowest such mean
-(all 250; this one waited for a single update in its first 95 and was stopped: no run to report), and
+(all 250; this one waited for a single update until it had closed, and was stopped: no run to report), and
 a calibration of 0.1M tokens (625). One that ends 0.003 nats lower gets 2,500 updates. (e) The
 KL from the package's own model, for all that are kept; no expectation.
 Two seeds of (a) were above 0.07 when this was added, before its runs: a rate for every width, 6e-4 at the 768 channels of the published
