@@ -266,7 +266,8 @@ def main():
             runs.append_record(from_package(args, run))
     compared = [(case, run, runs.read_records()[key(run)]) for case, run in kept if key(run) in runs.read_records()]
     package = {run: runs.read_records().get(f"{run.key}-package", {}).get("kl") for run in (BASE, *(run for _, run in kept))}
-    text = f"Before these updates: {records[BASE]['val_loss']}, KL from the package's model {package[BASE] or float('nan'):.3f}.\n\n" + runs.table(
+    start = f"Before these updates: {records[BASE]['val_loss']}" + (f", KL from the package's model {package[BASE]:.3f}" if package[BASE] else "")
+    text = f"{start}.\n\n" + runs.table(
         ["updates", "rate", "mode", "validation loss, by seed", "nats above norm, mean", "above the start"], rows)
     text += "\nThe distance from the model before these updates, and the share of numbers that bounds clip:\n\n" + runs.table(
         ["updates", "rate", "mode", "seed", "KL (nats)", "KL from the package's model", "clipped, first positions", "clipped, behind them", "loss on random tokens"],
