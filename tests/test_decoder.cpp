@@ -51,9 +51,12 @@ TEST_CASE("decoder: sequences of different lengths, together and alone") {
     Cpu dev(2);
     // More rows than a block has, so that prompts are cut.
     const std::vector<size_t> prompts = {5, 1, 530, 64, 90};
-    for (const auto& [fold, bound] :
-         {std::pair(Fold::none, 0.0), {Fold::internal, 0.0}, {Fold::none, 0.7}, {Fold::internal, 0.7}}) {
-        Config config = long_config(fold);
+    for (const auto& [fold, bound] : {std::pair(Fold::none, 0.0),
+                                      {Fold::internal, 0.0},
+                                      {Fold::none, 0.7},
+                                      {Fold::internal, 0.7},
+                                      {Fold::all, 0.7}}) {
+        Config config = long_config(fold, fold == Fold::all ? GateMode::taper_all : GateMode::taper);
         config.bound = bound, config.first_apart = bound > 0;
         const RandomModel<double> model(dev, config);
         const size_t V = model.config.V, S = prompts.size(), steps = 3;
