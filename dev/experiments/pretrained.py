@@ -45,7 +45,8 @@ Two seeds of (a) were above 0.07 when this was added, before its runs: a rate fo
 recipe and in inverse proportion to the channels, as muP transfers rates of Adam (Yang et al. 2022, arXiv 2203.03466): 18e-4 here. It becomes
 --init's if norm loses at most 0.01 nats more than at 12e-4 (mean of three seeds), and --bound 3 at most 0.07 more than norm does there; else 12e-4 does.
 A factor of its own for first positions ended 0.018 nats lower in 250 updates and went into the program as --calibration channels+first.
-Added before its runs: three seeds of it at 6e-4, 12e-4 and 18e-4, to which the rule for the rate applies; 2,500 updates (seed 1 ran in
+(Against what fits all channels of the rows behind in place of c, a branch by channel would multiply the first row by c_0 and not by c_0 slope / c.
+Added before its run, 250 updates against 4.7921: it becomes the factor if it ends 0.003 nats lower.) Added before its runs: three seeds of it at 6e-4, 12e-4 and 18e-4, to which the rule for the rate applies; 2,500 updates (seed 1 ran in
 the changed program), within 0.02 nats as before; (b) and (c) with it in place of --bound 3 alone, but for 3e-4, which had run.
 """
 import concurrent.futures
@@ -91,6 +92,8 @@ OTHERS = {f"{B3}, {what}": what for what in (  # programs that were changed, and
     "fits weighted by 1 / s",  # each row's terms of the sums of ops/channel_sums.cuh times 1 / s
     "a factor for first positions")}  # c_0, the mean of 1 / s over first positions alone, in place of c in their rows
 MODES |= {mode: MODES[B3] for mode in OTHERS}
+BY_FIT = f"{B3F}, against the fit of the rows behind"  # first_scale = c_0 / (sum u^2 / s / sum u^2), in a changed train/channels.cuh
+OTHERS[BY_FIT], MODES[BY_FIT] = "against the fit of the rows behind", MODES[B3F]
 CHANNELS = "taper, and channels"
 FINAL_BOUNDS = [mode for mode in MODES if mode.startswith("taper-all") and "--scale-loss " not in mode]
 CASES = [("norm", "3e-4", 1), ("taper, as before", "3e-4", 1), ("taper, relative scale loss", "3e-4", 1), (CHANNELS, "3e-4", 1),
