@@ -403,7 +403,7 @@ using Site = SiteArgs<Real, Acc<Real>>;
 
 // The site of the rows from `row` on.
 template <class Args>
-Args behind(Args site, size_t row) {
+Args from_row(Args site, size_t row) {
     site.row += row;
     return site;
 }
@@ -420,7 +420,7 @@ void site_forward(Cpu& dev, Real* y, Acc<Real>* mean, Acc<Real>* rscale, SiteSum
         for (size_t i = first; i < last; i++) {
             const size_t row = i * chunk, rows = std::min(chunk, N - row);
             leaf<Real>(dev).site_forward(y + row * C, mean ? mean + row : nullptr, rscale ? rscale + row : nullptr,
-                                         x + row * C, behind(site, row), rows, C, sums ? &partial[i] : nullptr);
+                                         x + row * C, from_row(site, row), rows, C, sums ? &partial[i] : nullptr);
         }
     });
     for (const SiteSums& p : partial) sums->num += p.num, sums->den += p.den, sums->scale += p.scale;
@@ -453,7 +453,7 @@ void site_backward(Cpu& dev, Real* dx, const SiteGrads<Real>& grads, const Real*
             Real* mine = columns + i * 3 * C;
             std::fill(mine, mine + 3 * C, Real(0));
             leaf<Real>(dev).site_backward(dx + row * C, mine, dy + row * C, x + row * C, mean ? mean + row : nullptr,
-                                          rscale ? rscale + row : nullptr, behind(site, row), rows, C, accumulate);
+                                          rscale ? rscale + row : nullptr, from_row(site, row), rows, C, accumulate);
         }
     });
     const Real g = Real(site.g), h = 1 - g, k = h * Real(site.c);

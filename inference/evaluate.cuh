@@ -60,16 +60,17 @@ struct BoundUse {
 
     double share() const { return double(clipped) / double(std::max<size_t>(numbers, 1)); }
 
-    // The rows x [rows, C] that enter a site, at first positions or none of them there.
+    // The rows x [rows, C] that enter a site.
     template <class Real>
-    void add(Cpu& cpu, const Site<Real>& site, const Real* x, size_t rows, size_t C, bool first_positions) {
-        const Real bound = site.bound / (first_positions ? site.first : 1);
+    void add(Cpu& cpu, const Site<Real>& site, const Real* x, size_t rows, size_t C) {
         const bool centered = site.kind == NormKind::layernorm && site.phase != Phase::clamp;
         parallel_ranges(cpu, rows, 1, [&](size_t first, size_t last, int) {
             size_t outside = 0;
-            for (const Real* row = x + first * C; row < x + last * C; row += C) {
+            for (size_t r = first; r < last; r++) {
+                const Real* row = x + r * C;
+                const Real rho = site.rho(r);
                 const Real mean = centered ? std::accumulate(row, row + C, Real(0)) / Real(C) : Real(0);
-                for (size_t i = 0; i < C; i++) outside += !inside(row[i] - mean, bound);
+                for (size_t i = 0; i < C; i++) outside += !inside(rho * (row[i] - mean), Real(site.bound));
             }
             clipped += outside, numbers += (last - first) * C;
         });
@@ -82,8 +83,8 @@ void count_bounds(Cpu& cpu, Decoder<Cpu, Real>& decoder, BoundUse& first, BoundU
     decoder.watch = [&](const Layer<Real>& layer, size_t rows) {
         if (!layer.site || !std::isfinite(layer.site->bound)) return;
         const size_t C = decoder.config().C, begin = decoder.length() == rows;  // rows of first positions: 0 or 1
-        first.add(cpu, *layer.site, layer.in, begin, C, true);
-        behind.add(cpu, *layer.site, layer.in + begin * C, rows - begin, C, false);
+        first.add(cpu, *layer.site, layer.in, begin, C);
+        behind.add(cpu, from_row(*layer.site, begin), layer.in + begin * C, rows - begin, C);
     };
 }
 

@@ -170,6 +170,16 @@ TEST_CASE("count_bounds: what lies outside the bound after centering, in first p
     decoder.rewind(0);
     decoder.feed(tokens.data(), 5, Logits::last, logits.data());
     CHECK(behind.clipped == sites * C);
+    // A factor of their own brings first positions within the bound, and leaves the others.
+    config.first_apart = true;
+    for (TaperScale& site : model.scales) site.first = 1e-6f;
+    Decoder<Cpu, float> apart(dev, config, model.tensors, model.scales, 0);
+    BoundUse own_first, own_behind;
+    count_bounds(dev, apart, own_first, own_behind);
+    apart.feed(tokens.data(), 5, Logits::last, logits.data());
+    CHECK(own_first.clipped == 0);
+    CHECK(own_first.numbers == sites * C);
+    CHECK(own_behind.clipped == sites * C);
 }
 
 TEST_CASE("generation: a token that ends a text ends its sequence; with the last of them all steps end") {
