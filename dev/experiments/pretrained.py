@@ -48,6 +48,7 @@ A factor of its own for first positions ended 0.018 nats lower in 250 updates an
 (Against what fits all channels of the rows behind in place of c, a branch by channel would multiply the first row by c_0 and not by c_0 slope / c.
 Added before its run, 250 updates against 4.7921: it becomes the factor if it ends 0.003 nats lower.) Added before its runs: three seeds of it at 6e-4, 12e-4 and 18e-4, to which the rule for the rate applies; 2,500 updates (seed 1 ran in
 the changed program), within 0.02 nats as before; (b) and (c) with it in place of --bound 3 alone, but for 3e-4, which had run.
+Added before its runs: a third seed of 2,500 updates, norm and channels+first.
 """
 import concurrent.futures
 import multiprocessing
@@ -113,7 +114,7 @@ CASES = [("norm", "3e-4", 1), ("taper, as before", "3e-4", 1), ("taper, relative
 SHORT_CASES = [(updates, mode, "12e-4", 1) for updates in (12, 60) for mode in MODES if mode in ("norm", B3F) or f"{B3F}, --scale-loss" in mode]
 LONG = f"{NAME}-long"  # the same validation text, and more to train on, for 2,500 updates
 LONG_CASES = [(2500, mode, "12e-4", seed) for seed in (1, 2) for mode in ("norm", B3)]
-LONG_CASES += [(2500, f"{B3}, a factor for first positions", "12e-4", 1), (2500, B3F, "12e-4", 2)]
+LONG_CASES += [(2500, f"{B3}, a factor for first positions", "12e-4", 1), (2500, B3F, "12e-4", 2), (2500, "norm", "12e-4", 3), (2500, B3F, "12e-4", 3)]
 LONG_CASES += [(625, mode, "12e-4", 1) for mode in ("norm", B3, "taper, channels, --bound 8", f"{B3}, --scale-loss 0.01", f"{B3}, gate 5% to 20%",
                                                    f"{B3}, --weight-decay 0", f"{B3}, fits of the clipped input",
                                                    f"{B3}, gate 16% to 40%")]
