@@ -173,7 +173,10 @@ class InferenceBench {
     Config config_of(const BenchState& s, size_t T) const {
         Config c = e_.info.config;
         c.mode = s.mode, c.fold = s.fold, c.T = T;
-        if (s.folded()) c.bound = !s.clamps ? 0 : c.bound > 0 ? c.bound : 1;
+        if (s.folded()) {
+            c.first_apart = s.clamps && (c.first_apart || c.bound == 0);  // a clamp of the bench's own: the costlier kind
+            c.bound = !s.clamps ? 0 : c.bound > 0 ? c.bound : 1;
+        }
         return c;
     }
     GptTensors<Real> tensors_of(const BenchState& s) const {
