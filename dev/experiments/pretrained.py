@@ -61,7 +61,7 @@ import sys
 
 import exported
 import runs
-from runs import SHAPE, Run
+from runs import SHAPE, Run, plot_style
 
 NAME = "microformer-mgm"
 BASE = Run(NAME, "-g norm -x 250 -l 1e-4 -v 0", keep=True, init=f"{NAME}/hf")
@@ -154,6 +154,37 @@ def young_table(args):
 
 def make_long_run(updates, mode, rate, seed):
     return Run(LONG, f"-x {updates} -l {rate} {MODES[mode]} -v {updates // 10}", seed, BASE, keep=updates == 2500, other=OTHERS.get(mode, ""))
+
+
+def figure(losses):
+    """What removing the norms costs after 250 updates, by rate, and by updates at 12e-4: a dot per seed, lines through the means."""
+    plt, colors = plot_style.load()
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    of_runs = {"as before": MODES["taper, as before"], "relative scale loss": MODES["taper, relative scale loss"], "and calibrated by channel": MODES[CHANNELS],
+               "and --bound 3": MODES[B3], "and a factor for first positions (--init)": MODES[B3F]}
+    for ax, x_of, chosen in ((axes[0], lambda case: float(case[2]), lambda case: case[0] == 250),
+                             (axes[1], lambda case: case[0], lambda case: case[2] == "12e-4" and case[0] > 12)):
+        for color, (name, flags) in zip(colors, of_runs.items(), strict=False):
+            gaps = {}
+            for case, loss in losses.items():
+                if MODES[case[1]] == flags and case[1] not in OTHERS and chosen(case) and (norm := (case[0], "norm", *case[2:])) in losses:
+                    gaps.setdefault(x_of(case), []).append(loss - losses[norm])
+            for x, of_seeds in gaps.items():
+                ax.plot([x] * len(of_seeds), of_seeds, "o", ms=4, alpha=0.6, color=color)
+            ax.plot(sorted(gaps), [statistics.mean(gaps[x]) for x in sorted(gaps)], color=color, label=name if ax is axes[0] else None)
+        ax.set(xscale="log", yscale="log")
+    axes[0].axhline(0.07, color="black", lw=1, ls="--", label="the target")
+    axes[0].set(xlabel="rate, 250 updates", ylabel="nats above norm, fine-tuned alike", xticks=[1e-4, 3e-4, 6e-4, 12e-4, 18e-4],
+                xticklabels=["1e-4", "3e-4", "6e-4", "12e-4", "18e-4"])
+    axes[1].plot([2500], [0.02], "k_", ms=14, mew=1.5)
+    axes[1].plot([250], [0.07], "k_", ms=14, mew=1.5)
+    axes[1].set(xlabel="updates, rate 12e-4", xticks=[60, 250, 625, 2500], xticklabels=["60", "250", "625", "2500"])
+    for ax in axes:
+        ax.minorticks_off()
+        ax.set(yticks=[0.02, 0.05, 0.1, 0.2, 0.5], yticklabels=["0.02", "0.05", "0.1", "0.2", "0.5"])
+    fig.suptitle("What the norms of a pretrained GPT-2 of 9M parameters cost to remove", fontweight="bold")
+    fig.legend(loc="outside lower center", ncols=3)
+    plot_style.save(fig, runs.RESULTS / "pretrained", ["png"])
 
 
 def write_shard(path, tokens):
@@ -285,6 +316,7 @@ def main():
          for (updates, mode, rate, seed), run, record in compared])
     text += "\nA model of 0.2M parameters that has seen 150 updates, after 150 more:\n\n" + young_table(args)
     print(text)
+    figure(losses)
     runs.write_block(runs.RESULTS / "experiments.md", "pretrained", text)
 
 
