@@ -29,6 +29,7 @@
 
 #include "inference/decoder.cuh"
 #include "inference/evaluate.cuh"
+#include "inference/logits.h"
 #include "io/atomic_file.h"
 #include "io/claims.h"
 #include "io/mapped_file.h"
@@ -191,18 +192,8 @@ static double max_difference(const std::vector<double>& a, const std::vector<dou
 // Mean over the rows of KL(softmax(a) || softmax(b)), in nats.
 static double mean_kl(const std::vector<double>& a, const std::vector<double>& b, size_t V) {
     double kl = 0;
-    const size_t rows = a.size() / V;
-    for (size_t r = 0; r < rows; r++) {
-        auto log_sum = [V](const double* z) {
-            double top = z[0], sum = 0;
-            for (size_t i = 0; i < V; i++) top = std::max(top, z[i]);
-            for (size_t i = 0; i < V; i++) sum += std::exp(z[i] - top);
-            return top + std::log(sum);
-        };
-        const double *x = &a[r * V], *y = &b[r * V], lx = log_sum(x), ly = log_sum(y);
-        for (size_t i = 0; i < V; i++) kl += std::exp(x[i] - lx) * ((x[i] - lx) - (y[i] - ly)) / double(rows);
-    }
-    return std::max(kl, 0.0);  // by rounding, it may be a little below
+    for (size_t i = 0; i < a.size(); i += V) kl += divergence(&a[i], &b[i], V);
+    return std::max(kl / double(a.size() / V), 0.0);
 }
 
 // Two things are checked. In double, the unrounded folded model must be the model: the difference may be what rounding to
@@ -226,7 +217,7 @@ static void check(Cpu& dev, const HostModel& model, const Model64& exact, const 
     const double allowed = kRounding * std::max(own, largest * 0x1p-24);
     if (kappa == folded.info.config.bound) {
         std::printf("check     %zu x %s: max |dlogit| %.3g, relative %.3g, KL %.3g nats\n", probe.kSequences,
-                    counted(probe.length, "token").c_str(), difference, difference / largest,
+                    counted(probe.length, "token").c_str(), difference, difference / std::max(largest, 1e-300),
                     mean_kl(before, after, exact.config.V));
         std::printf(
             "          against the model in double: unfolded %.3g, folded %.3g, allowed %.3g; folded in double %.3g\n",
@@ -294,8 +285,8 @@ static std::vector<double> measure_bounds(Cpu& dev, const HostModel& model, cons
     visit_inputs(dev, model, sample.tokens.data() + measured, n - measured,
                  [&](size_t site, double u) { clamped += u > kMargin * largest[site], all++; });
     std::printf(
-        "clamp     %s: at %g times the largest numbers that %s bring (%.3g times the root of the mean square, at most); %.3g%% of "
-        "those of the next %s are beyond\n",
+        "clamp     %s: at %g times the largest numbers that %s bring (at most %.3g times the site's usual number, its root mean square); "
+        "%.3g%% of those of the next %s are beyond\n",
         sample.source.c_str(), kMargin, counted(measured, "token").c_str(), furthest,
         100 * double(clamped) / double(all), counted(n - measured, "token").c_str());
     if (furthest > kOutlier)
@@ -353,7 +344,8 @@ static std::unique_ptr<HostModel> with_bounds_from(Cpu& dev, const HostModel& mo
     const EvalTokens sample = read_eval_tokens("--clamp-sample", path, tokenizer, encode, info);
     const size_t least = std::max<size_t>(1000, 2 * info.config.T);  // so that every position is measured
     if (sample.tokens.size() < least)
-        fail("--clamp-sample %s: expected at least %zu tokens, found %zu", path.c_str(), least, sample.tokens.size());
+        fail("--clamp-sample %s: expected at least %zu tokens (two contexts, and 1000), found %zu; use a longer text",
+             path.c_str(), least, sample.tokens.size());
     return with_bounds(dev, model, measure_bounds(dev, model, sample, path));
 }
 

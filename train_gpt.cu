@@ -22,7 +22,6 @@
 #include <vector>
 
 #include "model/config.h"
-#include "model/export.h"
 #include "model/model_file.h"
 #include "ops/adamw.cuh"
 #include "ops/attention.cuh"
@@ -37,6 +36,7 @@
 #include "train/batches.cuh"
 #include "train/channels.cuh"
 #include "train/evaluation.cuh"
+#include "train/export.h"
 #include "train/initial.cuh"
 #include "train/outliers.h"
 #include "train/profile.h"

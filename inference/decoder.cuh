@@ -72,7 +72,7 @@ class Decoder {
     size_t length(size_t sequence = 0) const { return lengths_[sequence]; }  // tokens fed so far
     void rewind(size_t length, size_t sequence = 0) { lengths_[sequence] = std::min(length, lengths_[sequence]); }
 
-    // Called before every layer that pass() computes, which is all of them without packed weights; rows: of layer.in.
+    // Called before every layer; rows: of layer.in. While there is one, single tokens are computed like prompts, slowly.
     std::function<void(const Layer<Real>& layer, size_t rows)> watch;
 
     // Appends spans to their sequences, no two to the same one: prompts of different lengths, or the next token of each.
@@ -82,7 +82,7 @@ class Decoder {
         for (size_t span = 0, done = 0; span < spans.size();) {
             const size_t rows = stage(spans, span, done);
             if constexpr (kCanPack)
-                if (packed_ && parts_[0].single) {
+                if (packed_ && parts_[0].single && !watch) {
                     step(rows, which == Logits::none ? nullptr : out);
                     if (which != Logits::none) out += rows * config_.V;
                     continue;

@@ -132,8 +132,9 @@ void report_loss(const Engine<Device, Real>& engine, const EvalTokens& eval) {
     const double bits = e.loss_sum / std::log(2.0);
     std::printf("%s: %s, %s; windows of %s\n", eval.source.c_str(), counted(tokens.size(), "token").c_str(),
                 eval.bytes ? counted(eval.bytes, "byte").c_str() : "no tokenizer", counted(c.T, "token").c_str());
-    std::printf("loss      %.6f nats per token, perplexity %.4f, %.6f bits per %s; %.0f tokens/s\n", e.loss(),
-                std::exp(e.loss()), bits / double(eval.bytes ? eval.bytes - eval.first_bytes : e.losses.size()),
+    std::printf("loss      %.6f nats per token, perplexity %s, %.6f bits per %s; %.0f tokens/s\n", e.loss(),
+                strprintf(e.loss() < 20 ? "%.4f" : "%.4g", std::exp(e.loss())).c_str(),
+                bits / double(eval.bytes ? eval.bytes - eval.first_bytes : e.losses.size()),
                 eval.bytes ? "byte" : "token", double(e.losses.size()) / seconds);
     // Of a model that runs off on single tokens the mean says little.
     const auto largest = std::max_element(e.losses.begin(), e.losses.end());

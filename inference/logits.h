@@ -35,6 +35,24 @@ double log_probability(const Number* logits, size_t V, int token) {
     return double(logits[token]) - top - std::log(sum);
 }
 
+// KL(softmax(a) || softmax(b)) of logits [V], in nats; by rounding, it may be a little below 0.
+template <class Number>
+double divergence(const Number* a, const Number* b, size_t V) {
+    auto log_sum = [V](const Number* z) {
+        const double top = double(*std::max_element(z, z + V));
+        double sum = 0;
+        for (size_t i = 0; i < V; i++) sum += std::exp(double(z[i]) - top);
+        return top + std::log(sum);
+    };
+    const double sum_a = log_sum(a), sum_b = log_sum(b);
+    double kl = 0;
+    for (size_t i = 0; i < V; i++) {
+        const double log_p = double(a[i]) - sum_a;
+        kl += std::exp(log_p) * (log_p - (double(b[i]) - sum_b));
+    }
+    return kl;
+}
+
 // Writes logits [rows, V] to a safetensors file, and says so.
 inline void dump_logits(const std::string& path, const std::vector<float>& logits, size_t V) {
     write_safetensors(path, {}, {{"logits", Dtype::F32, {logits.size() / V, V}, logits.data()}});

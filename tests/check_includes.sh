@@ -62,7 +62,7 @@ END {
         file = files[i]
         users = 0
         for (p in program) if ((file, p) in reached) { users++; user = p }
-        if (file ~ /^(io|model|runtime)\// && file !~ /^model\/(export|modeling_tapernorm)\./ && users == 1)
+        if (file ~ /^(io|model|runtime)\// && users == 1)
             error(file ": only " user " uses it; what one program alone uses lives with that program")
     }
     exit failed

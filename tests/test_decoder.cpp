@@ -170,6 +170,16 @@ TEST_CASE("count_bounds: what lies outside the bound after centering, in first p
     decoder.rewind(0);
     decoder.feed(tokens.data(), 5, Logits::last, logits.data());
     CHECK(behind.clipped == sites * C);
+    // Single tokens, which packed weights compute on a way of their own, are counted as well.
+    const PackedModel packed(dev, config, model.tensors, WeightType::fp32);
+    Decoder<Cpu, float> steps(dev, config, model.tensors, model.scales, 0, 1, &packed);
+    BoundUse step_first, step_behind;
+    count_bounds(dev, steps, step_first, step_behind);
+    for (size_t t = 0; t < 5; t++) steps.feed(&tokens[t], 1, Logits::last, logits.data());
+    CHECK(step_first.clipped == sites * C);
+    CHECK(step_first.numbers == sites * C);
+    CHECK(step_behind.clipped == sites * C);
+    CHECK(step_behind.numbers == 4 * sites * C);
     // A factor of their own brings first positions within the bound, and leaves the others.
     config.first_apart = true;
     for (TaperScale& site : model.scales) site.first = 1e-6f;

@@ -74,6 +74,9 @@ TEST_CASE("infer --eval: the loss of a text, by hand from the logits, and the sa
     CHECK(contains(w.ok("infer tight.bin --eval text.txt"),
                    "bound     clips 100% of the numbers in first positions, 100% of those behind them\n"));
     CHECK(!contains(w.ok("infer without.bin --eval text.txt"), "bound     "));
+    write_file(w.at("two.txt"), "ab");  // a window of one token
+    CHECK(contains(w.ok("infer tight.bin --eval two.txt"),
+                   "bound     clips 100% of the numbers in first positions, 0% of"));
 
     for (const char* type : {"bf16", "int8"}) {
         const std::string rounded = w.ok(std::string("infer folded.bin --eval text.txt --weights ") + type);

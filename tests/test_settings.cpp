@@ -170,6 +170,8 @@ TEST_CASE("train_gpt: a bound stays what it was when its run began, and is none 
     CHECK(SafetensorsFile(w.at("taper.bin")).metadata().at("bound") == "4.5");
     refused(kTiny + " -g taper --final-bound 2 -o x.bin",
             "--final-bound: expected -g taper-all and a --bound above 0 with it, found -g taper and --bound 8");
+    w.ok(kTiny + " -g norm --final-bound 2 -o baseline.bin");  // of a taper that it is to be compared with
+    CHECK(!SafetensorsFile(w.at("baseline.bin")).metadata().contains("final_bound"));
     refused(kTiny + " -g taper-all --bound 0 --final-bound 2 -o x.bin", "found -g taper-all and --bound 0");
     refused(kTiny + " --bound 1e-7 -o tiny.bin", "--bound: expected 0 or at least 1e-06, found 1e-07");
     w.ok("train_gpt -y -x 9 -o without.bin"), w.ok("train_gpt -y -x 9 -o norm.bin");

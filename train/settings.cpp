@@ -342,7 +342,7 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
     set_dependent_defaults(s, given);
     if (s.bound > 0 && s.bound < kLeastBound)
         fail("--bound: expected 0 or at least %g, found %g", kLeastBound, s.bound);
-    if (now.typed("--final-bound") && (s.gate != "taper-all" || s.bound == 0))
+    if (now.typed("--final-bound") && (s.gate == "taper" || (s.gate == "taper-all" && s.bound == 0)))
         fail(
             "--final-bound: expected -g taper-all and a --bound above 0 with it, found -g %s and --bound %g; leave it out",
             s.gate.c_str(), s.bound);

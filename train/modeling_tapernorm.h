@@ -1,4 +1,4 @@
-// The Python file that the export (model/export.h) writes beside a model that GPT2LMHeadModel cannot hold.
+// The Python file that the export (train/export.h) writes beside a model that GPT2LMHeadModel cannot hold.
 #pragma once
 
 namespace tapernorm {
