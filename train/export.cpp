@@ -17,7 +17,7 @@
 #include "runtime/random.h"
 #include "train/modeling_tapernorm.h"
 
-namespace tapernorm {
+namespace tapernorm::train {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
@@ -301,4 +301,4 @@ int export_command(int argc, const char* const* argv) {
     return 0;
 }
 
-}  // namespace tapernorm
+}  // namespace tapernorm::train

@@ -15,7 +15,7 @@
 
 #include "model/model_file.h"
 
-namespace tapernorm {
+namespace tapernorm::train {
 
 // The subcommand; argv[0] is "export". Returns the exit status; errors are thrown.
 int export_command(int argc, const char* const* argv);
@@ -27,4 +27,4 @@ bool fits_gpt2_lm_head_model(const ModelInfo& info);
 void export_head(std::vector<double>& head, std::vector<double>& site_bias, const float* W, const float* b, size_t V,
                  size_t C);
 
-}  // namespace tapernorm
+}  // namespace tapernorm::train

@@ -1,7 +1,7 @@
 // The Python file that the export (train/export.h) writes beside a model that GPT2LMHeadModel cannot hold.
 #pragma once
 
-namespace tapernorm {
+namespace tapernorm::train {
 
 inline constexpr const char* kModelingTapernormPy =
     R"py(# A GPT-2 with TaperNorm sites (arXiv 2602.10408), for Hugging Face's transformers:
@@ -118,4 +118,4 @@ class TaperNormGPT2LMHeadModel(GPT2LMHeadModel):
         self.post_init()
 )py";
 
-}  // namespace tapernorm
+}  // namespace tapernorm::train
