@@ -197,8 +197,10 @@ class HuggingFaceModel : public ModelFile {
         std::vector<float> a(wte.count()), b(a.size());
         convert(wte, a.data()), convert(head, b.data());
         if (a != b)
-            fail("%s: lm_head.weight is not wte.weight (\"tie_word_embeddings\": %s); expected GPT-2's tied head",
-                 path_.c_str(), tied ? "true" : "false");
+            fail(
+                "%s: lm_head.weight is not wte.weight (\"tie_word_embeddings\": %s); expected GPT-2's tied head; if it was "
+                "exported from a folded model, use that one",
+                path_.c_str(), tied ? "true" : "false");
     }
 
     void find_unread() {

@@ -184,7 +184,7 @@ void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
                       : info.gate > 0                       ? "that class has no gate"
                       : info.config.mode == GateMode::taper
                           ? "that class has all norms or none, and here only the final norm stays"
-                          : "that class has no bound; --without-bound leaves it out";
+                          : "that class has no bound; --without-bound leaves it out, where it changes nothing";
     std::printf(
         "load      AutoModelForCausalLM.from_pretrained(\"%s\", trust_remote_code=True)\n"
         "          (GPT2LMHeadModel cannot hold this model: %s. The folder's modeling_tapernorm.py can.)\n",
@@ -195,7 +195,7 @@ void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
 // model writes itself: they are of the kind that it was trained on, whatever that was.
 void leave_out_bound(Cpu& dev, HostModel& model, const std::string& in) {
     constexpr size_t kTexts = 4, kLength = 64;
-    constexpr double kMostKl = 0.01;  // nats; the least that tapering was seen to cost a pretrained model is 0.02
+    constexpr double kMostKl = 0.01;  // nats; tapering a pretrained model costs 0.02 at the least that was seen
     ModelInfo &info = model.info, without = info;
     const Config& c = info.config;
     if (c.bound == 0) fail("--without-bound: %s has no bound; leave the flag out", in.c_str());
@@ -269,11 +269,11 @@ int export_command(int argc, const char* const* argv) {
     const std::unique_ptr<HostModel> model = load_model(dev, in);
     ModelInfo& info = model->info;
     std::printf("read      %s: %s\n", printable(in).c_str(), describe(info).c_str());
-    if (without_bound) leave_out_bound(dev, *model, in);
     std::string why_none;
     const std::optional<Tokenizer> tokenizer = tokenizer_if_any(tokenizer_path, info, in, why_none);
     if (!tokenizer) warn_of_vocabulary(in, info.vocabulary_problem);
     check_new(dir);
+    if (without_bound) leave_out_bound(dev, *model, in);
     OutputFolder folder(dir, false);
     const Dtype dtype = dtype_text == "bf16" ? Dtype::BF16 : Dtype::F32;
     const bool plain = fits_gpt2_lm_head_model(info);
