@@ -114,7 +114,7 @@ def figure(groups, found):
                 label="2 nats above norm's mean" if i == 0 else None)
         for j, ((mode, bound), losses) in enumerate(measured.items()):
             at = i - 0.3 + 0.6 * j / (len(measured) - 1)
-            ax.plot([at] * len(losses[text]), losses[text], "o", ms=4, alpha=0.6, color=colors[j],
+            ax.plot([at] * len(losses[text]), losses[text], "o" if j < len(colors) else "x", ms=4, alpha=0.6, color=colors[j % len(colors)],
                     label=f"{mode}, bound {shown(bound)}" if i == 0 else None)
     plot_style.log_axis(ax)
     ax.set(xticks=range(len(other_text.TEXTS)), xticklabels=other_text.TEXTS, ylabel="mean loss (nats per byte)")
