@@ -26,25 +26,25 @@ inline void require_finite(const std::string& model, const std::vector<float>& l
     if (!all_finite(logits.data(), logits.size())) fail_not_finite(model);
 }
 
-// log softmax(logits [V])[token], in nats.
+// log sum exp of logits [V]
 template <class Number>
-double log_probability(const Number* logits, size_t V, int token) {
+double log_sum(const Number* logits, size_t V) {
     const double top = double(*std::max_element(logits, logits + V));
     double sum = 0;
     for (size_t i = 0; i < V; i++) sum += std::exp(double(logits[i]) - top);
-    return double(logits[token]) - top - std::log(sum);
+    return top + std::log(sum);
+}
+
+// log softmax(logits [V])[token], in nats.
+template <class Number>
+double log_probability(const Number* logits, size_t V, int token) {
+    return double(logits[token]) - log_sum(logits, V);
 }
 
 // KL(softmax(a) || softmax(b)) of logits [V], in nats; by rounding, it may be a little below 0.
 template <class Number>
 double divergence(const Number* a, const Number* b, size_t V) {
-    auto log_sum = [V](const Number* z) {
-        const double top = double(*std::max_element(z, z + V));
-        double sum = 0;
-        for (size_t i = 0; i < V; i++) sum += std::exp(double(z[i]) - top);
-        return top + std::log(sum);
-    };
-    const double sum_a = log_sum(a), sum_b = log_sum(b);
+    const double sum_a = log_sum(a, V), sum_b = log_sum(b, V);
     double kl = 0;
     for (size_t i = 0; i < V; i++) {
         const double log_p = double(a[i]) - sum_a;

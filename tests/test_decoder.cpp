@@ -8,6 +8,7 @@
 #include "inference/decoder.cuh"
 #include "inference/evaluate.cuh"
 #include "inference/generate.cuh"
+#include "inference/logits.h"
 #include "inference/packed_model.h"
 #include "tests/errors.h"
 #include "tests/random_model.h"
@@ -190,6 +191,14 @@ TEST_CASE("count_bounds: what lies outside the bound after centering, in first p
     CHECK(own_first.clipped == 0);
     CHECK(own_first.numbers == sites * C);
     CHECK(own_behind.clipped == sites * C);
+}
+
+TEST_CASE("divergence: by hand, with logits that no exponential holds, and 0 of a row from itself") {
+    // p = (1/2, 1/2), q = (1/4, 3/4), whatever is added to all logits of a row: KL = log(2) / 2 + log(2/3) / 2.
+    const double p[] = {1000, 1000}, q[] = {-2000, -2000 + std::log(3.0)};
+    CHECK(divergence(p, q, 2) == doctest::Approx(0.5 * std::log(4.0 / 3)).epsilon(1e-12));
+    CHECK(divergence(q, q, 2) == 0);
+    CHECK(log_probability(q, 2, 1) == doctest::Approx(std::log(0.75)).epsilon(1e-12));
 }
 
 TEST_CASE("generation: a token that ends a text ends its sequence; with the last of them all steps end") {

@@ -236,8 +236,8 @@ void leave_out_bound(Cpu& dev, HostModel& model, const std::string& in) {
     std::printf("check     %s\n", found.c_str());
     std::fprintf(
         stderr,
-        "warning: %s: its bound is left out: what is exported is another model where a text reaches the bound\n",
-        in_quotes(in).c_str());
+        "warning: %s: its bound is left out%s: what is exported is another model where a text reaches the bound\n",
+        in_quotes(in).c_str(), c.first_apart ? ", and its factor of first positions" : "");
     info = without;
 }
 
