@@ -199,7 +199,7 @@ class HuggingFaceModel : public ModelFile {
         if (a != b)
             fail(
                 "%s: lm_head.weight is not wte.weight (\"tie_word_embeddings\": %s); expected GPT-2's tied head; if it was "
-                "exported from a folded model, use that one",
+                "exported from a folded model, use the one that was folded",
                 path_.c_str(), tied ? "true" : "false");
     }
 
