@@ -1,7 +1,8 @@
 # Fuzzing, races of threads, torture, and what `make test-all` adds to `make test`. Included by the Makefile.
 #
 # make test-rest    what make test-all runs beside make test
-# make fuzz         the readers of tests/fuzz under libFuzzer, AddressSanitizer and UBSan (clang), FUZZ_SECONDS=600 or FUZZ_RUNS each
+# make fuzz         the readers of tests/fuzz under libFuzzer and UBSan (clang), FUZZ_SECONDS=600 or FUZZ_RUNS each; what that
+#                   finds to be interesting, and a tenth as many of its own, under AddressSanitizer, too
 # make fuzz-corpus  the smallest part of what make fuzz found that reaches as much, to tests/fuzz/corpus
 # make fuzz-coverage  which lines of each reader that corpus and the seeds reach (clang)
 # make fuzz-replay  the same readers, by any compiler, on their seeds and on RUNS changed ones, the same each time
@@ -27,14 +28,21 @@ SANITIZED = -std=c++20 -fno-math-errno -fno-omit-frame-pointer -Wall -Wextra -Wn
 # No OpenMP but its number of threads, 1, so that a finding can be repeated.
 FUZZ_OBJECTS = $(patsubst %.cpp,$(1)/%.o,$(LIBRARY_SOURCES) $(TRAIN_SOURCES)) $(LEAVES:%=$(1)/%)
 
-# From the seeds of dev/fuzz_seeds.sh, the corpus that is kept here, and what earlier runs found (build/fuzz/corpus).
+# From the seeds of dev/fuzz_seeds.sh, the corpus that is kept here, and what earlier runs found (build/fuzz/corpus). Two builds,
+# because AddressSanitizer takes half to three quarters of the time: without it most inputs are found, with it they are judged.
 FUZZ = $(BUILD)/fuzz
+FUZZ_FAST = $(BUILD)/fuzz-fast
 export FUZZ_SECONDS FUZZ_RUNS
-FUZZ_COMMAND = $(FUZZ_CXX) $(CPPFLAGS) $(SANITIZED) -O2 -g1 -fsanitize=fuzzer-no-link,address,undefined \
-               -fno-sanitize-coverage=trace-cmp -fsanitize-coverage-ignorelist=tests/fuzz/not_counted -fno-sanitize-recover=undefined -Wno-pass-failed
-$(eval $(call objects,$(FUZZ),$(FUZZ_COMMAND),$(FUZZ_COMMAND) -x c++))
+FUZZ_COMMAND = $(FUZZ_CXX) $(CPPFLAGS) $(SANITIZED) -O2 -g1 -fno-sanitize-coverage=trace-cmp -Wno-pass-failed \
+               -fsanitize-coverage-ignorelist=tests/fuzz/not_counted -fsanitize=fuzzer-no-link,undefined
+FUZZ_CHECKED = $(FUZZ_COMMAND) -fsanitize=address -fno-sanitize-recover=undefined
+FUZZ_TRAPPED = $(FUZZ_COMMAND) -fsanitize-trap=undefined -D_GLIBCXX_ASSERTIONS
+$(eval $(call objects,$(FUZZ),$(FUZZ_CHECKED),$(FUZZ_CHECKED) -x c++))
+$(eval $(call objects,$(FUZZ_FAST),$(FUZZ_TRAPPED),$(FUZZ_TRAPPED) -x c++))
 $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%): $(FUZZ)/fuzz_%: $(FUZZ)/tests/fuzz/fuzz_%.o $(call FUZZ_OBJECTS,$(FUZZ))
 	$(FUZZ_CXX) -fsanitize=fuzzer,address,undefined $^ $(LDLIBS) -lgomp -o $@
+$(FUZZ_TARGETS:%=$(FUZZ_FAST)/fuzz_%): $(FUZZ_FAST)/fuzz_%: $(FUZZ_FAST)/tests/fuzz/fuzz_%.o $(call FUZZ_OBJECTS,$(FUZZ_FAST))
+	$(FUZZ_CXX) -fsanitize=fuzzer $^ $(LDLIBS) -lgomp -o $@
 
 # Line by line, without a fuzzer: by the replay below.
 COVERAGE = $(BUILD)/fuzz-coverage
@@ -49,8 +57,8 @@ HAVE_FUZZER = $(if $(FUZZ_CXX),$(shell printf '%s\n' '%:include <omp.h>' \
     $(FUZZ_CXX) -x c++ -fsanitize=fuzzer,address - -lgomp -o /dev/null 2>/dev/null && echo 1))
 ifneq ($(filter fuzz%,$(MAKECMDGOALS)),)
 ifeq ($(HAVE_FUZZER),1)
-fuzz: $(PROGRAMS) bpe_train $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%)
-	dev/fuzz.sh $(FUZZ) $(FUZZ_TARGETS)
+fuzz: $(PROGRAMS) bpe_train $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%) $(FUZZ_TARGETS:%=$(FUZZ_FAST)/fuzz_%)
+	dev/fuzz.sh $(FUZZ) $(FUZZ_FAST) $(FUZZ_TARGETS)
 fuzz-corpus: $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%)
 	dev/fuzz_corpus.sh $(FUZZ) $(FUZZ_TARGETS)
 fuzz-coverage: $(PROGRAMS) bpe_train $(COVERED)

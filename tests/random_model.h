@@ -21,15 +21,16 @@ struct RandomModel {
     GptTensors<Real> tensors{};
     std::vector<TaperScale> scales;
 
-    // Matrices of deviation 1 / sqrt(C), vectors of 0.3 around their initial value: every term counts.
+    // Matrices of deviation 1 / sqrt(C), vectors of 0.3 around their initial value: every term counts. Uniform, because a fuzz
+    // target draws a model per input and normal numbers would take most of its time.
     RandomModel(Cpu& dev, const Config& c) : config(c), memory_(dev, "a random model") {
         visit_tensors(config, tensors, [&](const TensorSpec& t, Real*& slot) { memory_.add(slot, t.count()); });
         memory_.allocate(false);
         uint64_t stream = 0;
         for (const Tensor<Real>& t : tensor_list(config, tensors)) {
-            const double std = t.spec.shape.size() == 1 ? 0.3 : 1 / std::sqrt(double(config.C));
+            const double width = std::sqrt(12.0) * (t.spec.shape.size() == 1 ? 0.3 : 1 / std::sqrt(double(config.C)));
             for (size_t i = 0; i < t.spec.count(); i++)
-                t.data[i] = Real(t.spec.init.constant + std * random_normal(5, stream, i));
+                t.data[i] = Real(t.spec.init.constant + width * (random_uniform(5, stream, i) - 0.5));
             stream++;
         }
         for (size_t i = 0; i < config.tapering_sites(); i++)
