@@ -1,6 +1,15 @@
 #include "io/options.h"
 
+// toml++ asserts that it is not led astray, but some malformed values do that (3.3, Debian 12: x = 5--------- 7 =-). They are
+// refused, as others are. (With NDEBUG it would assume what it asserts.)
+namespace {
+struct TomlAssertion {};
+[[noreturn]] void throw_toml_assertion() { throw TomlAssertion(); }
+}  // namespace
+#undef NDEBUG
+#define TOML_ASSERT(condition) (static_cast<bool>(condition) ? void() : throw_toml_assertion())
 #include <toml++/toml.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -276,12 +285,20 @@ void Options::read_config(const std::string& path, const Names& typed) {
             fail_at(number, expected_line + ", found " + in_quotes(line));
         if (const char value = line.c_str()[after(kBlanks, equals + 1)]; value == '[' || value == '{')
             fail_at(number, line.substr(name, name_end - name) + ": expected NAME = VALUE, found a table or a list");
+        try {
+            static_cast<void>(toml::parse(only_ascii(line)));
+        } catch (const toml::parse_error&) {  // below, with all lines
+        } catch (const TomlAssertion&) {
+            fail_at(number, expected_line + ", found " + in_quotes(line));
+        }
     }
     toml::table table;
     try {
         table = toml::parse(only_ascii(text));
     } catch (const toml::parse_error& error) {
         fail_at(error.source().begin.line, expected_line + "; " + from_ascii(std::string(error.description())));
+    } catch (const TomlAssertion&) {
+        fail("%s: %s, found a malformed value", path.c_str(), expected_line.c_str());
     }
     std::map<size_t, std::pair<std::string, const toml::node*>> settings;  // by line
     for (const auto& [name, node] : table)

@@ -314,6 +314,9 @@ TEST_CASE("options: a file of settings, which the command line overrides") {
          {"[.]", "[=", "\xef\xbb\xbf[\\", "[#", "[[[", "[\n", " [", "a = [.", "a = { . = 1 }", "a = { [ = 1 }",
           "a.[ = 1", "train = [[}", "\"a=\" = [}", "a =--g{\"\u0120@", "\u0120 = 1"})
         CHECK(error(hostile).starts_with("line 1: "));
+    CHECK(error("lr = 1\nbatch = 5--------- 7 =-") ==  // an assertion of toml++ 3.3
+          "line 2: expected NAME = VALUE, with texts and percentages in quotes (gate-mode = \"taper\"), found "
+          "'batch = 5--------- 7 =-'");
     CHECK(error("train = false") == "line 1: --train (-i): expected a text in quotes, found 'false'");
     parsed_with("no-shuffle = true", {"--no-shuffle=false"}, again);
     CHECK(again.shuffle == true);
