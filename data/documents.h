@@ -25,6 +25,8 @@ struct Passage {
 };
 
 inline constexpr size_t kPassageBytes = 1 << 20;  // longer documents come in passages of about this size
+// Those that must be in memory whole: a line of JSON lines, a file of an archive. A small packed file can hold a huge one.
+inline constexpr size_t kLargestDocument = 64 << 20;
 
 class DocumentReader {
   public:
@@ -98,6 +100,10 @@ class LineReader : public DocumentReader {
                 buffer_.erase(0, at_);
                 at_ = 0;
                 const size_t have = buffer_.size();
+                if (have > kLargestDocument)
+                    fail(
+                        "%s, line %zu: expected at most %zu MiB in a line, found more; split it, or give it as a plain text",
+                        source_->name().c_str(), line_ + 1, kLargestDocument >> 20);
                 buffer_.resize(have + kPassageBytes);
                 buffer_.resize(have + source_->read(buffer_.data() + have, kPassageBytes));
                 ended_ = buffer_.size() < have + kPassageBytes;
@@ -132,6 +138,14 @@ inline size_t tar_size(const char (&header)[512], const std::string& source) {
     return size;
 }
 
+// Whether a tar header's checksum is right: the sum of its bytes, the checksum's own 8 (at 148) taken for blanks.
+inline bool tar_sum_matches(const char (&header)[512]) {
+    size_t sum = 0, stored = 0;
+    for (size_t i = 0; i < sizeof header; i++) sum += i >= 148 && i < 156 ? ' ' : static_cast<unsigned char>(header[i]);
+    const char *begin = std::find_if(header + 148, header + 156, [](char c) { return c != ' '; }), *end = header + 156;
+    return std::from_chars(begin, end, stored, 8).ec == std::errc() && stored == sum;
+}
+
 // A tar archive of text files, each a document. Headers have 512 bytes, with the size in octal digits at 124 and the
 // kind at 156; contents are padded to a multiple of 512.
 class TarReader : public DocumentReader {
@@ -146,9 +160,13 @@ class TarReader : public DocumentReader {
             if (got < sizeof header)
                 fail("%s ends within a file; the copy is incomplete, get it again", source_->name().c_str());
             if (std::all_of(header, header + sizeof header, [](char c) { return c == 0; })) continue;
-            if (std::memcmp(header + 257, "ustar", 5) != 0)
+            if (std::memcmp(header + 257, "ustar", 5) != 0 || !tar_sum_matches(header))
                 fail("%s is damaged or not a tar archive; get it again", source_->name().c_str());
             const size_t size = tar_size(header, source_->name()), padded = (size + 511) / 512 * 512;
+            const std::string name = source_->name() + ": " + in_quotes(std::string(header, strnlen(header, 100)));
+            if (size > kLargestDocument)
+                fail("%s: expected at most %zu MiB in a file, found %zu bytes; split it, or give it as a plain text",
+                     name.c_str(), kLargestDocument >> 20, size);
             std::string content;
             while (content.size() < padded) {  // piece by piece: the archive must have what a header promises
                 const size_t have = content.size(), more = std::min(padded - have, kPassageBytes);
@@ -158,7 +176,6 @@ class TarReader : public DocumentReader {
             }
             if (header[156] != '0' && header[156] != '\0') continue;  // directories, long names
             content.resize(size);
-            const std::string name = source_->name() + ": " + in_quotes(std::string(header, strnlen(header, 100)));
             passage = {tidy(std::string(check_text(name, content))), true, source_->name()};
             if (!passage.text.empty()) return true;
         }
@@ -234,14 +251,15 @@ inline std::string text_of(const Passage& passage, const std::string& field) {
     if (passage.line == 0) return passage.text;
     const auto json = parse_json(passage.text);
     if (!json.is_object())
-        fail("%s, line %zu is not a JSON object; expected one object per line", passage.source.c_str(), passage.line);
+        fail("%s, line %zu is not a JSON object; expected one object per line, in UTF-8, nested at most %zu deep",
+             passage.source.c_str(), passage.line, kDeepestJson);
     const auto found = json.find(field);
     if (found != json.end() && found->is_string()) return found->get<std::string>();
     std::string fields;
     for (const auto& [key, value] : json.items())
         if (value.is_string()) fields += (fields.empty() ? "" : ", ") + key;
     fail("%s, line %zu has no text named %s; name one of these with --field: %s", passage.source.c_str(), passage.line,
-         in_quotes(field).c_str(), fields.empty() ? "(the line holds no text at all)" : fields.c_str());
+         in_quotes(field).c_str(), fields.empty() ? "(the line holds no text at all)" : in_quotes(fields).c_str());
 }
 
 }  // namespace tapernorm::prepare

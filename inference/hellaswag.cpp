@@ -52,8 +52,8 @@ std::vector<Choice> read_llmc(const std::string& path, const MappedFile& file) {
             fail("%s ends within item %zu of %d; the copy of the file is incomplete", path.c_str(), item, header[2]);
         std::memcpy(&value, file.data() + kHeaderBytes + 2 * at++, 2);
         if (value < low || value > high)
-            fail("%s: item %zu: %s: expected %zu to %zu, found %u; the file is damaged", path.c_str(), item, what, low,
-                 high, value);
+            fail("%s: item %zu: %s: expected %zu%s, found %u; the file is damaged", path.c_str(), item, what, low,
+                 low == high ? "" : (" to " + std::to_string(high)).c_str(), value);
         return size_t(value);
     };
     auto tokens = [&](const char* what) {

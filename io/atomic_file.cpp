@@ -46,6 +46,9 @@ const char* remedy(int error) {
             return "a part of the path is a file, not a directory";
         case ENAMETOOLONG:
             return "choose a shorter name";
+        case EEXIST:
+        case EISDIR:
+            return "the programs keep this name for files of theirs that are in use: remove it";
         default:
             return "check the disk, or choose another place";
     }

@@ -95,13 +95,15 @@ std::string expected(const Option& o) {
     if (std::holds_alternative<std::string*>(o.to) || is_flag(o)) return kByType[o.to.index()];
     const bool is_count = std::holds_alternative<size_t*>(o.to) || std::holds_alternative<Length*>(o.to);
     const double low = is_count ? std::max(o.range.low, 0.0) : o.range.low, high = o.range.high;
+    const bool is_whole = is_count || std::holds_alternative<int64_t*>(o.to);
+    const auto limit = [&](double x) { return is_whole ? strprintf("%.0f", x) : to_text(x); };
     std::string text = kByType[o.to.index()];
     if (std::isfinite(low) && std::isfinite(high) && !o.range.low_open && !o.range.high_open) {
-        text += " from " + to_text(low) + " to " + to_text(high);
+        text += " from " + limit(low) + " to " + limit(high);
     } else {
-        if (std::isfinite(low)) text += (o.range.low_open ? " above " : " of at least ") + to_text(low);
+        if (std::isfinite(low)) text += (o.range.low_open ? " above " : " of at least ") + limit(low);
         if (std::isfinite(low) && std::isfinite(high)) text += " and";
-        if (std::isfinite(high)) text += (o.range.high_open ? " below " : " of at most ") + to_text(high);
+        if (std::isfinite(high)) text += (o.range.high_open ? " below " : " of at most ") + limit(high);
     }
     return text + (std::holds_alternative<Length*>(o.to) ? ", or 0% to 100% of the run" : "");
 }

@@ -361,22 +361,21 @@ constexpr const char* kGetAnother = "restore a copy of it, or have it written ag
 
 void SafetensorsFile::verify() const {
     const auto stored = metadata_.find("checksum");
-    if (stored == metadata_.end())
-        fail("%s has no checksum; it is damaged or was written by another version of this program; %s",
-             in_quotes(path_).c_str(), kGetAnother);
     const std::string_view header(reinterpret_cast<const char*>(file_.data()), data_begin_);
-    const size_t place = checksum_place(header, stored->second);
+    const size_t place = stored == metadata_.end() ? std::string_view::npos : checksum_place(header, stored->second);
+    if (place == std::string_view::npos)
+        fail(
+            "%s has no checksum where this program writes one: it is damaged, or another program or version saved it; %s",
+            in_quotes(path_).c_str(), kGetAnother);
     Checksum sum;
-    if (place != std::string_view::npos) {
-        sum.add(file_.data(), place);
-        sum.add(kNoChecksum.data(), kNoChecksum.size());
-        const size_t rest = place + stored->second.size();
-        sum.add(file_.data() + rest, file_.size() - rest);
-    }
+    sum.add(file_.data(), place);
+    sum.add(kNoChecksum.data(), kNoChecksum.size());
+    const size_t rest = place + stored->second.size();
+    sum.add(file_.data() + rest, file_.size() - rest);
     const std::string found = strprintf("%016llx", (unsigned long long)sum.value());
     if (found != stored->second)
-        fail("%s is damaged: expected the checksum %s, found %s; %s", in_quotes(path_).c_str(),
-             in_quotes(stored->second).c_str(), found.c_str(), kGetAnother);
+        fail("%s is damaged, or another program saved it again: expected the checksum %s, found %s; %s",
+             in_quotes(path_).c_str(), in_quotes(stored->second).c_str(), found.c_str(), kGetAnother);
 }
 
 SafetensorsImage::SafetensorsImage(const std::string& path, const std::map<std::string, std::string>& metadata,

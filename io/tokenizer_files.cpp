@@ -36,6 +36,13 @@ TwoFiles split_tokenizer_json(const std::string& path) {
     };
     const json model = part(all, "model"), words = part(all, "pre_tokenizer");
     if (!model.is_object() || part(model, "type") != "BPE") refuse("its \"model\" is not a BPE");
+    for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"})
+        if (const json value = part(model, affix); !value.is_null() && value != "")
+            refuse(("its \"model\" has a \"" + std::string(affix) + "\"").c_str());
+    if (const json value = part(model, "dropout"); !value.is_null() && value != 0)
+        refuse("its \"model\" has a \"dropout\"");
+    if (part(model, "ignore_merges") == true) refuse("its \"model\" ignores its merges for whole words");
+    if (part(model, "byte_fallback") == true) refuse("its \"model\" falls back to bytes");
     if (!part(all, "normalizer").is_null()) refuse("it has a \"normalizer\"");
     if (!words.is_object() || part(words, "type") != "ByteLevel" || part(words, "add_prefix_space") == true ||
         part(words, "use_regex") == false)

@@ -121,8 +121,12 @@ std::vector<std::string> shards(const std::string& index) {
     const auto map = parsed.find("weight_map");
     std::set<std::string> names;
     if (map != parsed.end() && map->is_object())
-        for (const auto& [tensor, file] : map->items())
-            if (file.is_string()) names.insert(file.get<std::string>());
+        for (const auto& [tensor, file] : map->items()) {
+            if (!file.is_string())
+                fail("%s: \"weight_map\": %s: expected the name of a file, found %s", index.c_str(),
+                     in_quotes(tensor).c_str(), in_quotes(file.dump()).c_str());
+            names.insert(file.get<std::string>());
+        }
     if (names.empty())
         fail("%s: expected \"weight_map\": {tensor: file, ...}, found none; it is not an index of shards",
              index.c_str());
@@ -244,8 +248,10 @@ std::string hugging_face_weights(const std::string& path) {
             if (weights == path && fs::exists(fs::path(path) / name, ignored))
                 weights = (fs::path(path) / name).string();
         if (weights == path)
-            fail("%s is a folder without %s; expected a model file or the folder of a Hugging Face GPT-2", path.c_str(),
-                 kWeights);
+            fail("%s is a folder without %s; expected a model file or the folder of a Hugging Face GPT-2%s",
+                 path.c_str(), kWeights,
+                 fs::exists(fs::path(path) / kAdapter, ignored) ? ", not of an adapter: merge it into its model first"
+                                                                : "");
     }
     if (fs::path(weights).filename().string().starts_with("pytorch_model")) {
         const std::string folder = fs::path(weights).parent_path().string();

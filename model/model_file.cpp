@@ -267,7 +267,11 @@ Config read_config(const SafetensorsFile& file) {
 }
 
 void read_tokenizer(const SafetensorsFile& file, ModelInfo& info) {
+    constexpr size_t kLongestName = 100;  // they are printed; ours have at most 20
     const std::string& name = Metadata(file).text("tokenizer");
+    if (name.size() > kLongestName)
+        fail("%s: metadata \"tokenizer\": expected a name of at most %zu bytes, found %zu; the file is damaged",
+             file.path().c_str(), kLongestName, name.size());
     std::map<std::string, std::string> whole = {{"tokenizer", name}};
     info.tokenizer = whole;
     if (name == "bytes") return;
@@ -339,6 +343,14 @@ static void warn_if_older_than_state(const SafetensorsFile& model) {
         return text.size() > 20 || text.find_first_not_of("0123456789") != text.npos ? in_quotes(text) : text;
     };
     const std::string mine = number(Metadata(model).text("step")), newest = number(state["step"]);
+    if (std::strtoull(mine.c_str(), nullptr, 10) > std::strtoull(newest.c_str(), nullptr, 10)) {
+        std::fprintf(
+            stderr,
+            "warning: %s (update %s) is newer than the newest checkpoint, %s (update %s): it was written alone, where "
+            "the disk was full, or is of another run; ./train_gpt -y goes on from the checkpoint\n",
+            in_quotes(model.path()).c_str(), mine.c_str(), in_quotes(path).c_str(), newest.c_str());
+        return;
+    }
     std::fprintf(
         stderr,
         "warning: %s (update %s) is not the model of the newest checkpoint, %s (update %s%s); ./train_gpt -y -o %s writes that\n",

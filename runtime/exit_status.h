@@ -25,7 +25,7 @@
 namespace tapernorm {
 
 inline constexpr const char* kOutOfMemory =
-    "out of memory; use a smaller model, batch or context, or close other programs";
+    "out of memory; use a smaller model, batch, context or input, or close other programs";
 
 // The line for what was thrown. An Error has it; what the standard library throws says neither where nor what to do.
 inline std::string error_text(const std::exception& error) {

@@ -11,6 +11,7 @@
 # make help-check   whether dev/guides quotes what the programs print (dev/readme.py)
 # make o0-test      the CPU's tests without optimization, where two types of one name (an ODR violation) are an error
 .PHONY: test-rest help-check fuzz fuzz-corpus fuzz-coverage fuzz-replay-programs fuzz-replay tsan torture o0-test
+test-rest: export NVCC_STRICT = $(STRICT)
 test-rest:
 	$(MAKE) o0-test
 	$(MAKE) fuzz-replay RUNS=2000

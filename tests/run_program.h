@@ -208,6 +208,18 @@ struct Workplace : TemporaryFolder {
         return outcome.out;
     }
 
+    // Runs a command that must succeed with one warning, which has `needle` in it; returns its standard output.
+    std::string warned(const std::string& line, const std::string& needle) const {
+        const Outcome outcome = run(line);
+        CAPTURE(line);
+        CAPTURE(outcome.err);
+        CHECK(outcome.status == 0);
+        CHECK(outcome.err.starts_with("warning: "));
+        CHECK(outcome.err.find('\n') + 1 == outcome.err.size());
+        CHECK(outcome.err.find(needle) != std::string::npos);
+        return outcome.out;
+    }
+
     // All files and what is in them.
     std::map<std::string, std::string> contents() const {
         std::map<std::string, std::string> files;

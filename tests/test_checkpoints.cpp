@@ -7,6 +7,7 @@
 
 #include "io/checksum.h"
 #include "runtime/error.h"
+#include "tests/run_program.h"
 #include "tests/temporary_folder.h"
 #include "train/checkpoints.h"
 
@@ -88,6 +89,15 @@ TEST_CASE("safetensors: a checksum notices every changed byte of the file") {
     SafetensorsFile(path).verify();
     write_safetensors(path, {}, {{"w", Dtype::F32, {3}, w}});
     CHECK_THROWS_WITH_AS(SafetensorsFile(path).verify(), doctest::Contains("no checksum"), Error);
+    // As Python's json writes it, with a blank: what other programs save again has no checksum that could be right.
+    write_safetensors(path, {{"checksum", "0123456789abcdef"}}, {{"w", Dtype::F32, {3}, w}});
+    std::string spaced = read_file(path);
+    const size_t colon = spaced.find("\"checksum\":") + 11, blank = spaced.find(" ", colon);
+    REQUIRE(blank != spaced.npos);  // padding
+    spaced.erase(blank, 1), spaced.insert(colon, " ");
+    write_file(path, spaced);
+    CHECK_THROWS_WITH_AS(SafetensorsFile(path).verify(), doctest::Contains("another program or version saved it"),
+                         Error);
 }
 
 TEST_CASE("checkpoints: the last K stay, and a damaged newest one falls back to the one before") {

@@ -438,8 +438,8 @@ TEST_CASE("crash: a damaged newest checkpoint falls back to the one before it, a
         damaged[damaged.size() - 9] ^= 1;
         write_file(w.at(name), damaged);
     }
-    w.refused("train_gpt -y", {"'model.state.bin' is damaged: expected the checksum", "restore a copy",
-                               "nor can 'model.state.1.bin' be used", "start afresh without -y"});
+    w.refused("train_gpt -y", {"'model.state.bin' is damaged, or another program saved it again: expected the checksum",
+                               "restore a copy", "nor can 'model.state.1.bin' be used", "start afresh without -y"});
     // Two that are damaged are both named where a third is whole.
     w.ok(kTiny + " --overwrite --keep 3 -n 2");
     for (const char* name : {"model.state.bin", "model.state.1.bin"}) {

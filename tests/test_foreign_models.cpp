@@ -173,6 +173,20 @@ TEST_CASE("foreign models: text is cut by the tokenizer beside the model, which 
         write_file(w.at("model/tokenizer.json"), other.dump());
         w.refused("infer model -n 2", {"model/tokenizer.json", part});
     }
+    for (const auto& [key, value] :
+         std::initializer_list<std::pair<const char*, json>>{{"end_of_word_suffix", "</w>"},
+                                                             {"continuing_subword_prefix", "##"},
+                                                             {"dropout", 0.1},
+                                                             {"ignore_merges", true},
+                                                             {"byte_fallback", true}}) {
+        json other = single;
+        other["model"][key] = value;
+        write_file(w.at("model/tokenizer.json"), other.dump());
+        w.refused("infer model -n 2", {"model/tokenizer.json", "expected a byte-level BPE"});
+        other["model"][key] = value.is_string() ? json("") : json();
+        write_file(w.at("model/tokenizer.json"), other.dump());
+        w.ok("infer model -n 2");
+    }
     // To resume, neither the folder nor the flag is needed.
     fs::rename(w.at("model"), w.at("gone"));
     w.ok("train_gpt -y -o new.bin -x 6");

@@ -123,6 +123,9 @@ TEST_CASE("programs: hostile names of files are printable on success, too") {
     // The name of a tokenizer is whatever the file says.
     with_metadata(w.at(folded), w.at("named.bin"), {{"tokenizer", kHostile}});
     CHECK(contains(quiet("infer named.bin --tokens 97 -n 0", {}), "(a\\x1b[2J"));
+    with_metadata(w.at(folded), w.at("long.bin"), {{"tokenizer", std::string(101, 'a')}});
+    for (const std::string line : {"infer long.bin -n 1", "fold long.bin out.bin"})
+        w.refused(line, {"long.bin: metadata \"tokenizer\": expected a name of at most 100 bytes, found 101"});
     // Commands in errors can be pasted as well.
     with_metadata(w.at(model), w.at("$(id) \x1b.bin"), {{"gate", "0.5"}});
     w.refused("fold", {"-o $'\\x24\\x28id\\x29\\x20\\x1b.bin'"}, {"$(id) \x1b.bin", "out.bin"});
@@ -350,7 +353,7 @@ TEST_CASE("a broken vocabulary in a model or beside it is named by whoever needs
     }
     fs::rename(w.at("words"), w.at("gone"));
     w.refused("train_gpt -y -o run.bin -x 7", {"words"});
-    w.ok("train_gpt -y -o run.bin -x 7 --tokenizer gone");
+    w.warned("train_gpt -y -o run.bin -x 7 --tokenizer gone", "'run.log.jsonl', is not there");
     CHECK(SafetensorsFile(w.at("run.bin")).metadata().contains("tokenizer.vocab"));
     // and beside a model of another program.
     fs::create_directory(w.at("hf"));

@@ -290,15 +290,46 @@ TEST_CASE("run files: -y refuses the log of another run") {
     fs::copy_file(w.at("b.log.jsonl"), w.at("a.log.jsonl"), fs::copy_options::overwrite_existing);
     w.refused("train_gpt -y -o a -x 8", {"a.log.jsonl", "another run"});
     write_file(w.at("a.log.jsonl"), own.substr(own.find('\n') + 1));  // of a version that did not say
-    w.ok("train_gpt -y -o a -x 8");
+    w.warned("train_gpt -y -o a -x 8", "the log 'a.log.jsonl' does not say of which run it is");
     fs::remove(w.at("a.log.jsonl"));
-    w.ok("train_gpt -y -o a -x 9");
+    w.warned("train_gpt -y -o a -x 9",
+             "the run's log, 'a.log.jsonl', is not there: what it had of 8 updates is missing");
     CHECK(run_of_log(w.at("a.log.jsonl")) == metadata_of(w.at("a.state.bin"), "run"));
     // A copy under another name goes on under that name.
     for (const char* end : {".bin", ".state.bin"})
         fs::copy_file(w.at(std::string("a") + end), w.at(std::string("c") + end));
-    w.ok("train_gpt -y -o c -x 10");
+    w.warned("train_gpt -y -o c -x 10", "'c.log.jsonl', is not there");
     CHECK(metadata_of(w.at("a.state.bin"), "step") == "9");
+    // In another folder the corpus is not where it was.
+    fs::create_directory(w.at("sub"));
+    for (const char* end : {".bin", ".state.bin", ".log.jsonl"})
+        fs::copy_file(w.at(std::string("a") + end), w.at(std::string("sub/a") + end));
+    const Outcome moved = run_program_in(w.at("sub"), words("train_gpt -y -o a -x 10"));
+    CHECK(moved.status == 1);
+    CHECK(contains(moved.err, "'corpus.txt': No such file or directory"));
+    CHECK(contains(moved.err,
+                   "paths of the run in 'a.state.bin' are seen from the current folder: where that is another "
+                   "now, give --train\n"));
+    CHECK(run_program_in(w.at("sub"), words("train_gpt -y -o a -x 10 -i ../corpus.txt")).status == 0);
+}
+
+TEST_CASE("run files: a model that was saved alone, newer than the state, is not lost when the run goes on") {
+    const Workplace w;
+    w.ok(kTiny + " -x 3 -o a");
+    const std::string state = read_file(w.at("a.state.bin"));
+    w.ok("train_gpt -y -x 6 -k constant -l 0.01 -o a");
+    const std::string newest = read_file(w.at("a.bin"));
+    write_file(w.at("a.state.bin"), state);  // as where the disk had room for the model alone
+    for (const std::string line : {"fold a.bin folded.bin", "infer a.bin -n 1 --prompt a"})
+        w.warned(line, "'a.bin' (update 6) is newer than the newest checkpoint, 'a.state.bin' (update 3)");
+    const Outcome outcome = w.run("train_gpt -y -x 4 -k constant -l 0.01 -o a");
+    CHECK(outcome.status == 0);
+    CHECK_MESSAGE(contains(outcome.err,
+                           "warning: the run's model (6 updates) is newer than its newest state (3 updates), from "
+                           "which it goes on: that model is now 'a.old.bin'\n"),
+                  outcome.err);
+    CHECK(read_file(w.at("a.old.bin")) == newest);
+    CHECK(metadata_of(w.at("a.bin"), "step") == "4");
 }
 
 TEST_CASE("run files: -y does not replace the model of another run, and says what its log has lost") {
@@ -319,9 +350,9 @@ TEST_CASE("run files: -y does not replace the model of another run, and says wha
     copy("a.bin", "older.bin");
     w.ok("train_gpt -y -x 4 -k constant -l 0.01 -o a");
     fs::remove(w.at("a.log.jsonl")), copy("older.bin", "a.bin");
-    w.ok("train_gpt -y -o a");
+    w.warned("train_gpt -y -o a", "'a.log.jsonl', is not there");
     write_file(w.at("a.bin"), read_file(w.at("a.bin")).substr(0, 3000));
-    w.ok("train_gpt -y -o a");
+    w.warned("train_gpt -y -o a", "'a.log.jsonl', is not there");
     // The log of a run that an editor had open.
     w.ok(kTiny + " -o c");
     const std::string log = read_file(w.at("c.log.jsonl"));
@@ -401,7 +432,7 @@ TEST_CASE("run files: what is no lock or temporary file of a run and has the nam
     for (const std::string linked : {"corpus.txt", "number", "empty"}) {
         for (const std::string name : {"m.tapernorm-lock", "m.bin.tapernorm-tmp", "m.state.bin.tapernorm-tmp"}) {
             fs::create_hard_link(w.at(linked), w.at(name));
-            w.refused(kTiny + " -v 0 -o m", {name});
+            w.refused(kTiny + " -v 0 -o m", {name, name.ends_with("-tmp") ? "remove it" : "move it away"});
             fs::remove(w.at(name));
         }
     }

@@ -554,22 +554,36 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: JSON lines") {
     CHECK(tokens_of(out + "/lines_train_*.bin") == joined({{261, 259, 261}, tokenizer.encode("he\n<|endoftext|>")}));
     out += "2";
     CHECK(contains(run({dir + "/lines.jsonl"}).second,
-                   "line 1 has no text named 'text'; name one of these with --field: story"));
+                   "line 1 has no text named 'text'; name one of these with --field: 'story'"));
     out += "3";
     write_file(dir + "/broken.jsonl", "{\"text\": \"a\"}\n\n{\"text\":");
     const auto [status, output] = run({dir + "/broken.jsonl"});
     CHECK(status == 1);
     CHECK(contains(output, "line 3 is not a JSON object"));
+    // A line is in memory whole, and a small packed file may hold a huge one.
+    std::ofstream(dir + "/long.jsonl") << "{\"text\": \"hello\"}\n{\"text\": \"" << std::string(66 << 20, 'a')
+                                       << "\"}\n";
+    REQUIRE(std::system(("gzip -1 '" + dir + "/long.jsonl'").c_str()) == 0);
+    CHECK(contains(run({dir + "/long.jsonl.gz"}).second,
+                   "line 2: expected at most 64 MiB in a line, found more; split it"));
 }
 
 TEST_CASE_FIXTURE(PrepareFixture, "prepare: tar archives, a document a file") {
-    const auto member = [](const char* name, char kind, const std::string& text) {
+    // Fills in the checksum of the header at `at`: POSIX, ustar: the sum of its 512 bytes, those of the checksum as blanks.
+    const auto summed = [](std::string& archive, size_t at) {
+        std::memset(&archive[at + 148], ' ', 8);
+        unsigned sum = 0;
+        for (size_t i = 0; i < 512; i++) sum += static_cast<unsigned char>(archive[at + i]);
+        std::snprintf(&archive[at + 148], 8, "%06o", sum);
+    };
+    const auto member = [&](const char* name, char kind, const std::string& text) {
         std::string block(512 + (text.size() + 511) / 512 * 512, '\0');
         std::strcpy(&block[0], name);
         std::snprintf(&block[124], 12, "%011zo", text.size());
         block[156] = kind;
         std::memcpy(&block[257], "ustar", 5);
         std::copy(text.begin(), text.end(), block.begin() + 512);
+        summed(block, 0);
         return block;
     };
     const std::string archive = member("d/", '5', "") + member("d/1.txt", '0', " hello\n\n\n\nhe ") +
@@ -588,11 +602,22 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: tar archives, a document a file") {
         std::string lying = archive;
         std::memset(&lying[512 + 124], 0, 12);
         std::memcpy(&lying[512 + 124], size, std::strlen(size));
+        summed(lying, 512);
         write_file(dir + "/lying.tar", lying);
         out += "2";
         const auto [status, output] = run({dir + "/lying.tar"});
         CHECK(status == 1);
-        CHECK(contains(output, size[0] == '7' ? "ends within a file" : "octal digits"));
+        CHECK(
+            contains(output, size[0] == '7' ? "'d/1.txt': expected at most 64 MiB in a file, found " : "octal digits"));
+    }
+    for (const size_t at : {512u, 512u + 130, 512u + 150}) {  // a name, a size, the checksum itself
+        std::string changed = archive;
+        changed[at] ^= 1;
+        write_file(dir + "/changed.tar", changed);
+        out += "2";
+        const auto [status, output] = run({dir + "/changed.tar"});
+        CHECK(status == 1);
+        CHECK(contains(output, "damaged or not a tar archive"));
     }
     write_file(dir + "/binary.tar", member("d/1.txt", '0', std::string("\x1f\x8b", 2)));
     CHECK(contains(run({dir + "/binary.tar"}).second, "binary.tar': 'd/1.txt': expected text, found packed by gzip"));

@@ -1,13 +1,16 @@
 #include "train/start.h"
 
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <string_view>
 #include <utility>
 
 #include "data/stories.h"
+#include "io/atomic_file.h"
 #include "io/checksum.h"
 #include "io/files.h"
 #include "io/terminal.h"
@@ -253,8 +256,20 @@ Start find_start(Settings& s, const Options& options, std::vector<std::string>& 
     return start;
 }
 
+// A corpus that is not there may be one that the run saw from another folder.
+static Run corpora_of(const Settings& s, const Start& start) try {
+    return open_corpora(s, start);
+} catch (const Error& error) {
+    std::error_code ignored;
+    for (const auto& [flag, path] : {std::pair("--train", s.train), std::pair("--val", s.val)})
+        if (start.state && !path.empty() && path.find('*') == path.npos && !std::filesystem::exists(path, ignored))
+            fail("%s; paths of the run in %s are seen from the current folder: where that is another now, give %s",
+                 error.what(), in_quotes(start.state->path()).c_str(), flag);
+    throw;
+}
+
 Run open_run(const Settings& s, Start start) {
-    Run run = open_corpora(s, start);
+    Run run = corpora_of(s, start);
     run.config = make_config(s, run, start);
     if (!s.hellaswag.empty()) run.hellaswag = read_hellaswag(s.hellaswag, run.decode, run.config.V, run.config.T);
     run.settings_file = settings_text(start.settings);
@@ -378,7 +393,20 @@ static void check_model(const Settings& s, const Run& run) {
     const size_t updates = std::strtoull(model["step"].c_str(), nullptr, 10);
     bool same = updates > state_number(*run.state, "step") && run_of_log(log_path(s.out)) == run.id;
     for (const auto& [key, value] : config_metadata(run.config)) same = same && model[key] == value;
-    if (same) return;
+    if (same) {
+        const std::string aside = aside_path(s.out);
+        if (rename_to_free(s.out, aside) != 0)
+            fail("--resume: %s is newer than %s, and could not be renamed to %s: %s; move it away",
+                 in_quotes(s.out).c_str(), in_quotes(run.state->path()).c_str(), in_quotes(aside).c_str(),
+                 std::strerror(errno));
+        std::fprintf(
+            stderr,
+            "warning: the run's model (%s) is newer than its newest state (%s), from which it goes on: that model is "
+            "now %s\n",
+            counted(updates, "update").c_str(), counted(state_number(*run.state, "step"), "update").c_str(),
+            in_quotes(aside).c_str());
+        return;
+    }
     fail("--resume: %s would be overwritten, and is not a model of the run in %s; move it away, or give another name",
          in_quotes(s.out).c_str(), in_quotes(run.state->path()).c_str());
 }
@@ -399,6 +427,22 @@ static void keep_new_log(const Settings& s) {
                     updates, printable(log).c_str());
 }
 
+// What a run goes on with that does not say whose it is, or does not have.
+static void warn_of_log(const Settings& s, const Run& run) {
+    std::error_code ignored;
+    const std::string log = log_path(s.out);
+    const size_t step = state_number(*run.state, "step");
+    if (!std::filesystem::exists(log, ignored)) {
+        if (step > 0)
+            std::fprintf(stderr,
+                         "warning: the run's log, %s, is not there: what it had of %s is missing in the new one\n",
+                         in_quotes(log).c_str(), counted(step, "update").c_str());
+    } else if (!run.id.empty() && run_of_log(log).empty() && std::filesystem::file_size(log, ignored) > 0) {
+        std::fprintf(stderr, "warning: the log %s does not say of which run it is; the run goes on with it\n",
+                     in_quotes(log).c_str());
+    }
+}
+
 void check_run(const Settings& s, Run& run) {
     if (run.init) warn_of_vocabulary(run.init->path(), run.vocabulary_problem);
     if (run.state) warn_of_vocabulary(run.state->path(), run.vocabulary_problem);
@@ -415,6 +459,7 @@ void check_run(const Settings& s, Run& run) {
              in_quotes(log_path(s.out)).c_str(), in_quotes(owner).c_str(), in_quotes(run.state->path()).c_str(),
              run.id.c_str());
     check_model(s, run);
+    warn_of_log(s, run);
     keep_new_log(s);
     warn_of_changes(run, *run.state);
 }

@@ -245,7 +245,11 @@ inline void make_room(Run& run, const Settings& s) {
     if (!run.new_log) std::erase(files, log_path(s.out));  // its own
     // No run has made a directory: it stays where it is, and what it is in the way of fails.
     std::erase_if(files, [](const std::string& path) { return std::filesystem::is_directory(path); });
-    if (!s.overwrite && !files.empty()) set_aside(s.out, aside_path(s.out), files);
+    if (!s.overwrite && !files.empty()) {
+        const std::string aside = aside_path(s.out);
+        set_aside(s.out, aside, files);
+        std::printf("earlier   the files that had this run's names are now %s and so on\n", shell_word(aside).c_str());
+    }
     run.first_checkpoint = false;
 }
 
