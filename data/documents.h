@@ -102,7 +102,7 @@ class LineReader : public DocumentReader {
                 const size_t have = buffer_.size();
                 if (have > kLargestDocument)
                     fail(
-                        "%s, line %zu: expected at most %zu MiB in a line, found more; split it, or give it as a plain text",
+                        "%s, line %zu: expected at most %zu MiB in a line, found more; split it, or give it as plain text",
                         source_->name().c_str(), line_ + 1, kLargestDocument >> 20);
                 buffer_.resize(have + kPassageBytes);
                 buffer_.resize(have + source_->read(buffer_.data() + have, kPassageBytes));
@@ -165,7 +165,7 @@ class TarReader : public DocumentReader {
             const size_t size = tar_size(header, source_->name()), padded = (size + 511) / 512 * 512;
             const std::string name = source_->name() + ": " + in_quotes(std::string(header, strnlen(header, 100)));
             if (size > kLargestDocument)
-                fail("%s: expected at most %zu MiB in a file, found %zu bytes; split it, or give it as a plain text",
+                fail("%s: expected at most %zu MiB in a file, found %zu bytes; split it, or give it as plain text",
                      name.c_str(), kLargestDocument >> 20, size);
             std::string content;
             while (content.size() < padded) {  // piece by piece: the archive must have what a header promises
@@ -257,9 +257,9 @@ inline std::string text_of(const Passage& passage, const std::string& field) {
     if (found != json.end() && found->is_string()) return found->get<std::string>();
     std::string fields;
     for (const auto& [key, value] : json.items())
-        if (value.is_string()) fields += (fields.empty() ? "" : ", ") + key;
+        if (value.is_string()) fields += (fields.empty() ? "" : ", ") + in_quotes(key);
     fail("%s, line %zu has no text named %s; name one of these with --field: %s", passage.source.c_str(), passage.line,
-         in_quotes(field).c_str(), fields.empty() ? "(the line holds no text at all)" : in_quotes(fields).c_str());
+         in_quotes(field).c_str(), fields.empty() ? "(the line holds no text at all)" : fields.c_str());
 }
 
 }  // namespace tapernorm::prepare

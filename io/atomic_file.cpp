@@ -48,7 +48,9 @@ const char* remedy(int error) {
             return "choose a shorter name";
         case EEXIST:
         case EISDIR:
-            return "the programs keep this name for files of theirs that are in use: remove it";
+        case ELOOP:
+        case ENXIO:
+            return "the programs keep this name for themselves: remove what is there";
         default:
             return "check the disk, or choose another place";
     }

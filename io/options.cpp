@@ -1,7 +1,7 @@
 #include "io/options.h"
 
 // toml++ asserts that it is not led astray, but some malformed values do that (3.3, Debian 12: x = 5--------- 7 =-). They are
-// refused, as others are. (With NDEBUG it would assume what it asserts.)
+// refused, as others are. (NDEBUG would turn its assertions into assumptions.)
 namespace {
 struct TomlAssertion {};
 [[noreturn]] void throw_toml_assertion() { throw TomlAssertion(); }
@@ -51,10 +51,13 @@ bool read(std::string_view, bool&, const Range&) { return false; }
 bool read(std::string_view text, std::string& value, const Range&) {
     return value = text, !text.empty() && text.find('\0') == text.npos;
 }
-bool read(std::string_view text, Length& length, const Range& range) {
+// More than any run has, and exact in a double: a Length is one, and parts of a run are computed with it.
+constexpr double kMostUpdates = 1e15;
+bool read(std::string_view text, Length& length, Range range) {
     length.is_percent = text.ends_with('%');
     if (length.is_percent) return read(text.substr(0, text.size() - 1), length.value, {.low = 0, .high = 100});
     size_t count = 0;
+    range.high = std::min(range.high, kMostUpdates);
     return read(text, count, range) && (length.value = double(count), true);
 }
 
@@ -94,7 +97,8 @@ std::string expected(const Option& o) {
     if (!o.choices.empty()) return "one of " + joined(o.choices, ", ");
     if (std::holds_alternative<std::string*>(o.to) || is_flag(o)) return kByType[o.to.index()];
     const bool is_count = std::holds_alternative<size_t*>(o.to) || std::holds_alternative<Length*>(o.to);
-    const double low = is_count ? std::max(o.range.low, 0.0) : o.range.low, high = o.range.high;
+    const double low = is_count ? std::max(o.range.low, 0.0) : o.range.low,
+                 high = std::holds_alternative<Length*>(o.to) ? std::min(o.range.high, kMostUpdates) : o.range.high;
     const bool is_whole = is_count || std::holds_alternative<int64_t*>(o.to);
     const auto limit = [&](double x) { return is_whole ? strprintf("%.0f", x) : to_text(x); };
     std::string text = kByType[o.to.index()];

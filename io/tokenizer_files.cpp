@@ -26,8 +26,7 @@ TwoFiles split_tokenizer_json(const std::string& path) {
     const std::string source = in_quotes(path);
     const json all = parse_json(read_text(path, kLargestFile));
     auto refuse = [&](const char* what) {
-        fail("%s: %s; expected a byte-level BPE like that of GPT-2; give such a one, or its vocab.json and merges.txt",
-             source.c_str(), what);
+        fail("%s: %s; expected a byte-level BPE like that of GPT-2; give such a one", source.c_str(), what);
     };
     if (!all.is_object()) refuse("it is not a JSON object");
     auto part = [](const json& object, const char* key) {
@@ -38,11 +37,11 @@ TwoFiles split_tokenizer_json(const std::string& path) {
     if (!model.is_object() || part(model, "type") != "BPE") refuse("its \"model\" is not a BPE");
     for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"})
         if (const json value = part(model, affix); !value.is_null() && value != "")
-            refuse(("its \"model\" has a \"" + std::string(affix) + "\"").c_str());
+            refuse(("its \"model\" has \"" + std::string(affix) + "\"").c_str());
     if (const json value = part(model, "dropout"); !value.is_null() && value != 0)
-        refuse("its \"model\" has a \"dropout\"");
-    if (part(model, "ignore_merges") == true) refuse("its \"model\" ignores its merges for whole words");
-    if (part(model, "byte_fallback") == true) refuse("its \"model\" falls back to bytes");
+        refuse("its \"model\" has \"dropout\"");
+    if (part(model, "ignore_merges") == true) refuse("its \"model\" has \"ignore_merges\"");
+    if (part(model, "byte_fallback") == true) refuse("its \"model\" has \"byte_fallback\"");
     if (!part(all, "normalizer").is_null()) refuse("it has a \"normalizer\"");
     if (!words.is_object() || part(words, "type") != "ByteLevel" || part(words, "add_prefix_space") == true ||
         part(words, "use_regex") == false)

@@ -347,8 +347,10 @@ static void warn_if_older_than_state(const SafetensorsFile& model) {
         std::fprintf(
             stderr,
             "warning: %s (update %s) is newer than the newest checkpoint, %s (update %s): it was written alone, where "
-            "the disk was full, or is of another run; ./train_gpt -y goes on from the checkpoint\n",
-            in_quotes(model.path()).c_str(), mine.c_str(), in_quotes(path).c_str(), newest.c_str());
+            "the disk was full, or is of another run; ./train_gpt -y -o %s goes on from the checkpoint, and keeps this "
+            "model under another name\n",
+            in_quotes(model.path()).c_str(), mine.c_str(), in_quotes(path).c_str(), newest.c_str(),
+            shell_word(model.path()).c_str());
         return;
     }
     std::fprintf(

@@ -308,7 +308,7 @@ TEST_CASE("run files: -y refuses the log of another run") {
     CHECK(moved.status == 1);
     CHECK(contains(moved.err, "'corpus.txt': No such file or directory"));
     CHECK(contains(moved.err,
-                   "paths of the run in 'a.state.bin' are seen from the current folder: where that is another "
+                   "the run in 'a.state.bin' has its paths relative to the current folder: if you are in another "
                    "now, give --train\n"));
     CHECK(run_program_in(w.at("sub"), words("train_gpt -y -o a -x 10 -i ../corpus.txt")).status == 0);
 }
@@ -324,9 +324,10 @@ TEST_CASE("run files: a model that was saved alone, newer than the state, is not
         w.warned(line, "'a.bin' (update 6) is newer than the newest checkpoint, 'a.state.bin' (update 3)");
     const Outcome outcome = w.run("train_gpt -y -x 4 -k constant -l 0.01 -o a");
     CHECK(outcome.status == 0);
+    CHECK(contains(outcome.out, "the newer model is now a.old.bin; delete it"));
     CHECK_MESSAGE(contains(outcome.err,
                            "warning: the run's model (6 updates) is newer than its newest state (3 updates), from "
-                           "which it goes on: that model is now 'a.old.bin'\n"),
+                           "which it goes on; at the first checkpoint that model becomes 'a.old.bin'\n"),
                   outcome.err);
     CHECK(read_file(w.at("a.old.bin")) == newest);
     CHECK(metadata_of(w.at("a.bin"), "step") == "4");
@@ -432,7 +433,7 @@ TEST_CASE("run files: what is no lock or temporary file of a run and has the nam
     for (const std::string linked : {"corpus.txt", "number", "empty"}) {
         for (const std::string name : {"m.tapernorm-lock", "m.bin.tapernorm-tmp", "m.state.bin.tapernorm-tmp"}) {
             fs::create_hard_link(w.at(linked), w.at(name));
-            w.refused(kTiny + " -v 0 -o m", {name, name.ends_with("-tmp") ? "remove it" : "move it away"});
+            w.refused(kTiny + " -v 0 -o m", {name, name.ends_with("-tmp") ? "remove what is there" : "move it away"});
             fs::remove(w.at(name));
         }
     }

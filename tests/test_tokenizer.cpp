@@ -555,6 +555,9 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: JSON lines") {
     out += "2";
     CHECK(contains(run({dir + "/lines.jsonl"}).second,
                    "line 1 has no text named 'text'; name one of these with --field: 'story'"));
+    out += "4";
+    write_file(dir + "/two.jsonl", "{\"a\": \"x\", \"b\": \"y\"}\n");
+    CHECK(contains(run({dir + "/two.jsonl"}).second, "name one of these with --field: 'a', 'b'"));
     out += "3";
     write_file(dir + "/broken.jsonl", "{\"text\": \"a\"}\n\n{\"text\":");
     const auto [status, output] = run({dir + "/broken.jsonl"});

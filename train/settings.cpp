@@ -144,7 +144,8 @@ void add_model_options(Options& o, Settings& s) {
     o.add({.short_name = "-d", .long_name = "--total-batch", .to = &s.total_batch, .metavar = "N",
            .default_text = "B x T x ranks",
            .help = "tokens per update over all ranks, a multiple of B x T x ranks; gradients accumulate over micro-batches"});
-    o.add({.short_name = "-x", .long_name = "--steps", .to = &s.steps, .metavar = "N", .range = {.low = 1},
+    o.add({.short_name = "-x", .long_name = "--steps", .to = &s.steps, .metavar = "N",
+           .range = {.low = 1, .high = 1e15},
            .help = "number of updates"});
     o.add({.long_name = "--no-shuffle", .to = &s.shuffle, .help = "read the corpus in order"});
     o.add({.short_name = "-r", .long_name = "--recompute", .to = &s.recompute, .metavar = "N",

@@ -1,16 +1,13 @@
 #include "train/start.h"
 
-#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
 #include <string_view>
 #include <utility>
 
 #include "data/stories.h"
-#include "io/atomic_file.h"
 #include "io/checksum.h"
 #include "io/files.h"
 #include "io/terminal.h"
@@ -260,10 +257,16 @@ Start find_start(Settings& s, const Options& options, std::vector<std::string>& 
 static Run corpora_of(const Settings& s, const Start& start) try {
     return open_corpora(s, start);
 } catch (const Error& error) {
-    std::error_code ignored;
+    const auto missing = [](const std::string& path) {
+        try {
+            return !std::filesystem::exists(matching_files(path).front());
+        } catch (const Error&) {
+            return true;
+        }
+    };
     for (const auto& [flag, path] : {std::pair("--train", s.train), std::pair("--val", s.val)})
-        if (start.state && !path.empty() && path.find('*') == path.npos && !std::filesystem::exists(path, ignored))
-            fail("%s; paths of the run in %s are seen from the current folder: where that is another now, give %s",
+        if (start.state && !path.empty() && missing(path))
+            fail("%s; the run in %s has its paths relative to the current folder: if you are in another now, give %s",
                  error.what(), in_quotes(start.state->path()).c_str(), flag);
     throw;
 }
@@ -375,7 +378,7 @@ static void announce_earlier_run(const Settings& s) {
 // Fails where the model beside the state is none of this run: it would be lost. Of this run it may be the state's; the one
 // before, where the run was killed between the two; a newer one, where the newest state is damaged, or where there was no room
 // for it: that model has more updates than the state, and fits the run whose log it has beside it. A model that is damaged itself is no loss.
-static void check_model(const Settings& s, const Run& run) {
+static void check_model(const Settings& s, Run& run) {
     const auto& state = run.state->metadata();
     std::error_code ignored;
     if (!state.contains("model") || run.state->path() != state_path(s.out)) return;  // older versions do not say
@@ -394,21 +397,18 @@ static void check_model(const Settings& s, const Run& run) {
     bool same = updates > state_number(*run.state, "step") && run_of_log(log_path(s.out)) == run.id;
     for (const auto& [key, value] : config_metadata(run.config)) same = same && model[key] == value;
     if (same) {
-        const std::string aside = aside_path(s.out);
-        if (rename_to_free(s.out, aside) != 0)
-            fail("--resume: %s is newer than %s, and could not be renamed to %s: %s; move it away",
-                 in_quotes(s.out).c_str(), in_quotes(run.state->path()).c_str(), in_quotes(aside).c_str(),
-                 std::strerror(errno));
+        run.newer_model = true;
         std::fprintf(
             stderr,
-            "warning: the run's model (%s) is newer than its newest state (%s), from which it goes on: that model is "
-            "now %s\n",
+            "warning: the run's model (%s) is newer than its newest state (%s), from which it goes on; at the first "
+            "checkpoint that model becomes %s\n",
             counted(updates, "update").c_str(), counted(state_number(*run.state, "step"), "update").c_str(),
-            in_quotes(aside).c_str());
+            in_quotes(aside_path(s.out)).c_str());
         return;
     }
-    fail("--resume: %s would be overwritten, and is not a model of the run in %s; move it away, or give another name",
-         in_quotes(s.out).c_str(), in_quotes(run.state->path()).c_str());
+    fail(
+        "--resume: %s would be overwritten, and nothing shows that it is a model of the run in %s; move it away, or give another name",
+        in_quotes(s.out).c_str(), in_quotes(run.state->path()).c_str());
 }
 
 // The log of a run that ended before its first checkpoint is kept; files of the run before it are still in place.

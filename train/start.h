@@ -49,10 +49,11 @@ struct Run {
     std::string id = {};                       // of the run, in its state and at the head of its log
     std::string corpus = {}, val_corpus = {};  // what the corpora were at the start: tokens, a checksum
     std::string computed_with = {};            // the instruction set, or "cuda"
-    bool first_checkpoint = false;   // of a fresh run, still to come: until then an earlier run keeps its files
-    bool new_log = false;            // there is an earlier one: until then, the log is at new_log_path
-    RunLock* lock = nullptr;         // on rank 0
-    std::string settings_file = {};  // the text of the file of settings
+    bool first_checkpoint = false;  // of a fresh run, still to come: until then an earlier run keeps its files
+    bool newer_model = false;       // the model of the run that resumes is newer than the state: it is still to be kept
+    bool new_log = false;           // there is an earlier one: until then, the log is at new_log_path
+    RunLock* lock = nullptr;        // on rank 0
+    std::string settings_file = {};               // the text of the file of settings
     Checkpoints checkpoints = Checkpoints("");    // the states, as they are written
     std::unique_ptr<SafetensorsFile> state = {};  // to resume
     std::unique_ptr<ModelFile> init = {};         // to take the weights from

@@ -239,6 +239,12 @@ void require_finite_parameters(Trainer<Device, Real>& t) {
 
 // A fresh run's first checkpoint ends the time in which an earlier run of this name could still be resumed under it.
 inline void make_room(Run& run, const Settings& s) {
+    if (std::exchange(run.newer_model, false)) {
+        const std::string aside = aside_path(s.out);
+        set_aside(s.out, aside, {s.out});
+        std::printf("earlier   the newer model is now %s; delete it if you do not need it\n",
+                    shell_word(aside).c_str());
+    }
     if (!run.first_checkpoint) return;
     if (run.new_log) finish_set_aside(s.out);  // where an attempt before this one failed
     std::vector<std::string> files = existing_files(s.out);
@@ -248,7 +254,7 @@ inline void make_room(Run& run, const Settings& s) {
     if (!s.overwrite && !files.empty()) {
         const std::string aside = aside_path(s.out);
         set_aside(s.out, aside, files);
-        std::printf("earlier   the files that had this run's names are now %s and so on\n", shell_word(aside).c_str());
+        std::printf("earlier   the files of the earlier run are now %s and so on\n", shell_word(aside).c_str());
     }
     run.first_checkpoint = false;
 }
