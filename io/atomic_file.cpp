@@ -46,11 +46,6 @@ const char* remedy(int error) {
             return "a part of the path is a file, not a directory";
         case ENAMETOOLONG:
             return "choose a shorter name";
-        case EEXIST:
-        case EISDIR:
-        case ELOOP:
-        case ENXIO:
-            return "the programs keep this name for themselves: remove what is there";
         default:
             return "check the disk, or choose another place";
     }
@@ -162,6 +157,10 @@ AtomicFile::AtomicFile(const std::string& path, double patience) : path_(path) {
     if (fd_ < 0 && errno == ENOENT)
         fail("cannot write %s: the directory %s does not exist; create it first (mkdir -p)", in_quotes(path).c_str(),
              in_quotes(directory_of(target_)).c_str());
+    if (fd_ < 0 && (errno == EEXIST || errno == EISDIR || errno == ELOOP || errno == ENXIO))
+        fail(
+            "cannot write %s: could not create %s: %s; the programs keep this name for themselves: remove what is there",
+            in_quotes(path).c_str(), in_quotes(temporary_).c_str(), std::strerror(errno));
     if (fd_ < 0) fail_with(errno, ("create " + in_quotes(temporary_)).c_str());
     if (exists) (void)!fchmod(fd_, info.st_mode & 07777);  // keeps the old file's permissions if allowed to
 }

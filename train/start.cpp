@@ -377,7 +377,7 @@ static void announce_earlier_run(const Settings& s) {
 
 // Fails where the model beside the state is none of this run: it would be lost. Of this run it may be the state's; the one
 // before, where the run was killed between the two; a newer one, where the newest state is damaged, or where there was no room
-// for it: that model has more updates than the state, and fits the run whose log it has beside it. A model that is damaged itself is no loss.
+// for it: that model has more updates than the state, fits the run whose log it has beside it, and is kept (make_room). A model that is damaged itself is no loss.
 static void check_model(const Settings& s, Run& run) {
     const auto& state = run.state->metadata();
     std::error_code ignored;

@@ -237,11 +237,13 @@ void require_finite_parameters(Trainer<Device, Real>& t) {
             t.step));
 }
 
-// A fresh run's first checkpoint ends the time in which an earlier run of this name could still be resumed under it.
+// Gives what a checkpoint would replace and nothing else holds another name: a model that is newer than the state that was
+// resumed. And a fresh run's first checkpoint ends the time in which an earlier run of this name could still be resumed under it.
 inline void make_room(Run& run, const Settings& s) {
-    if (std::exchange(run.newer_model, false)) {
+    if (run.newer_model) {
         const std::string aside = aside_path(s.out);
         set_aside(s.out, aside, {s.out});
+        run.newer_model = false;
         std::printf("earlier   the newer model is now %s; delete it if you do not need it\n",
                     shell_word(aside).c_str());
     }
