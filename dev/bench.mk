@@ -3,9 +3,10 @@
 # make bench        speed and memory, as ratios to peers and limits measured in the same run
 # make bench_infer  a program: the speed of a model's states, last token and decoding
 # make gpu-bench    one table of speeds on a GPU
-# make dev-env      Python with the references and peers that dev/ compares with; nothing else needs it
+# make plot-env     Python with what dev/plot.py needs, and TensorBoard, in dev/.venv: 62 MB to download
+# make dev-env      the same and the references and peers that dev/ compares with (PyTorch): some gigabytes; nothing else needs it
 # make format       clang-format over all sources (the version of make dev-env)
-.PHONY: bench gpu-bench dev-env format
+.PHONY: bench gpu-bench plot-env dev-env format
 HAVE_DNNL = $(call have_headers,dnnl.h)
 $(BUILD)/bench_%: $(BUILD)/dev/bench_%.o $(TRAIN) $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(if $(HAVE_DNNL),-ldnnl) -o $@
@@ -24,9 +25,9 @@ gpu-bench:
 	$(MAKE) $(BUILD)/gpu/bench_gpu infer bench_infer GPU=native
 	dev/gpu_bench.sh $(BUILD)/gpu/bench_gpu
 
-dev-env:
+plot-env dev-env: %-env:
 	python3 -m venv dev/.venv
-	dev/.venv/bin/pip install -r dev/requirements.txt
+	dev/.venv/bin/pip install -r dev/requirements$(if $(filter plot,$*),-plot).txt
 
 format:
 	$(or $(wildcard dev/.venv/bin/clang-format),clang-format) -i $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Reads what --tensorboard writes with TensorBoard's own reader, after a crash and a resumed run, and compares it with the
-JSON log: dev/check_tensorboard.py (programs built; Python of `make dev-env`, or one with the package tensorboard)."""
+JSON log: dev/check_tensorboard.py (programs built; `make plot-env`)."""
 import json
 import pathlib
 import struct
 import subprocess
 import tempfile
 
+from needs import need
+
+need("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -17,7 +17,7 @@ if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/
         timeout 180 "$python" dev/reference/bench_gpu_torch.py || echo "| PyTorch: failed or took longer than 3 minutes | | | | | | | |"
     } | tee -a "$out"
 else
-    echo "no PyTorch with a GPU: its row is left out (make dev-env installs the CPU's)"
+    echo "no PyTorch with a GPU: its row is left out (make dev-env installs PyTorch)"
 fi
 {
     echo

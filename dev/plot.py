@@ -6,7 +6,7 @@
     dev/plot.py --report a.log.jsonl b.log.jsonl -o cmp      also cmp.html, which needs no other file
     dev/plot.py --check                                      draws made-up logs, also incomplete ones, in a temporary folder
 
-Needs matplotlib (dev/requirements.txt). A field that a log lacks leaves its curve out; fields this file does not know are
+Needs matplotlib (make plot-env). A field that a log lacks leaves its curve out; fields this file does not know are
 ignored; a torn last line (of a run that is under way) too.
 """
 import argparse
@@ -20,8 +20,8 @@ import sys
 import tempfile
 import urllib.parse
 
-
 import plot_style
+from needs import need
 
 
 class Log:
@@ -299,6 +299,8 @@ def main():
     parser.add_argument("--report", action="store_true", help="also write an HTML page that needs no other file")
     parser.add_argument("--check", action="store_true", help="draw made-up logs")
     args = parser.parse_args()
+    if args.check or args.logs:
+        need("matplotlib")
     if args.check:
         return check()
     if not args.logs:
