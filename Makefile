@@ -4,7 +4,7 @@
 # make test-all    these and what takes longer: other orders of threads, sanitizers, -O0, nvcc (CONTRIBUTING.md)
 # make install     copies train_gpt, fold and infer to PREFIX/bin; PREFIX=/usr/local, DESTDIR= goes in front
 # make data-tools  prepare, bpe_train, make_stories: corpora and vocabularies (data/README.md)
-# make deps        installs what is missing from the system's packages; make clean removes what was built
+# make deps        installs what is missing from the system's packages (MPI=1: Open MPI, too); make clean removes what was built
 # More targets are explained in dev/bench.mk (bench, format ...), tests/fuzz.mk (fuzz, tsan ...), tests/cuda.mk (gpu-test ...).
 #
 # Settings: CXX, CUDA_HOME, NVCC, USE_CUDA=0 (ignore nvcc), USE_MPI=0, GPU=native or e.g. GPU="80 90",
@@ -51,12 +51,12 @@ ifeq ($(call have_headers,pcre2.h,-DPCRE2_CODE_UNIT_WIDTH=8),1)
 CPPFLAGS += -DHAVE_PCRE2=1
 LDLIBS += -lpcre2-8
 endif
-# Many ranks: Open MPI where there is one; without it, no ranks on CPUs and none by mpirun.
+# Many ranks: Open MPI where there is one (make deps MPI=1); without it, no ranks on CPUs and none by mpirun.
 ifneq ($(USE_MPI),0)
 MPI_LIBS := $(or $(shell mpicc --showme:link 2>/dev/null),$(shell pkg-config --libs ompi-c 2>/dev/null))
 MPI_FLAGS := $(or $(shell mpicc --showme:compile 2>/dev/null),$(shell pkg-config --cflags ompi-c 2>/dev/null))
 endif
-MPI = $(if $(MPI_LIBS),-DHAVE_MPI $(patsubst -I%,-isystem %,$(MPI_FLAGS)))
+USE_OF_MPI = $(if $(MPI_LIBS),-DHAVE_MPI $(patsubst -I%,-isystem %,$(MPI_FLAGS)))
 
 # $(eval $(call objects,FOLDER,COMPILER OF .cpp,COMPILER OF .cu)): FOLDER/x.o of x.cpp or x.cu, made again when the command
 # changes (USE_CUDA=0 and back); ops/leaf.cpp once per instruction set (ops/leaf.h). EXTRA holds the flags of single files.
@@ -83,7 +83,7 @@ $(eval $(call objects,$(BUILD),$(CXX) $(CPPFLAGS) $(CXXFLAGS),$(COMPILE_CU)))
 # What --version says: compiled again when it changes. So is the link to MPI.
 COMMIT = $(or $(if $(wildcard .git),$(shell git describe --always --dirty 2>/dev/null)),unknown)
 $(BUILD)/io/version.o: EXTRA = -DTAPERNORM_COMMIT=$(COMMIT) $(if $(MPI_LIBS),-DHAVE_MPI) $(CUDA_VERSION_FLAGS)
-$(BUILD)/train/ranks/mpi_link.o: EXTRA = $(MPI)
+$(BUILD)/train/ranks/mpi_link.o: EXTRA = $(USE_OF_MPI)
 $(BUILD)/io/version.o $(BUILD)/train/ranks/mpi_link.o: %.o: %.extra
 $(BUILD)/%.extra: TEXT = $(EXTRA)
 $(BUILD)/%.extra: FORCE | need-build
@@ -122,7 +122,7 @@ test-all: test
 need-build need-tests:
 	@CXX="$(CXX)" dev/install_deps.sh --check $@
 deps:
-	@CXX="$(CXX)" dev/install_deps.sh
+	@CXX="$(CXX)" MPI="$(MPI)" dev/install_deps.sh
 clean:
 	rm -rf $(BUILD) $(PROGRAMS) $(DATA_TOOLS) bench_infer
 # Not made from anything: else make would try, by its built-in rules.

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what the build needs and the machine lacks, from the system's packages: as root, or through sudo. Elsewhere
 # it prints the names of the packages and stops. Prints what it is about to install first.
+#   MPI=1 dev/install_deps.sh                 Open MPI, too, whose 60 packages only ranks need (README, Many ranks)
 #   dev/install_deps.sh --check need-build    installs nothing: fails, in one line, if nothing can be compiled
 #   dev/install_deps.sh --check need-tests    if the tests cannot be
 set -eu
@@ -28,8 +29,17 @@ fi
 need make make
 need xz-utils xz
 need libpcre2-dev pcre2.h
-need libopenmpi-dev mpicc
-need openmpi-bin mpirun
+case "${MPI:-0}" in
+0) ;;
+1)
+    need libopenmpi-dev mpicc
+    need openmpi-bin mpirun
+    ;;
+*)
+    echo "MPI: expected 1 or 0, found '$MPI'" >&2
+    exit 1
+    ;;
+esac
 [ -z "$missing" ] && exit 0
 
 echo "missing packages:$missing"

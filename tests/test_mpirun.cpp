@@ -43,7 +43,7 @@ bool no_mpi() {
             const Outcome probe = run_program_in(w.path, mpirun(2, "--help"));
             if (probe.err.find("built without MPI") != std::string::npos) why = "train_gpt was built without MPI";
         }
-        if (!why.empty()) std::printf("tests of ranks under mpirun: skipped: %s (make deps)\n", why.c_str());
+        if (!why.empty()) std::printf("tests of ranks under mpirun: skipped: %s (make deps MPI=1)\n", why.c_str());
         return !why.empty();
     }();
     return missing;
@@ -199,7 +199,8 @@ MPI_TEST("mpirun: an error that all ranks have is one line; a signal to one of t
 
 TEST_CASE("train_gpt: --gpus without GPUs, and ranks that come to no run, are errors of one line") {
     const Workplace w;
-    w.refused("train_gpt " + kTrain.substr(10) + kShape + " --gpus 2", {"rank 0 of 2", "--gpus", "mpirun -np 2"});
+    w.refused("train_gpt " + kTrain.substr(10) + kShape + " --gpus 2",
+              {"rank 0 of 2", "--gpus", "mpirun --oversubscribe -np 2"});
     w.refused("train_gpt --gpus 0", {"--gpus"});
     w.refused("train_gpt -z 2", {"--zero"});
     w.refused("train_gpt --rank-timeout 0", {"--rank-timeout"});

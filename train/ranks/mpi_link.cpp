@@ -87,8 +87,7 @@ std::unique_ptr<Link> join_mpi(int rank, int size) { return std::make_unique<Mpi
 
 #else
 std::unique_ptr<Link> join_mpi(int, int) {
-    fail(
-        "mpirun: this program was built without MPI; install libopenmpi-dev and openmpi-bin (make deps), then make again");
+    fail("mpirun: this program was built without MPI; make deps MPI=1 installs it (libopenmpi-dev), then make again");
 }
 #endif
 
