@@ -32,6 +32,7 @@
 #include "inference/logits.h"
 #include "io/atomic_file.h"
 #include "io/claims.h"
+#include "io/json.h"
 #include "io/mapped_file.h"
 #include "io/options.h"
 #include "io/terminal.h"
@@ -196,14 +197,21 @@ static double mean_kl(const std::vector<double>& a, const std::vector<double>& b
     return std::max(kl / double(a.size() / V), 0.0);
 }
 
+struct Check {
+    size_t sequences, tokens;         // of each
+    double difference, relative, kl;  // of both models' fp32 logits: the largest, over the largest logit; mean KL, nats
+    // The largest distances from the model in double: of the unfolded, the folded, what is allowed to it, the folded in double.
+    double own, error, allowed, exactness;
+};
+
 // Two things are checked. In double, the unrounded folded model must be the model: the difference may be what rounding to
 // double explains, kIdentity times the largest logit. In fp32, the folded model may be as far from the exact logits as
 // rounding explains: kRounding times the distance of the unfolded model, which does the same number of fp32 operations on
 // numbers of the same size but without rounding c diag(gamma~) W, and never less than kRounding half-units in the last place
 // of the largest logit.
 // kappa: the bound of both models' sites; all of them have it unless it is their own.
-static void check(Cpu& dev, const HostModel& model, const Model64& exact, const HostModel& folded,
-                  const Model64& folded_exact, double kappa) {
+static Check check(Cpu& dev, const HostModel& model, const Model64& exact, const HostModel& folded,
+                   const Model64& folded_exact, double kappa) {
     constexpr double kIdentity = 1e-9, kRounding = 8;
     const Probe probe(exact.config);
     const std::vector<double> truth = run(dev, probe, exact.config, exact.tensors, model.info, kappa);
@@ -215,19 +223,41 @@ static void check(Cpu& dev, const HostModel& model, const Model64& exact, const 
     const double exactness = max_difference(truth, identity), own = max_difference(truth, before);
     const double error = max_difference(truth, after), difference = max_difference(before, after);
     const double allowed = kRounding * std::max(own, largest * 0x1p-24);
-    if (kappa == folded.info.config.bound) {
-        std::printf("check     %zu x %s: max |dlogit| %.3g, relative %.3g, KL %.3g nats\n", probe.kSequences,
-                    counted(probe.length, "token").c_str(), difference, difference / std::max(largest, 1e-300),
-                    mean_kl(before, after, exact.config.V));
-        std::printf(
-            "          against the model in double: unfolded %.3g, folded %.3g, allowed %.3g; folded in double %.3g\n",
-            own, error, allowed, exactness);
-    }
     if (!(exactness <= kIdentity * largest) || !(error <= allowed))
         fail(
             "the folded model is not the model: its logits differ by %.3g, but rounding explains only %.3g; nothing was written, "
             "please report this",
             error, allowed);
+    return {probe.kSequences,
+            probe.length,
+            difference,
+            difference / std::max(largest, 1e-300),
+            mean_kl(before, after, exact.config.V),
+            own,
+            error,
+            allowed,
+            exactness};
+}
+
+static void print(const Check& c, std::FILE* text) {
+    std::fprintf(text, "check     %zu x %s: max |dlogit| %.3g, relative %.3g, KL %.3g nats\n", c.sequences,
+                 counted(c.tokens, "token").c_str(), c.difference, c.relative, c.kl);
+    std::fprintf(
+        text,
+        "          against the model in double: unfolded %.3g, folded %.3g, allowed %.3g; folded in double %.3g\n",
+        c.own, c.error, c.allowed, c.exactness);
+}
+
+static nlohmann::ordered_json as_json(const Check& c) {
+    return {{"sequences", c.sequences},
+            {"tokens", c.tokens},
+            {"max_dlogit", c.difference},
+            {"relative_dlogit", c.relative},
+            {"kl", c.kl},
+            {"error_unfolded", c.own},
+            {"error_folded", c.error},
+            {"error_allowed", c.allowed},
+            {"error_in_double", c.exactness}};
 }
 
 // ---- a bound for a model that was trained without one ----------------------------------------------------------------
@@ -263,7 +293,7 @@ static void visit_inputs(Cpu& dev, const HostModel& model, const int* tokens, si
 // By site, kMargin times the largest number that the first three quarters of the sample bring there. The last quarter says how
 // many numbers that will clamp.
 static std::vector<double> measure_bounds(Cpu& dev, const HostModel& model, const EvalTokens& sample,
-                                          const std::string& path) {
+                                          const std::string& path, std::FILE* text) {
     constexpr double kMargin = 1.5, kOutlier = 1000;
     const Config& c = model.info.config;
     const std::vector<std::string> sites = taper_site_names(c);
@@ -284,7 +314,8 @@ static std::vector<double> measure_bounds(Cpu& dev, const HostModel& model, cons
     size_t clamped = 0, all = 0;
     visit_inputs(dev, model, sample.tokens.data() + measured, n - measured,
                  [&](size_t site, double u) { clamped += u > kMargin * largest[site], all++; });
-    std::printf(
+    std::fprintf(
+        text,
         "clamp     %s: at %g times the largest numbers that %s bring (at most %.3g times the site's usual number, its root mean square); "
         "%.3g%% of those of the next %s are beyond\n",
         sample.source.c_str(), kMargin, counted(measured, "token").c_str(), furthest,
@@ -328,7 +359,7 @@ static std::unique_ptr<HostModel> with_bounds(Cpu& dev, const HostModel& model, 
 
 // path: the sample; named: --tokenizer, or empty for the model's own.
 static std::unique_ptr<HostModel> with_bounds_from(Cpu& dev, const HostModel& model, const std::string& path,
-                                                   const std::string& named, const std::string& in) {
+                                                   const std::string& named, const std::string& in, std::FILE* text) {
     const ModelInfo& info = model.info;
     if (info.config.mode == GateMode::norm)
         fail("--clamp-sample: expected a tapered model, found %s, whose norms stay; leave the flag out", in.c_str());
@@ -346,7 +377,7 @@ static std::unique_ptr<HostModel> with_bounds_from(Cpu& dev, const HostModel& mo
     if (sample.tokens.size() < least)
         fail("--clamp-sample %s: expected at least %zu tokens (two contexts, and 1000), found %zu; use a longer text",
              path.c_str(), least, sample.tokens.size());
-    return with_bounds(dev, model, measure_bounds(dev, model, sample, path));
+    return with_bounds(dev, model, measure_bounds(dev, model, sample, path, text));
 }
 
 // ---- the program ----------------------------------------------------------------------------------------------------
@@ -365,6 +396,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
 [[maybe_unused]] static int run_program(int argc, char** argv) {
     std::string in, out, sample, tokenizer, dtype = "fp32";
     size_t threads = 0;
+    bool json = false;
     Options options("fold", "Folds the norms of a finished model into the matrices that follow them.");
     options.section("Files");
     options.add(
@@ -387,14 +419,19 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     options.section("Run");
     options.add({.long_name = "--threads", .to = &threads, .range = {.high = 1024}, .default_text = "all cores",
                  .help = "CPU threads for the sample and the check"});
+    options.add({.long_name = "--json", .to = &json,
+                 .help = "print the result of the check as one JSON object; what is for people goes to the standard error"});
     // clang-format on
     if (!options.parse(argc, argv)) return 0;
     claim_output("FOLDED", out);
+    std::FILE* text = json ? stderr : stdout;
 
     Cpu dev{int(threads)};
     dev.memory_hint = "folding holds the model twice in double and twice in fp32; use a machine with more memory";
     std::unique_ptr<HostModel> model = load_model(dev, in);
-    std::printf("read      %s: %s\n", printable(in).c_str(), describe(model->info).c_str());
+    std::fprintf(text, "read      %s: %s\n", printable(in).c_str(), describe(model->info).c_str());
+    ProvenanceStep step{.program = "fold", .settings = {{"dtype", dtype}}, .model = source_of(in, *model)};
+    if (!sample.empty()) step.settings.push_back({"clamp-sample", name_without_folder(sample)});
     refuse_unfinished(in, model->info);
     warn_of_vocabulary(in, model->info.vocabulary_problem);
     check_writable(out);
@@ -405,7 +442,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
 
     if (!tokenizer.empty() && sample.empty())
         fail("--tokenizer: expected --clamp-sample, whose text it is for, found none; leave it out");
-    if (!sample.empty()) model = with_bounds_from(dev, *model, sample, tokenizer, in);
+    if (!sample.empty()) model = with_bounds_from(dev, *model, sample, tokenizer, in, text);
 
     Model64 exact(dev, model->info.config);
     ModelInfo info = model->info;
@@ -421,12 +458,16 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     fold_model(folded_exact, exact, model->info.scales);
     HostModel folded(dev, info);
     convert(tensor_list(info.config, folded_exact.tensors), tensor_list(info.config, folded.tensors));
-    check(dev, *model, exact, folded, folded_exact, info.config.bound);
+    const Check result = check(dev, *model, exact, folded, folded_exact, info.config.bound);
+    print(result, text);
     // Few rows of the probe reach the bound. A lower one, that most of them reach, must fold as well.
     if (info.config.clamps()) check(dev, *model, exact, folded, folded_exact, 0.5);
     MappedFile::check_all();
-    save_model(out, info, folded.tensors, dtype == "bf16" ? Dtype::BF16 : Dtype::F32);
-    std::printf("wrote     %s: %s\n", printable(out).c_str(), describe(info).c_str());
+    info.provenance = add_step(info.provenance, step);
+    const ModelImage image(info, folded.tensors, dtype == "bf16" ? Dtype::BF16 : Dtype::F32);
+    image.write(out);
+    std::fprintf(text, "wrote     %s: %s\n", printable(out).c_str(), describe(info).c_str());
+    if (json) print_json({{"model", in}, {"folded", out}, {"content", image.content()}, {"check", as_json(result)}});
     return 0;
 }
 

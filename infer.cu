@@ -6,6 +6,7 @@
 //   ./infer folded.bin --prompts lines.txt       the same for every line of a file, many at a time; JSON lines
 //   ./infer folded.bin --prompt "Once" --samples 5   five texts, each with random numbers of its own; JSON lines
 //   ./infer folded.bin --eval text.txt           loss, perplexity, bits per byte
+//   ./infer folded.bin --info                    what it is and where it comes from
 //
 // Speed is measured by a program of its own: make bench_infer (dev/bench_infer.cu).
 
@@ -14,7 +15,6 @@
 #include <cmath>
 #include <cstdio>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -24,11 +24,13 @@
 #include "inference/evaluate.cuh"
 #include "inference/generate.cuh"
 #include "inference/hellaswag.cuh"
+#include "inference/info.h"
 #include "inference/logits.h"
 #include "inference/prompts.h"
 #include "inference/sampler.h"
 #include "io/atomic_file.h"
 #include "io/claims.h"
+#include "io/json.h"
 #include "io/mapped_file.h"
 #include "io/options.h"
 #include "io/terminal.h"
@@ -40,7 +42,7 @@ namespace tapernorm::infer {
 
 struct Settings {
     std::string model, prompt, tokens, prompts, eval, hellaswag, tokenizer, dump;
-    bool last_token = false, greedy = false, ignore_eos = false;
+    bool last_token = false, greedy = false, ignore_eos = false, info = false, json = false;
     size_t n = 256, top_k = 0, seed = 1, stream = 1, samples = 1, show = 8, batch = 16;
     double temperature = 0.8, top_p = 1;
     EngineSettings engine;
@@ -48,6 +50,7 @@ struct Settings {
     Sampling sampling() const { return {greedy ? 0 : temperature, top_k, top_p, seed, stream}; }
     // Many texts, as JSON lines.
     bool many() const { return !prompts.empty() || samples > 1; }
+    std::FILE* text() const { return many() || json ? stderr : stdout; }  // what is for people goes there
 };
 
 static Options make_options(Settings& s) {
@@ -71,6 +74,8 @@ static Options make_options(Settings& s) {
                    "clips (on the CPU); with --weights bf16 or int8 also the change from fp32"});
     o.add({.long_name = "--hellaswag", .to = &s.hellaswag, .metavar = "FILE", .default_text = "none",
            .help = "print the model's HellaSwag scores; FILE is llm.c's .bin or the original JSON lines"});
+    o.add({.long_name = "--info", .to = &s.info,
+           .help = "print what the model is and where it comes from (its provenance), and run nothing"});
     o.add({.long_name = "--tokenizer", .to = &s.tokenizer, .metavar = "PATH", .default_text = "the model's own",
            .help = "bytes, a folder with vocab.json and merges.txt, a tokenizer.json, or llm.c's gpt2_tokenizer.bin"});
     o.section("Output");
@@ -85,6 +90,9 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "--dump", .to = &s.dump, .metavar = "FILE", .default_text = "none",
            .help = "write the prompt's logits [rows, V] to a safetensors file: with --last-token the last row, else all "
                    "rows"});
+    o.add({.long_name = "--json", .to = &s.json,
+           .help = "with --last-token, --eval, --hellaswag or --info: print the result as one JSON object; what is for people goes to "
+                   "the standard error"});
     o.section("Sampling");
     o.add({.long_name = "--temperature", .to = &s.temperature, .range = {.low = 0, .high = 100},
            .help = "divide the logits by this before sampling; 0 (and below 1e-6): always take the most probable token"});
@@ -106,6 +114,8 @@ static Options make_options(Settings& s) {
     o.exclude("--prompts", {"--last-token", "--prompt", "--tokens", "--dump"});
     o.exclude("--samples", {"--last-token", "--dump"});
     o.exclude("--tokens", {"--prompt"});
+    o.exclude("--info",
+              {"--eval", "--hellaswag", "--prompts", "--last-token", "--prompt", "--tokens", "--dump", "--samples"});
     return o;
 }
 
@@ -130,10 +140,11 @@ static double seconds_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// The probabilities of the token after the prompt, and the speed of this mode, which reads the whole prompt every time.
+// The probabilities of the token after the prompt, and the speed of this mode, which reads the whole prompt every time. Returns
+// both for --json.
 template <class Device, class Real>
-void last_token(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& prompt, const Config& c,
-                const std::optional<Tokenizer>& tokenizer) {
+nlohmann::ordered_json last_token(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& prompt,
+                                  const Config& c, const std::optional<Tokenizer>& tokenizer) {
     std::vector<float> logits(c.V);
     auto pass = [&] {
         const auto start = std::chrono::steady_clock::now();
@@ -149,19 +160,28 @@ void last_token(const Settings& s, Decoder<Device, Real>& decoder, const Prompt&
     while (times.size() < 50 && seconds_since(start) < 1);
     std::nth_element(times.begin(), times.begin() + ptrdiff_t(times.size() / 2), times.end());
     const double median = times[times.size() / 2];
-    std::printf("prompt    %s: %s\n\nnext token, by probability:\n", counted(prompt.tokens.size(), "token").c_str(),
-                printable(prompt.text.empty() ? s.tokens : prompt.text, "\n\t").c_str());
+    std::fprintf(s.text(), "prompt    %s: %s\n\nnext token, by probability:\n",
+                 counted(prompt.tokens.size(), "token").c_str(),
+                 printable(prompt.text.empty() ? s.tokens : prompt.text, "\n\t").c_str());
+    nlohmann::ordered_json result = {{"prompt", prompt.text}, {"prompt_tokens", prompt.tokens}};
     const size_t V = ids_with_text(c, tokenizer);
     const auto next = candidates(logits.data(), V, {.temperature = 1, .top_k = std::min(s.show, V)});
     double top = logits[size_t(next[0].token)], sum = 0;
     for (size_t i = 0; i < V; i++) sum += std::exp(double(logits[i]) - top);
-    for (const TokenProbability& t : next)
-        std::printf("  %6.2f%%  %6d  %s\n", 100 * std::exp(double(logits[size_t(t.token)]) - top) / sum, t.token,
-                    token_text(tokenizer, t.token).c_str());
-    std::printf("\nlast-token mode: %.0f tokens/s (%.3f ms for %s, median of %zu)\n",
-                double(prompt.tokens.size()) / median, median * 1e3, counted(prompt.tokens.size(), "token").c_str(),
-                times.size());
+    for (const TokenProbability& t : next) {
+        const double probability = std::exp(double(logits[size_t(t.token)]) - top) / sum;
+        std::fprintf(s.text(), "  %6.2f%%  %6d  %s\n", 100 * probability, t.token,
+                     token_text(tokenizer, t.token).c_str());
+        nlohmann::ordered_json row = {{"token", t.token}, {"probability", probability}};
+        if (tokenizer) row["text"] = tokenizer->token(size_t(t.token));
+        result["next"].push_back(row);
+    }
+    const double speed = double(prompt.tokens.size()) / median;
+    std::fprintf(s.text(), "\nlast-token mode: %.0f tokens/s (%.3f ms for %s, median of %zu)\n", speed, median * 1e3,
+                 counted(prompt.tokens.size(), "token").c_str(), times.size());
     if (!s.dump.empty()) dump_logits(s.dump, logits, c.V);
+    result["tokens_per_second"] = speed;
+    return result;
 }
 
 // Prints the prompt and what follows it, as it comes.
@@ -208,7 +228,6 @@ void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::
                   const Config& c, const std::optional<Tokenizer>& tokenizer) {
     const size_t V = ids_with_text(c, tokenizer), texts = prompts.size() * s.samples;
     const std::optional<int> end = end_token(s, tokenizer);
-    const bool terminal = isatty(STDOUT_FILENO);
     const auto start = std::chrono::steady_clock::now();
     size_t generated = 0;
     Generator<Device, Real> generator(decoder);
@@ -226,10 +245,7 @@ void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::
             nlohmann::ordered_json line = {{"stream", sampling.stream + b}};
             if (tokenizer) line.update({{"prompt", p.text}, {"text", tokenizer->decode(ids)}});
             line["tokens"] = ids;
-            const auto replace = nlohmann::json::error_handler_t::replace;
-            std::string text = line.dump(-1, ' ', false, replace);
-            if (terminal && printable(text) != text) text = line.dump(-1, ' ', true, replace);
-            std::printf("%s\n", text.c_str());
+            print_json(line);
             generated += ids.size();
         }
         flush_output();
@@ -268,18 +284,27 @@ static void read_inputs(const Settings& s, const Options& options, const ModelIn
                                                 : prompts.from_opening(story_prompts()[0])};
 }
 
+// Returns the result for --json, of the modes that have one.
 template <class Device, class Real>
-void run(const Settings& s, const Engine<Device, Real>& engine, const Inputs& in) {
+nlohmann::ordered_json run(const Settings& s, const Engine<Device, Real>& engine, const Inputs& in) {
     const Config& c = engine.info.config;
-    if (!s.eval.empty()) return report_loss(engine, in.eval);
+    if (!s.eval.empty()) return report_loss(engine, in.eval, s.text());
     auto decoder = engine.decoder(s.many() ? std::min(s.batch, in.prompts.size() * s.samples) : 1);
-    if (s.many()) return generate_all(s, decoder, in.prompts, c, in.tokenizer);
+    if (s.many()) {
+        generate_all(s, decoder, in.prompts, c, in.tokenizer);
+        return nlohmann::ordered_json::object();
+    }
     if (!s.hellaswag.empty()) {
-        std::printf("hellaswag %s\n", evaluate_hellaswag(decoder, in.choices, c.V).text().c_str());
-        return;
+        const HellaSwag scores = evaluate_hellaswag(decoder, in.choices, c.V);
+        std::fprintf(s.text(), "hellaswag %s\n", scores.text().c_str());
+        return {{"items", scores.items},
+                {"acc", scores.acc()},
+                {"acc_norm", scores.acc_norm()},
+                {"log_likelihood", scores.log_likelihood / double(scores.items)}};
     }
     if (s.last_token) return last_token(s, decoder, in.prompts[0], c, in.tokenizer);
     generate(s, decoder, in.prompts[0], c, in.tokenizer);
+    return nlohmann::ordered_json::object();
 }
 
 static void check_output(const Settings& s) {
@@ -296,6 +321,16 @@ static void check_output(const Settings& s) {
     Settings s;
     Options options = make_options(s);
     if (!options.parse(argc, argv)) return 0;
+    if (s.json && !s.info && !s.last_token && s.eval.empty() && s.hellaswag.empty())
+        fail("--json: expected --last-token, --eval, --hellaswag or --info with it, found none of them; leave it out");
+    if (s.info) {
+        const std::unique_ptr<ModelFile> file = ModelFile::open(s.model);
+        if (s.json)
+            print_json(info_json(*file));
+        else
+            std::printf("%s", info_text(*file).c_str());
+        return 0;
+    }
     const DeviceChoice choice = choose_device(s.engine, options);
     check_output(s);
     Cpu cpu{int(s.engine.threads)};
@@ -303,10 +338,13 @@ static void check_output(const Settings& s) {
     const std::unique_ptr<HostModel> model = load_model(cpu, s.model);
     Inputs in;
     read_inputs(s, options, model->info, in);
-    std::fprintf(s.many() ? stderr : stdout, "model     %s: %s\ndevice    %s\n", printable(s.model).c_str(),
-                 describe(model->info).c_str(), describe(s.engine, cpu, choice).c_str());
-    with_engine(s.engine, choice, cpu, s.model, *model, [&](const auto& engine) { run(s, engine, in); });
+    const std::string device = describe(s.engine, cpu, choice);
+    std::fprintf(s.text(), "model     %s: %s\ndevice    %s\n", printable(s.model).c_str(),
+                 describe(model->info).c_str(), device.c_str());
+    nlohmann::ordered_json result = {{"model", s.model}, {"content", model->info.content}, {"device", device}};
+    with_engine(s.engine, choice, cpu, s.model, *model, [&](const auto& engine) { result.update(run(s, engine, in)); });
     MappedFile::check_all();
+    if (s.json) print_json(result);
     return 0;
 }
 

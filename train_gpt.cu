@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "io/version.h"
 #include "model/config.h"
 #include "model/model_file.h"
 #include "ops/adamw.cuh"
@@ -362,6 +363,7 @@ struct Trainer {
     const volatile sig_atomic_t* stop = nullptr;  // not 0 where this rank is told to stop
     std::string trouble;                          // why this rank cannot go on: a corpus that cannot be read
     std::string missing;                          // what was broken off after the last update: "validation"
+    std::optional<Validation> validation;         // the latest
     Clock::time_point checkpoint_due = Clock::time_point::max();
 
     Trainer(Device& dev, const Settings& s, const Config& config, const TokenSource& corpus,
@@ -603,10 +605,8 @@ static std::chrono::steady_clock::time_point next_checkpoint(const Settings& s) 
 
 // The loop. Whether a rank was told to stop before the last update.
 template <class Device, class Real>
-bool train(Trainer<Device, Real>& t, Run& run) {
+bool train(Trainer<Device, Real>& t, Run& run, Logs& logs) {
     const Settings& s = t.settings;
-    const std::optional<size_t> resumed_at = s.resume ? std::optional<size_t>(t.step) : std::nullopt;
-    std::optional<Logs> logs;
     Progress progress(s, t.step, t.model.ranks);
     bool warned = false, stop = false;
     t.checkpoint_due = next_checkpoint(s);
@@ -625,39 +625,18 @@ bool train(Trainer<Device, Real>& t, Run& run) {
         }
         RunLog::Fields fields = log_fields(t, r);
         if (s.val_every && r.step % s.val_every == 0) check_drift(t), validate(t, run, progress, fields);
-        if (!logs && t.model.ranks.first()) logs.emplace(s, run, resumed_at);
-        if (logs) logs->write(r.step, fields);
+        logs.write(r.step, fields);
         if (s.sample_every && r.step % s.sample_every == 0 && run.decode && t.model.ranks.first())
             progress.note(sample_text(t, *run.decode, run.prompt, 200));
         const bool due = r.checkpoint || (s.checkpoint_every && r.step % s.checkpoint_every == 0);
         if (due && !stop && r.step < s.steps) {
-            if (logs) logs->log.flush();
+            logs.flush();
             check_drift(t), try_checkpoint(t, run);
             t.checkpoint_due = next_checkpoint(s);
         }
     }
+    logs.flush();
     return stop;
-}
-
-// After the last checkpoint of a run that was told to stop. saved: whether there was anything to save.
-template <class Device, class Real>
-int stopped(Trainer<Device, Real>& t, int signal, bool saved) {
-    Ranks& ranks = t.model.ranks;
-    const std::string resume = strprintf("./train_gpt -y -o %s", shell_word(t.settings.out).c_str());
-    std::vector<double> troubles = {0, double(!t.trouble.empty())};
-    ranks.sum(troubles, "the end of the run");  // nobody ends the others while rank 0 writes
-    if (!t.trouble.empty())
-        fail("%s%s", t.trouble.c_str(),
-             saved ? strprintf("; the run is saved after update %zu, and %s resumes it", t.step, resume.c_str()).c_str()
-                   : "");
-    if (troubles[1] > 0) ranks.sum(troubles, "the reason why another rank cannot go on");  // which ends this one
-    const char* lost = t.step < t.settings.steps ? ", not repeated later" : "";
-    const std::string missing = t.missing.empty() ? "" : ", without its " + t.missing + lost;
-    if (saved)
-        std::printf("\ninterrupted after update %zu%s; resume with: %s\n", t.step, missing.c_str(), resume.c_str());
-    else
-        std::printf("\ninterrupted before update %zu; no file has changed\n", t.step + 1);
-    return 128 + (signal ? signal : SIGTERM);  // another rank's signal, where this one had none
 }
 
 template <class Device, class Real>
@@ -673,6 +652,7 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     const auto from = [](const ModelFile& file) {
         return [&file](const TensorSpec& spec, auto* numbers) { file.read(spec, numbers); };
     };
+    run.step.add_session({t.step, version_text(), run.device, ranks.size});
     if (run.init) initialize_from(t.model, from(*run.init));
     if (run.teacher) hire_teacher(t, from(*run.teacher));
     if (ranks.size > 1) check_parameters(t, common_data(run), kStartAlike);
@@ -682,9 +662,10 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
         const std::string warning = space_warning(s.out, bytes_to_write(t));
         if (!warning.empty()) std::fprintf(stderr, "%s\n", warning.c_str());
     }
+    Logs logs(s, run, s.resume ? std::optional<size_t>(t.step) : std::nullopt, ranks.first());
     if (run.init) {
         const auto loss = evaluate(t, run.val, s.val_batches);
-        if (!loss) return stopped(t, 0, false);
+        if (!loss) return stopped(t, logs, 0, false);
         std::printf("%s: validation loss %.6f before the first update\n", printable(run.init->path()).c_str(), *loss);
     }
     if (s.resume && t.step >= s.steps)
@@ -693,24 +674,26 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     const size_t first_step = t.step;
     watch_stop_signals();
     t.stop = &stop_signal;
-    const bool stop = train(t, run);
+    const bool stop = train(t, run, logs);
     const int signal = stop_signal;
-    if (stop && t.step == first_step) return stopped(t, signal, false);
+    if (stop && t.step == first_step) return stopped(t, logs, signal, false);
     ranks.set_time_limit(1e9);  // rank 0 may wait for room on its disk; a rank that ends is noticed all the same
     check_drift(t);
     require_finite_parameters(t);
     save_checkpoint(t, run, true, !s.resume || t.step > first_step);
     if (stop && t.step >= s.steps) t.missing = "validation";
-    if (stop) return stopped(t, signal, true);
+    if (stop) return stopped(t, logs, signal, true);
     const auto loss = evaluate(t, run.val, 10 * s.val_batches);
-    if (!loss) return stopped(t, stop_signal, true);
+    if (!loss) return stopped(t, logs, stop_signal, true);
+    add_validation(t, run);
     print_end(t, run, *loss);
     warn_of_output();
-    if (const auto scores = run.hellaswag.empty() ? std::nullopt : score_choices(t, run.hellaswag))
-        std::printf("hellaswag: %s\n", scores->text().c_str());
+    const auto scores = run.hellaswag.empty() ? std::nullopt : score_choices(t, run.hellaswag);
+    if (scores) std::printf("hellaswag: %s\n", scores->text().c_str());
     std::vector<double> unprinted = {double(ranks.first() && !t.missing.empty())};
     ranks.sum(unprinted, "the end of the run");
-    if (unprinted[0] > 0) return stopped(t, stop_signal, true);
+    if (unprinted[0] > 0) return stopped(t, logs, stop_signal, true);
+    logs.write_end("complete", t.step, t.step * s.total_batch, t.validation, scores);
     warn_of_output();
     return 0;
 }
@@ -718,7 +701,7 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
 constexpr const char* kMemoryHint = "use a smaller -b (batch) or -t (sequence length), or recompute more (-r 1, -r 2)";
 
 // Chooses the device, the same kind on every rank, and prints it.
-static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
+static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks, std::string& in_words) {
     const DeviceChoice choice = choose_device("--device", s.device, ranks.local_rank);
     ranks.agree({{"--device", choice.cuda ? "cuda" : "cpu"},
                  {"instruction set (TAPERNORM_ISA)", choice.cuda ? "" : isa_name(cpu.isa)}});
@@ -729,9 +712,8 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
             strprintf("%d ranks on CPUs need MPI, because %s connects each with rank 0 alone; start them with mpirun, "
                       "or only 2 of them",
                       ranks.size, ranks.launcher.c_str()));
-    std::printf("device    %s\n", choice.cuda
-                                      ? strprintf("cuda: %s, %s", choice.why.c_str(), s.precision.c_str()).c_str()
-                                      : describe(cpu, choice).c_str());
+    in_words = choice.cuda ? strprintf("cuda: %s, %s", choice.why.c_str(), s.precision.c_str()) : describe(cpu, choice);
+    std::printf("device    %s\n", in_words.c_str());
     return choice.cuda;
 }
 
@@ -759,12 +741,13 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks) {
     if (ranks.first()) check_outputs(s);
     Cpu cpu{int(s.threads)};
     cpu.memory_hint = kMemoryHint;
-    [[maybe_unused]] const bool gpu = choose_gpu(s, cpu, ranks);
+    std::string device;
+    [[maybe_unused]] const bool gpu = choose_gpu(s, cpu, ranks, device);
     Settings shown = s;
     std::printf("%s\n", make_options(shown).table().c_str());
     Run run = open_run(s, std::move(start));
     run.arguments = arguments, run.checkpoints = checkpoints, run.lock = lock ? &*lock : nullptr;
-    run.computed_with = gpu ? "CUDA" : isa_name(cpu.isa);
+    run.computed_with = gpu ? "CUDA" : isa_name(cpu.isa), run.device = device;
     if (ranks.first()) check_run(s, run);
 #ifdef TN_CUDA
     if (gpu) {

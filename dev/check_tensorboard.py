@@ -28,6 +28,8 @@ def main():
         logged = {}
         for line in pathlib.Path(folder, "model.log.jsonl").read_text().splitlines():
             record = json.loads(line)
+            if record.pop("end", None):
+                record = {"step": record["updates"], "final_val_loss": record["val_loss"]}
             step = record.pop("step", None)
             if step is None:
                 continue  # which run it is

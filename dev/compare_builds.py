@@ -4,7 +4,7 @@
     dev/compare_builds.py OLD NEW TEXT.txt     OLD, NEW: folders with train_gpt, fold and infer
 
 Runs both on the same command lines, in all gate modes and both kinds of norm, on one rank and two, whole and resumed. Models,
-states (the arguments in them apart), logs (times apart), logits and generated texts must be equal. Prints a line per comparison;
+states (their arguments and provenance apart), logs (times apart), logits and generated texts must be equal. Prints a line per comparison;
 exit status 1 if any differs.
 """
 import hashlib
@@ -30,7 +30,7 @@ def tensors(path):
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8:8 + size])
-    metadata = {k: v for k, v in header.pop("__metadata__", {}).items() if k not in ("arguments", "checksum")}
+    metadata = {k: v for k, v in header.pop("__metadata__", {}).items() if k not in ("arguments", "checksum", "content", "provenance")}
     body = data[8 + size:]
     return metadata, {name: (t["dtype"], t["shape"], hashlib.sha256(body[slice(*t["data_offsets"])]).hexdigest())
                       for name, t in header.items()}

@@ -25,7 +25,7 @@ from needs import need
 
 
 class Log:
-    """One run: its records, one a logged update, in order."""
+    """One run: its records, one a logged update, in order. The final validation loss, of the closing record, is in its update's."""
 
     def __init__(self, name, path, records, settings):
         self.name, self.path, self.records, self.settings = name, path, records, settings
@@ -52,7 +52,7 @@ def is_number(x):
 def read_log(argument):
     name, _, path = argument.rpartition("=")
     path = pathlib.Path(path if name else argument)
-    records = []
+    records, end = [], {}
     try:
         for line in path.read_text(errors="replace").splitlines():
             try:
@@ -61,11 +61,16 @@ def read_log(argument):
                 continue  # torn
             if isinstance(record, dict) and is_number(record.get("step")):
                 records.append(record)
+            elif isinstance(record, dict) and "end" in record:
+                end = record
     except OSError as error:
         sys.exit(f"{path}: expected the log of a run (model.log.jsonl): {error.strerror}")
     if not records:
         sys.exit(f"{path}: expected the log of a run, one JSON object per line with \"step\"; found no such line")
     records.sort(key=lambda r: r["step"])
+    for record in records:
+        if record["step"] == end.get("val_update"):
+            record["val_loss"] = end.get("val_loss")
     return Log(name or path.name.removesuffix(".jsonl").removesuffix(".log"), path, records, read_settings(path))
 
 
@@ -79,7 +84,8 @@ def read_settings(log_path):
     except (OSError, ValueError):
         return {}
     metadata = header.get("__metadata__", {})
-    hidden = ("arguments", "state_version", "position")
+    hidden = ("arguments", "state_version", "position", "tokenizer.vocab", "tokenizer.merges", "provenance", "checksum", "model",
+              "model_before")
     shown = {key: value for key, value in metadata.items() if key not in hidden}
     if "arguments" in metadata:
         shown["flags"] = urllib.parse.unquote(" ".join(metadata["arguments"].split("\n")).strip(), errors="replace")
@@ -207,6 +213,16 @@ def final_rows(logs):
     return [row for row in rows if any(row[1:])]
 
 
+def validation_rows(logs, most=30):
+    """The validation losses by update, thinned where there are many; the last of each run stays."""
+    by_run = [dict(zip(*log.series("val_loss"))) for log in logs]
+    steps = sorted(set().union(*by_run))
+    every = math.ceil(len(steps) / most) if steps else 1
+    lasts = {max(losses) for losses in by_run if losses}
+    return [[step, *(f"{losses[step]:.4f}" if step in losses else "" for losses in by_run)]
+            for i, step in enumerate(steps) if i % every == 0 or step in lasts]
+
+
 def setting_rows(logs):
     """The settings of the runs; those in which they differ come first."""
     names = list(dict.fromkeys(name for log in logs for name in log.settings))
@@ -246,6 +262,8 @@ def report(logs, fig, title):
     settings = setting_rows(logs)
     parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>",
              f"<h1>{html.escape(title)}</h1>", svg, "<h2>At the end</h2>", html_table(header, final_rows(logs))]
+    if validations := validation_rows(logs):
+        parts += ["<h2>Validation loss by update</h2>", html_table(["update", *header[1:]], validations)]
     if settings:
         parts += ["<h2>Settings</h2>", html_table(header, settings)]
     parts.append(f"<footer>dev/plot.py, {datetime.date.today()}; logs: "
@@ -266,7 +284,8 @@ def check():
              "val_loss": lambda k: 5 / k ** 0.2 if k % 10 == 0 else None, "h.0.stream_scale": lambda k: [1, 2],
              "scale_target": lambda k: 0.5 if k == 10 else None, "transformer.h.0.ln_1.taper_scale": lambda k: 3.0 if k == 10 else None}
     cases = {"whole": made_up(100, whole), "short": made_up(1, whole), "bare": made_up(5, {"unknown": str}),
-             "torn": made_up(30, whole) + '{"step": 31, "lo'}
+             "torn": made_up(30, whole) + '{"step": 31, "lo',
+             "ended": made_up(15, whole) + '{"end": "complete", "updates": 15, "val_loss": 1.25, "val_update": 15}\n'}
     with tempfile.TemporaryDirectory() as folder:
         paths = []
         for name, text in cases.items():
@@ -278,6 +297,12 @@ def check():
             for ending, start in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".html", b"<!doctype html>")):
                 assert out.with_suffix(ending).read_bytes().startswith(start), (chosen, ending)
         assert read_log(str(paths[3])).records[-1]["step"] == 30
+        assert validation_rows([read_log(str(paths[4]))])[-1] == [15, "1.2500"]
+        assert len(validation_rows([read_log(str(paths[0]))], most=3)) == 4  # of updates 10, 20 ... 100: 10, 50, 90 and the last
+        vocabulary = {"__metadata__": {"tokenizer": "words", "tokenizer.vocab": "{}", "provenance": "[]", "lr": "0.1"}}
+        header = json.dumps(vocabulary).encode()
+        paths[0].with_name("whole.state.bin").write_bytes(len(header).to_bytes(8, "little") + header)
+        assert read_log(str(paths[0])).settings == {"tokenizer": "words", "lr": "0.1"}
         assert "http" not in report([read_log(str(paths[0]))], figure([read_log(str(paths[0]))], ""), "").split("<h2>")[-1]
     print("plot.py: ok")
 

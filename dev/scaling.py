@@ -132,8 +132,8 @@ def mpirun(ranks, command):
 def measured_update(folder, ranks, micro, updates=12):
     flags = [*SHAPE, "-d", str(micro * 4 * 128), "-x", str(updates), "-o", f"{folder}/m.bin"]
     subprocess.run(mpirun(ranks, [str(ROOT / "train_gpt"), *flags]), check=True, stdout=subprocess.DEVNULL)
-    rates = [json.loads(line) for line in open(f"{folder}/m.log.jsonl")]
-    return statistics.median(micro * 4 * 128 / r["tokens_per_second"] for r in rates[3:])  # behind the run's id and two updates
+    updates = [r for r in map(json.loads, open(f"{folder}/m.log.jsonl")) if "step" in r]
+    return statistics.median(micro * 4 * 128 / r["tokens_per_second"] for r in updates[2:])
 
 
 def measure():

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -116,9 +117,9 @@ inline EvalTokens read_eval_tokens(const char* flag, const std::string& path, co
     return eval;
 }
 
-// The report of --eval: the loss, and what bf16 or int8 weights change about it.
+// The report of --eval: the loss, and what bf16 or int8 weights change about it; for people to `text`, and returned for --json.
 template <class Device, class Real>
-void report_loss(const Engine<Device, Real>& engine, const EvalTokens& eval) {
+nlohmann::ordered_json report_loss(const Engine<Device, Real>& engine, const EvalTokens& eval, std::FILE* text) {
     const Config& c = engine.info.config;
     const std::vector<int>& tokens = eval.tokens;
     auto decoder = engine.decoder();
@@ -129,21 +130,31 @@ void report_loss(const Engine<Device, Real>& engine, const EvalTokens& eval) {
     const Evaluation e = evaluate_tokens(engine.cpu, decoder, c, tokens);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     require_finite(engine.name, {float(e.loss())});
-    const double bits = e.loss_sum / std::log(2.0);
-    std::printf("%s: %s, %s; windows of %s\n", eval.source.c_str(), counted(tokens.size(), "token").c_str(),
-                eval.bytes ? counted(eval.bytes, "byte").c_str() : "no tokenizer", counted(c.T, "token").c_str());
-    std::printf("loss      %.6f nats per token, perplexity %s, %.6f bits per %s; %.0f tokens/s\n", e.loss(),
-                strprintf(e.loss() < 20 ? "%.4f" : "%.4g", std::exp(e.loss())).c_str(),
-                bits / double(eval.bytes ? eval.bytes - eval.first_bytes : e.losses.size()),
-                eval.bytes ? "byte" : "token", double(e.losses.size()) / seconds);
+    const char* unit = eval.bytes ? "byte" : "token";
+    const double bits =
+                     e.loss_sum / std::log(2.0) / double(eval.bytes ? eval.bytes - eval.first_bytes : e.losses.size()),
+                 speed = double(e.losses.size()) / seconds;
+    std::fprintf(text, "%s: %s, %s; windows of %s\n", eval.source.c_str(), counted(tokens.size(), "token").c_str(),
+                 eval.bytes ? counted(eval.bytes, "byte").c_str() : "no tokenizer", counted(c.T, "token").c_str());
+    std::fprintf(text, "loss      %.6f nats per token, perplexity %s, %.6f bits per %s; %.0f tokens/s\n", e.loss(),
+                 strprintf(e.loss() < 20 ? "%.4f" : "%.4g", std::exp(e.loss())).c_str(), bits, unit, speed);
     // Of a model that runs off on single tokens the mean says little.
     const auto largest = std::max_element(e.losses.begin(), e.losses.end());
-    std::printf("          by token: median %.4g, 99%% at most %.4g, 99.9%% %.4g, the largest %.4g (token %td)\n",
-                e.quantile(0.5), e.quantile(0.99), e.quantile(0.999), *largest,
-                largest - e.losses.begin() + 2);  // the text's first token is not predicted
-    if (behind.numbers + first.numbers > 0)
-        std::printf("bound     clips %.3g%% of the numbers in first positions, %.3g%% of those behind them\n",
-                    100 * first.share(), 100 * behind.share());
+    const size_t worst = size_t(largest - e.losses.begin()) + 2;  // the text's first token is not predicted
+    std::fprintf(text,
+                 "          by token: median %.4g, 99%% at most %.4g, 99.9%% %.4g, the largest %.4g (token %zu)\n",
+                 e.quantile(0.5), e.quantile(0.99), e.quantile(0.999), *largest, worst);
+    nlohmann::ordered_json result = {{"tokens", tokens.size()},          {"loss", e.loss()},
+                                     {"perplexity", std::exp(e.loss())}, {strprintf("bits_per_%s", unit), bits},
+                                     {"loss_median", e.quantile(0.5)},   {"loss_p99", e.quantile(0.99)},
+                                     {"loss_p999", e.quantile(0.999)},  {"loss_max", *largest},
+                                     {"loss_max_token", worst},          {"tokens_per_second", speed}};
+    if (eval.bytes) result["bytes"] = eval.bytes;
+    if (behind.numbers + first.numbers > 0) {
+        std::fprintf(text, "bound     clips %.3g%% of the numbers in first positions, %.3g%% of those behind them\n",
+                     100 * first.share(), 100 * behind.share());
+        result["clipped_first"] = first.share(), result["clipped"] = behind.share();
+    }
     if constexpr (std::is_same_v<Device, Cpu>)
         if (engine.packed->type != WeightType::fp32) {
             const PackedModel exact(engine.cpu, c, engine.weights, WeightType::fp32);
@@ -151,9 +162,11 @@ void report_loss(const Engine<Device, Real>& engine, const EvalTokens& eval) {
             fp32.packed = &exact;
             auto reference = fp32.decoder();
             const double loss = evaluate_tokens(engine.cpu, reference, c, tokens).loss();
-            std::printf("          with fp32 weights %.6f: --weights %s changes it by %+.6f (%+.4f%%)\n", loss,
-                        weight_type_name(engine.packed->type), e.loss() - loss, 100 * (e.loss() - loss) / loss);
+            std::fprintf(text, "          with fp32 weights %.6f: --weights %s changes it by %+.6f (%+.4f%%)\n", loss,
+                         weight_type_name(engine.packed->type), e.loss() - loss, 100 * (e.loss() - loss) / loss);
+            result["loss_fp32"] = loss;
         }
+    return result;
 }
 
 }  // namespace tapernorm

@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <string>
 
+#include "runtime/error.h"
 #include "runtime/random.h"
 
 namespace tapernorm {
@@ -50,6 +52,11 @@ class Checksum {
     unsigned char block_[32];
     size_t filled_ = 0;
 };
+
+// "5f2c90aa01234567"
+inline std::string checksum_text(uint64_t value) {
+    return strprintf("%016llx", static_cast<unsigned long long>(value));
+}
 
 // CRC-32C (Castagnoli), as used by iSCSI and TFRecord: polynomial 0x1edc6f41, bits reversed.
 inline uint32_t crc32c(const void* data, size_t bytes) {

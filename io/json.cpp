@@ -1,7 +1,12 @@
 #include "io/json.h"
 
+#include <unistd.h>
+
 #include <charconv>
+#include <cstdio>
 #include <string>
+
+#include "runtime/printable.h"
 
 namespace tapernorm {
 
@@ -53,6 +58,13 @@ json parse_json(std::string_view text) {
     if (value.is_discarded() && text.find("\\u") != text.npos)
         value = json::parse(without_half_pairs(text), nullptr, false);
     return value;
+}
+
+void print_json(const nlohmann::ordered_json& value) {
+    const auto replace = json::error_handler_t::replace;
+    std::string text = value.dump(-1, ' ', false, replace);
+    if (isatty(STDOUT_FILENO) && printable(text) != text) text = value.dump(-1, ' ', true, replace);
+    std::printf("%s\n", text.c_str());
 }
 
 }  // namespace tapernorm

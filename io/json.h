@@ -13,4 +13,7 @@ constexpr size_t kDeepestJson = 100;
 // surrogate pair, as Python writes it for what it could not decode, becomes U+FFFD.
 nlohmann::json parse_json(std::string_view text);
 
+// A line of JSON on the standard output. What a terminal must not get is escaped there.
+void print_json(const nlohmann::ordered_json& value);
+
 }  // namespace tapernorm

@@ -372,7 +372,7 @@ void SafetensorsFile::verify() const {
     sum.add(kNoChecksum.data(), kNoChecksum.size());
     const size_t rest = place + stored->second.size();
     sum.add(file_.data() + rest, file_.size() - rest);
-    const std::string found = strprintf("%016llx", (unsigned long long)sum.value());
+    const std::string found = checksum_text(sum.value());
     if (found != stored->second)
         fail("%s is damaged, or another program saved it again: expected the checksum %s, found %s; %s",
              in_quotes(path_).c_str(), in_quotes(stored->second).c_str(), found.c_str(), kGetAnother);
@@ -390,7 +390,7 @@ SafetensorsImage::SafetensorsImage(const std::string& path, const std::map<std::
     sum.add(&length, sizeof length);
     sum.add(header_.data(), header_.size());
     for (size_t i = 0; i < tensors_.size(); i++) sum.add(tensors_[i].data, bytes_[i]);
-    checksum_ = strprintf("%016llx", (unsigned long long)sum.value());
+    checksum_ = checksum_text(sum.value());
     header_.replace(checksum_place(header_, kNoChecksum), checksum_.size(), checksum_);
 }
 

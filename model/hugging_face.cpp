@@ -168,6 +168,11 @@ class HuggingFaceModel : public ModelFile {
         }
         check_head(settings);
         find_unread();
+        std::vector<TensorEntry> entries;
+        for (const SafetensorsFile& file : files_)
+            entries.insert(entries.end(), file.entries().begin(), file.entries().end());
+        info_.dtype = dtypes_of(entries);
+        info_.provenance = read_provenance(files_.front().metadata());
         find_tokenizer_beside(weights, info_);
     }
 

@@ -17,6 +17,7 @@ class LlmcCheckpoint : public ModelFile {
     explicit LlmcCheckpoint(const std::string& path) : ModelFile(path, true), file_(path) {
         read_header();
         place_tensors();
+        info_.dtype = dtype_name(dtype_);
         find_tokenizer_beside(path, info_);
     }
 

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <map>
 
+#include "io/checksum.h"
 #include "io/files.h"
 #include "io/terminal.h"
 #include "model/foreign_model.h"
@@ -322,6 +323,9 @@ static ModelInfo read_model_info(const SafetensorsFile& file) {
     std::vector<std::string> tensors;
     for (const TensorEntry& e : file.entries()) tensors.push_back(e.name);
     refuse_unread(file.path(), known, tensors);
+    info.dtype = dtypes_of(file.entries());
+    info.content = content_checksum(file.metadata());
+    info.provenance = read_provenance(file.metadata());
     return info;
 }
 
@@ -338,7 +342,7 @@ static void warn_if_older_than_state(const SafetensorsFile& model) {
     } catch (const Error&) {
         return;  // most models have no state beside them
     }
-    if (!state.contains("model") || state["model"] == model.metadata().at("checksum")) return;
+    if (!state.contains("model") || state["model"] == content_checksum(model.metadata())) return;
     const auto number = [](const std::string& text) {
         return text.size() > 20 || text.find_first_not_of("0123456789") != text.npos ? in_quotes(text) : text;
     };
@@ -493,7 +497,48 @@ ModelImage::ModelImage(const ModelInfo& info, const GptTensors<float>& tensors, 
         out.push_back({sites[i] + ".taper_scale", Dtype::F32, {1}, &scales_[i].c});
         if (c.first_apart) out.push_back({sites[i] + ".first_scale", Dtype::F32, {1}, &scales_[i].first});
     }
+    metadata["content"] = content_ = SafetensorsImage("the model", metadata, out, true).checksum();
+    if (!info.provenance.empty()) metadata["provenance"] = info.provenance;
     image_.emplace("the model", metadata, std::move(out), true);
+}
+
+std::string content_checksum(const std::map<std::string, std::string>& metadata) {
+    for (const char* key : {"content", "checksum"})
+        if (const auto found = metadata.find(key); found != metadata.end()) return found->second;
+    return "";
+}
+
+std::string numbers_checksum(const Config& config, const GptTensors<float>& tensors) {
+    Checksum sum;
+    GptTensors<float> t = tensors;
+    for (const Tensor<float>& row : tensor_list(config, t)) sum.add(row.data, row.spec.count() * sizeof(float));
+    return checksum_text(sum.value());
+}
+
+Source source_of(const std::string& path, const HostModel& model) {
+    const std::string& content = model.info.content;
+    return {name_without_folder(path), content.empty() ? numbers_checksum(model.info.config, model.tensors) : content};
+}
+
+std::string dtypes_of(const std::vector<TensorEntry>& entries) {
+    std::set<std::string> names;
+    for (const TensorEntry& entry : entries) names.insert(dtype_name(entry.dtype));
+    std::string text;
+    for (const std::string& name : names) text += (text.empty() ? "" : " and ") + name;
+    return text;
+}
+
+void replace_provenance(const std::string& path, const std::string& content, const std::string& provenance) {
+    const SafetensorsFile file(path, FileUse::own);
+    file.verify();
+    std::map<std::string, std::string> metadata = file.metadata();
+    if (content_checksum(metadata) != content)
+        fail("%s is no longer the model that was written there: expected the content %s, found %s",
+             in_quotes(path).c_str(), content.c_str(), in_quotes(content_checksum(metadata)).c_str());
+    metadata["provenance"] = provenance;
+    std::vector<TensorOut> tensors;
+    for (const TensorEntry& e : file.entries()) tensors.push_back({e.name, e.dtype, e.shape, file.data(e)});
+    write_safetensors(path, metadata, tensors, {.checksum = true});
 }
 
 void save_model(const std::string& path, const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype) {

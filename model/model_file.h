@@ -11,6 +11,7 @@
 #include "io/safetensors.h"
 #include "io/tokenizer.h"
 #include "model/config.h"
+#include "model/provenance.h"
 #include "runtime/arena.h"
 
 namespace tapernorm {
@@ -23,7 +24,10 @@ struct ModelInfo {
     std::vector<TaperScale> scales = {};  // of every tapering site (taper_site_names)
     std::string unread = {};              // what its file holds besides, and no model needs: "24 attention masks"
     std::string vocabulary_problem =
-        {};  // why `tokenizer` is only a name, where its file has a vocabulary that nobody can use
+        {};                       // why `tokenizer` is only a name, where its file has a vocabulary that nobody can use
+    std::string dtype = {};       // of its file: "F32", or "BF16 and F32"
+    std::string content = {};     // of its file (content_checksum); "" where it has none
+    std::string provenance = {};  // see model/provenance.h
 };
 
 class ModelFile;
@@ -117,17 +121,30 @@ std::optional<Tokenizer> tokenizer_if_any(const std::string& named, const ModelI
 // For programs that write the model again, without the vocabulary. problem: ModelInfo::vocabulary_problem; none, no warning.
 void warn_of_vocabulary(const std::string& model, const std::string& problem);
 
-// The state of the run that writes this model: "a.bin" -> "a.state.bin". Its metadata "model" is the checksum of the model
-// that was written with it.
+// The state of the run that writes this model: "a.bin" -> "a.state.bin". Its metadata "model" is the content_checksum of the
+// model that was written with it.
 std::string state_path(const std::string& model);
 
 std::unique_ptr<HostModel> load_model(Cpu& dev, const std::string& path);
+
+// The checksum of all that a model's file says but its provenance (model/provenance.h), as its metadata has it. Older files, which
+// have no provenance: that of the file.
+std::string content_checksum(const std::map<std::string, std::string>& metadata);
+
+// A checksum of a model's numbers as fp32, in the order of the table, for models of other programs.
+std::string numbers_checksum(const Config& config, const GptTensors<float>& tensors);
+
+// A model as the source of another. path: as it was named.
+Source source_of(const std::string& path, const HostModel& model);
+
+// "F32", or "BF16 and F32" of several.
+std::string dtypes_of(const std::vector<TensorEntry>& entries);
 
 // A model's file, ready to be written, with a checksum. dtype: F32 or BF16; F32 tensors must outlive the image.
 class ModelImage {
   public:
     ModelImage(const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype = Dtype::F32);
-    const std::string& checksum() const { return image_->checksum(); }
+    const std::string& content() const { return content_; }  // its content_checksum
     // As a whole, or leaves it as it was. ready: called when all is written but the new name.
     void write(const std::string& path, const std::function<void()>& ready = {}) const {
         image_->write(path, 1, ready);
@@ -136,10 +153,14 @@ class ModelImage {
   private:
     std::vector<std::vector<uint16_t>> rounded_;
     std::vector<TaperScale> scales_;
+    std::string content_;
     std::optional<SafetensorsImage> image_;
 };
 void save_model(const std::string& path, const ModelInfo& info, const GptTensors<float>& tensors,
                 Dtype dtype = Dtype::F32);
+
+// Writes the file again, as a whole, with another provenance. Fails where it is no longer the model with this content.
+void replace_provenance(const std::string& path, const std::string& content, const std::string& provenance);
 
 // Fails where a file has tensors that are not in `known` (names as in the table): what they do would be missing from every
 // result. tensors: those of the file, as it spells them.

@@ -2,7 +2,7 @@
 // resumes from a whole checkpoint, and ends with the bits of a run that nothing happened to.
 //
 // Clocks that jump are none of these: the programs read no clock but std::chrono::steady_clock, for the rates they print;
-// only TensorBoard's files have the time of day in them, as a label.
+// only TensorBoard's files and a model's provenance have the time of day in them, as a label.
 #include <doctest/doctest.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -16,6 +16,7 @@
 #include "io/safetensors.h"
 #include "runtime/random.h"
 #include "tests/errors.h"
+#include "tests/model_in.h"
 #include "tests/run_program.h"
 #include "tests/small_disk.h"
 #include "train/run_log.h"
@@ -54,7 +55,7 @@ void check_states(const Workplace& w) {
 }
 
 void check_same_result(const Workplace& w, const Workplace& whole) {
-    CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+    CHECK(model_in(w.at("model.bin")) == model_in(whole.at("model.bin")));
     CHECK(without_times(read_file(w.at("model.log.jsonl"))) == without_times(read_file(whole.at("model.log.jsonl"))));
     for (const auto& [name, contents] : w.contents()) CHECK_MESSAGE(!name.ends_with(".tapernorm-tmp"), name);
 }
@@ -173,7 +174,7 @@ TEST_CASE("torture: killed, and the newest file torn; the run ends with the bits
         if (!newest.empty()) tear(newest, attempt);
     };
     kill_runs(tortures(6), 2, tear_newest, [](const Workplace& w, const Workplace& whole) {
-        CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+        CHECK(model_in(w.at("model.bin")) == model_in(whole.at("model.bin")));
         // Lines of a torn log may be missing or damaged; what can be read is right.
         const std::string log = without_times(read_file(whole.at("model.log.jsonl")));
         std::istringstream lines(read_file(w.at("model.log.jsonl")));
@@ -260,12 +261,12 @@ TEST_CASE(
         check_clean(outcome);
         check_states(w);
         CHECK(newest_step(w) >= confirmed);
-        if (outcome.status == 0) CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+        if (outcome.status == 0) CHECK(model_in(w.at("model.bin")) == model_in(whole.at("model.bin")));
         finish(w);
         if (outcome.err.find("cannot write the log") == std::string::npos)
             check_same_result(w, whole);
         else
-            CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+            CHECK(model_in(w.at("model.bin")) == model_in(whole.at("model.bin")));
     }
 }
 
@@ -388,15 +389,15 @@ TEST_CASE("crash: killed at every renaming of a first checkpoint that replaces a
                 const std::string now = SafetensorsFile(w.at("model.state.bin")).metadata().at("run");
                 CHECK(train::run_of_log(w.at("model.log.jsonl")) == now);
                 resumed += now == run;
-                if (now == run) CHECK(read_file(w.at("model.bin")) == read_file(earlier.at("model.bin")));
+                if (now == run) CHECK(model_in(w.at("model.bin")) == model_in(earlier.at("model.bin")));
             }
             if (how == "") {
                 CHECK(w.run(kTiny + " -l 0.03").status == 0);
                 size_t together = 0;
                 for (const std::string name : {"model.old", "model.old2"}) {
-                    bool all = true;
-                    for (const std::string end :
-                         {".bin", ".state.bin", ".state.1.bin", ".log.1.jsonl", ".log.jsonl", ".toml"})
+                    bool all = std::filesystem::exists(w.at(name + ".bin"));
+                    all = all && model_in(w.at(name + ".bin")) == model_in(earlier.at("model.bin"));
+                    for (const std::string end : {".state.bin", ".state.1.bin", ".log.1.jsonl", ".log.jsonl", ".toml"})
                         all = all && read_file(w.at(name + end)) == read_file(earlier.at("model" + end));
                     together += all;
                 }
@@ -513,7 +514,7 @@ TEST_CASE("crash: the corpus and the model may be removed under a run") {
     const Outcome outcome = program.finish();
     CHECK(outcome.status == 0);
     CHECK(outcome.err == "");
-    CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+    CHECK(model_in(w.at("model.bin")) == model_in(whole.at("model.bin")));
 }
 
 }  // namespace tapernorm

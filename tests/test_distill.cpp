@@ -1,4 +1,5 @@
 // --distill: runs of train_gpt that learn from the model that they began from.
+#include "tests/model_in.h"
 #include "tests/read_log.h"
 
 namespace tapernorm {
@@ -53,7 +54,7 @@ TEST_CASE("distill: a run that goes on has the same bits, and needs the teacher 
     w.refused("train_gpt -y -x 12", {"--distill", "base.bin", "model.state.bin", "put back"});
     write_file(w.at("base.bin"), base);
     w.ok("train_gpt -y -x 12");
-    CHECK(read_file(w.at("model.bin")) == read_file(w.at("whole.bin")));
+    CHECK(model_in(w.at("model.bin")) == model_in(w.at("whole.bin")));
     CHECK(read_log(w.at("model.log.jsonl"))[11].at("kl") == read_log(w.at("whole.log.jsonl"))[11].at("kl"));
     // Without a teacher it needs no file; which it had is still known when it wants one again.
     std::filesystem::remove(w.at("base.bin"));
@@ -65,7 +66,7 @@ TEST_CASE("distill: a run that goes on has the same bits, and needs the teacher 
     w.ok("train_gpt -y -x 14 --distill 0.5");
     // Its settings begin it again.
     w.ok("train_gpt --config whole.toml -o again.bin");
-    CHECK(read_file(w.at("again.bin")) == read_file(w.at("whole.bin")));
+    CHECK(model_in(w.at("again.bin")) == model_in(w.at("whole.bin")));
 }
 
 TEST_CASE("distill: a run that began without a teacher may take one, of its sizes, when it goes on") {

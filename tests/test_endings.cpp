@@ -11,6 +11,7 @@
 #include "io/tokens.h"
 #include "runtime/exit_status.h"
 #include "tests/errors.h"
+#include "tests/model_in.h"
 #include "tests/read_log.h"
 #include "tests/run_program.h"
 #include "tests/small_disk.h"
@@ -92,7 +93,7 @@ TEST_CASE("endings: with closed standard streams the log of a run is the log of 
     open.ok(kTiny);
     CHECK(shell(w, "exec $" + kTiny + kRest + " <&- >&- 2>&-").status == 0);
     CHECK(log_without_times(w) == log_without_times(open));
-    CHECK(read_file(w.at("model.bin")) == read_file(open.at("model.bin")));
+    CHECK(model_in(w.at("model.bin")) == model_in(open.at("model.bin")));
 }
 
 TEST_CASE("endings: output that cannot be written is an error where it is what the program is for") {
@@ -265,7 +266,7 @@ TEST_CASE(
         const Outcome outcome = program.finish();
         CHECK(outcome.err == "");
         CHECK(outcome.status == 0);
-        CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+        CHECK(model_in(w.at("model.bin")) == model_in(whole.at("model.bin")));
     }
     for (const bool cut : {true, false}) {
         const Workplace w;
@@ -284,7 +285,7 @@ TEST_CASE(
         CHECK(contains(outcome.err, ", and ./train_gpt -y -o model.bin resumes it\n"));
         write_file(w.at("corpus.txt"), text);
         CHECK(w.run("train_gpt -y").status == 0);
-        CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+        CHECK(model_in(w.at("model.bin")) == model_in(whole.at("model.bin")));
     }
 }
 
@@ -326,7 +327,7 @@ TEST_CASE("endings: a run goes on where its output cannot be written, and says s
         CHECK(read_file(w.at("status")) == "0\n");
         CHECK_MESSAGE(outcome.err.starts_with("warning: cannot write to the standard output: "), outcome.err);
         CHECK(one_line(outcome.err));
-        CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+        CHECK(model_in(w.at("model.bin")) == model_in(whole.at("model.bin")));
         CHECK(log_without_times(w) == log_without_times(whole));
     }
 }
@@ -366,7 +367,7 @@ TEST_CASE("endings: every signal that asks for the end saves the run; it resumes
         command = "train_gpt -y";
     }
     w.ok(command);
-    CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+    CHECK(model_in(w.at("model.bin")) == model_in(whole.at("model.bin")));
     auto log = log_without_times(w), whole_log = log_without_times(whole);
     for (auto* lines : {&log, &whole_log})
         for (auto& line : *lines) line.erase("val_loss");  // a validation that a signal ends is not repeated
@@ -520,7 +521,7 @@ TEST_CASE("endings: a disk that is full at the end: older checkpoints go, then t
                       outcome.out);
     }
     for (const auto& [file, bytes] : w.contents()) CHECK_MESSAGE(!file.ends_with("-tmp"), file);
-    CHECK(read_file(disk.path + "/model.bin") == read_file(whole.at("model.bin")));
+    CHECK(model_in(disk.path + "/model.bin") == model_in(whole.at("model.bin")));
 }
 
 TEST_CASE("endings: what of the state and the model cannot be written is tried again, whatever prevents it") {

@@ -514,15 +514,17 @@ TEST_CASE("trainer: the step line has the log's loss, the scale loss where it co
     StepReport
         r{.step = 3, .loss = 2.5, .scale_loss = 0.002, .g = 1, .lr = 1e-3, .grad_norm = 7.6284, .stream_scale = 0.048};
     CHECK(step_line(r, 10, 1000) ==
-          "step  3/10 | loss 2.5000 | g 1.000 | lr 1.00e-03 | norm  7.628 | s(h)  0.048 |   1000 tok/s");
+          "step  3/10 | loss 2.5000 | g 1.000 | lr 1.00e-03 | grad norm  7.628 | s(h)  0.048 |   1000 tok/s");
     r.kl = 0.04849;
     CHECK(step_line(r, 10, 1000).starts_with("step  3/10 | loss 2.5000 | kl 0.0485 | scale loss 0.002 | g 1.000"));
     r.kl.reset();
     r.scale_loss = 5.2, r.grad_norm = 1.5e30, r.stream_scale = 2e-7, r.skipped = true, r.why_skipped = "because";
     CHECK(
         step_line(r, 10, 1000) ==
-        "step  3/10 | loss 2.5000 | scale loss 5.2 | g 1.000 | lr 1.00e-03 | norm 1.5e+30 | s(h)  2e-07 |   1000 tok/s | "
+        "step  3/10 | loss 2.5000 | scale loss 5.2 | g 1.000 | lr 1.00e-03 | grad norm 1.5e+30 | s(h)  2e-07 |   1000 tok/s | "
         "skipped: because");
+    r.skipped = false;
+    CHECK(step_line(r, 10, 1000, "3m05s").ends_with(" |   1000 tok/s | 3m05s left"));
 }
 
 TEST_CASE("trainer: a loss spike is skipped where asked") {

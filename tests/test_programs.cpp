@@ -12,6 +12,7 @@
 #include "io/tokens.h"
 #include "model/model_file.h"
 #include "tests/errors.h"
+#include "tests/model_in.h"
 #include "tests/read_log.h"
 #include "tests/vocabulary.h"
 
@@ -416,22 +417,22 @@ TEST_CASE("train_gpt: resuming at any update writes the same bytes as a run with
         INFO(mode);
         const Workplace whole, w;
         whole.ok(kAbsolute + mode + " -x 12");
-        const std::string model = read_file(whole.at("model.bin"));
+        const std::string model = model_in(whole.at("model.bin"));
         const bool all = mode == " -g taper";
         for (int stop : all ? std::vector{1, 3, 4, 5, 7, 8, 11} : std::vector{2, 4, 6}) {
             INFO(stop);
             w.ok(kAbsolute + mode + " -x " + std::to_string(stop));
             w.ok("train_gpt -y -x 12");
-            CHECK(read_file(w.at("model.bin")) == model);
+            CHECK(model_in(w.at("model.bin")) == model);
             CHECK(log_without_times(w) == log_without_times(whole));
         }
         // A state that was resumed can be resumed again; one that is complete stays as it is.
         w.ok(kAbsolute + mode + " -x 2");
         w.ok("train_gpt -y -x 6");
         w.ok("train_gpt -y -x 12");
-        CHECK(read_file(w.at("model.bin")) == model);
+        CHECK(model_in(w.at("model.bin")) == model);
         CHECK(w.ok("train_gpt -y").find("complete  update 12 is done and -x is 12") != std::string::npos);
-        CHECK(read_file(w.at("model.bin")) == model);
+        CHECK(model_in(w.at("model.bin")) == model);
     }
 }
 
@@ -503,7 +504,7 @@ TEST_CASE("train_gpt: Ctrl-C in every phase of the gate writes a checkpoint, and
         command = w.command("train_gpt -y -o", {out});
     }
     CHECK(run_program_in(w.path, command).status == 0);
-    CHECK(read_file(w.at(out)) == read_file(whole.at(out)));
+    CHECK(model_in(w.at(out)) == model_in(whole.at(out)));
     CHECK(read_log(w.at("my model.log.jsonl")).size() == 4000);
 }
 
@@ -520,7 +521,7 @@ TEST_CASE("train_gpt: a run that is killed resumes from its last checkpoint") {
     CHECK(step % 400 == 0);
     CHECK(step >= 400);
     w.ok("train_gpt -y");
-    CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+    CHECK(model_in(w.at("model.bin")) == model_in(whole.at("model.bin")));
     CHECK(log_without_times(w) == log_without_times(whole));
 }
 
@@ -571,7 +572,7 @@ TEST_CASE("train_gpt: starts from a model, reads in sequence or shuffled, recomp
     }
     auto trained = [&](const std::string& flags) {
         w.ok(kTrain + " --init base.bin " + flags);
-        return read_file(w.at("model.bin"));
+        return model_in(w.at("model.bin"));
     };
     CHECK(trained("--seed 1") == trained("--seed 1 -r 2"));
     CHECK(trained("--seed 1") != trained("--seed 2"));
@@ -583,7 +584,7 @@ TEST_CASE("train_gpt: starts from a model, reads in sequence or shuffled, recomp
     w.ok("train_gpt -y -o tuned.bin -x 6");
     write_file(w.at("base.bin"), base);
     w.ok(kTrain + " --init base.bin -o again.bin -k constant -u 0");
-    CHECK(read_file(w.at("tuned.bin")) == read_file(w.at("again.bin")));
+    CHECK(model_in(w.at("tuned.bin")) == model_in(w.at("again.bin")));
 }
 
 TEST_CASE("train_gpt: token shards and a validation text of its own") {

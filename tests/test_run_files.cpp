@@ -13,6 +13,7 @@
 #include "io/tokens.h"
 #include "model/model_file.h"
 #include "tests/errors.h"
+#include "tests/model_in.h"
 #include "tests/read_log.h"
 #include "tests/run_program.h"
 #include "tests/vocabulary.h"
@@ -93,7 +94,7 @@ TEST_CASE("run files: a fresh run keeps those of the earlier one under another n
     whole.ok(kTiny + " -x 6 -n 2 -o m");
     whole.ok("train_gpt -y -o m -x 8");
     w.ok("train_gpt -y -o m.old -x 8");
-    CHECK(read_file(w.at("m.old.bin")) == read_file(whole.at("m.bin")));
+    CHECK(model_in(w.at("m.old.bin")) == model_in(whole.at("m.bin")));
     for (const auto& [name, contents] : w.contents()) {
         CHECK_MESSAGE(name.find(".tapernorm-") == name.npos, name);
     }
@@ -533,7 +534,7 @@ TEST_CASE("checkpoints: -y falls back to the state before one that is whole and 
         CHECK(resumed.status == 0);
         CHECK(resumed.err.find("model.state.1.bin") != std::string::npos);
         CHECK(resumed.err.find(name) != std::string::npos);
-        CHECK(read_file(damaged.at("model.bin")) == read_file(whole.at("model.bin")));
+        CHECK(model_in(damaged.at("model.bin")) == model_in(whole.at("model.bin")));
     }
 }
 
@@ -568,7 +569,7 @@ TEST_CASE("checkpoints: -y does not need the folder of the tokenizer") {
     }
     fs::remove_all(w.at("words"));
     w.ok("train_gpt -y -x 6"), whole.ok("train_gpt -y -x 6");
-    CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+    CHECK(model_in(w.at("model.bin")) == model_in(whole.at("model.bin")));
 }
 
 TEST_CASE("checkpoints: -y says what is not as it was") {

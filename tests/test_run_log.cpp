@@ -78,7 +78,9 @@ TEST_CASE("run log: resuming drops later lines and a torn one") {
     const std::string path = dir / "log";
     const std::string one = "{\"step\": 1, \"loss\": 3}\n", two = "{\"loss\": 2, \"step\": 2}\n";
     const std::string three = "{\"step\": 3, \"loss\": 1}\n", torn = "{\"step\": 2, \"lo";
-    for (const std::string& behind : {three + torn, three + three, torn, std::string("{")}) {
+    const std::string end = "{\"end\": \"complete\", \"updates\": 2}\n";
+    for (const std::string& behind :
+         {three + torn, three + three, torn, std::string("{"), end, three + end, end.substr(0, 9), end + three}) {
         write_bytes(path, one + two + behind);
         CHECK(stderr_of(dir / "stderr", [&] { RunLog(path, 2).write(3, {}); }) == "");
         CHECK(read_bytes(path) == one + two + "{\"step\": 3}\n");

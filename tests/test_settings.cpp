@@ -6,6 +6,7 @@
 
 #include "runtime/random.h"
 #include "tests/errors.h"
+#include "tests/model_in.h"
 #include "tests/read_log.h"
 #include "tests/run_program.h"
 
@@ -110,7 +111,7 @@ TEST_CASE("train_gpt: any bytes in any text come back from a file of settings") 
     CHECK(contains(read_file(w.at("one.toml")),
                    "\n# \\u0000 and two digits stand for a byte that is not UTF-8\ntrain = \"a\\u0000e9 b.txt\"\n"));
     w.ok("train_gpt --config one.toml -o two");
-    CHECK(read_file(w.at("one.bin")) == read_file(w.at("two.bin")));
+    CHECK(model_in(w.at("one.bin")) == model_in(w.at("two.bin")));
 }
 
 TEST_CASE("scale loss: relative above a target of 1, absolute below") {
@@ -202,14 +203,14 @@ TEST_CASE("train_gpt: calibration by channel with --init; a run goes on with the
     }
     CHECK(lines > 6);
     CHECK((!apart("unbounded.bin") && !apart("together.bin")));
-    CHECK(read_file(w.at("tuned.bin")) != read_file(w.at("together.bin")));
+    CHECK(model_in(w.at("tuned.bin")) != model_in(w.at("together.bin")));
     const Outcome nowhere = w.run(tuned + " --bound 0 --calibration channels+first -o x");
     CHECK(nowhere.status == 1);
     CHECK_MESSAGE(contains(nowhere.err, "--calibration channels+first: expected a --bound above 0 with it, found 0"),
                   nowhere.err);
     w.ok(tuned + " --calibration scalar -o scalar");
     CHECK(kind_in("scalar.state.bin") == "scalar");
-    CHECK(read_file(w.at("tuned.bin")) != read_file(w.at("scalar.bin")));
+    CHECK(model_in(w.at("tuned.bin")) != model_in(w.at("scalar.bin")));
     w.ok("fold tuned.bin folded.bin");
     CHECK(apart("folded.bin"));
     const Outcome refused = w.run("train_gpt -y -o tuned -x 9 --calibration scalar");
@@ -285,16 +286,16 @@ TEST_CASE("train_gpt: the settings beside a model train it again, to the bit") {
         const Workplace w;
         w.ok(kTiny + " -g norm -o base.bin");
         w.ok("train_gpt -i corpus.txt -b 2 -x 6" + (flags.ends_with("base.bin") ? " -t 16" : kShape) + flags);
-        const std::string model = read_file(w.at("model.bin")), state = read_file(w.at("model.state.bin"));
+        const std::string model = model_in(w.at("model.bin"));
         const std::string settings = read_file(w.at("model.toml"));
         for (const char* name : {"model.bin", "model.state.bin", "model.log.jsonl"})
             std::filesystem::remove(w.at(name));
         w.ok("train_gpt --config model.toml");
-        CHECK(read_file(w.at("model.bin")) == model);
+        CHECK(model_in(w.at("model.bin")) == model);
         CHECK(read_file(w.at("model.toml")) == settings);
         w.ok("train_gpt --config model.toml -o other.bin --seed 2");  // the command line wins
-        CHECK(read_file(w.at("model.bin")) == model);
-        CHECK(read_file(w.at("other.bin")) != model);
+        CHECK(model_in(w.at("model.bin")) == model);
+        CHECK(model_in(w.at("other.bin")) != model);
         CHECK(read_file(w.at("other.toml")).find("seed = 2\n") != std::string::npos);
     }
 }
@@ -308,7 +309,7 @@ TEST_CASE("train_gpt: a file of settings and the state of a run") {
     std::filesystem::remove(w.at("run.toml"));  // the state has all of it
     w.ok("train_gpt -y -x 6");
     whole.ok(kTiny + " -k constant -u 2");
-    CHECK(read_file(w.at("model.bin")) == read_file(whole.at("model.bin")));
+    CHECK(model_in(w.at("model.bin")) == model_in(whole.at("model.bin")));
     CHECK(read_file(w.at("model.toml")) == read_file(whole.at("model.toml")));
     w.ok("train_gpt -y --config model.toml -x 8");  // as flags given now
     w.refused("train_gpt -y --config model.toml -g norm", {"--gate-mode", "taper"});
@@ -370,7 +371,7 @@ TEST_CASE("train_gpt: defaults that follow from other settings stay open in the 
     CHECK(read_file(w.at("base.toml")).find("\n# scale-loss = 0\n") != std::string::npos);
     w.ok("train_gpt --config base.toml -g taper -o taper.bin");
     w.ok(run + " -g taper -o plain.bin");
-    CHECK(read_file(w.at("taper.bin")) == read_file(w.at("plain.bin")));
+    CHECK(model_in(w.at("taper.bin")) == model_in(w.at("plain.bin")));
     CHECK(read_file(w.at("taper.toml")).find("\n# scale-loss = 0.1\n") != std::string::npos);
     w.ok("train_gpt --config base.toml -b 4 -o wide.bin");  // and so does the total batch
     // With its own file of settings a run resumes, also where its schedule is in parts of the run or it began from a model.
@@ -427,7 +428,7 @@ TEST_CASE("train_gpt: states of older versions resume with the flags in them tha
     CHECK(read_file(w.at("old.toml")).find("\nskip-loss-z = 3\nskip-grad = 50\n") != std::string::npos);
     CHECK(read_file(w.at("old.toml")).find("\ngate-mode = \"taper\"\n") != std::string::npos);
     whole.ok(kTiny + " -k constant -u 2 --skip-grad 50 --skip-loss-z 3");
-    CHECK(read_file(w.at("old.bin")) == read_file(whole.at("model.bin")));
+    CHECK(model_in(w.at("old.bin")) == model_in(whole.at("model.bin")));
     w.ok("train_gpt -y -o old.bin -x 7");  // what it wrote has the present names
 }
 

@@ -18,8 +18,8 @@ std::vector<Fact> common_settings(const Settings& s, const Start& start) {
 std::vector<Fact> common_data(const Run& run) {
     std::vector<Fact> facts = {{"tokens in the vocabulary", std::to_string(run.config.V)},
                                {"epsilon of the norms", strprintf("%.9g", double(run.config.eps))}};
-    facts.push_back({"--train (-i), its tokens", run.corpus});
-    facts.push_back({"--val (-j), its tokens", run.val_corpus});
+    facts.push_back({"--train (-i), its tokens", corpus_text(run.corpus)});
+    facts.push_back({"--val (-j), its tokens", corpus_text(run.val_corpus)});
     facts.push_back({"a checksum of --distill's teacher", run.teacher_sum});
     return facts;
 }

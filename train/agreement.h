@@ -34,9 +34,8 @@ uint64_t parameter_checksum(Model& model) {
 template <class Device, class Real>
 void check_parameters(Trainer<Device, Real>& t, std::vector<Fact> facts, const char* hint) {
     if (t.model.ranks.size == 1) return;
-    const auto sum = static_cast<unsigned long long>(parameter_checksum(t.model));
     facts.push_back({"updates done", std::to_string(t.step)});
-    facts.push_back({strprintf("a checksum of the parameters after update %zu", t.step), strprintf("%016llx", sum)});
+    facts.push_back({strprintf("a checksum of the parameters after update %zu", t.step), checksum_text(parameter_checksum(t.model))});
     t.model.ranks.agree(facts, hint);
 }
 

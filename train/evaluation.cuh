@@ -15,7 +15,8 @@
 namespace tapernorm::train {
 
 // Mean cross-entropy of up to `count` batches from the start of the corpus, at the gate of the last update. Rows that
-// do not fill a batch are left out. Nothing where a rank is told to stop on the way, or cannot go on.
+// do not fill a batch are left out. Nothing where a rank is told to stop on the way, or cannot go on. The trainer keeps the
+// latest.
 template <class Device, class Real>
 std::optional<double> evaluate(Trainer<Device, Real>& t, const TokenSource& corpus, size_t count) {
     const Settings& s = t.settings;
@@ -34,7 +35,8 @@ std::optional<double> evaluate(Trainer<Device, Real>& t, const TokenSource& corp
     std::vector<double> sums = {t.model.sums_of(t.model.read_sums()).loss, double(!whole)};
     t.model.ranks.sum(sums, "the end of a validation");
     if (sums[1] > 0) return t.missing = "validation", std::nullopt;
-    return sums[0] / double(count * N);
+    t.validation = {sums[0] / double(count * N), t.step, count * N};
+    return t.validation->loss;
 }
 
 template <class Device, class Real>

@@ -108,7 +108,7 @@ Gpt2Tensors as_gpt2(const HostModel& model) {
     return out;
 }
 
-void write_gpt2(const std::string& path, const Gpt2Tensors& model, Dtype dtype) {
+void write_gpt2(const std::string& path, const Gpt2Tensors& model, Dtype dtype, const std::string& provenance) {
     std::vector<TensorOut> out;
     std::vector<std::vector<uint16_t>> rounded(model.specs.size());
     for (size_t i = 0; i < model.specs.size(); i++) {
@@ -118,7 +118,7 @@ void write_gpt2(const std::string& path, const Gpt2Tensors& model, Dtype dtype) 
         const void* data = dtype == Dtype::BF16 ? static_cast<const void*>(rounded[i].data()) : values.data();
         out.push_back({model.specs[i].name, dtype, model.specs[i].shape, data});
     }
-    write_safetensors(path, {{"format", "pt"}}, out);
+    write_safetensors(path, {{"format", "pt"}, {"provenance", provenance}}, out);
 }
 
 json config_json(const ModelInfo& info, double eps, Dtype dtype, const std::optional<Tokenizer>& tokenizer) {
@@ -273,15 +273,20 @@ int export_command(int argc, const char* const* argv) {
     const std::optional<Tokenizer> tokenizer = tokenizer_if_any(tokenizer_path, info, in, why_none);
     if (!tokenizer) warn_of_vocabulary(in, info.vocabulary_problem);
     check_new(dir);
+    ProvenanceStep step{.program = "train_gpt export",
+                        .settings = {{"dtype", dtype_text}},
+                        .model = source_of(in, *model)};
+    if (without_bound) step.settings.push_back({"without-bound", "yes"});
     if (without_bound) leave_out_bound(dev, *model, in);
     OutputFolder folder(dir, false);
     const Dtype dtype = dtype_text == "bf16" ? Dtype::BF16 : Dtype::F32;
     const bool plain = fits_gpt2_lm_head_model(info);
     double eps = info.config.eps;
+    info.provenance = add_step(info.provenance, step);
     if (plain) {
         const Gpt2Tensors gpt2 = as_gpt2(*model);
         eps = gpt2.eps;
-        write_gpt2(folder.file("model.safetensors"), gpt2, dtype);
+        write_gpt2(folder.file("model.safetensors"), gpt2, dtype, info.provenance);
     } else {
         // The modeling file uses our names of the tensors.
         save_model(folder.file("model.safetensors"), info, model->tensors, dtype);

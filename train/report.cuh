@@ -1,6 +1,8 @@
 // What a run reports: its start and end, one line per update, the log, the memory that it holds.
 #pragma once
+#include <signal.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -61,15 +63,17 @@ inline std::string in_column(double x) {
 }
 
 // "step 1/10 | loss ...": the log's loss, with the scale loss beside it where that is more than rounding of what is
-// minimised.
-inline std::string step_line(const StepReport& r, size_t steps, double tokens_per_second) {
+// minimised. left: how much time is left, "3m05s"; "" where nobody watches.
+inline std::string step_line(const StepReport& r, size_t steps, double tokens_per_second,
+                             const std::string& left = "") {
     std::string text = strprintf("step %*zu/%zu | loss %.4f", int(std::to_string(steps).size()), r.step, steps, r.loss);
     if (r.kl) text += strprintf(" | kl %.4f", *r.kl);
     if (!(r.scale_loss <= 1e-3 * std::min(r.loss, r.kl.value_or(r.loss))))
         text += strprintf(" | scale loss %.3g", r.scale_loss);
-    text += strprintf(" | g %.3f | lr %.2e | norm %s | s(h) %s | %6.0f tok/s", r.g, r.lr,
+    text += strprintf(" | g %.3f | lr %.2e | grad norm %s | s(h) %s | %6.0f tok/s", r.g, r.lr,
                       in_column(r.grad_norm).c_str(), in_column(r.stream_scale).c_str(), tokens_per_second);
     if (r.skipped) text += strprintf(" | skipped: %s", r.why_skipped);
+    if (!left.empty()) text += " | " + left + " left";
     return text;
 }
 
@@ -82,9 +86,9 @@ class Progress {
     void update(const StepReport& r) {
         const size_t steps = settings_.steps, every = std::max<size_t>(1, steps / 40);
         seconds_ = seconds_ == 0 ? r.seconds : 0.9 * seconds_ + 0.1 * r.seconds;
-        std::string text = step_line(r, steps, double(settings_.total_batch) / seconds_);
-        if (line_.terminal()) text += strprintf(" | %s left", duration(double(steps - r.step) * seconds_).c_str());
-        line_.show(text, r.step % every == 0 || r.step == first_ + 1 || r.step == steps || r.skipped);
+        const std::string left = line_.terminal() ? duration(double(steps - r.step) * seconds_) : "";
+        line_.show(step_line(r, steps, double(settings_.total_batch) / seconds_, left),
+                   r.step % every == 0 || r.step == first_ + 1 || r.step == steps || r.skipped);
         warn_of_output();
     }
 
@@ -244,21 +248,81 @@ RunLog::Fields log_fields(Trainer<Device, Real>& t, const StepReport& r) {
     return fields;
 }
 
-// The log next to the model, and TensorBoard's. The first update creates them, so that a run that fails before leaves older
-// logs alone.
-struct Logs {
-    RunLog log;
-    std::optional<TensorBoardLog> board;
+// The log next to the model, and TensorBoard's, on rank 0. The first record creates them, so that a run that fails before leaves
+// older logs alone.
+class Logs {
+  public:
+    // resumed_at: updates done; none for a fresh run.
+    Logs(const Settings& s, const Run& run, std::optional<size_t> resumed_at, bool writes)
+        : settings_(s), run_(run), resumed_at_(resumed_at), writes_(writes) {}
 
-    // Until the first checkpoint an earlier run under this name keeps its log.
-    Logs(const Settings& s, const Run& run, std::optional<size_t> resumed_at)
-        : log(run.new_log ? new_log_path(s.out) : log_path(s.out), resumed_at, run.id) {
-        if (!s.tensorboard.empty()) board.emplace(s.tensorboard, resumed_at);
-    }
     void write(size_t step, const RunLog::Fields& fields) {
-        log.write(step, fields);
-        if (board) board->write(step, fields);
+        if (!writes_) return;
+        open().write(step, fields);
+        if (board_) board_->write(step, fields);
     }
+
+    // The closing record, but for a run that had nothing to do and whose log somebody took away. validation: the latest, where one
+    // is known.
+    void write_end(const std::string& how, size_t step, uint64_t tokens, const std::optional<Validation>& validation,
+                   const std::optional<HellaSwag>& scores = {}) {
+        if (!writes_ || (!log_ && resumed_at_ && access(log_path(settings_.out).c_str(), F_OK) != 0)) return;
+        RunLog::Fields fields = {{"updates", uint64_t(step)}, {"tokens", tokens}}, results;
+        if (validation) results.push_back({"val_loss", validation->loss});
+        if (scores)
+            results.insert(results.end(),
+                           {{"hellaswag_acc", scores->acc()}, {"hellaswag_acc_norm", scores->acc_norm()}});
+        fields.insert(fields.end(), results.begin(), results.end());
+        if (validation)
+            fields.insert(fields.end(),
+                          {{"val_update", uint64_t(validation->update)}, {"val_tokens", uint64_t(validation->tokens)}});
+        open().write_end(how, fields);
+        if (how != "complete" || !board_) return;
+        for (auto& result : results) result.first = "final_" + result.first;
+        board_->write(step, results);
+    }
+
+    void flush() const {
+        if (log_) log_->flush();
+    }
+
+  private:
+    RunLog& open() {
+        if (log_) return *log_;
+        // Until the first checkpoint an earlier run under this name keeps its log.
+        log_.emplace(run_.new_log ? new_log_path(settings_.out) : log_path(settings_.out), resumed_at_, run_.id);
+        if (!settings_.tensorboard.empty()) board_.emplace(settings_.tensorboard, resumed_at_);
+        return *log_;
+    }
+
+    const Settings& settings_;
+    const Run& run_;
+    std::optional<size_t> resumed_at_;
+    bool writes_;
+    std::optional<RunLog> log_;
+    std::optional<TensorBoardLog> board_;
 };
+
+// After the last checkpoint of a run that was told to stop. saved: whether there was anything to save.
+template <class Device, class Real>
+int stopped(Trainer<Device, Real>& t, Logs& logs, int signal, bool saved) {
+    Ranks& ranks = t.model.ranks;
+    const std::string resume = strprintf("./train_gpt -y -o %s", shell_word(t.settings.out).c_str());
+    if (saved) logs.write_end("interrupted", t.step, t.step * t.settings.total_batch, t.validation);
+    std::vector<double> troubles = {0, double(!t.trouble.empty())};
+    ranks.sum(troubles, "the end of the run");  // nobody ends the others while rank 0 writes
+    if (!t.trouble.empty())
+        fail("%s%s", t.trouble.c_str(),
+             saved ? strprintf("; the run is saved after update %zu, and %s resumes it", t.step, resume.c_str()).c_str()
+                   : "");
+    if (troubles[1] > 0) ranks.sum(troubles, "the reason why another rank cannot go on");  // which ends this one
+    const char* lost = t.step < t.settings.steps ? ", not repeated later" : "";
+    const std::string missing = t.missing.empty() ? "" : ", without its " + t.missing + lost;
+    if (saved)
+        std::printf("\ninterrupted after update %zu%s; resume with: %s\n", t.step, missing.c_str(), resume.c_str());
+    else
+        std::printf("\ninterrupted before update %zu; no file has changed\n", t.step + 1);
+    return 128 + (signal ? signal : SIGTERM);  // another rank's signal, where this one had none
+}
 
 }  // namespace tapernorm::train

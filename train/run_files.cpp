@@ -134,15 +134,16 @@ std::vector<std::string> existing_files(const std::string& model) {
     return files;
 }
 
-std::string metadata_of(const std::string& path, const std::string& key) {
+static std::map<std::string, std::string> all_metadata(const std::string& path) {
     try {
-        const SafetensorsFile file(path, FileUse::own);
-        const auto found = file.metadata().find(key);
-        return found == file.metadata().end() ? "" : found->second;
+        return SafetensorsFile(path, FileUse::own).metadata();
     } catch (const Error&) {
-        return "";
+        return {};
     }
 }
+
+std::string metadata_of(const std::string& path, const std::string& key) { return all_metadata(path)[key]; }
+std::string content_of(const std::string& path) { return content_checksum(all_metadata(path)); }
 
 std::string aside_path(const std::string& model) {
     const std::set<size_t> seen = numbers_set_aside(model);

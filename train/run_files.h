@@ -34,6 +34,7 @@ std::string run_set_aside(const std::string& model);
 
 // Metadata of a safetensors file; "" where there is no such file or it does not say.
 std::string metadata_of(const std::string& path, const std::string& key);
+std::string content_of(const std::string& path);  // content_checksum
 
 // The first of "a.old.bin", "a.old2.bin" ... of which no file exists and which no run has.
 std::string aside_path(const std::string& model);

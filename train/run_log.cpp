@@ -72,6 +72,11 @@ std::optional<size_t> step_of(const Line& line) {
     return step->get<size_t>();
 }
 
+bool is_end(const Line& line) {
+    const json record = parse_json(line.text);
+    return record.is_object() && record.contains("end");
+}
+
 std::string run_in(std::string_view line) {
     const json record = parse_json(line);
     if (!record.is_object() || !record.contains("run") || !record["run"].is_string()) return "";
@@ -88,6 +93,7 @@ struct Filter {
         if (lines++ == 0 && line.ended && !run_in(line.text).empty()) return true;
         const std::optional<size_t> step = step_of(line);
         if (!step && !line.ended && line.text.starts_with('{')) return false;  // torn by a crash
+        if (!step && is_end(line)) return false;
         if (step && *step > resume_step) return false;
         if (!step || *step <= last) return dropped++, false;
         if (last > 0) expect(*step);
@@ -182,10 +188,17 @@ std::string run_of_log(const std::string& path) {
     return run_in(start.substr(0, start.find('\n')));
 }
 
+static std::string with_fields(std::string line, const RunLog::Fields& fields) {
+    for (const auto& [name, value] : fields) line += ", " + json_text(RunLog::Value(name)) + ": " + json_text(value);
+    return line + "}\n";
+}
+
 void RunLog::write(size_t step, const Fields& fields) {
-    std::string line = "{\"step\": " + std::to_string(step);
-    for (const auto& [name, value] : fields) line += ", " + json_text(Value(name)) + ": " + json_text(value);
-    file_.append(line + "}\n");
+    file_.append(with_fields("{\"step\": " + std::to_string(step), fields));
+}
+
+void RunLog::write_end(const std::string& how, const Fields& fields) {
+    file_.append(with_fields("{\"end\": " + json_text(how), fields));
 }
 
 }  // namespace tapernorm::train

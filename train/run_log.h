@@ -1,5 +1,6 @@
 // The log beside the model: one JSON object per line, {"step": 10, "loss": 3.25, ...}, flushed line by line. The first says
-// whose it is: {"run": "5f2c90aa01234567"}.
+// whose it is: {"run": "5f2c90aa01234567"}. The last, of a run that has ended, how: {"end": "complete", "updates": 2700,
+// "tokens": 2764800, "val_loss": 0.2745, ...}; a run that goes on takes it away.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -27,6 +28,7 @@ class RunLog {
     // Numbers in the shortest form that reads back to the same bits; NaN and infinities as null. A log that
     // cannot be written (disk full) is one warning on stderr, and the run continues.
     void write(size_t step, const Fields& fields);
+    void write_end(const std::string& how, const Fields& fields);  // how: "complete" or "interrupted"
 
     void flush() const { file_.flush(); }
 

@@ -119,9 +119,11 @@ std::optional<Tokenizer> find_tokenizer(const Settings& s, const Start& start, c
     return shards ? *shards : Tokenizer();
 }
 
-// "120000 tokens, checksum 5f2c90aa01234567".
-std::string fingerprint_text(const TokenSource& corpus) {
-    return strprintf("%zu tokens, checksum %016llx", corpus.size(), (unsigned long long)corpus.fingerprint());
+Source source_of(const TokenSource& corpus) {
+    const std::vector<std::string> files = corpus.files();
+    const std::string name = name_without_folder(files.front());
+    return {files.size() > 1 ? strprintf("%s and %zu more", name.c_str(), files.size() - 1) : name,
+            checksum_text(corpus.fingerprint()), corpus.size()};
 }
 
 // Shards were tokenized elsewhere: without a tokenizer beside them or one that says more than bytes, they are taken for those
@@ -187,7 +189,7 @@ void open_teacher(const Settings& s, Run& run) {
     }
     Checksum sum;
     add_numbers(sum, *run.teacher);
-    const std::string found = strprintf("%016llx", (unsigned long long)sum.value());
+    const std::string found = checksum_text(sum.value());
     Config same_mode = run.teacher->info().config;
     same_mode.mode = run.config.mode, same_mode.bound = run.config.bound;
     same_mode.final_bound = run.config.final_bound, same_mode.first_apart = run.config.first_apart;
@@ -217,7 +219,8 @@ void warn_of_changes(const Run& run, const SafetensorsFile& state) {
                          "it goes on with other data\n",
                          flag, corpus.name().c_str(), in_quotes(then).c_str(), in_quotes(now).c_str());
     };
-    compare("corpus", "--train", run.train, run.corpus), compare("val_corpus", "--val", run.val, run.val_corpus);
+    compare("corpus", "--train", run.train, corpus_text(run.corpus));
+    compare("val_corpus", "--val", run.val, corpus_text(run.val_corpus));
     if (const std::string then = before("computed_with"); !then.empty() && then != run.computed_with)
         std::fprintf(
             stderr,
@@ -276,7 +279,7 @@ Run open_run(const Settings& s, Start start) {
     run.config = make_config(s, run, start);
     if (!s.hellaswag.empty()) run.hellaswag = read_hellaswag(s.hellaswag, run.decode, run.config.V, run.config.T);
     run.settings_file = settings_text(start.settings);
-    run.corpus = fingerprint_text(run.train), run.val_corpus = fingerprint_text(run.val);
+    run.corpus = source_of(run.train), run.val_corpus = source_of(run.val);
     run.state = std::move(start.state), run.init = std::move(start.init);
     open_teacher(s, run);
     if (run.state && run.state->metadata().contains("run")) {
@@ -285,11 +288,33 @@ Run open_run(const Settings& s, Start start) {
         // Of what makes one run another: its flags, its corpora and the numbers that it begins from.
         Checksum sum;
         if (run.init) add_numbers(sum, *run.init);
-        const std::string what = run.settings_file + run.corpus + run.val_corpus;
+        const std::string numbers = checksum_text(sum.value());
+        const std::string what = run.settings_file + corpus_text(run.corpus) + corpus_text(run.val_corpus);
         sum.add(what.data(), what.size());
-        run.id = strprintf("%016llx", (unsigned long long)sum.value());
+        run.id = checksum_text(sum.value());
+        if (run.init) {
+            const ModelInfo& info = run.init->info();
+            run.step.model = {name_without_folder(s.init), info.content.empty() ? numbers : info.content};
+            run.earlier_steps = info.provenance;
+        }
     }
+    if (run.state) run.earlier_steps = without_last_step(read_provenance(run.state->metadata()), run.step);
+    Settings shown = s;
+    for (const auto& [label, value] : make_options(shown).common())
+        if (const std::string name = label.substr(2, label.find(' ') - 2); name != "resume")  // "--gate-mode (-g)"
+            run.step.settings.push_back({name, value});
+    run.step.train = run.corpus, run.step.val = run.val_corpus;
     return run;
+}
+
+std::string corpus_text(const Source& corpus) {
+    return strprintf("%zu tokens, checksum %s", corpus.tokens, corpus.checksum.c_str());
+}
+
+std::string provenance(const Run& run, size_t updates, size_t tokens, const std::optional<Validation>& validation) {
+    ProvenanceStep step = run.step;
+    step.updates = updates, step.tokens = tokens, step.validation = validation;
+    return add_step(run.earlier_steps, step);
 }
 
 void check_state(const SafetensorsFile& state) {
@@ -340,8 +365,8 @@ void check_state(const SafetensorsFile& state) {
 
 std::map<std::string, std::string> run_metadata(const Run& run) {
     std::map<std::string, std::string> metadata = {{"run", run.id},
-                                                   {"corpus", run.corpus},
-                                                   {"val_corpus", run.val_corpus},
+                                                   {"corpus", corpus_text(run.corpus)},
+                                                   {"val_corpus", corpus_text(run.val_corpus)},
                                                    {"computed_with", run.computed_with}};
     if (!run.teacher_sum.empty()) metadata["teacher"] = run.teacher_sum;
     return metadata;
@@ -392,7 +417,7 @@ static void check_model(const Settings& s, Run& run) {
         return;
     }
     for (const char* known : {"model", "model_before"})
-        if (const auto sum = state.find(known); sum != state.end() && sum->second == model["checksum"]) return;
+        if (const auto sum = state.find(known); sum != state.end() && sum->second == content_checksum(model)) return;
     const size_t updates = std::strtoull(model["step"].c_str(), nullptr, 10);
     bool same = updates > state_number(*run.state, "step") && run_of_log(log_path(s.out)) == run.id;
     for (const auto& [key, value] : config_metadata(run.config)) same = same && model[key] == value;

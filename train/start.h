@@ -44,11 +44,15 @@ struct Run {
     bool tokenizer_assumed = false;                // of token shards, which do not say
     std::string vocabulary_problem = {};           // of the file to start from, where there is no tokenizer
     Config config = {};
-    std::vector<Choice> hellaswag = {};        // scored with every validation
-    std::vector<std::string> arguments = {};   // the flags, for the state file
-    std::string id = {};                       // of the run, in its state and at the head of its log
-    std::string corpus = {}, val_corpus = {};  // what the corpora were at the start: tokens, a checksum
-    std::string computed_with = {};            // the instruction set, or "cuda"
+    std::vector<Choice> hellaswag = {};              // scored with every validation
+    std::vector<std::string> arguments = {};         // the flags, for the state file
+    std::string id = {};                             // of the run, in its state and at the head of its log
+    Source corpus = {}, val_corpus = {};             // what the corpora were at the start
+    std::string computed_with = {};                  // the instruction set, or "cuda"
+    ProvenanceStep step = {.program = "train_gpt"};  // this run's, as far as it is known at the start
+    std::string earlier_steps = {};                  // of the model that it began from
+    std::string saved_content = {};                  // of the model as it was written last
+    std::string device = {};                         // in words
     bool first_checkpoint = false;  // of a fresh run, still to come: until then an earlier run keeps its files
     bool newer_model = false;       // the model of the run that resumes is newer than the state: it is still to be kept
     bool new_log = false;           // there is an earlier one: until then, the log is at new_log_path
@@ -63,6 +67,12 @@ struct Run {
 
 // Opens the corpora; takes over start's files.
 Run open_run(const Settings& s, Start start);
+
+// "120000 tokens, checksum 5f2c90aa01234567", as states and ranks compare corpora.
+std::string corpus_text(const Source& corpus);
+
+// Where the run's model comes from, as of now. validation: the latest.
+std::string provenance(const Run& run, size_t updates, size_t tokens, const std::optional<Validation>& validation);
 
 // Fails unless the state is of a version that we know and everything in it can be loaded. To be called before anything is
 // allocated.

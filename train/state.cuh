@@ -279,6 +279,22 @@ inline void write_settings(const std::string& path, const std::string& text) try
     std::fprintf(stderr, "warning: %s; the model is written without its settings\n", error.what());
 }
 
+template <class Device, class Real>
+std::string provenance_now(const Trainer<Device, Real>& t, const Run& run) {
+    return provenance(run, t.step, size_t(t.batches.position()) * t.settings.T, t.validation);
+}
+
+// Adds the final validation to the model's file. Without it the model is whole: what prevents it is a warning.
+template <class Device, class Real>
+void add_validation(const Trainer<Device, Real>& t, const Run& run) {
+    if (!t.model.ranks.first()) return;
+    try {
+        replace_provenance(t.settings.out, run.saved_content, provenance_now(t, run));
+    } catch (const Error& error) {
+        std::fprintf(stderr, "warning: %s; the model's file does not have its final validation loss\n", error.what());
+    }
+}
+
 // The state first, which names the model that belongs to it: a crash between the two leaves a state from which the model is
 // written again, and a model that fold and infer recognize as older. Rank 0 writes; the others give it what they alone have,
 // all of it before the first file, which may fail on rank 0. last: see write_last.
@@ -288,7 +304,8 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool
     Gpt<Device, Real>& model = t.model;
     const std::string& out = t.settings.out;
     if (!model.ranks.first() && !model.shards.sharded()) return;
-    const ModelInfo info{model.config, t.gate_now(), t.step, run.tokenizer, model.scales};
+    ModelInfo info{model.config, t.gate_now(), t.step, run.tokenizer, model.scales};
+    if (model.ranks.first()) info.provenance = provenance_now(t, run);
     const std::unique_ptr<HostModel> host = host_model(t, info);
     std::map<std::string, std::string> metadata = run_metadata(run);
     metadata.insert(run.tokenizer.begin(), run.tokenizer.end());
@@ -298,8 +315,9 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool
             image.emplace(info, model.params);
         else
             image.emplace(info, host->tensors);
-        metadata["model"] = image->checksum();
-        if (const std::string before = metadata_of(out, "checksum"); !before.empty()) metadata["model_before"] = before;
+        metadata["model"] = run.saved_content = image->content();
+        metadata["provenance"] = info.provenance;
+        if (const std::string before = content_of(out); !before.empty()) metadata["model_before"] = before;
     }
     const auto state = gather_state(t, run.arguments, metadata);
     if (!model.ranks.first()) return;

@@ -4,8 +4,7 @@
 //     n bytes   a protobuf Event        4 bytes   masked CRC-32C of these n
 //
 // and an Event is wall_time = 1 (double), step = 2 (int64) and one of file_version = 3 (string, the first record),
-// summary = 5, session_log = 7. The wall time is the only use of the system's clock: a clock that jumps moves points on
-// TensorBoard's "wall" axis and nothing else.
+// summary = 5, session_log = 7. A clock that jumps moves points on TensorBoard's "wall" axis and nothing else.
 #pragma once
 #include <optional>
 #include <string>

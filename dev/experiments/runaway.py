@@ -25,6 +25,7 @@ of taper and of taper-all. R1 and R2 as above; R3 against the runs with a bound 
 """
 import concurrent.futures
 import dataclasses
+import json
 import pathlib
 import re
 import statistics
@@ -51,8 +52,7 @@ GROUPS = {("norm", ""): (1, 2, 3),  # mode, bound: seeds
 # R3 where nothing runs off: parity.py's runs of 0.2M parameters, calibrated at 5%, the default.
 USUAL = "--n-layer 4 --n-head 4 --n-embd 64 -t 64 -b 12 -x 2000 -l 8e-3 -u 5% -q 0.1 -g {} --gate-warmup 5% --gate-end 40% --scale-loss 0.1{} -v 500"
 CLIPPED = ["clipped, first positions", "clipped, behind them"]
-NUMBERS = {"loss": r"loss +(\S+) nats", "median": r"median (\S+),", "p99": r"99% at most (\S+),", "p999": r"99\.9% (\S+),",
-           "largest": r"the largest (\S+) \("}
+NUMBERS = {"loss": "loss", "median": "loss_median", "p99": "loss_p99", "p999": "loss_p999", "largest": "loss_max"}  # of infer --json
 
 
 def make_run(mode, bound, seed):
@@ -70,10 +70,10 @@ def evaluate(args, run):
     for name, text in other_text.texts(args, run.corpus).items():
         with tempfile.NamedTemporaryFile() as file:
             pathlib.Path(file.name).write_bytes(text.replace(b"\0", b"\1"))  # a text has no zeros
-            command = [args.infer, args.work / run.key / "model.bin", "--threads", "1", "--eval", file.name]
+            command = [args.infer, args.work / run.key / "model.bin", "--threads", "1", "--json", "--eval", file.name]
             out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         record = {"key": key(run, name), "of": run.key, "text": name,
-                  **{number: float(re.search(pattern, out)[1]) for number, pattern in NUMBERS.items()}}
+                  **{number: json.loads(out)[field] for number, field in NUMBERS.items()}}
         runs.append_record(record)
 
 

@@ -140,15 +140,16 @@ class Trainer:
             if "--calibration" not in run.flags:  # there was one way only when these runs were named
                 command += ["--calibration", "scalar", "--scale-loss-kind", "absolute"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        final = re.search(r"^validation loss ([0-9.]+) \(", done.stdout, re.M)
-        if not final and "the run diverged" not in done.stderr:
-            return f"not recorded, exit status {done.returncode}: {done.stderr.strip()}\n  {' '.join(command)}"
         log = self.model(run).with_suffix(".log.jsonl")
+        entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        final = next((e["val_loss"] for e in entries if e.get("end") == "complete"), None) if done.returncode == 0 else None
+        if final is None and "the run diverged" not in done.stderr:
+            return f"not recorded, exit status {done.returncode}: {done.stderr.strip()}\n  {' '.join(command)}"
         record = {"key": run.key, "corpus": run.corpus, "flags": run.flags, "seed": run.seed,
-                  "start": run.start.key if run.start else None, "val_loss": float(final[1]) if final else None,
-                  "error": None if final else done.stderr.strip().splitlines()[-1],
+                  "start": run.start.key if run.start else None, "val_loss": final if final is None else round(final, 6),
+                  "error": done.stderr.strip().splitlines()[-1] if final is None else None,
                   "date": datetime.date.today().isoformat(), "commit": self.commit,
-                  **summary([e for e in map(json.loads, log.read_text().splitlines()) if "step" in e])}
+                  **summary([e for e in entries if "step" in e])}
         if run.key not in read_records():  # else only its weights were missing
             append_record(record)
         if not run.keep:

@@ -306,8 +306,8 @@ def check_hellaswag(folder):
         write_hellaswag_bin(folder / f"{name}-items.bin", items)
         expected = hellaswag_scores(hf, items)
         for file in (ITEMS, folder / f"{name}-items.bin"):
-            out = run(ROOT / "infer", folder / f"{name}.bin", "--hellaswag", file, "--device", "cpu")
-            found = [float(x) for x in re.search(r"acc ([\d.]+), acc_norm ([\d.]+), log-likelihood (-[\d.]+)", out).groups()]
+            out = run(ROOT / "infer", folder / f"{name}.bin", "--hellaswag", file, "--device", "cpu", "--json")
+            found = [json.loads(out)[field] for field in ("acc", "acc_norm", "log_likelihood")]
             print(f"{name} {file.suffix:8} ours {found}, transformers {[round(x, 5) for x in expected]}")
             if not np.allclose(found, expected, rtol=0, atol=6e-5):
                 sys.exit("expected the same scores")

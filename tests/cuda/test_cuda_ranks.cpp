@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "tests/cuda/cuda_test.h"
+#include "tests/model_in.h"
 #include "tests/read_log.h"
 
 namespace tapernorm {
@@ -77,12 +78,12 @@ CUDA_TEST(
         // The stand-in adds in the order of ranks in every collective; NCCL promises no order between two kinds of them.
 #ifdef CUDA_EMU
         CHECK(zero == two);
-        CHECK(read_file(wz.at("model.bin")) == read_file(w2.at("model.bin")));
+        CHECK(model_in(wz.at("model.bin")) == model_in(w2.at("model.bin")));
         const Workplace w;
         run_ranks(w, mode + " --gpus 2 -z 1 -x 3 -k constant -u 0");
         run_ranks(w, "-y --gpus 2 -z 0 -x 6");
         run_ranks(w2, mode + " --gpus 2 -k constant -u 0");
-        CHECK(read_file(w.at("model.bin")) == read_file(w2.at("model.bin")));
+        CHECK(model_in(w.at("model.bin")) == model_in(w2.at("model.bin")));
         run_ranks(w, "-y -x 7");  // and on one
 #endif
     }

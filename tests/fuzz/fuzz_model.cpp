@@ -1,5 +1,7 @@
 // A model file, as fold and infer read it, to its logits.
 #include "inference/decoder.cuh"
+#include "inference/info.h"
+#include "io/json.h"
 #include "io/tokenizer.h"
 #include "model/model_file.h"
 #include "tests/fuzz/fuzz.h"
@@ -17,7 +19,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         Cpu dev(1, Isa::base);
         const auto model = load_model(dev, path);
         const Config& c = model->info.config;
-        describe(model->info);
+        const auto file = ModelFile::open(path);
+        const std::string info = info_text(*file);
+        require(printable(info, "\n") == info, "--info prints what must not reach a terminal");
+        require(info_json(*file).is_object(), "--info has no JSON object");
         std::optional<Tokenizer> tokenizer;
         try {
             tokenizer = model_tokenizer(model->info, path);
