@@ -172,6 +172,28 @@ TEST_CASE("provenance: a run that is interrupted, resumed and moved") {
     CHECK_FALSE(provenance_of(w.at("other.bin"))[0].contains("validation"));
 }
 
+TEST_CASE("provenance: the closing record has the scores of HellaSwag, and TensorBoard the final numbers") {
+    const Workplace w;
+    write_file(w.at("items.jsonl"), "{\"ctx\": \"The cat\", \"endings\": [\"sat\", \"ran\"], \"label\": 0}\n");
+    const std::string out = w.ok(kTiny + " --hellaswag items.jsonl --tensorboard board -v 3");
+    const auto ends = ends_in(w.at("model.log.jsonl"));
+    REQUIRE(ends.size() == 1);
+    CHECK(out.find(strprintf("\nhellaswag: 1 item: acc %.4f, acc_norm %.4f", ends[0]["hellaswag_acc"].get<double>(),
+                             ends[0]["hellaswag_acc_norm"].get<double>())) != out.npos);
+    const std::string board = read_file(w.at("board/events.out.tfevents.0000000001.train_gpt"));
+    // Protobuf: the tag, and behind it field 2, four bytes.
+    const auto point = [&](const std::string& tag) {
+        const size_t at = board.find(tag + "\x15");
+        REQUIRE(at != board.npos);
+        CHECK(board.find(tag, at + 1) == board.npos);  // one point
+        float value;
+        std::memcpy(&value, board.data() + at + tag.size() + 1, sizeof value);
+        return value;
+    };
+    CHECK(point("final_val_loss") == ends[0]["val_loss"].get<float>());
+    CHECK(point("final_hellaswag_acc_norm") == ends[0]["hellaswag_acc_norm"].get<float>());
+}
+
 TEST_CASE("provenance: each program that makes a model of another adds itself") {
     const Workplace w;
     w.ok(kTiny + " -g norm -o base.bin");
