@@ -179,7 +179,7 @@ def plot():
         right.semilogx(ranks, [100 * times[0] / t / n for t, n in zip(times, ranks)], "o-", color=color, markersize=3, label=model)
         n = last_that_pays(model)
         right.plot(n, 100 * seconds(model, 1) / seconds(model, n) / n, "o", color=color, markersize=8, fillstyle="none")
-    left.set(title="Seconds of an update (dotted: perfect scaling)", xlabel="GPUs")
+    left.set(title="Computed, not measured: seconds of an update (dotted: perfect)", xlabel="GPUs")
     right.set(title="Efficiency, % (circle: the last doubling that gave 1.5 x)", xlabel="GPUs", ylim=(0, 105))
     left.legend(), right.legend()
     for axis in left, right:
