@@ -17,9 +17,11 @@ for target in "$@"; do
     programs+=(-object "$folder/fuzz_$target")
 done
 "$llvm/llvm-profdata" merge -o "$folder/all.profdata" "$folder"/*.profraw
-# Left out is what reads nothing from outside: it writes, gathers from ranks and GPUs, or runs when the program is compiled.
+# Left out is what reads nothing from outside: it writes, renames, gathers from ranks and GPUs, has no input (word_expression), or
+# runs when the program is compiled.
 others='give_up_older|write_last|space_warning|host_model|require_finite_parameters|try_checkpoint|bytes_to_write|initialize_from
-    |gather_state|crc32c|make_byte_to_char|write_token_shard|write_safetensors|check_replaceable|save_model'
+    |gather_state|crc32c|make_byte_to_char|write_token_shard|write_safetensors|check_replaceable|save_model
+    |save_checkpoint|write_settings|keep_old_log|word_expression'
 "$llvm/llvm-cov" show "${programs[@]:1}" -instr-profile="$folder/all.profdata" $readers |
     awk -F'|' -v others="(^|[ :&*])(${others//[[:space:]]/})[(]" -v missed="$folder/missed.txt" '
         /^[^ ]*:$/ { file = $1; sub(/.*\/(\.\/)?/, "", file); skip = 0 }
@@ -27,6 +29,6 @@ others='give_up_older|write_last|space_warning|host_model|require_finite_paramet
         { code = substr($0, index($0, "|") + 1); code = substr(code, index(code, "|") + 1) }
         code ~ "^[a-z]" && code ~ others { skip = 1 }
         $2 ~ /[0-9]/ && !skip { lines[file]++; if ($2 ~ /^ *0$/) { zero[file]++; print file ":" $0 > missed } }
-        code ~ /^}/ { skip = 0 }
+        code ~ /^}$/ { skip = 0 }
         END { for (f in lines) printf "%-22s %5d lines, %4d not reached, %5.1f%%\n", f, lines[f], zero[f], 100 - 100 * zero[f] / lines[f] }' | sort
 echo "Lines that are not reached: $folder/missed.txt"

@@ -16,19 +16,27 @@ seed() { # seed <file> <seed>
     length=$(od -An -tu8 -N8 "$1" | tr -d ' ')
     { head -c $((8 + length)) "$1" | tail -c +9 | sed 's/ *$//' | tr -d '\n'; printf '\xff'; tail -c +$((9 + length)) "$1"; } > "$2"
 }
-train() { # train GATE NORM [FLAG...]: a tiny model, its state, and the model folded
+train() { # train GATE NORM [FLAG...]: a tiny model and its state
     "$bin/train_gpt" --device cpu --threads 1 -i "$work/corpus.txt" -o "$work/model.bin" -b 1 -x 4 --gate-warmup 1 --gate-end 3 \
         -m 1 -g "$1" --norm "$2" --n-layer 1 --n-embd 2 --n-head 1 -t 4 "${@:3}" > /dev/null
+}
+train_and_fold() {
+    train "$@"
     "$bin/fold" "$work/model.bin" "$work/folded.bin" --threads 1 > /dev/null
 }
 for norm in layernorm rmsnorm; do
-    train taper $norm --bound 0.3
+    train_and_fold taper $norm --bound 0.3
     for kind in model folded; do seed "$work/$kind.bin" "$seeds/model/bound-$norm-$kind"; done
     seed "$work/model.state.bin" "$seeds/state/bound-$norm"
+    for steps in 1 2; do
+        train taper $norm --bound 0.3 --calibration channels+first --gate-warmup 2 --gate-end 6 -x $steps
+        seed "$work/model.state.bin" "$seeds/state/channels-$norm-$steps"
+    done
+    { printf B; cat "$seeds/state/bound-$norm"; } > "$seeds/state/B-bound-$norm"
 done
 for gate in norm taper taper-all; do
     for norm in layernorm rmsnorm; do
-        train $gate $norm
+        train_and_fold $gate $norm
         for kind in model folded; do
             seed "$work/$kind.bin" "$seeds/model/$gate-$norm-$kind"
             cp "$work/$kind.bin" "$seeds/safetensors/$gate-$norm-$kind"
@@ -40,6 +48,13 @@ for gate in norm taper taper-all; do
         seed "$work/model.state.bin" "$seeds/safetensors/$gate-$norm-state"
     done
 done
+train norm layernorm -o "$work/teacher.bin"
+train taper layernorm --init "$work/teacher.bin" --distill 1
+seed "$work/model.state.bin" "$seeds/state/taught"
+{ printf d; cat "$seeds/state/taught"; } > "$seeds/state/d-taught"
+for letter in v k w d A B E G L N T W; do
+    { printf $letter; cat "$seeds/state/taper-layernorm"; } > "$seeds/state/$letter"
+done
 # Hugging Face's: without the metadata that make it a model of this program; and some that are not as they should be.
 foreign() { # foreign NAME LETTERS [CHANGE OF config.json [CHANGE OF THE HEADER]], for sed
     { printf '%s' "$2"; printf '%s' '{"model_type":"gpt2","n_layer":1,"n_embd":2,"n_head":1,"n_positions":4,"vocab_size":256,' \
@@ -49,21 +64,25 @@ foreign() { # foreign NAME LETTERS [CHANGE OF config.json [CHANGE OF THE HEADER]
 foreign hugging-face ''
 foreign masks '' '' 's/"transformer.h.0.ln_1.weight":\([^}]*\)}/&,"transformer.h.0.attn.bias":\1}/'
 for letter in a p t; do foreign folder-$letter $letter; done
+foreign mask '' '' 's/"transformer.h.0.ln_1.weight":/"transformer.h.0.attn.bias":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},&/'
 foreign sharded i 's/^/{"weight_map":{"transformer.wte.weight":"one.safetensors"}}\xff/'
 foreign empty-index i 's/^/{"weight_map":1}\xff/'
 foreign index-of-folders i 's/^/{"weight_map":{"transformer.wte.weight":"..\/one.safetensors"}}\xff/'
 for change in '"n_layer":1/"n_layer":99' '"n_embd":2,"n_head":1/"n_embd":3,"n_head":2' gelu_new/relu '"n_inner":null/"n_inner":7' \
-    '1e-05/-1' '{/{"quantization_config":{},' '{/{"tie_word_embeddings":false,' '{/{"scale_attn_weights":7,' '"n_head":1/"n_head":"x"'; do
+    '1e-05/-1' '1e-05/1e12' '{/{"quantization_config":{},' '{/{"tie_word_embeddings":false,' '{/{"scale_attn_weights":7,' '"n_head":1/"n_head":"x"'; do
     foreign "config-$((i += 1))" '' "s/$change/"
 done
-# A checkpoint of llm.c: 256 int32 (magic, version, T, V, L, heads, C, padded V), then 90 floats.
-{ printf '\xc6\xd7\x34\x01'; for n in 3 4 2 1 1 2 2; do printf "\\x$n\0\0\0"; done; head -c 992 /dev/zero; head -c 360 /dev/zero; } \
-    > "$seeds/foreign_model/llmc"
+# A checkpoint of llm.c: 256 int32 (magic, version, T, V, L, heads, C, padded V), then 90 floats. Another version; 2 heads, 3 channels.
+for numbers in 3421122 4421122 3421232; do
+    { printf '\xc6\xd7\x34\x01'; for n in $(echo $numbers | fold -w 1); do printf "\\x$n\0\0\0"; done
+        head -c 992 /dev/zero; head -c 360 /dev/zero; } > "$seeds/foreign_model/llmc-$numbers"
+done
 cp "$work/model.log.jsonl" "$seeds/run_log/log"
 printf '%s\n' '# settings' 'train = "a \"b\" # c"' "gate-mode = 'norm'" 'batch = 0x10' 'lr = 1e-3' 'no-shuffle = true' 'warmup = "5%"' \
     'seed = -3 # x' > "$seeds/settings_file/all"
 printf '%s\n' '[table]' 'x = { a = 1, b.c = [1, [2.5]] }' 'd = 2020-01-01T00:00:00Z' 's = """a' 'b"""' > "$seeds/settings_file/toml"
 cp "$work/corpus.txt" "$seeds/tokens/text"
+seq -s ' ' 1200 > "$seeds/tokens/long" # more than one sample of a fingerprint
 # A shard of llm.c: 256 int32 (magic, version, count, zeros), then uint16.
 { printf '\x88\xd8\x34\x01\x01\0\0\0\x40\0\0\0'; head -c 1012 /dev/zero; head -c 128 /dev/zero | tr '\0' '\5'; } > "$seeds/tokens/shard"
 ./bpe_train "$work/corpus.txt" -o "$work/bpe" --vocab-size 300 > /dev/null
@@ -83,6 +102,12 @@ for place in f fo b bg bn m mn; do { cat "$seeds/tokenizer/bpe"; printf '%s<|end
 # llm.c's: 256 int32 (magic, version, V, <|endoftext|>), then a length and the bytes of each token: all bytes, two merges.
 { printf '\xc8\xd7\x34\x01\2\0\0\0\x03\1\0\0\2\1\0\0'; head -c 1008 /dev/zero
     for n in $(seq 0 255); do printf '\1'; printf "\\x$(printf %02x "$n")"; done; printf '\2ca\3cat\1x'; } > "$seeds/tokenizer/llmc"
+LC_ALL=C sed 's/\x03cat/\x03dog/' "$seeds/tokenizer/llmc" > "$seeds/tokenizer/llmc-unmade"
+sed 's/"type":"BPE"/&,"dropout":0.1/' "$seeds/tokenizer/json" > "$seeds/tokenizer/json-dropout"
+sed 's/"type":"BPE"/&,"end_of_word_suffix":"_"/' "$seeds/tokenizer/json" > "$seeds/tokenizer/json-suffix"
+for line in '--bound=1e-7' '--calibration=channels+first --bound=0' '--distill=1' '-b 1048576 -t 99999 --n-layer 99 --n-embd 9999 --n-head 1'; do
+    printf '%s\n' $line > "$seeds/options/line-$((i += 1))"
+done
 printf '%s\n' -i corpus.txt -e d12 -d 32 --gate-warmup 5% -k wsd --no-shuffle -l=3e-4 > "$seeds/options/line"
 # Bytes of tests/fuzz/logits_case.h: every norm, gate and fold, the last with a bound too.
 for norm in 0 1; do for mode in 0 1 2; do for fold in 0 1 2 3 4 6 7; do
