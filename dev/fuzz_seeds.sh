@@ -5,7 +5,7 @@ set -euo pipefail
 seeds=$1
 bin=${TAPERNORM_BIN:-.}
 [ "$seeds/done" -nt "$0" ] && exit 0
-mkdir -p "$seeds"/{safetensors,model,foreign_model,state,tokens,tokenizer,run_log,options,settings_file,instruction_sets,hellaswag,prompts}
+mkdir -p "$seeds"/{safetensors,model,foreign_model,state,tokens,tokenizer,run_log,options,settings_file,instruction_sets,hellaswag,prompts,torch_file}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 for i in 1 2 3 4 5 6 7 8 9; do echo "The cat number $i sat on the mat and saw $((7 * i)) birds."; done > "$work/corpus.txt"
@@ -118,5 +118,10 @@ printf '%s\n' '{"ctx": "The cat", "endings": ["sat", "ran \\u00e4"], "label": 0}
 # llm.c's: 256 int32 (magic, version, items, longest), then uint16: start, bytes, number, label, endings, counts and ids.
 { printf '\x8a\xd8\x34\x01\1\0\0\0\1\0\0\0'; head -c 1012 /dev/zero; printf '\xff\xff'
     for n in 18 0 0 1 1 7 1 8; do printf "\\x$(printf %x $n)\0"; done; } > "$seeds/hellaswag/llmc"
+# What torch.save writes: an archive, and a pickle alone ({"a": a tensor [4, 4] of the storage 0, "b": a row of it}).
+cp tests/golden/torch/pytorch_model.bin "$seeds/torch_file/archive"
+{ printf '\x80\2ccollections\nOrderedDict\nq\0)R(X\1\0\0\0actorch._utils\n_rebuild_tensor_v2\nq\1((X\7\0\0\0storagectorch\nFloatStorage\n'
+    printf 'X\1\0\0\0000X\3\0\0\0cpuK\20tQq\2K\0K\4K\4\x86K\4K\1\x86\x89h\0)RtRX\1\0\0\0bh\1(h\2M\4\0K\4\x85J\1\0\0\0\x85\x89NtR'
+    printf 'u}X\1\0\0\0m}X\1\0\0\0v\x8a\1\1ssb.'; } > "$seeds/torch_file/pickle"
 printf '1,2,30\xffThe cat\xffThe cat\r\nsat\n' > "$seeds/prompts/all"
 touch "$seeds/done"

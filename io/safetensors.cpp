@@ -7,15 +7,12 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <type_traits>
 
 #include "io/atomic_file.h"
 #include "io/checksum.h"
 #include "runtime/error.h"
 
 namespace tapernorm {
-
-static_assert(std::endian::native == std::endian::little, "the file's numbers are used in place");
 
 namespace {
 
@@ -24,33 +21,6 @@ using nlohmann::json;
 constexpr size_t kLengthBytes = 8;
 constexpr size_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
 constexpr size_t kAlignment = 64;                // the data section's, when we write it
-
-struct DtypeInfo {
-    Dtype dtype;
-    const char* name;
-    size_t bytes;
-};
-
-constexpr DtypeInfo kDtypes[] = {
-    {Dtype::F64, "F64", 8},   {Dtype::F32, "F32", 4}, {Dtype::F16, "F16", 2}, {Dtype::BF16, "BF16", 2},
-    {Dtype::I64, "I64", 8},   {Dtype::I32, "I32", 4}, {Dtype::I16, "I16", 2}, {Dtype::I8, "I8", 1},
-    {Dtype::U64, "U64", 8},   {Dtype::U32, "U32", 4}, {Dtype::U16, "U16", 2}, {Dtype::U8, "U8", 1},
-    {Dtype::BOOL, "BOOL", 1},
-};
-
-const DtypeInfo& info(Dtype dtype) {
-    for (const DtypeInfo& d : kDtypes)
-        if (d.dtype == dtype) return d;
-    fail("dtype number %d is unknown", int(dtype));
-}
-
-// The bytes of a tensor; returns false if the product does not fit.
-bool tensor_bytes(Dtype dtype, const std::vector<size_t>& shape, size_t* bytes) {
-    *bytes = dtype_bytes(dtype);
-    for (const size_t n : shape)
-        if (__builtin_mul_overflow(*bytes, n, bytes)) return false;
-    return true;
-}
 
 // Reads the header event by event: only what the format defines is stored, and a header that nests deeper or holds anything
 // else is rejected at that place.
@@ -90,11 +60,10 @@ class HeaderReader : public nlohmann::json_sax<json> {
             return go(Place::metadata);
         }
         if (place_ != Place::dtype) unexpected("a string");
-        for (const DtypeInfo& d : kDtypes)
-            if (value == d.name) {
-                tensor_.dtype = d.dtype;
-                return go(Place::tensor);
-            }
+        if (const auto dtype = dtype_named(value)) {
+            tensor_.dtype = *dtype;
+            return go(Place::tensor);
+        }
         reject_tensor("has the unknown dtype %s", in_quotes(value).c_str());
     }
     bool start_array(size_t) override {
@@ -228,15 +197,6 @@ void check_layout(const std::string& path, const std::vector<TensorEntry>& entri
             in_quotes(path).c_str(), data_bytes, at);
 }
 
-template <class Real, class Stored, class Convert>
-void convert(const unsigned char* src, size_t n, Real* dst, Convert&& f) {
-    for (size_t i = 0; i < n; i++) {
-        Stored x;
-        std::memcpy(&x, src + i * sizeof x, sizeof x);
-        dst[i] = Real(f(x));
-    }
-}
-
 std::string json_string(const std::string& text) {
     // Bytes that are not UTF-8, such as in a path, must not prevent the saving of hours of training.
     return json(text).dump(-1, ' ', false, json::error_handler_t::replace);
@@ -287,20 +247,7 @@ size_t checksum_place(std::string_view header, const std::string& digits) {
 
 }  // namespace
 
-size_t dtype_bytes(Dtype dtype) { return info(dtype).bytes; }
-
-const char* dtype_name(Dtype dtype) { return info(dtype).name; }
-
-std::string shape_text(const std::vector<size_t>& shape) {
-    std::string text = "[";
-    for (const size_t n : shape) {
-        if (text.size() > 1) text += ", ";
-        text += std::to_string(n);
-    }
-    return text + "]";
-}
-
-SafetensorsFile::SafetensorsFile(const std::string& path, FileUse use) : path_(path), file_(path, use) {
+SafetensorsFile::SafetensorsFile(const std::string& path, FileUse use) : TensorFile(path, use) {
     if (file_.size() < kLengthBytes)
         fail("%s is not a safetensors file: it has %zu bytes, but the shortest has %zu; name another file",
              in_quotes(path).c_str(), file_.size(), kLengthBytes + 2);
@@ -325,37 +272,8 @@ SafetensorsFile::SafetensorsFile(const std::string& path, FileUse use) : path_(p
         return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
     });
     check_layout(path, entries_, file_.size() - data_begin_);
-    for (size_t i = 0; i < entries_.size(); i++) index_.emplace(entries_[i].name, i);
+    index();
 }
-
-const TensorEntry* SafetensorsFile::find(std::string_view name) const {
-    const auto found = index_.find(name);
-    return found == index_.end() ? nullptr : &entries_[found->second];
-}
-
-template <class Real>
-void SafetensorsFile::read(const TensorEntry& entry, Real* dst) const {
-    const unsigned char* src = data(entry);
-    const size_t n = entry.count();
-    const auto same = [](auto x) { return x; };
-    switch (entry.dtype) {
-        case Dtype::F32:
-            if (std::is_same_v<Real, float> && n > 0) return void(std::memcpy(dst, src, n * sizeof(float)));
-            return convert<Real, float>(src, n, dst, same);
-        case Dtype::F64:
-            return convert<Real, double>(src, n, dst, same);
-        case Dtype::BF16:
-            return convert<Real, uint16_t>(src, n, dst, float_from_bf16);
-        case Dtype::F16:
-            return convert<Real, uint16_t>(src, n, dst, float_from_f16);
-        default:
-            fail("%s: tensor %s has dtype %s; expected F32, BF16, F16 or F64", in_quotes(path_).c_str(),
-                 in_quotes(entry.name).c_str(), dtype_name(entry.dtype));
-    }
-}
-
-template void SafetensorsFile::read<float>(const TensorEntry&, float*) const;
-template void SafetensorsFile::read<double>(const TensorEntry&, double*) const;
 
 constexpr const char* kGetAnother = "restore a copy of it, or have it written again";
 
@@ -422,14 +340,6 @@ void check_replaceable(const char* flag, const std::string& path, const char* wh
     if (!replaceable)
         fail("%s: %s exists and is not %s, which alone may be replaced; expected another name", flag,
              in_quotes(path).c_str(), what);
-}
-
-float float_from_f16(uint16_t x) {
-    const uint32_t sign = uint32_t(x & 0x8000u) << 16, exponent = x >> 10 & 31u, mantissa = x & 1023u;
-    if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | mantissa << 13);
-    if (exponent > 0) return std::bit_cast<float>(sign | (exponent + 112) << 23 | mantissa << 13);
-    const float subnormal = float(mantissa) * 0x1p-24f;
-    return sign ? -subnormal : subnormal;
 }
 
 }  // namespace tapernorm

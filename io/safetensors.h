@@ -5,64 +5,23 @@
 //               "data_offsets": [begin, end]}, ...}, padded with spaces
 //     the rest  the tensors, row major, little endian; offsets count from here and leave no gap
 #pragma once
-#include <bit>
 #include <cstddef>
-#include <cstdint>
 #include <functional>
 #include <map>
 #include <string>
-#include <string_view>
 #include <vector>
 
-#include "io/mapped_file.h"
+#include "io/tensor_file.h"
 
 namespace tapernorm {
 
-enum class Dtype { F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL };
-
-size_t dtype_bytes(Dtype dtype);
-const char* dtype_name(Dtype dtype);
-
-// "[2, 3]", for messages.
-std::string shape_text(const std::vector<size_t>& shape);
-
-struct TensorEntry {
-    std::string name;
-    Dtype dtype;
-    std::vector<size_t> shape;
-    size_t begin, end;  // bytes from the start of the data section
-
-    size_t count() const { return (end - begin) / dtype_bytes(dtype); }
-};
-
-class SafetensorsFile {
+class SafetensorsFile : public TensorFile {
   public:
     // Maps the file and checks its whole header; no later access can leave the file.
     explicit SafetensorsFile(const std::string& path, FileUse use = FileUse::input);
 
-    const std::string& path() const { return path_; }
-    const std::map<std::string, std::string>& metadata() const { return metadata_; }
-    const std::vector<TensorEntry>& entries() const { return entries_; }  // in the order of their data
-
     // Reads the whole file and fails unless its bytes are those that were written. The file must have a checksum.
     void verify() const;
-
-    const TensorEntry* find(std::string_view name) const;  // nullptr: no such tensor
-
-    // The tensor's bytes in the file's dtype; other programs' files may not align them.
-    const unsigned char* data(const TensorEntry& entry) const { return file_.data() + data_begin_ + entry.begin; }
-
-    // Reads entry.count() numbers, converted from F64, F32, F16 or BF16; any other dtype is an error. Real: float or double.
-    template <class Real>
-    void read(const TensorEntry& entry, Real* dst) const;
-
-  private:
-    std::string path_;
-    MappedFile file_;
-    size_t data_begin_ = 0;
-    std::map<std::string, std::string> metadata_;
-    std::vector<TensorEntry> entries_;
-    std::map<std::string, size_t, std::less<>> index_;  // name -> place in entries_
 };
 
 struct TensorOut {
@@ -107,16 +66,5 @@ void write_safetensors(const std::string& path, const std::map<std::string, std:
 // must not cost a user's file. flag: where the name comes from; what: "a folded model".
 void check_replaceable(const char* flag, const std::string& path, const char* what,
                        const std::function<bool(const SafetensorsFile&)>& ours);
-
-// Rounds to nearest, ties to even; a NaN stays a (quiet) NaN with its sign.
-inline uint16_t bf16_from_float(float x) {
-    const uint32_t bits = std::bit_cast<uint32_t>(x);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t(bits >> 16 | 0x40u);
-    return uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
-inline float float_from_bf16(uint16_t x) { return std::bit_cast<float>(uint32_t(x) << 16); }
-
-float float_from_f16(uint16_t x);  // exact
 
 }  // namespace tapernorm

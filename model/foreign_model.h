@@ -8,14 +8,15 @@
 
 namespace tapernorm {
 
-// ---- Hugging Face: config.json beside model.safetensors, or beside model.safetensors.index.json and its shards
+// ---- Hugging Face: config.json beside model.safetensors or pytorch_model.bin, or beside an index (model.safetensors.index.json,
+// pytorch_model.bin.index.json) and its shards
 
 // A layer_norm_epsilon that leaves no norm: sqrt(var + 1e12) is 1e6 in fp32 for any stream whose variance is below 32768, so a
 // LayerNorm with it is 1e-6 weight (h - mean h) + bias, a site at gate 0 with c = 1e-6.
 constexpr double kLnFreeEps = 1e12;
 
 // The file of weights (or the index of its shards) that `path` names: itself, or one in it if it is a folder. A folder without
-// one and a file in PyTorch's format are errors that say what to do.
+// one is an error.
 std::string hugging_face_weights(const std::string& path);
 
 // weights: a result of hugging_face_weights. Settings in config.json with which the same weights would compute another function

@@ -6,8 +6,9 @@
 
 #include "io/files.h"
 #include "io/json.h"
-#include "io/terminal.h"
+#include "io/safetensors.h"
 #include "io/tokenizer.h"
+#include "io/torch_file.h"
 #include "model/foreign_model.h"
 
 namespace tapernorm {
@@ -18,10 +19,10 @@ using nlohmann::json;
 namespace {
 
 constexpr const char* kConfig = "config.json";
-constexpr const char* kWeights = "model.safetensors";
-constexpr const char* kIndex = "model.safetensors.index.json";
+// In this order; the second and the last are indexes of shards.
+constexpr const char* kWeights[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                                    "pytorch_model.bin.index.json"};
 constexpr const char* kHead = "lm_head.weight";
-constexpr const char* kPyTorch = "pytorch_model.bin";
 constexpr const char* kAdapter = "adapter_config.json";
 
 std::string beside(const std::string& file, const char* name) { return (fs::path(file).parent_path() / name).string(); }
@@ -133,12 +134,16 @@ std::vector<std::string> shards(const std::string& index) {
     std::vector<std::string> files;
     for (const std::string& name : names) {
         if (name.empty() || name.find('/') != name.npos || name.find('\0') != name.npos ||
-            !name.ends_with(".safetensors"))
-            fail("%s: a shard is called %s; expected the name of a .safetensors file beside it", index.c_str(),
+            !(name.ends_with(".safetensors") || name.ends_with(".bin")))
+            fail("%s: a shard is called %s; expected the name of a .safetensors or .bin file beside it", index.c_str(),
                  in_quotes(name).c_str());
         files.push_back(beside(index, name.c_str()));
     }
     return files;
+}
+
+TensorFile open_tensors(const std::string& path) {
+    return is_torch_file(path) ? TensorFile(TorchFile(path)) : TensorFile(SafetensorsFile(path));
 }
 
 class HuggingFaceModel : public ModelFile {
@@ -159,7 +164,8 @@ class HuggingFaceModel : public ModelFile {
         const Settings settings(config);
         info_.config = read_settings(settings);
         const bool sharded = weights.ends_with(".json");
-        for (const std::string& file : sharded ? shards(weights) : std::vector{weights}) files_.emplace_back(file);
+        for (const std::string& file : sharded ? shards(weights) : std::vector{weights})
+            files_.push_back(open_tensors(file));
         check_tensors();
         if (Config& c = info_.config; c.mode == GateMode::taper_all) {
             info_.gate = 0;
@@ -169,24 +175,30 @@ class HuggingFaceModel : public ModelFile {
         check_head(settings);
         find_unread();
         std::vector<TensorEntry> entries;
-        for (const SafetensorsFile& file : files_)
+        for (const TensorFile& file : files_)
             entries.insert(entries.end(), file.entries().begin(), file.entries().end());
         info_.dtype = dtypes_of(entries);
         info_.provenance = read_provenance(files_.front().metadata());
         find_tokenizer_beside(weights, info_);
     }
 
+    const float* in_place(const TensorSpec& t) const override {
+        const std::string name = name_in_file(t.name);
+        const TensorFile& file = file_of(name);
+        return file.in_place(checked_tensor(file, name, t.shape));
+    }
+
   private:
     // The file that has the tensor; if none has it, the first, whose error then says what is missing.
-    const SafetensorsFile& file_of(const std::string& name) const {
-        for (const SafetensorsFile& file : files_)
+    const TensorFile& file_of(const std::string& name) const {
+        for (const TensorFile& file : files_)
             if (find_tensor(file, name)) return file;
         return files_.front();
     }
 
     void check_tensors() const {
         size_t tensors = 0;
-        for (const SafetensorsFile& file : files_) tensors += file.entries().size();
+        for (const TensorFile& file : files_) tensors += file.entries().size();
         if (info_.config.L > tensors)  // checked before it costs anything
             fail("%s: \"n_layer\" is %zu, but the model has only %s", beside(path_, kConfig).c_str(), info_.config.L,
                  counted(tensors, "tensor").c_str());
@@ -221,7 +233,7 @@ class HuggingFaceModel : public ModelFile {
         visit_tensors(info_.config, none, [&](const TensorSpec& t, float*&) { known.insert(name_in_file(t.name)); });
         std::vector<std::string> tensors;
         size_t masks = 0;
-        for (const SafetensorsFile& file : files_)
+        for (const TensorFile& file : files_)
             for (const TensorEntry& e : file.entries())
                 if (mask_names.contains(full_name(e.name)))
                     masks++;
@@ -234,13 +246,13 @@ class HuggingFaceModel : public ModelFile {
     template <class Real>
     void read_from(const TensorSpec& t, Real* dst) const {
         const std::string name = name_in_file(t.name);
-        const SafetensorsFile& file = file_of(name);
+        const TensorFile& file = file_of(name);
         file.read(checked_tensor(file, name, t.shape), dst);
     }
     void convert(const TensorSpec& t, float* dst) const override { read_from(t, dst); }
     void convert(const TensorSpec& t, double* dst) const override { read_from(t, dst); }
 
-    std::vector<SafetensorsFile> files_;
+    std::vector<TensorFile> files_;
 };
 
 }  // namespace
@@ -249,21 +261,14 @@ std::string hugging_face_weights(const std::string& path) {
     std::error_code ignored;
     std::string weights = path;
     if (fs::is_directory(path, ignored)) {
-        for (const char* name : {kWeights, kIndex, kPyTorch})
+        for (const char* name : kWeights)
             if (weights == path && fs::exists(fs::path(path) / name, ignored))
                 weights = (fs::path(path) / name).string();
         if (weights == path)
-            fail("%s is a folder without %s; expected a model file or the folder of a Hugging Face GPT-2%s",
-                 path.c_str(), kWeights,
+            fail("%s is a folder without %s or %s; expected a model file or the folder of a Hugging Face GPT-2%s",
+                 path.c_str(), kWeights[0], kWeights[2],
                  fs::exists(fs::path(path) / kAdapter, ignored) ? ", not of an adapter: merge it into its model first"
                                                                 : "");
-    }
-    if (fs::path(weights).filename().string().starts_with("pytorch_model")) {
-        const std::string folder = fs::path(weights).parent_path().string();
-        fail(
-            "%s is in PyTorch's own format, which only Python reads; convert it once: python3 -c \"import sys; from transformers "
-            "import GPT2LMHeadModel as M; M.from_pretrained(sys.argv[1]).save_pretrained('converted')\" %s",
-            weights.c_str(), folder.empty() ? "." : shell_word(folder).c_str());
     }
     return weights;
 }

@@ -12,11 +12,12 @@
 #include "io/checksum.h"
 #include "io/files.h"
 #include "io/terminal.h"
+#include "io/torch_file.h"
 #include "model/foreign_model.h"
 
 namespace tapernorm {
 
-const TensorEntry* find_tensor(const SafetensorsFile& file, const std::string& name) {
+const TensorEntry* find_tensor(const TensorFile& file, const std::string& name) {
     if (const TensorEntry* entry = file.find(name)) return entry;
     const std::string prefix = "transformer.";
     return name.starts_with(prefix) ? file.find(std::string_view(name).substr(prefix.size())) : nullptr;
@@ -40,8 +41,7 @@ void refuse_unread(const std::string& path, const std::set<std::string>& known,
         path.c_str(), unread.size(), in_quotes(unread[0]).c_str());
 }
 
-const TensorEntry& checked_tensor(const SafetensorsFile& file, const std::string& name,
-                                  const std::vector<size_t>& shape) {
+const TensorEntry& checked_tensor(const TensorFile& file, const std::string& name, const std::vector<size_t>& shape) {
     const TensorEntry* entry = find_tensor(file, name);
     if (!entry)
         fail("%s: tensor %s is missing; expected shape %s", file.path().c_str(), name.c_str(),
@@ -375,10 +375,7 @@ class OurModel : public ModelFile {
         if (file_.metadata().contains("checksum")) warn_if_older_than_state(file_);
     }
     const float* in_place(const TensorSpec& t) const override {
-        const TensorEntry& e = checked_tensor(file_, t.name, t.shape);
-        const unsigned char* data = file_.data(e);
-        const bool usable = e.dtype == Dtype::F32 && reinterpret_cast<uintptr_t>(data) % alignof(float) == 0;
-        return usable ? reinterpret_cast<const float*>(data) : nullptr;
+        return file_.in_place(checked_tensor(file_, t.name, t.shape));
     }
 
   private:
@@ -406,6 +403,7 @@ std::unique_ptr<ModelFile> ModelFile::open(const std::string& path) {
     const std::string weights = hugging_face_weights(path);
     if (weights.ends_with(".json")) return open_hugging_face(weights);
     if (is_llmc_checkpoint(weights)) return open_llmc_checkpoint(weights);
+    if (is_torch_file(weights)) return open_hugging_face(weights);
     refuse_other_kinds(weights);
     SafetensorsFile file(weights);
     if (file.metadata().contains("state_version"))

@@ -64,8 +64,8 @@ void check_tensors(const SafetensorsFile& file, const Config& config);
 // and what was found.
 class ModelFile {
   public:
-    // A model written by train_gpt or fold; a Hugging Face GPT-2 (its folder, its model.safetensors, or the index of a
-    // sharded one, with config.json beside it); or a checkpoint of llm.c.
+    // A model written by train_gpt or fold; a Hugging Face GPT-2 (its folder, its model.safetensors or pytorch_model.bin, or
+    // the index of a sharded one, with config.json beside it); or a checkpoint of llm.c.
     static std::unique_ptr<ModelFile> open(const std::string& path);
     virtual ~ModelFile() = default;
 
@@ -171,11 +171,10 @@ void refuse_unread(const std::string& path, const std::set<std::string>& known,
 std::string full_name(const std::string& tensor);
 
 // The entry of that name, or null; in the file, "transformer." may be missing, as it is in some of Hugging Face's files.
-const TensorEntry* find_tensor(const SafetensorsFile& file, const std::string& name);
+const TensorEntry* find_tensor(const TensorFile& file, const std::string& name);
 
 // The same; a missing entry, another shape, or a type that is not floating-point is an error.
-const TensorEntry& checked_tensor(const SafetensorsFile& file, const std::string& name,
-                                  const std::vector<size_t>& shape);
+const TensorEntry& checked_tensor(const TensorFile& file, const std::string& name, const std::vector<size_t>& shape);
 
 // Reads that tensor; a NaN or Inf in it is an error. Real: float or double.
 template <class Real>

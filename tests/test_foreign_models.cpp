@@ -229,10 +229,7 @@ TEST_CASE("foreign models: settings of config.json that we do not have are refus
     refuse("{\"n_layer\": \xff}", {"config.json"});
     fs::remove(w.at("hf/config.json"));
     w.refused("infer hf -n 1", {"hf/model.safetensors", "hf/config.json"});
-    fs::rename(w.at("hf/model.safetensors"), w.at("hf/pytorch_model.bin"));
-    w.refused("infer hf -n 1", {"hf/pytorch_model.bin", "save_pretrained"});
-    w.refused("train_gpt --init hf/pytorch_model.bin", {"hf/pytorch_model.bin", "save_pretrained"});
-    fs::remove(w.at("hf/pytorch_model.bin"));
+    fs::remove(w.at("hf/model.safetensors"));
     write_file(w.at("hf/config.json"), text);
     w.refused("fold hf out.bin", {"hf", "model.safetensors"});
     for (const std::string index : {"{}", "{\"weight_map\": {\"a\": 1}}", "{\"weight_map\": {\"a\": \"../base.bin\"}}",

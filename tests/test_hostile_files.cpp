@@ -130,8 +130,9 @@ TEST_CASE("programs: hostile names of files are printable on success, too") {
     with_metadata(w.at(model), w.at("$(id) \x1b.bin"), {{"gate", "0.5"}});
     w.refused("fold", {"-o $'\\x24\\x28id\\x29\\x20\\x1b.bin'"}, {"$(id) \x1b.bin", "out.bin"});
     fs::create_directory(w.at("it's $(id)"));
-    write_file(w.at("it's $(id)/pytorch_model.bin"), "");
-    w.refused("fold", {"'it'\\''s $(id)'"}, {"it's $(id)", "out.bin"});
+    write_file(w.at("it's $(id)/pytorch_model.bin"), "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19");  // of an old PyTorch
+    write_file(w.at("it's $(id)/config.json"), "{}");
+    w.refused("fold", {"'it'\\''s $(id)/pytorch_model.bin'"}, {"it's $(id)", "out.bin"});
     // Exceptions of the library name paths as they are.
     const Outcome thrown = run_program_in(w.path, {"train_gpt", "export", model, "corpus.txt/" + kHostile});
     CHECK(thrown.status == 1);

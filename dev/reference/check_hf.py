@@ -9,8 +9,8 @@ downloaded. Build the programs first.
     dev/.venv/bin/python dev/reference/check_hf.py --write   # makes tests/golden/hf anew
 
 import  GPT-2s of several shapes, with every parameter away from its usual start, saved by transformers in fp32, bf16 and
-        fp16, with and without the prefix "transformer.", sharded, with the buffers of old files, and as llm.c's
-        checkpoints (fp32, bf16; written here from the published layout): the logits of `infer MODEL --dump` against
+        fp16, with and without the prefix "transformer.", sharded, with the buffers of old files, as pytorch_model.bin
+        (torch.save), and as llm.c's checkpoints (fp32, bf16; written here from the published layout): the logits of `infer MODEL --dump` against
         those of the same numbers in transformers, and the loss that `train_gpt --init MODEL` prints before its first
         update.
 
@@ -22,7 +22,8 @@ hellaswag  `infer --hellaswag` on the items as JSON lines and in llm.c's format,
         transformers' logits.
 
 --write trains three tiny models, exports them, and stores what transformers makes of the exports: tests/test_export.cpp
-compares that with the programs.
+compares that with the programs. It also writes tests/golden/torch: a random GPT-2 as torch.save stores it and its logits,
+for tests/test_torch_file.cpp.
 
 In fp32 max |dlogit| < 1e-4 is required; logits have a standard deviation of about 1 or more here.
 """
@@ -47,7 +48,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 LIMIT = 1e-4
 
 SHAPES = {
-    "tiny": dict(vocab_size=300, n_positions=32, n_embd=24, n_layer=2, n_head=3),
+    "tiny": dict(vocab_size=256, n_positions=32, n_embd=24, n_layer=2, n_head=3),
     "odd": dict(vocab_size=257, n_positions=17, n_embd=33, n_layer=3, n_head=1, layer_norm_epsilon=1e-3),
     "wide": dict(vocab_size=1000, n_positions=64, n_embd=128, n_layer=1, n_head=8, reorder_and_upcast_attn=True),
     "deep": dict(vocab_size=512, n_positions=48, n_embd=64, n_layer=6, n_head=4, activation_function="gelu_pytorch_tanh"),
@@ -127,6 +128,24 @@ def write_llmc(model, path, dtype):
             f.write(t.float().numpy().tobytes() if dtype == "fp32" else t.bfloat16().view(torch.int16).numpy().tobytes())
 
 
+def save_torch(model, path, shards=1):
+    """As transformers did before it had safetensors: a state_dict, with the tied head as a second name of one storage, and
+    the attention masks that older versions kept."""
+    shutil.rmtree(path, ignore_errors=True)
+    model.config.save_pretrained(path)
+    state, T = model.state_dict(), model.config.n_positions
+    assert state["lm_head.weight"].data_ptr() == state["transformer.wte.weight"].data_ptr()
+    for l in range(model.config.n_layer):
+        state[f"transformer.h.{l}.attn.bias"] = torch.tril(torch.ones(T, T, dtype=torch.bool)).view(1, 1, T, T)
+        state[f"transformer.h.{l}.attn.masked_bias"] = torch.tensor(-1e4)
+    if shards == 1:
+        return torch.save(state, path / "pytorch_model.bin")
+    names = {k: f"pytorch_model-{i % shards + 1:05}-of-{shards:05}.bin" for i, k in enumerate(state)}
+    for name in set(names.values()):
+        torch.save({k: v for k, v in state.items() if names[k] == name}, path / name)
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
 def check_loss(path, model, folder):
     """The loss that train_gpt prints before its first update, against transformers on the same validation bytes."""
     T, B = 16, 2
@@ -168,6 +187,12 @@ def check_import(folder):
             if shape != "wide":
                 assert (path / "model.safetensors.index.json").exists()
             report(name + ", sharded", our_logits(path, tokens, folder), theirs)
+            save_torch(rounded, path)
+            report(name + ", torch.save", our_logits(path, tokens, folder), theirs)
+            torch.save(dict(rounded.named_parameters()), path / "parameters.bin")
+            report(name + ", its parameters", our_logits(path / "parameters.bin", tokens, folder), theirs)
+            save_torch(rounded, path, 3)
+            report(name + ", torch.save, sharded", our_logits(path, tokens, folder), theirs)
         for dtype in ("fp32", "bf16"):
             path = folder / f"{shape}-{dtype}.bin"
             write_llmc(model, path, dtype)
@@ -330,6 +355,17 @@ def write_goldens(folder):
         values[gate] = [float(f"{x:.9g}") for x in logits[-1]]
         if gate == "norm":
             values["hellaswag"] = hellaswag_scores(hf, choices(lambda t: list(t.encode()), 48))
+    (golden / "logits.json").write_text(json.dumps(values, separators=(",", ":")) + "\n")
+    write_torch_golden()
+
+
+def write_torch_golden():
+    SHAPES["golden"] = dict(vocab_size=256, n_positions=12, n_embd=8, n_layer=1, n_head=2)
+    model, golden = random_gpt2("golden"), ROOT / "tests" / "golden" / "torch"
+    save_torch(model, golden)
+    (golden / "generation_config.json").unlink(missing_ok=True)
+    tokens = [17, 4, 39, 200, 81, 7]
+    values = {"tokens": tokens, "logits": [float(f"{x:.9g}") for x in logits_of(model, tokens)[-1]]}
     (golden / "logits.json").write_text(json.dumps(values, separators=(",", ":")) + "\n")
 
 
