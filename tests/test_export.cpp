@@ -4,12 +4,14 @@
 
 #include <doctest/doctest.h>
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "inference/hellaswag.h"
 #include "tests/run_program.h"
+#include "tests/vocabulary.h"
 
 namespace tapernorm {
 
@@ -184,6 +186,237 @@ TEST_CASE("export: taper-all weights are 1e6 c gamma~, and a folded head carries
     }
 }
 
+namespace {
+
+// A GGUF file, read as its specification says (ggml, docs/gguf.md), with all lengths checked.
+struct Gguf {
+    struct Tensor {
+        std::vector<uint64_t> dimensions;  // the fastest first
+        uint32_t type;
+        std::string data;
+    };
+    std::map<std::string, json> keys;
+    std::map<std::string, Tensor> tensors;
+    std::vector<std::string> order;  // of the keys
+
+    explicit Gguf(const std::string& path) : bytes_(read_file(path)) {
+        REQUIRE(take(4) == "GGUF");
+        CHECK(take<uint32_t>() == 3);
+        const uint64_t count = take<uint64_t>(), key_count = take<uint64_t>();
+        for (uint64_t i = 0; i < key_count; i++) {
+            order.push_back(text());
+            CHECK(keys.emplace(order.back(), value(take<uint32_t>())).second);
+        }
+        std::vector<std::pair<std::string, uint64_t>> places;
+        for (uint64_t i = 0; i < count; i++) {
+            places.emplace_back(text(), 0);
+            Tensor& t = tensors[places.back().first];
+            t.dimensions.resize(take<uint32_t>());
+            for (uint64_t& n : t.dimensions) n = take<uint64_t>();
+            t.type = take<uint32_t>();
+            places.back().second = take<uint64_t>();
+        }
+        CHECK(tensors.size() == count);
+        const size_t data = (at_ + 31) / 32 * 32;
+        size_t end = data;
+        for (const auto& place : places) {  // one after the other, each aligned
+            Tensor& t = tensors[place.first];
+            size_t size = t.type == 30 ? 2 : 4;
+            for (const uint64_t n : t.dimensions) size *= n;
+            CHECK(data + place.second == end);
+            t.data = bytes_.substr(end, size);
+            CHECK(t.data.size() == size);
+            end += (size + 31) / 32 * 32;
+        }
+        CHECK(bytes_.size() == end);
+    }
+
+  private:
+    std::string take(size_t n) {
+        REQUIRE(n <= bytes_.size() - at_);
+        at_ += n;
+        return bytes_.substr(at_ - n, n);
+    }
+    template <class T>
+    T take() {
+        T x;
+        std::memcpy(&x, take(sizeof x).data(), sizeof x);
+        return x;
+    }
+    std::string text() { return take(take<uint64_t>()); }
+    json value(uint32_t type) {
+        if (type == 4) return take<uint32_t>();
+        if (type == 5) return take<int32_t>();
+        if (type == 6) return take<float>();
+        if (type == 7) return take<uint8_t>() == 1;
+        if (type == 8) return text();
+        REQUIRE(type == 9);
+        json list = json::array();
+        const uint32_t of = take<uint32_t>();
+        for (uint64_t n = take<uint64_t>(); n > 0; n--) list.push_back(value(of));
+        return list;
+    }
+
+    std::string bytes_;
+    size_t at_ = 0;
+};
+
+// The tensors of the folder that is exported from the same model, which transformers reads (above), by llama.cpp's names:
+// their numbers, bit for bit, matrices of blocks transposed; with bf16, vectors and positions stay fp32.
+void check_same_tensors(const Gguf& gguf, const std::string& folder, const std::string& folder_fp32) {
+    const SafetensorsFile file(folder + "/model.safetensors"), exact(folder_fp32 + "/model.safetensors");
+    CHECK(gguf.tensors.size() == file.entries().size());
+    const std::vector<std::array<std::string, 3>> names =
+        {{"transformer.wte.weight", "token_embd.weight", "matrix"},
+         {"transformer.wpe.weight", "position_embd.weight", "exact"},
+         {"transformer.ln_f.weight", "output_norm.weight", "exact"},
+         {"transformer.ln_f.bias", "output_norm.bias", "exact"},
+         {"lm_head.weight", "output.weight", "matrix"},
+         {"transformer.h.0.ln_1.weight", "blk.0.attn_norm.weight", "exact"},
+         {"transformer.h.0.ln_1.bias", "blk.0.attn_norm.bias", "exact"},
+         {"transformer.h.0.attn.c_attn.weight", "blk.0.attn_qkv.weight", "block"},
+         {"transformer.h.0.attn.c_attn.bias", "blk.0.attn_qkv.bias", "exact"},
+         {"transformer.h.0.attn.c_proj.weight", "blk.0.attn_output.weight", "block"},
+         {"transformer.h.0.attn.c_proj.bias", "blk.0.attn_output.bias", "exact"},
+         {"transformer.h.0.ln_2.weight", "blk.0.ffn_norm.weight", "exact"},
+         {"transformer.h.0.ln_2.bias", "blk.0.ffn_norm.bias", "exact"},
+         {"transformer.h.0.mlp.c_fc.weight", "blk.0.ffn_up.weight", "block"},
+         {"transformer.h.0.mlp.c_fc.bias", "blk.0.ffn_up.bias", "exact"},
+         {"transformer.h.0.mlp.c_proj.weight", "blk.0.ffn_down.weight", "block"},
+         {"transformer.h.0.mlp.c_proj.bias", "blk.0.ffn_down.bias", "exact"}};
+    size_t found = 0;
+    for (const auto& row : names) {
+        const std::string &theirs = row[0], &ours = row[1], &kind = row[2];
+        const SafetensorsFile& source = kind == "exact" ? exact : file;
+        const TensorEntry* e = source.find(theirs);
+        if (!e) continue;  // a tied head
+        INFO(theirs);
+        REQUIRE(gguf.tensors.count(ours) == 1);
+        found++;
+        const Gguf::Tensor& t = gguf.tensors.at(ours);
+        CHECK(t.type == (e->dtype == Dtype::BF16 ? 30 : 0));
+        std::vector<uint64_t> shape(t.dimensions.rbegin(), t.dimensions.rend());
+        std::string data(reinterpret_cast<const char*>(source.data(*e)), e->end - e->begin);
+        if (kind == "block") {
+            std::swap(shape[0], shape[1]);  // now [in, out], as the folder has it
+            const size_t size = dtype_bytes(e->dtype);
+            std::string rows;
+            for (size_t o = 0; o < shape[1]; o++)
+                for (size_t i = 0; i < shape[0]; i++) rows += data.substr((i * shape[1] + o) * size, size);
+            data = rows;
+        }
+        CHECK(shape == std::vector<uint64_t>(e->shape.begin(), e->shape.end()));
+        CHECK(t.data == data);
+    }
+    CHECK(found == file.entries().size());
+}
+
+}  // namespace
+
+TEST_CASE("export: a GGUF file has the numbers of the folder, the tokenizer, and what llama.cpp asks for") {
+    const Exports w;
+    w.ok("fold norm.bin norm-folded.bin"), w.ok("fold taper-all.bin free-folded.bin");
+    for (const std::string model : {"norm.bin", "taper-all.bin", "norm-folded.bin", "free-folded.bin"})
+        for (const std::string dtype : {"fp32", "bf16"}) {
+            CAPTURE(model);
+            CAPTURE(dtype);
+            w.ok_export(model + " exact"), w.ok_export(model + " folder --dtype " + dtype);
+            CHECK(w.ok_export(model + " m.gguf --dtype " + dtype).find("wrote     m.gguf: GGUF, " + dtype) !=
+                  std::string::npos);
+            const Gguf gguf(w.at("m.gguf"));
+            check_same_tensors(gguf, w.at("folder"), w.at("exact"));
+            CHECK(gguf.tensors.count("output.weight") == (model.find("folded") != model.npos));
+            auto key = [&](const char* name) { return gguf.keys.at(name); };
+            CHECK(gguf.order[0] == "general.architecture");
+            CHECK(key("general.architecture") == "gpt2");
+            CHECK(key("general.file_type") == (dtype == "fp32" ? 0 : 32));
+            const json config = config_in(w.at("folder"));
+            CHECK(key("gpt2.block_count") == config["n_layer"]);
+            CHECK(key("gpt2.context_length") == config["n_positions"]);
+            CHECK(key("gpt2.embedding_length") == config["n_embd"]);
+            CHECK(key("gpt2.feed_forward_length") == 4 * config["n_embd"].get<size_t>());
+            CHECK(key("gpt2.attention.head_count") == config["n_head"]);
+            CHECK(key("gpt2.attention.layer_norm_epsilon").get<float>() == config["layer_norm_epsilon"].get<float>());
+            CHECK(json::parse(key("tapernorm.provenance").get<std::string>()).back()["program"] == "train_gpt export");
+            // Bytes: no merges, and texts end at byte 0.
+            CHECK(key("tokenizer.ggml.model") == "gpt2");
+            CHECK(key("tokenizer.ggml.pre") == "gpt-2");
+            CHECK(key("tokenizer.ggml.merges") == json::array());
+            CHECK(key("tokenizer.ggml.eos_token_id") == 0);
+            CHECK(key("tokenizer.ggml.add_bos_token") == false);
+            const json vocab = json::parse(read_file(w.at("folder/vocab.json")));
+            REQUIRE(key("tokenizer.ggml.tokens").size() == 256);
+            for (size_t id = 0; id < 256; id++)
+                CHECK(vocab.at(key("tokenizer.ggml.tokens")[id].get<std::string>()) == id);
+            for (size_t id = 0; id < 256; id++) CHECK(key("tokenizer.ggml.token_type")[id] == (id == 0 ? 3 : 1));
+            for (const char* made : {"exact", "folder", "m.gguf"}) fs::remove_all(w.at(made));
+        }
+    // A BPE, in a vocabulary that is padded.
+    write_vocabulary(w.at("words"));
+    w.ok(kTiny + " -g norm --tokenizer words -o words.bin");
+    w.ok_export("words.bin words.gguf"), w.ok_export("words.bin hf");
+    const Gguf gguf(w.at("words.gguf"));
+    const json vocab = json::parse(read_file(w.at("hf/vocab.json"))), tokens = gguf.keys.at("tokenizer.ggml.tokens");
+    REQUIRE(tokens.size() == 259);
+    for (size_t id = 0; id < 259; id++) CHECK(vocab.at(tokens[id].get<std::string>()) == id);
+    CHECK(gguf.keys.at("tokenizer.ggml.merges") == json::array({"h e", "t he"}));
+    CHECK(gguf.keys.at("tokenizer.ggml.eos_token_id") == 258);
+    CHECK(gguf.keys.at("tokenizer.ggml.token_type")[258] == 3);
+    json config = config_in(w.at("hf"));
+    config["vocab_size"] = 384;
+    std::vector<TensorOut> padded;
+    std::vector<float> wte(384 * 16, 0.5f);
+    {
+        const SafetensorsFile file(w.at("hf/model.safetensors"));
+        for (const TensorEntry& e : file.entries()) padded.push_back({e.name, e.dtype, e.shape, file.data(e)});
+        for (TensorOut& t : padded)
+            if (t.name == "transformer.wte.weight") t.shape = {384, 16}, t.data = wte.data();
+        fs::create_directory(w.at("padded"));
+        write_safetensors(w.at("padded/model.safetensors"), {}, padded);
+    }
+    for (const char* name : {"vocab.json", "merges.txt"}) fs::copy(w.at("hf/") + name, w.at("padded/") + name);
+    write_file(w.at("padded/config.json"), config.dump());
+    w.ok_export("padded padded.gguf");
+    const Gguf more(w.at("padded.gguf"));
+    REQUIRE(more.keys.at("tokenizer.ggml.tokens").size() == 384);
+    CHECK(more.keys.at("tokenizer.ggml.tokens")[383] == "[PAD383]");
+    CHECK(more.keys.at("tokenizer.ggml.token_type")[383] == 5);
+    CHECK(more.tensors.at("token_embd.weight").dimensions == std::vector<uint64_t>{16, 384});
+}
+
+TEST_CASE("export: what a GGUF file cannot hold is refused with the reason; nothing is overwritten or left behind") {
+    const Exports w;
+    w.ok("fold taper.bin taper-folded.bin");
+    w.ok(kTiny + " -g norm --norm rmsnorm -o rms.bin"),
+        w.ok(kTiny + " -g taper-all --bound 1e4 --final-bound 2e4 -o bounded.bin");
+    fs::copy("tests/golden/torch", w.at("nameless"));
+    write_file(w.at("there.gguf"), "mine");
+    const auto before = w.contents();
+    // clang-format off
+    const std::pair<std::string, std::vector<std::string>> cases[] = {
+        {"taper.bin m.gguf", {"taper.bin", "only the final norm stays", "-g norm", "export MODEL DIR"}},
+        {"taper-folded.bin m.gguf", {"taper-folded.bin", "only the final norm stays"}},
+        {"rms.bin m.gguf", {"rms.bin", "LayerNorm, not RMSNorm"}}, {"bounded.bin m.gguf", {"bounded.bin", "no bound", "--without-bound"}},
+        {"nameless m.gguf", {"nameless", "--tokenizer"}}, {"norm.bin there.gguf", {"there.gguf", "exists", "a new file"}},
+        {"norm.bin nowhere/m.gguf", {"nowhere/m.gguf"}}};
+    // clang-format on
+    for (const auto& [command, needles] : cases) {
+        const std::string line = command;
+        const Outcome outcome = w.run_export(line);
+        CAPTURE(line);
+        CAPTURE(outcome.err);
+        CHECK(outcome.status == 1);
+        CHECK(outcome.err.find('\n') + 1 == outcome.err.size());
+        for (const std::string& needle : needles) CHECK(outcome.err.find(needle) != std::string::npos);
+        CHECK(w.contents() == before);
+    }
+    CHECK(run_program_in(w.path, words("train_gpt export norm.bin m.gguf"), 5000).status == 1);  // a full disk
+    CHECK(w.contents() == before);
+    CHECK(w.run_export("bounded.bin free.gguf --without-bound").status == 0);
+    CHECK(Gguf(w.at("free.gguf")).keys.at("gpt2.attention.layer_norm_epsilon") == 1e12f);
+    w.ok_export("nameless named.gguf --tokenizer bytes");
+}
+
 TEST_CASE("export: bf16, another tokenizer, and what it refuses") {
     const Exports w;
     w.ok_export("norm.bin half --dtype bf16");
@@ -200,7 +433,8 @@ TEST_CASE("export: bf16, another tokenizer, and what it refuses") {
         {"norm.bin nowhere/out", {"nowhere/out"}}, {"norm.bin out --dtype int8", {"--dtype", "int8"}},
         {"norm.bin out --tokenizer nowhere", {"nowhere"}}, {"norm.bin out surplus", {"surplus"}}};
     // clang-format on
-    for (const auto& [line, needles] : cases) {
+    for (const auto& [command, needles] : cases) {
+        const std::string line = command;
         const Outcome outcome = w.run_export(line);
         CAPTURE(line);
         CAPTURE(outcome.err);

@@ -15,6 +15,7 @@
 #include "io/tokenizer.h"
 #include "model/foreign_model.h"
 #include "runtime/random.h"
+#include "train/gguf.h"
 #include "train/modeling_tapernorm.h"
 
 namespace tapernorm::train {
@@ -55,18 +56,6 @@ void export_head(std::vector<double>& head, std::vector<double>& site_bias, cons
 namespace {
 
 constexpr double kFixedSigma = 1e6;  // what a LayerNorm with kLnFreeEps divides every row by (see export.h)
-
-// A model as GPT2LMHeadModel has it: the tensors of one with all its norms, and a head where it is not tied.
-struct Gpt2Tensors {
-    double eps;
-    std::vector<TensorSpec> specs;
-    std::vector<std::vector<float>> values;
-
-    void add(const TensorSpec& spec, const std::vector<double>& exact) {
-        specs.push_back(spec);
-        values.emplace_back(exact.begin(), exact.end());
-    }
-};
 
 // The weight and bias of a site as nn.LayerNorm has them.
 void add_site(Gpt2Tensors& out, const std::string& name, const ModelInfo& info, const SiteTensors<float>& site,
@@ -169,10 +158,32 @@ void write_tokenizer(OutputFolder& folder, const Tokenizer& tokenizer, size_t co
     write_text(folder.file("tokenizer_config.json"), settings.dump(2) + "\n");
 }
 
-void check_new(const std::string& dir) {
+void check_new(const std::string& out, bool gguf) {
     std::error_code ignored;
-    if (fs::exists(dir, ignored) && (!fs::is_directory(dir, ignored) || !fs::is_empty(dir, ignored)))
-        fail("%s exists already and is not an empty folder; expected the name of a new folder", dir.c_str());
+    const bool empty_folder = !gguf && fs::is_directory(out, ignored) && fs::is_empty(out, ignored);
+    if (!empty_folder && fs::exists(fs::symlink_status(out, ignored)))
+        fail("%s exists already%s; expected the name of a new %s", out.c_str(),
+             gguf ? "" : " and is not an empty folder", gguf ? "file" : "folder");
+}
+
+// Why GPT-2 as others run it cannot hold the model.
+const char* what_gpt2_lacks(const ModelInfo& info) {
+    return info.config.norm == NormKind::rmsnorm ? "has LayerNorm, not RMSNorm"
+           : info.gate > 0                       ? "has no gate"
+           : info.config.mode == GateMode::taper
+               ? "has all norms or none, and here only the final norm stays"
+               : "has no bound; --without-bound leaves it out, where it changes nothing";
+}
+
+void check_fits_gguf(const std::string& in, const ModelInfo& info, const std::string& why_no_tokenizer) {
+    if (!fits_gpt2_lm_head_model(info))
+        fail(
+            "%s: a GGUF file cannot hold this model, because the architecture gpt2 of llama.cpp %s; expected a LayerNorm model of -g "
+            "norm, or of -g taper-all at gate 0 without a bound; a folder (export MODEL DIR) holds any model, for transformers",
+            in.c_str(), what_gpt2_lacks(info));
+    if (!why_no_tokenizer.empty())
+        fail("%s: a GGUF file needs the model's tokenizer; name it with --tokenizer (%s)", in.c_str(),
+             why_no_tokenizer.c_str());
 }
 
 void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
@@ -180,15 +191,10 @@ void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
         std::printf("load      GPT2LMHeadModel.from_pretrained(\"%s\")\n", printable(dir).c_str());
         return;
     }
-    const char* why = info.config.norm == NormKind::rmsnorm ? "that class has LayerNorm, not RMSNorm"
-                      : info.gate > 0                       ? "that class has no gate"
-                      : info.config.mode == GateMode::taper
-                          ? "that class has all norms or none, and here only the final norm stays"
-                          : "that class has no bound; --without-bound leaves it out, where it changes nothing";
     std::printf(
         "load      AutoModelForCausalLM.from_pretrained(\"%s\", trust_remote_code=True)\n"
-        "          (GPT2LMHeadModel cannot hold this model: %s. The folder's modeling_tapernorm.py can.)\n",
-        printable(dir).c_str(), why);
+        "          (GPT2LMHeadModel cannot hold this model: it %s. The folder's modeling_tapernorm.py can.)\n",
+        printable(dir).c_str(), what_gpt2_lacks(info));
 }
 
 // Leaves out the bound, and what goes with it, of a model that is nearly the same without. That is measured on texts which the
@@ -244,14 +250,17 @@ void leave_out_bound(Cpu& dev, HostModel& model, const std::string& in) {
 }  // namespace
 
 int export_command(int argc, const char* const* argv) {
-    std::string in, dir, dtype_text = "fp32", tokenizer_path;
+    std::string in, out, dtype_text = "fp32", tokenizer_path;
     bool without_bound = false;
-    Options options("train_gpt export", "Writes a model as a folder that Hugging Face's transformers can load.");
+    Options options(
+        "train_gpt export",
+        "Writes a model as a folder that Hugging Face's transformers can load, or as a GGUF file for llama.cpp, Ollama and "
+        "LM Studio.");
     options.section("Files");
     // clang-format off
     options.add({.long_name = "model", .to = &in, .metavar = "MODEL",
                  .help = "a model written by train_gpt or fold, a Hugging Face GPT-2 (its folder), or a checkpoint of llm.c"});
-    options.add({.long_name = "folder", .to = &dir, .metavar = "DIR", .help = "the folder to create"});
+    options.add({.long_name = "folder", .to = &out, .metavar = "DIR|FILE.gguf", .help = "the folder to create; or the file, if its name ends in .gguf"});
     options.add({.long_name = "--tokenizer", .to = &tokenizer_path, .metavar = "PATH", .default_text = "the model's own",
                  .help = "the tokenizer to write: bytes, or a folder with vocab.json and merges.txt"});
     // clang-format on
@@ -259,30 +268,37 @@ int export_command(int argc, const char* const* argv) {
         {.long_name = "--without-bound",
          .to = &without_bound,
          .help =
-             "leave out the bound of a -g taper-all model's sites, so that GPT2LMHeadModel can hold it; refused where that "
+             "leave out the bound of a -g taper-all model's sites, so that GPT2LMHeadModel and GGUF can hold it; refused where that "
              "changes what the model predicts"});
     options.add(
         {.long_name = "--dtype", .to = &dtype_text, .choices = {"fp32", "bf16"}, .help = "number type of the weights"});
     if (!options.parse(argc, argv)) return 0;
 
+    const bool gguf = out.ends_with(".gguf");
     Cpu dev;
     const std::unique_ptr<HostModel> model = load_model(dev, in);
     ModelInfo& info = model->info;
     std::printf("read      %s: %s\n", printable(in).c_str(), describe(info).c_str());
     std::string why_none;
     const std::optional<Tokenizer> tokenizer = tokenizer_if_any(tokenizer_path, info, in, why_none);
-    if (!tokenizer) warn_of_vocabulary(in, info.vocabulary_problem);
-    check_new(dir);
+    if (!tokenizer && !gguf) warn_of_vocabulary(in, info.vocabulary_problem);
+    check_new(out, gguf);
     ProvenanceStep step{.program = "train_gpt export",
                         .settings = {{"dtype", dtype_text}},
                         .model = source_of(in, *model)};
     if (without_bound) step.settings.push_back({"without-bound", "yes"});
     if (without_bound) leave_out_bound(dev, *model, in);
-    OutputFolder folder(dir, false);
+    info.provenance = add_step(info.provenance, step);
     const Dtype dtype = dtype_text == "bf16" ? Dtype::BF16 : Dtype::F32;
+    if (gguf) {
+        check_fits_gguf(in, info, why_none);
+        write_gguf(out, printable(fs::path(in).stem().string()), info, as_gpt2(*model), dtype, *tokenizer);
+        std::printf("wrote     %s: GGUF, %s\n", printable(out).c_str(), dtype_text.c_str());
+        return 0;
+    }
+    OutputFolder folder(out, false);
     const bool plain = fits_gpt2_lm_head_model(info);
     double eps = info.config.eps;
-    info.provenance = add_step(info.provenance, step);
     if (plain) {
         const Gpt2Tensors gpt2 = as_gpt2(*model);
         eps = gpt2.eps;
@@ -300,9 +316,9 @@ int export_command(int argc, const char* const* argv) {
     // Written last, because only with it is the folder a model.
     write_text(folder.file("config.json"), config_json(info, eps, dtype, tokenizer).dump(2) + "\n");
     folder.keep();
-    std::printf("wrote     %s: %s, %s\n", printable(dir).c_str(),
+    std::printf("wrote     %s: %s, %s\n", printable(out).c_str(),
                 plain ? "GPT2LMHeadModel" : "TaperNormGPT2LMHeadModel", dtype_text.c_str());
-    print_result(dir, info, plain);
+    print_result(out, info, plain);
     return 0;
 }
 

@@ -1,4 +1,5 @@
-// ./train_gpt export MODEL DIR writes a model as a folder that Hugging Face's transformers can load.
+// ./train_gpt export MODEL DIR writes a model as a folder that Hugging Face's transformers can load; with FILE.gguf in place of DIR,
+// as a file for llama.cpp (train/gguf.h).
 //
 // GPT2LMHeadModel has LayerNorm with one epsilon for all sites, and a head without a bias. Without any code of ours it can hold
 //   * models with all their norms (gate mode norm, or any at gate 1), as they are;
@@ -21,6 +22,18 @@ namespace tapernorm::train {
 int export_command(int argc, const char* const* argv);
 
 bool fits_gpt2_lm_head_model(const ModelInfo& info);
+
+// Such a model as GPT2LMHeadModel has it: the tensors of one with all its norms, and a head where it is not tied.
+struct Gpt2Tensors {
+    double eps;
+    std::vector<TensorSpec> specs;
+    std::vector<std::vector<float>> values;
+
+    void add(const TensorSpec& spec, const std::vector<double>& exact) {
+        specs.push_back(spec);
+        values.emplace_back(exact.begin(), exact.end());
+    }
+};
 
 // A head [V, C] without a bias and the bias [C] of the final site, such that for every z of mean 0
 //     head (z + site_bias) = W z + b,        W [V, C], b [V] or null.
