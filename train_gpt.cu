@@ -39,6 +39,7 @@
 #include "train/evaluation.cuh"
 #include "train/export.h"
 #include "train/initial.cuh"
+#include "train/machine.cuh"
 #include "train/outliers.h"
 #include "train/profile.h"
 #include "train/ranks/data_parallel.cuh"
@@ -657,6 +658,7 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     if (run.teacher) hire_teacher(t, from(*run.teacher));
     if (ranks.size > 1) check_parameters(t, common_data(run), kStartAlike);
     print_start(t, run);
+    if (s.dry_run) return print_estimate(t), 0;
     if (last_rate) print_change_of_rate(t, *last_rate);
     if (ranks.first()) {
         const std::string warning = space_warning(s.out, bytes_to_write(t));
@@ -700,29 +702,17 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
 
 constexpr const char* kMemoryHint = "use a smaller -b (batch) or -t (sequence length), or recompute more (-r 1, -r 2)";
 
-// Chooses the device, the same kind on every rank, and prints it.
-static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks, std::string& in_words) {
-    const DeviceChoice choice = choose_device("--device", s.device, ranks.local_rank);
-    ranks.agree({{"--device", choice.cuda ? "cuda" : "cpu"},
-                 {"instruction set (TAPERNORM_ISA)", choice.cuda ? "" : isa_name(cpu.isa)}});
-    if (s.gpus > 1 && !choice.cuda)
-        fail("--gpus: %s; ranks on the CPU: mpirun --oversubscribe -np %zu", choice.why.c_str(), s.gpus);
-    if (!choice.cuda && ranks.star && ranks.size > 2)
-        ranks.fail_together(
-            strprintf("%d ranks on CPUs need MPI, because %s connects each with rank 0 alone; start them with mpirun, "
-                      "or only 2 of them",
-                      ranks.size, ranks.launcher.c_str()));
-    in_words = choice.cuda ? strprintf("cuda: %s, %s", choice.why.c_str(), s.precision.c_str()) : describe(cpu, choice);
-    std::printf("device    %s\n", in_words.c_str());
-    return choice.cuda;
-}
-
 [[maybe_unused]] static int run_program(int argc, char** argv, Ranks& ranks) {
     const bool exports = argc > 1 && std::strcmp(argv[1], "export") == 0;
     Settings s;
     Options options = make_options(s);
     const bool trains = !exports && options.parse(argc, argv);
-    ranks.agree({{"the command", trains ? "training" : exports ? "export" : "--help or --version"}});
+    ranks.agree({{"the command", trains    ? "training"
+                                 : exports ? "export"
+                                           : "--help or --version"},
+                 {"--model (-e)", s.depth},
+                 {"--init", s.init.empty() ? "none" : "a model"},
+                 {"--resume (-y)", s.resume ? "yes" : "no"}});
     if (!trains) {
         const int status = exports && ranks.first() ? export_command(argc - 1, argv + 1) : 0;
         flush_output();
@@ -734,8 +724,8 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks, std::str
     std::vector<std::string> arguments = options.arguments();
     Checkpoints checkpoints(state_path(s.out));
     std::optional<RunLock> lock;  // before the state is read: who has the lock may be writing it
-    if (ranks.first()) lock.emplace(s.out);
-    Start start = find_start(s, options, arguments, checkpoints, ranks);
+    if (ranks.first() && !s.dry_run) lock.emplace(s.out);
+    Start start = find_start(s, options, arguments, checkpoints, ranks, [&] { return this_machine(s, ranks); });
     ranks.set_time_limit(s.rank_timeout);
     ranks.agree(common_settings(s, start));
     if (ranks.first()) check_outputs(s);
@@ -743,12 +733,13 @@ static bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks, std::str
     cpu.memory_hint = kMemoryHint;
     std::string device;
     [[maybe_unused]] const bool gpu = choose_gpu(s, cpu, ranks, device);
+    print_recipe(s, start.recipe);
     Settings shown = s;
     std::printf("%s\n", make_options(shown).table().c_str());
     Run run = open_run(s, std::move(start));
     run.arguments = arguments, run.checkpoints = checkpoints, run.lock = lock ? &*lock : nullptr;
     run.computed_with = gpu ? "CUDA" : isa_name(cpu.isa), run.device = device;
-    if (ranks.first()) check_run(s, run);
+    if (ranks.first() && !s.dry_run) check_run(s, run);
 #ifdef TN_CUDA
     if (gpu) {
         Cuda cuda(ranks.local_rank, kMemoryHint);

@@ -250,6 +250,10 @@ void Options::set(const Option& o, const std::string& text, bool typed) {
                                                         : o.long_name + "=" + text);
 }
 
+void Options::choose(const std::string& long_name, const std::string& text) {
+    set(*std::ranges::find(rows_, long_name, &Option::long_name), text, false);
+}
+
 // toml++ is given ASCII alone: its tables of letters (3.3, Debian 12) have holes, which are undefined behaviour. Other bytes, and ~
 // itself, become ~ and two hexadecimal digits, which may stand where those bytes may: in texts and comments.
 static std::string only_ascii(std::string_view text) {

@@ -65,6 +65,8 @@ class Options {
     bool parse(int argc, const char* const* argv);
     bool given(const std::string& long_name) const { return given_.contains(long_name); }  // also by the file
     bool typed(const std::string& long_name) const { return given(long_name) && given_.at(long_name); }
+    // As if the file of settings had said it.
+    void choose(const std::string& long_name, const std::string& text);
     const std::vector<std::string>& arguments() const { return arguments_; }  // all that was given, in long names
 
     // Name and value of all settings as they are now, but for those that are per_rank.

@@ -161,7 +161,7 @@ inline Outcome run_program_in(const std::string& folder, const std::vector<std::
 
 // The smallest run through all phases of the gate: g = 1, 1, 0.5, 0, 0, 0.
 inline const std::string kShape = " --n-layer 1 --n-embd 16 --n-head 2 -t 16";
-inline const std::string kTrain = "train_gpt -i corpus.txt -b 2 -x 6 --gate-warmup 2 --gate-end 4 -l 0.01";
+inline const std::string kTrain = "train_gpt -i corpus.txt -b 2 -x 6 --gate-warmup 2 --gate-end 4 -l 0.01 -u 2%";
 inline const std::string kTiny = kTrain + kShape;
 
 inline std::string read_file(const std::string& path) {

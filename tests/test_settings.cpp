@@ -24,7 +24,7 @@ size_t count_of(const std::string& text, const std::string& part) {
 Settings unusual_settings() {
     Settings s;
     s.train = "a b.txt", s.val = "it's \"quoted\" # text", s.out = "C:\\out\\m.bin", s.init = "[x]";
-    s.overwrite = true;
+    s.overwrite = s.dry_run = true;
     s.checkpoint_every = 11, s.checkpoint_minutes = 0.5, s.keep = 3, s.seed = 12345678901234567890u, s.threads = 5,
     s.device = "cpu";
     s.precision = "fp32", s.tokenizer = "é{}", s.depth = "d12", s.L = 2, s.NH = 3, s.C = 48, s.T = 77,
@@ -326,7 +326,7 @@ TEST_CASE("train_gpt: a file of settings and the state of a run") {
 TEST_CASE("train_gpt: percentages from a file of settings count when a run resumes, unless they are the run's own") {
     const Workplace w;
     w.ok("train_gpt -i corpus.txt -b 2 -x 10 -g norm -u 10% --gate-end 60%" + kShape);
-    write_file(w.at("own.toml"), "gate-warmup = '5%'\ngate-end = '60.0%'\n");  // one is the default
+    write_file(w.at("own.toml"), "gate-warmup = '50%'\ngate-end = '60.0%'\n");  // one is the default
     write_file(w.at("other.toml"), "gate-end = '90%'\nwarmup = '50%'\n");
     const auto gate_end = [&](const std::string& flags) {
         w.ok("train_gpt -y " + flags);

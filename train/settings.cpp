@@ -36,6 +36,10 @@ struct DependentDefault {
 // Without an anchor for its scale, a stream that tapers while it grows runs off.
 bool unanchored(const Settings& s) { return s.gate != "norm" && s.scale_loss == 0; }
 
+// In a run of few updates from random weights the stream grows from the first to the last, and fractions of it are too few to warm
+// up in, or to calibrate from: the loss of the first updates would be far above that of random weights.
+bool shorter(const Settings& s, size_t updates) { return s.init.empty() && s.steps < updates; }
+
 const DependentDefault<double> kNumbers[] = {
     // The baseline has no anchor unless one is asked for.
     {"--scale-loss", &Settings::scale_loss, 0, "with -g norm", [](const Settings& s) { return s.gate == "norm"; }},
@@ -54,9 +58,19 @@ const DependentDefault<std::string> kChoices[] = {
     {"--calibration", &Settings::calibration, "channels", "with --init and --bound 0",
      [](const Settings& s) { return !s.init.empty() && s.bound == 0; }},
 };
+// Where more than one holds, the last one counts.
 const DependentDefault<Length> kLengths[] = {
+    {"--warmup", &Settings::warmup, updates(20), "in runs of fewer than 1000 updates from random weights",
+     [](const Settings& s) { return shorter(s, 1000); }},
+    {"--warmup", &Settings::warmup, updates(50), "of fewer than 50", [](const Settings& s) { return shorter(s, 50); }},
     {"--gate-warmup", &Settings::gate_warmup, percent_of_run(20), "with --scale-loss 0", unanchored},
+    {"--gate-warmup", &Settings::gate_warmup, percent_of_run(20),
+     "in runs of fewer than 200 updates from random weights", [](const Settings& s) { return shorter(s, 200); }},
+    {"--gate-warmup", &Settings::gate_warmup, percent_of_run(50), "of fewer than 50",
+     [](const Settings& s) { return shorter(s, 50); }},
     {"--gate-end", &Settings::gate_end, percent_of_run(80), "with --scale-loss 0", unanchored},
+    {"--gate-end", &Settings::gate_end, percent_of_run(80), "in runs of fewer than 200 updates from random weights",
+     [](const Settings& s) { return shorter(s, 200); }},
 };
 
 void set_dependent_defaults(Settings& s, const Options& given) {
@@ -91,8 +105,9 @@ std::string default_text(const char* flag) {
         if (r.flag == std::string(flag)) text += (text.empty() ? s.*r.field : "") + "; " + r.value + " " + r.when;
     if (!text.empty()) return text;
     for (const auto& r : kLengths)
-        if (r.flag == std::string(flag)) return to_text(s.*r.field) + "; " + to_text(r.value) + " " + r.when;
-    return "";
+        if (r.flag == std::string(flag))
+            text += (text.empty() ? to_text(s.*r.field) : "") + "; " + to_text(r.value) + " " + r.when;
+    return text;
 }
 
 // per_rank: what files hold is compared instead of their names (agreement.cpp), and what rank 0 alone writes is its own.
@@ -129,14 +144,16 @@ void add_model_options(Options& o, Settings& s) {
     o.section("Model");
     // clang-format off
     o.add({.short_name = "-e", .long_name = "--model", .to = &s.depth, .metavar = "dN", .default_text = "none",
-           .help = "GPT-2's shape with N layers: d12 has 124M parameters (12 heads, 768 channels), d24 350M, d36 774M, d48 1.6B", .per_rank = true});
+           .help = "GPT-2's shape with N layers: d12 has 124M parameters (12 heads, 768 channels), d24 350M, d36 774M, d48 1.6B; in a run "
+                   "from random weights also its recipe: -t, -d, -b, -x, -l, -u, -q and --beta2 where they are not given", .per_rank = true});
     o.add({.long_name = "--n-layer", .to = &s.L, .metavar = "L", .range = {.low = 1, .high = 1000}, .help = "blocks"});
     o.add({.long_name = "--n-head", .to = &s.NH, .metavar = "NH", .range = {.low = 1, .high = 1024},
            .help = "attention heads"});
     o.add({.long_name = "--n-embd", .to = &s.C, .metavar = "C", .range = {.low = 1, .high = 1 << 16},
            .help = "channels, a multiple of --n-head"});
     o.add({.short_name = "-t", .long_name = "--seq-len", .to = &s.T, .metavar = "T",
-           .range = {.low = 1, .high = 1 << 20}, .help = "context length in tokens"});
+           .range = {.low = 1, .high = 1 << 20}, .default_text = strprintf("%zu; with --init all positions of its model", Settings().T),
+           .help = "context length in tokens"});
     o.add({.long_name = "--norm", .to = &s.norm, .choices = {"layernorm", "rmsnorm"}, .help = "kind of norm"});
     o.section("Batch");
     o.add({.short_name = "-b", .long_name = "--batch", .to = &s.batch, .metavar = "B",
@@ -159,7 +176,7 @@ void add_optimizer_options(Options& o, Settings& s) {
     // clang-format off
     o.add({.short_name = "-l", .long_name = "--lr", .to = &s.lr, .range = {.low = 0},
            .default_text = strprintf("%g; with --init 0.46 / --n-embd and at most that", Settings().lr), .help = "peak learning rate"});
-    o.add({.short_name = "-u", .long_name = "--warmup", .to = &s.warmup,
+    o.add({.short_name = "-u", .long_name = "--warmup", .to = &s.warmup, .default_text = default_text("--warmup"),
            .help = "updates, or percentage of the run, over which the learning rate rises linearly to its peak"});
     o.add({.short_name = "-q", .long_name = "--lr-final-frac", .to = &s.lr_final_frac, .range = {.low = 0, .high = 1},
            .help = "final learning rate as a fraction of the peak"});
@@ -230,6 +247,8 @@ void add_taper_options(Options& o, Settings& s) {
 void add_run_options(Options& o, Settings& s) {
     o.section("Run");
     // clang-format off
+    o.add({.long_name = "--dry-run", .to = &s.dry_run,
+           .help = "print the settings, memory, arithmetic, and the time measured in two micro-batches; write nothing"});
     o.add({.short_name = "-v", .long_name = "--val-every", .to = &s.val_every, .metavar = "N",
            .help = "validate every N updates (0: only at the end)"});
     o.add({.short_name = "-m", .long_name = "--val-batches", .to = &s.val_batches, .metavar = "N",
@@ -261,7 +280,7 @@ void add_run_options(Options& o, Settings& s) {
 }
 
 // A run takes over the shape of the model or state that it begins from. Flags given now may not contradict it.
-void adopt_shape(Settings& s, const Options& now, const Origin& origin) {
+void adopt_shape(Settings& s, const Options& now, const Options& given, const Origin& origin) {
     const Config& c = origin.config;
     const char* path = origin.path.c_str();
     auto adopt = [&](const char* flag, size_t& setting, size_t in_file) {
@@ -279,13 +298,14 @@ void adopt_shape(Settings& s, const Options& now, const Origin& origin) {
     if (now.given("--seq-len") && s.T > c.T)
         fail("--seq-len: expected at most the %zu positions of %s, found %zu", c.T, path, s.T);
     s.norm = norm_name(c.norm);
-    s.T = std::min(s.T, c.T);
+    // The positions that --init's model has and that are not trained on would get worse. A state says what its run has.
+    s.T = s.resume || given.given("--seq-len") ? std::min(s.T, c.T) : c.T;
 }
 
-void settle_shape(Settings& s, const Options& now, const Origin* origin) {
+void settle_shape(Settings& s, const Options& now, const Options& given, const Origin* origin) {
     if (origin && !now.given("--model")) s.depth.clear();
     set_shape(now, s.depth, s.L, s.NH, s.C);
-    if (origin) adopt_shape(s, now, *origin);
+    if (origin) adopt_shape(s, now, given, *origin);
     if (s.C % s.NH) fail("--n-embd: expected a multiple of --n-head (%zu), found %zu", s.NH, s.C);
     // Below this, every size in bytes fits 64 bits; no machine comes near.
     if (double(s.batch) * double(s.T) * double(std::max(s.L, s.NH)) * double(s.C) > 0x1p50)
@@ -315,10 +335,11 @@ void settle_gate(Settings& s) {
         fail("--gate-warmup: expected at least 1 update to calibrate from, found 0");
 }
 
-// Every setting that all ranks share as --help shows it, by its names.
+// Every setting that all ranks share as --help shows it, by its long name.
 std::map<std::string, std::string> texts(Settings s) {
-    const auto list = make_options(s).common();
-    return {list.begin(), list.end()};
+    std::map<std::string, std::string> list;
+    for (const auto& [names, value] : make_options(s).common()) list[names.substr(0, names.find(' '))] = value;
+    return list;
 }
 
 // Old states may have flags of two letters.
@@ -334,7 +355,7 @@ Options make_options(Settings& s) {
               "./train_gpt export MODEL DIR writes a model for Hugging Face's transformers (see its --help).");
     add_file_options(o, s), add_model_options(o, s), add_optimizer_options(o, s);
     add_taper_options(o, s), add_run_options(o, s);
-    o.exclude("--resume", {"--overwrite", "--init"});
+    o.exclude("--resume", {"--overwrite", "--init", "--dry-run"});
     return o;
 }
 
@@ -351,7 +372,7 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
         fail("--calibration channels+first: expected a --bound above 0 with it, found 0; use --calibration channels");
     if (s.distill > 0 && s.init.empty())
         fail("--distill: expected --init, whose model is the teacher, found none; name it, or leave out --distill");
-    settle_shape(s, now, origin);
+    settle_shape(s, now, given, origin);
     if (!given.given("--lr") && !s.init.empty()) s.lr = tuning_rate(s.C);
     CompleteSettings complete;
     for (const std::string& flag : flags_with_dependent_defaults())
@@ -360,7 +381,7 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
     if (s.micro_steps(ranks) == 1) complete.implied.push_back("--total-batch");
     complete.settings = s;
     complete.settings.depth.clear();  // the sizes say the shape
-    complete.settings.resume = complete.settings.overwrite = false;
+    complete.settings.resume = complete.settings.overwrite = complete.settings.dry_run = false;
     settle_gate(s);
     if (ranks.size > 1 && s.threads == 0) s.threads = size_t(threads_for_rank(ranks.local_size));
     return complete;
@@ -405,8 +426,9 @@ Options resume_settings(Settings& s, const Options& now, std::vector<std::string
         const std::string kept = texts(s).at(flag), now_given = texts_given.at(flag);
         // What follows from the other settings is not said, so that the file of settings leaves it open as before.
         if (kept != texts_before.at(flag)) all.insert(all.end(), {flag, value});
-        // The kind of the scale loss is no part of the model and may change.
-        if (now.given(flag) && now_given != kept && flag != "--scale-loss-kind")
+        // What is no part of the model may change.
+        const bool of_model = flag != "--scale-loss-kind" && flag != "--seq-len" && flag != "--warmup";
+        if (now.given(flag) && now_given != kept && of_model)
             fail("%s: expected %s, as the run in %s has it, found %s; leave the flag out", flag.c_str(), kept.c_str(),
                  saved.path.c_str(), now_given.c_str());
     }

@@ -13,7 +13,7 @@ namespace tapernorm::train {
 
 struct Settings {
     std::string train, val, tokenizer, out = "model.bin", init;
-    bool resume = false, overwrite = false;
+    bool resume = false, overwrite = false, dry_run = false;
     size_t checkpoint_every = 0, keep = 2;
     double checkpoint_minutes = 10;
 

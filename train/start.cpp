@@ -14,6 +14,7 @@
 #include "runtime/error.h"
 #include "train/run_files.h"
 #include "train/run_log.h"
+#include "train/shape.h"
 
 namespace tapernorm::train {
 
@@ -62,8 +63,11 @@ SavedSettings saved_settings(const SafetensorsFile& state) {
     saved.total_batch = said("total_batch");
     keep("--scale-loss-kind", said("scale_loss_kind"), "absolute");  // in states that do not say it
     keep("--calibration", said("calibration"), "scalar");
-    // What --init's default rate was for all models, in states that do not say theirs.
+    keep("--seq-len", said("seq_len"));  // older ones have the 256 that was the default for all
     const std::string lines = "\n" + saved.arguments;
+    if (lines.find("\n--warmup=") == lines.npos && lines.find("\n-u") == lines.npos)
+        keep("--warmup", said("warmup"), "2%");  // which it was for short runs, too
+    // What --init's default rate was for all models, in states that do not say theirs.
     if (said("peak_lr").empty() && lines.find("\n--init=") != lines.npos && lines.find("\n--lr=") == lines.npos)
         saved.lr = "0.0006";
     const std::string gate = said("gate_mode");
@@ -145,11 +149,6 @@ Run open_corpora(const Settings& s, const Start& start) {
     if (guess && val.from_shards() != train.from_shards())
         fail("--val: %s and %s: one is token shards, the other text; give --tokenizer", val.name().c_str(),
              train.name().c_str());
-    if (val.size() <= s.T && train.size() > s.T)
-        fail(
-            "--val: the part of %s to validate on has %s, one sequence needs %zu (-t %zu and its last target); use "
-            "a longer text, a smaller -t, or give a validation text with -j",
-            val.name().c_str(), counted(val.size(), "token").c_str(), s.T + 1, s.T);
     Run run{train, val, {}, tokenizer, s.train.empty() ? story_prompts()[0] : "\n"};
     run.tokenizer_assumed = train.from_shards() && s.tokenizer.empty() && !shards;
     if (tokenizer)
@@ -229,35 +228,8 @@ void warn_of_changes(const Run& run, const SafetensorsFile& state) {
             printable(before("step")).c_str(), in_quotes(then).c_str(), run.computed_with.c_str());
 }
 
-}  // namespace
-
-Start find_start(Settings& s, const Options& options, std::vector<std::string>& arguments, Checkpoints& checkpoints,
-                 const Ranks& ranks) {
-    Start start;
-    std::optional<Options> resumed;
-    if (s.resume) {
-        start.state = open_state(s, checkpoints, ranks);
-        resumed = resume_settings(s, options, arguments, saved_settings(*start.state));
-        ModelInfo info{read_config(*start.state)};
-        read_tokenizer(*start.state, info);
-        start.origin = {start.state->path(), info.config};
-        start.tokenizer = info.tokenizer, start.vocabulary_problem = info.vocabulary_problem;
-    } else if (!s.init.empty()) {
-        start.init = open_init(s.init);
-        const ModelInfo& info = start.init->info();
-        start.origin = {start.init->path(), info.config};
-        start.tokenizer = info.tokenizer, start.vocabulary_problem = info.vocabulary_problem;
-        start.foreign = start.init->foreign();
-    }
-    start.settings =
-        settle(s, options, resumed ? *resumed : options, start.from_file() ? &start.origin : nullptr, ranks);
-    // The state has its vocabulary: the folder that it came from may be gone.
-    if (s.resume && !options.given("--tokenizer") && start.tokenizer.contains("tokenizer.vocab")) s.tokenizer.clear();
-    return start;
-}
-
 // A corpus that is not there may be one that the run saw from another folder.
-static Run corpora_of(const Settings& s, const Start& start) try {
+Run corpora_of(const Settings& s, const Start& start) try {
     return open_corpora(s, start);
 } catch (const Error& error) {
     const auto missing = [](const std::string& path) {
@@ -274,8 +246,56 @@ static Run corpora_of(const Settings& s, const Start& start) try {
     throw;
 }
 
+// With --model, what the flags leave open; the shape itself may be another by flags that were typed.
+void follow_recipe(Settings& s, Options& options, Start& start, const Ranks& ranks, const Machine& machine) {
+    Settings shape = s;
+    set_shape(options, s.depth, s.L, s.NH, s.C), set_shape_by_depth(s.depth, shape.L, shape.NH, shape.C);
+    if (shape.L != s.L || shape.NH != s.NH || shape.C != s.C) return;
+    start.corpora = corpora_of(s, start);
+    const size_t V = start.corpora->decode ? start.corpora->decode->vocab_size() : kGpt2Vocabulary;
+    start.recipe =
+        recipe(s, options, {V, start.corpora->train.size(), size_t(ranks.size), machine.gpu, machine.free_bytes});
+    for (const RecipeLine& line : start.recipe) options.choose(line.flag, line.value);
+}
+
+}  // namespace
+
+Start find_start(Settings& s, const Options& options, std::vector<std::string>& arguments, Checkpoints& checkpoints,
+                 const Ranks& ranks, const std::function<Machine()>& machine) {
+    Start start;
+    std::optional<Options> resumed, chosen;
+    if (s.resume) {
+        start.state = open_state(s, checkpoints, ranks);
+        resumed = resume_settings(s, options, arguments, saved_settings(*start.state));
+        ModelInfo info{read_config(*start.state)};
+        read_tokenizer(*start.state, info);
+        start.origin = {start.state->path(), info.config};
+        start.tokenizer = info.tokenizer, start.vocabulary_problem = info.vocabulary_problem;
+    } else if (!s.init.empty()) {
+        start.init = open_init(s.init);
+        const ModelInfo& info = start.init->info();
+        start.origin = {start.init->path(), info.config};
+        start.tokenizer = info.tokenizer, start.vocabulary_problem = info.vocabulary_problem;
+        start.foreign = start.init->foreign();
+    } else if (!s.depth.empty()) {
+        chosen = options;
+        follow_recipe(s, *chosen, start, ranks, machine());
+        arguments = chosen->arguments();
+    }
+    const Options& given = resumed ? *resumed : chosen ? *chosen : options;
+    start.settings = settle(s, options, given, start.from_file() ? &start.origin : nullptr, ranks);
+    // The state has its vocabulary: the folder that it came from may be gone.
+    if (s.resume && !options.given("--tokenizer") && start.tokenizer.contains("tokenizer.vocab")) s.tokenizer.clear();
+    return start;
+}
+
 Run open_run(const Settings& s, Start start) {
-    Run run = corpora_of(s, start);
+    Run run = start.corpora ? *std::exchange(start.corpora, {}) : corpora_of(s, start);
+    if (run.val.size() <= s.T && run.train.size() > s.T)
+        fail(
+            "--val: the part of %s to validate on has %s, one sequence needs %zu (-t %zu and its last target); use "
+            "a longer text, a smaller -t, or give a validation text with -j",
+            run.val.name().c_str(), counted(run.val.size(), "token").c_str(), s.T + 1, s.T);
     run.config = make_config(s, run, start);
     if (!s.hellaswag.empty()) run.hellaswag = read_hellaswag(s.hellaswag, run.decode, run.config.V, run.config.T);
     run.settings_file = settings_text(start.settings);

@@ -1,5 +1,6 @@
 // What a run begins from: random weights, a model or a state; and its corpora and tokenizer.
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -11,27 +12,10 @@
 #include "io/tokens.h"
 #include "model/model_file.h"
 #include "train/checkpoints.h"
+#include "train/recipe.h"
 #include "train/settings.h"
 
 namespace tapernorm::train {
-
-// The file that a run begins from; neither file is open where it begins from random weights.
-struct Start {
-    std::unique_ptr<SafetensorsFile> state;  // the state that -y resumes
-    std::unique_ptr<ModelFile> init;         // the model that --init names
-    Origin origin;
-    std::map<std::string, std::string> tokenizer;  // Tokenizer::metadata()
-    std::string vocabulary_problem = {};           // ModelInfo's
-    bool foreign = false;                          // its tokenizer is a guess that --tokenizer may correct
-    CompleteSettings settings;                     // what settle returned
-
-    bool from_file() const { return state || init; }
-};
-
-// Opens what -y or --init says and settles s. options: as they parsed this command line. arguments: its words; with -y
-// those of the run so far stand before them afterwards.
-Start find_start(Settings& s, const Options& options, std::vector<std::string>& arguments, Checkpoints& checkpoints,
-                 const Ranks& ranks);
 
 // Everything that a run needs besides the trainer.
 class RunLock;
@@ -64,6 +48,33 @@ struct Run {
     std::unique_ptr<ModelFile> teacher = {};      // --distill's
     std::string teacher_sum = {};                 // a checksum of its numbers
 };
+
+// The file that a run begins from; neither file is open where it begins from random weights.
+struct Start {
+    std::unique_ptr<SafetensorsFile> state;  // the state that -y resumes
+    std::unique_ptr<ModelFile> init;         // the model that --init names
+    Origin origin;
+    std::map<std::string, std::string> tokenizer;  // Tokenizer::metadata()
+    std::string vocabulary_problem = {};           // ModelInfo's
+    bool foreign = false;                          // its tokenizer is a guess that --tokenizer may correct
+    CompleteSettings settings;                     // what settle returned
+    std::vector<RecipeLine> recipe = {};           // --model's, as far as it was followed
+    std::optional<Run> corpora = {};               // opened already, where the recipe had to know their sizes
+
+    bool from_file() const { return state || init; }
+};
+
+// What a recipe has to know of each rank's device.
+struct Machine {
+    bool gpu = false;
+    double free_bytes = 0;  // 0: not known
+};
+
+// Opens what -y or --init says and settles s. options: as they parsed this command line. arguments: its words; with -y
+// those of the run so far stand before them afterwards, with --model what its recipe chose. machine: is asked only for a recipe.
+Start find_start(
+    Settings& s, const Options& options, std::vector<std::string>& arguments, Checkpoints& checkpoints,
+    const Ranks& ranks, const std::function<Machine()>& machine = [] { return Machine(); });
 
 // Opens the corpora; takes over start's files.
 Run open_run(const Settings& s, Start start);

@@ -114,6 +114,8 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
                      {"lr", strprintf("%.17g", t.lr_now())},
                      {"peak_lr", strprintf("%.17g", t.settings.lr)},
                      {"position", std::to_string(t.batches.position())},
+                     {"warmup", to_text(t.settings.warmup)},
+                     {"seq_len", std::to_string(t.settings.T)},
                      {"total_batch", std::to_string(t.settings.total_batch)},
                      {"gate_warmup", std::to_string(t.gate_warmup)},
                      {"gate_end", std::to_string(t.gate_end)},

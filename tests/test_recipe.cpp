@@ -1,0 +1,195 @@
+// The recipe that --model dN chooses, what --dry-run computes, and the schedules of short runs.
+#define TAPERNORM_NO_MAIN
+#include "train_gpt.cu"
+
+#include <doctest/doctest.h>
+
+#include "data/stories.h"
+#include "tests/run_program.h"
+#include "train/shape.h"
+
+namespace tapernorm::train {
+
+namespace {
+
+using Chosen = std::map<std::string, std::string>;
+
+Chosen chosen(const std::string& flags, const RecipeFacts& facts) {
+    Settings s;
+    Options options = make_options(s);
+    std::vector<std::string> list = words("train_gpt " + flags);
+    std::vector<const char*> argv;
+    for (const std::string& word : list) argv.push_back(word.c_str());
+    REQUIRE(options.parse(int(argv.size()), argv.data()));
+    set_shape(options, s.depth, s.L, s.NH, s.C);
+    Chosen found;
+    for (const RecipeLine& line : recipe(s, options, facts)) {
+        CHECK_FALSE(line.why.empty());
+        found[line.flag] = line.value;
+        options.choose(line.flag, line.value);  // a value that the flag takes
+    }
+    return found;
+}
+
+constexpr RecipeFacts kWeb{.V = 50257, .corpus_tokens = size_t(1e11), .ranks = 1, .gpu = true, .free_bytes = 80e9};
+
+double number(const Chosen& c, const char* flag) { return std::atof(c.at(flag).c_str()); }
+
+}  // namespace
+
+TEST_CASE("recipe: every shape of GPT-2 has the figures of the table in the guide") {
+    const std::string guide =
+        read_file((std::filesystem::path(__FILE__).parent_path().parent_path() / "dev/guides/recipes.md").string());
+    for (const std::string shape : {"d6", "d12", "d24", "d36", "d48"}) {
+        INFO(shape);
+        const Chosen c = chosen("-e " + shape, kWeb);
+        Config config;
+        size_t L = 0, NH = 0, C = 0;
+        set_shape_by_depth(shape, L, NH, C);
+        config.L = L, config.NH = NH, config.C = C, config.V = kWeb.V, config.T = size_t(number(c, "--seq-len"));
+        config.mode = GateMode::norm;
+        const size_t row = guide.find("\n| " + shape + " |") + 1;
+        REQUIRE(row > 0);
+        double parameters = 0, T = 0, batch = 0, lr = 0;
+        REQUIRE(std::sscanf(guide.c_str() + row, "| %*s | %lfM | %lf | %lf | %lf |", &parameters, &T, &batch, &lr) ==
+                4);
+        CHECK(parameters == std::round(double(parameter_count(config)) * 1e-6));
+        CHECK(T == number(c, "--seq-len"));
+        CHECK(batch == number(c, "--total-batch"));
+        CHECK(lr == number(c, "--lr"));
+        // 20 tokens per parameter, whole updates; the warm-up is GPT-3's 375 million tokens or a tenth.
+        CHECK(number(c, "--steps") == std::floor(20 * double(parameter_count(config)) / batch));
+        CHECK(number(c, "--warmup") == std::floor(std::min(375e6 / batch, number(c, "--steps") / 10)));
+        CHECK(std::fmod(batch, number(c, "--batch") * T) == 0);
+    }
+}
+
+TEST_CASE("recipe: flags that are given stay, and the rest follows them") {
+    const Chosen c = chosen("-e d12 -t 256 -b 8 -x 5000 -l 0.001 -u 3% -q 0 --beta2 0.9", kWeb);
+    CHECK(c == Chosen{{"--total-batch", "524288"}});
+    CHECK(chosen("-e d12 -d 16384 -t 1024 -b 4", kWeb).at("--beta2") == "0.99");
+    CHECK(number(chosen("-e d12 -d 16384", kWeb), "--batch") == 16);  // an update has no more sequences
+    RecipeFacts three = kWeb;  // 524288 is no multiple of 3 x 1024: the next one is taken
+    three.ranks = 3;
+    CHECK(std::fmod(number(chosen("-e d12", three), "--total-batch"),
+                    3 * 1024 * number(chosen("-e d12", three), "--batch")) == 0);
+}
+
+TEST_CASE("recipe: a small corpus gets small updates, and is read four times at most") {
+    for (const size_t tokens : {size_t(3000), size_t(1000000), size_t(2700000), size_t(300000000)}) {
+        CAPTURE(tokens);
+        RecipeFacts f{.V = 256, .corpus_tokens = tokens, .ranks = 1, .gpu = false, .free_bytes = 0};
+        const Chosen c = chosen("-e d12", f);
+        const double read = number(c, "--steps") * number(c, "--total-batch");
+        CHECK((read <= 4 * double(tokens) || number(c, "--steps") == 1));
+        CHECK((number(c, "--steps") >= 1000 || number(c, "--total-batch") == 1024));
+        CHECK(number(c, "--batch") <= 2);  // 2048 tokens on a CPU
+    }
+    // With -x the number of updates is the user's.
+    RecipeFacts f{.V = 256, .corpus_tokens = 2700000, .ranks = 1, .gpu = false, .free_bytes = 0};
+    CHECK(number(chosen("-e d12 -x 100", f), "--total-batch") == 65536);  // 10.8M tokens in 100 updates are 108000 each
+}
+
+TEST_CASE("recipe: the micro-batch is what fits into the free memory") {
+    double last = 64;
+    for (const double free : {80e9, 20e9, 8e9, 4e9, 1e9}) {
+        CAPTURE(free);
+        RecipeFacts f = kWeb;
+        f.free_bytes = free;
+        const double B = number(chosen("-e d12", f), "--batch");
+        CHECK(B <= last);
+        Settings s;
+        s.batch = size_t(B), s.T = 1024;
+        Config c;
+        c.V = 50257, c.T = 1024, c.L = 12, c.NH = 12, c.C = 768, c.mode = GateMode::norm;
+        CHECK((B == 1 || training_bytes(c, s, true, 1) <= 0.8 * free));
+        last = B;
+    }
+    CHECK(last == 1);
+}
+
+TEST_CASE("recipe: memory is what the trainer allocates, arithmetic what the guide for 124M works out") {
+    for (const size_t recompute : {0, 1, 2}) {
+        CAPTURE(recompute);
+        Settings s;
+        s.L = 3, s.NH = 4, s.C = 64, s.T = 64, s.batch = 4, s.total_batch = 256, s.recompute = recompute;
+        Config c;
+        c.V = 256, c.T = s.T, c.L = s.L, c.NH = s.NH, c.C = s.C, c.mode = GateMode::taper;
+        Cpu dev(1);
+        const Trainer<Cpu, float> t(dev, s, c, tokens_from_text(story_corpus(), "stories"));
+        double held = 0;
+        for (const auto& [purpose, bytes] : memory_table(t)) held += double(bytes);
+        // Left out: the sums of calibration, and up to 255 bytes behind each tensor.
+        CHECK(training_bytes(c, s, false, 1) == doctest::Approx(held).epsilon(0.03));
+        CHECK(training_bytes(c, s, false, 1) <= held);
+    }
+    Config c;
+    c.V = 50304, c.T = 1024, c.L = 12, c.NH = 12, c.C = 768;
+    const double matrices = 50304.0 * 768 + 144 * 768 * 768.0;
+    CHECK(training_flops(c, 1024) == doctest::Approx(6 * matrices + 6 * 12 * 1024.0 * 768).epsilon(1e-3));
+}
+
+TEST_CASE("recipe: -e chooses it, shows it, keeps it; --dry-run writes nothing") {
+    const Workplace w;
+    const std::string small = "train_gpt -i corpus.txt -e d6 -t 16 -b 1 -d 16 -x 2 -v 0 -m 1 --threads 1 -o six";
+    const auto files = [&] { return std::distance(std::filesystem::directory_iterator(w.path), {}); };
+    const auto before = files();
+    const std::string dry = w.ok(small + " --dry-run");
+    CHECK(files() == before);
+    for (const char* part : {"recipe    d6", "--lr ", "0.46 / channels", "estimate  2 updates of 1 micro-batch ",
+                             "FLOPs", "each dollar", "dry run: nothing was written"})
+        CHECK_MESSAGE(dry.find(part) != std::string::npos, part);
+    const std::string out = w.ok(small);
+    CHECK(out.find("recipe    d6") != std::string::npos);
+    CHECK(out.find("estimate") == std::string::npos);
+    const std::string settings = read_file(w.at("six.toml"));
+    for (const char* line :
+         {"\nlr = 0.0012\n", "\nlr-final-frac = 0.1\n", "\nbeta2 = 0.99\n", "\nn-embd = 384\n", "\nseq-len = 16\n"})
+        CHECK_MESSAGE(settings.find(line) != std::string::npos, line);
+    w.ok("train_gpt --config six.toml -o seven");
+    CHECK(read_file(w.at("six.bin")) == read_file(w.at("seven.bin")));
+    // What it chose stays when the run goes on.
+    const std::string more = w.ok("train_gpt -y -o six -x 3");
+    CHECK(more.find("recipe  ") == std::string::npos);
+    CHECK(read_file(w.at("six.toml")).find("\nlr = 0.0012\n") != std::string::npos);
+    w.refused("train_gpt -y -o six --dry-run", {"--dry-run", "--resume"});
+}
+
+TEST_CASE("train_gpt: every short run is finite, and its loss never far above that of random weights") {
+    const TokenSource corpus = tokens_from_text(story_corpus(), "stories");
+    const auto run = [&](Settings s) {
+        Options none = make_options(s);
+        settle(s, none, none, nullptr);
+        Config c;
+        c.V = 256, c.T = s.T, c.L = s.L, c.NH = s.NH, c.C = s.C, c.mode = gate_mode_from(s.gate);
+        c.bound = s.bound, c.final_bound = c.mode == GateMode::taper_all ? s.final_bound : 0;
+        Cpu dev(1);
+        Trainer<Cpu, float> t(dev, s, c, corpus);
+        initialize(t.model, s.seed);
+        double first = 0, last = 0;
+        while (t.step < s.steps) {
+            const StepReport r = t.update();
+            if (t.step == 1) first = r.loss;
+            last = r.loss;
+            REQUIRE(r.loss <= 1.25 * first);
+        }
+        CHECK(last <= 1.02 * first);  // a few updates of 32 tokens differ by as much
+        CHECK((s.steps < 2 || t.gate_now() == 0));  // it can be folded
+    };
+    for (size_t steps = 1; steps <= 200; steps++) {
+        CAPTURE(steps);
+        Settings s;
+        s.L = 2, s.NH = 2, s.C = 16, s.T = 16, s.batch = 2, s.steps = steps;
+        if (steps % 2) s.gate = "taper-all";
+        run(s);
+    }
+    // The model of a first try, which grows faster.
+    for (const size_t steps : {12, 25}) {
+        CAPTURE(steps);
+        Settings s;
+        s.steps = steps, s.T = 128;
+        run(s);
+    }
+}
+
+}  // namespace tapernorm::train

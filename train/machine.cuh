@@ -1,0 +1,83 @@
+// The machine that a run is on: the device it chooses, what a recipe has to know of it, and what --dry-run measures.
+#pragma once
+#include <algorithm>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "io/terminal.h"
+#include "runtime/device.h"
+#include "train/recipe.h"
+#include "train/start.h"
+#include "train/trainer.h"
+#ifdef TN_CUDA
+#include "runtime/cuda.cuh"
+#endif
+
+namespace tapernorm::train {
+
+// Chooses the device, the same kind on every rank, and prints it; in_words: what it prints.
+inline bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks, std::string& in_words) {
+    const DeviceChoice choice = choose_device("--device", s.device, ranks.local_rank);
+    ranks.agree({{"--device", choice.cuda ? "cuda" : "cpu"},
+                 {"instruction set (TAPERNORM_ISA)", choice.cuda ? "" : isa_name(cpu.isa)}});
+    if (s.gpus > 1 && !choice.cuda)
+        fail("--gpus: %s; ranks on the CPU: mpirun --oversubscribe -np %zu", choice.why.c_str(), s.gpus);
+    if (!choice.cuda && ranks.star && ranks.size > 2)
+        ranks.fail_together(
+            strprintf("%d ranks on CPUs need MPI, because %s connects each with rank 0 alone; start them with mpirun, "
+                      "or only 2 of them",
+                      ranks.size, ranks.launcher.c_str()));
+    in_words = choice.cuda ? strprintf("cuda: %s, %s", choice.why.c_str(), s.precision.c_str()) : describe(cpu, choice);
+    std::printf("device    %s\n", in_words.c_str());
+    return choice.cuda;
+}
+
+// The least that any rank has.
+inline Machine this_machine(const Settings& s, Ranks& ranks) {
+    Machine machine;
+    machine.gpu = choose_device("--device", s.device, ranks.local_rank).cuda;
+    if (!machine.gpu) machine.free_bytes = free_memory() / ranks.local_size;
+#ifdef TN_CUDA
+    if (size_t free = 0, total = 0; machine.gpu) {
+        CUDA_CHECK(cudaSetDevice(ranks.local_rank));
+        CUDA_CHECK(cudaMemGetInfo(&free, &total));
+        machine.free_bytes = double(free);
+    }
+#endif
+    std::vector<double> all(size_t(ranks.size));
+    all[size_t(ranks.rank)] = machine.free_bytes;
+    ranks.sum(all, "the memory of all ranks");
+    machine.free_bytes = *std::min_element(all.begin(), all.end());
+    return machine;
+}
+
+inline void print_recipe(const Settings& s, const std::vector<RecipeLine>& lines) {
+    if (lines.empty()) return;
+    std::printf("recipe    %s, for what is not said (dev/guides/recipes.md):\n", s.depth.c_str());
+    for (const RecipeLine& line : lines)
+        std::printf("          %-16s %-8s %s\n", line.flag.c_str(), line.value.c_str(), line.why.c_str());
+    std::printf("\n");
+}
+
+// Trains two micro-batches, of which the second is measured: the first also brings memory and files in.
+template <class Device, class Real>
+void print_estimate(Trainer<Device, Real>& t) {
+    const size_t micro_batches = t.settings.micro_steps(t.model.ranks), updates = t.settings.steps - t.step;
+    const size_t tokens = t.settings.batch * t.settings.T * size_t(t.model.ranks.size);
+    t.settings.total_batch = tokens;
+    t.update();
+    const double seconds = t.update().seconds, flops = training_flops(t.model.config, t.settings.T);
+    const double run = seconds * double(micro_batches) * double(updates),
+                 all = double(updates * micro_batches * tokens);
+    std::printf("estimate  %s of %s (%zu tokens: %.3g s, measured with its update of the parameters): %s\n",
+                counted(updates, "update").c_str(), counted(micro_batches, "micro-batch").c_str(), tokens, seconds,
+                duration(run).c_str());
+    std::printf(
+        "          %.4g FLOPs per token x %.4g tokens = %.3g FLOPs, at %.4g GFLOP/s; validation is not counted\n",
+        flops, all, flops * all, flops * double(tokens) / seconds * 1e-9);
+    std::printf("          each dollar that an hour of this machine costs makes $%.2f\n", run / 3600);
+    std::printf("dry run: nothing was written\n");
+}
+
+}  // namespace tapernorm::train
