@@ -350,9 +350,11 @@ std::string present_name(const std::string& flag) {
 }  // namespace
 
 Options make_options(Settings& s) {
-    Options o("train_gpt",
-              "Trains a GPT-2 without normalization layers (TaperNorm), on a CPU or a GPU.\n"
-              "./train_gpt export MODEL DIR writes a model for Hugging Face's transformers (see its --help).");
+    Options
+        o("train_gpt",
+          "Trains a GPT-2 without normalization layers (TaperNorm), on a CPU or a GPU.\n"
+          "./train_gpt export MODEL DIR writes a model for Hugging Face's transformers, and export MODEL FILE.gguf\n"
+          "for llama.cpp (see its --help).");
     add_file_options(o, s), add_model_options(o, s), add_optimizer_options(o, s);
     add_taper_options(o, s), add_run_options(o, s);
     o.exclude("--resume", {"--overwrite", "--init", "--dry-run"});
