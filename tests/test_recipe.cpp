@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include "data/stories.h"
+#include "tests/model_in.h"
 #include "tests/run_program.h"
 #include "train/shape.h"
 
@@ -147,7 +148,7 @@ TEST_CASE("recipe: -e chooses it, shows it, keeps it; --dry-run writes nothing")
          {"\nlr = 0.0012\n", "\nlr-final-frac = 0.1\n", "\nbeta2 = 0.99\n", "\nn-embd = 384\n", "\nseq-len = 16\n"})
         CHECK_MESSAGE(settings.find(line) != std::string::npos, line);
     w.ok("train_gpt --config six.toml -o seven");
-    CHECK(read_file(w.at("six.bin")) == read_file(w.at("seven.bin")));
+    CHECK(model_in(w.at("six.bin")) == model_in(w.at("seven.bin")));
     // What it chose stays when the run goes on.
     const std::string more = w.ok("train_gpt -y -o six -x 3");
     CHECK(more.find("recipe  ") == std::string::npos);

@@ -274,9 +274,14 @@ TEST_CASE("run files: setting aside replaces nothing, not even what appears at t
 TEST_CASE("run files: -y of a finished run changes no state") {
     const Workplace w;
     w.ok(kTiny + " -n 2 --keep 3");
-    const auto before = run_files(w, "model");
+    const auto files = [&] {
+        auto all = run_files(w, "model");
+        all.at("model.bin") = model_in(w.at("model.bin"));  // its provenance has the time of the last session
+        return all;
+    };
+    const auto before = files();
     for (int i = 0; i < 3; i++) w.ok("train_gpt -y");
-    CHECK(run_files(w, "model") == before);
+    CHECK(files() == before);
     w.refused("train_gpt -y --overwrite", {"--overwrite", "--resume"});
     w.refused(kTiny + " -o /dev/null", {"/dev/null"});
     for (const std::string name : {".", "..", "./..", "..bin"})
