@@ -357,6 +357,11 @@ class Pickle {
         const std::string_view module = take_line(), name = take_line();
         for (size_t i = 0; i < std::size(kFunctions); i++)
             if (kFunctions[i].module == module && kFunctions[i].name == name) return push(Kind::function, i);
+        if (module == "torch" && name.ends_with("Storage"))
+            fail(
+                "%s: it has numbers of a kind that is not read (torch.%s); expected floating-point ones: "
+                "torch.save(model.float().state_dict(), ...)",
+                in_quotes(path_).c_str(), printable(name).c_str());
         fail(
             "%s: its pickle asks for %s.%s of Python, which could run anything and was not run; expected nothing but tensors: "
             "torch.save(model.state_dict(), ...)",
@@ -392,6 +397,17 @@ class Pickle {
             bad("makes a tensor of %zu dimensions with %zu strides; expected at most %zu, and as many strides",
                 size_t(values_[shape].b), size_t(values_[strides].b), kMostDimensions);
         const std::vector<size_t> sizes = numbers(shape), steps = numbers(strides);
+        // torch.save gives metadata only where they change what the numbers are: {'neg': True}, with the other sign.
+        if (n == 7 && values_[items_[values_[arguments].a + 6]].kind != Kind::none)
+            bad("has a tensor that is a view of other numbers than its storage has (negated or conjugated); save it with "
+                ".resolve_neg().resolve_conj()");
+        const auto not_dense = [&] {
+            bad("makes a tensor of shape %s with strides %s, not one row after the other; save it with .contiguous()",
+                shape_text(sizes).c_str(), shape_text(steps).c_str());
+        };
+        // Before the place: an expanded tensor is larger than its storage, and not damaged.
+        for (size_t i = 0; i < sizes.size(); i++)
+            if (sizes[i] > 1 && steps[i] == 0) not_dense();
         size_t bytes, begin;
         if (!tensor_bytes(storage.dtype, sizes, &bytes) ||
             __builtin_mul_overflow(size_item(arguments, 1), dtype_bytes(storage.dtype), &begin) ||
@@ -400,9 +416,7 @@ class Pickle {
                 shape_text(sizes).c_str(), size_item(arguments, 1));
         size_t dense = 1;
         for (size_t i = sizes.size(); bytes > 0 && i-- > 0; dense *= sizes[i])
-            if (sizes[i] != 1 && steps[i] != dense)
-                bad("makes a tensor of shape %s with strides %s, not one row after the other; save it with .contiguous()",
-                    shape_text(sizes).c_str(), shape_text(steps).c_str());
+            if (sizes[i] != 1 && steps[i] != dense) not_dense();
         tensors_.push_back({storage.dtype, storage.begin + begin, storage.begin + begin + bytes, shape});
         push(Kind::tensor, tensors_.size() - 1);
     }
@@ -513,6 +527,10 @@ class Pickle {
             case 'j':
                 return recall(take<uint32_t>());
         }
+        if (op == ']' || op == 'l')
+            reject(path_,
+                   "it holds a list, as checkpoints with an optimizer do; expected the model's tensors alone: "
+                   "torch.save(model.state_dict(), ...)");
         bad("has the opcode 0x%02x, which no dictionary of tensors needs", op);
     }
 

@@ -108,6 +108,8 @@ void ProvenanceStep::add_session(const Session& s) {
 std::string add_step(const std::string& earlier, const ProvenanceStep& step) {
     ordered_json steps = steps_of(earlier);
     steps.push_back(as_json(step));
+    // What would be too long for a reader loses its oldest steps.
+    while (steps.size() > 1 && dumped(steps).size() > kLongest) steps.erase(0);
     return dumped(steps);
 }
 

@@ -371,4 +371,15 @@ TEST_CASE("--json: one object on standard output with the numbers of the report,
     CHECK(failed.err.starts_with("infer: error: "));
 }
 
+TEST_CASE("provenance: one that would be too long for its readers loses its oldest steps, not its newest") {
+    ProvenanceStep step;
+    step.program = "fold";
+    for (const size_t length : {1000, 1048500, 1048576 - 40}) {
+        const std::string long_one = "[{\"program\":\"x\",\"a\":\"" + std::string(length, 'z') + "\"}]";
+        const std::string next = read_provenance({{"provenance", add_step(long_one, step)}});
+        CHECK(next.find("\"fold\"") != std::string::npos);
+        CHECK((next.find("zzz") != std::string::npos) == (length == 1000));
+    }
+}
+
 }  // namespace tapernorm

@@ -153,9 +153,8 @@ TEST_CASE("torch file: a pickle runs nothing, and one that is not a dictionary o
             pickled("touch ran") + "tR.",
         "'posix'.'system' of Python");
     CHECK(!fs::exists("ran"));
-    for (const std::string name :
-         {"c__builtin__\neval\n", "ctorch\nQUInt8Storage\n", "ctorch._utils\n_rebuild_sparse_tensor\n",
-          "cnumpy.core.multiarray\n_reconstruct\n", "c\x1b[2J\n\n", "c\n\n"})
+    for (const std::string name : {"c__builtin__\neval\n", "ctorch._utils\n_rebuild_sparse_tensor\n",
+                                   "cnumpy.core.multiarray\n_reconstruct\n", "c\x1b[2J\n\n", "c\n\n"})
         refuse(one(name), "of Python, which could run anything and was not run");
     // What it holds.
     refuse("\x80\x02" + pickled(7) + ".", "it holds a whole number");
@@ -225,6 +224,16 @@ TEST_CASE("torch file: a pickle runs nothing, and one that is not a dictionary o
     refuse("\x80\x02Nr\xff\xff\xff\xff.", "remembers value 4294967295 of at most");
     refuse("\x80\x04.", "protocol 4");
     refuse("\x80\x02\x95", "the opcode 0x95");
+    // What a training script saves, and what a number is that we do not know.
+    refuse(pickle_of(pickled("optimizer") + "]"), "a list, as checkpoints with an optimizer do");
+    refuse(one("ctorch\nQUInt8Storage\n"), "a kind that is not read (torch.QUInt8Storage)");
+    refuse(tensor(pickled_storage("ComplexFloatStorage", "0", 2), 0, {2}, {1}),
+           "a kind that is not read (torch.ComplexFloatStorage)");
+    // One number, expanded; numbers that are to be read with the other sign.
+    refuse(tensor(kStorage, 3, {16, 64}, {0, 0}), "save it with .contiguous()");
+    const std::string plain = pickled_tensor(kStorage, 0, {4}, {1}), seven = plain.substr(0, plain.size() - 2);
+    refuse(one(seven + "}" + pickled("neg") + "\x88s" + "tR"), ".resolve_neg()");
+    CHECK(TorchFile(w.write(archive_of(one(seven + "N" + "tR"), {kFour}))).entries().size() == 1);
     refuse("\x80\x02i", "the opcode 0x69");
     refuse("\x80\x02X\xff\xff\xff\xff", "ends too early");
     refuse("\x80\x02\x8a\x08", "ends too early");

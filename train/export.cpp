@@ -1,5 +1,7 @@
 #include "train/export.h"
 
+#include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -204,13 +206,13 @@ void leave_out_bound(Cpu& dev, HostModel& model, const std::string& in) {
     constexpr double kMostKl = 0.01;  // nats; tapering a pretrained model costs 0.02 at the least that was seen
     ModelInfo &info = model.info, without = info;
     const Config& c = info.config;
-    if (c.bound == 0) fail("--without-bound: %s has no bound; leave the flag out", in.c_str());
+    if (c.bound == 0) fail("--without-bound: %s has no bound to leave out", in.c_str());
     without.config.bound = 0, without.config.first_apart = false;
     if (c.fold != Fold::none) without.scales.clear();  // only the clamps had need of it
     if (!fits_gpt2_lm_head_model(without))
         fail(
-            "--without-bound: expected a LayerNorm model of -g taper-all whose gate is 0, which GPT2LMHeadModel can hold, found %s; leave the flag out: "
-            "the folder's modeling file can hold it, bound and all",
+            "--without-bound: expected a LayerNorm model of -g taper-all whose gate is 0, which GPT2LMHeadModel can hold, found %s; "
+            "export MODEL DIR, without the flag, writes a folder whose modeling file can hold it, bound and all",
             describe(info).c_str());
 
     Decoder<Cpu, float> own(dev, c, model.tensors, info.scales, info.gate);
@@ -236,8 +238,8 @@ void leave_out_bound(Cpu& dev, HostModel& model, const std::string& in) {
         kTexts, counted(length, "token").c_str(), 100 * first.share(), 100 * behind.share(), std::max(kl, 0.0));
     if (!(kl <= kMostKl))
         fail(
-            "--without-bound: %s is another model without its bound: %s; expected at most %g. Leave the flag out: the folder's modeling "
-            "file can hold it, bound and all; or train it with --bound 0%s",
+            "--without-bound: %s is another model without its bound: %s; expected at most %g. export MODEL DIR, without the "
+            "flag, writes a folder whose modeling file can hold it, bound and all; or train it with --bound 0%s",
             in.c_str(), found.c_str(), kMostKl, c.first_apart ? " --calibration channels" : "");
     std::printf("check     %s\n", found.c_str());
     std::fprintf(
@@ -274,7 +276,9 @@ int export_command(int argc, const char* const* argv) {
         {.long_name = "--dtype", .to = &dtype_text, .choices = {"fp32", "bf16"}, .help = "number type of the weights"});
     if (!options.parse(argc, argv)) return 0;
 
-    const bool gguf = out.ends_with(".gguf");
+    std::string ending = out.substr(out.size() - std::min<size_t>(out.size(), 5));
+    for (char& c : ending) c = char(std::tolower(static_cast<unsigned char>(c)));
+    const bool gguf = ending == ".gguf";
     Cpu dev;
     const std::unique_ptr<HostModel> model = load_model(dev, in);
     ModelInfo& info = model->info;
