@@ -653,7 +653,8 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     const auto from = [](const ModelFile& file) {
         return [&file](const TensorSpec& spec, auto* numbers) { file.read(spec, numbers); };
     };
-    run.step.add_session({t.step, version_text(), run.device, ranks.size});
+    const Session session{t.step, version_text(), run.device, ranks.size};
+    run.step.add_session(session);
     if (run.init) initialize_from(t.model, from(*run.init));
     if (run.teacher) hire_teacher(t, from(*run.teacher));
     if (ranks.size > 1) check_parameters(t, common_data(run), kStartAlike);
