@@ -28,6 +28,18 @@ struct Exports : Workplace {
             fs::copy("tests/golden/hf/" + gate + ".bin", at(gate + ".bin"));
     }
     // export takes no flags of the trainer's
+    // One line that has the needles; nothing is written.
+    void refuses(const std::string& line, const std::vector<std::string>& needles) const {
+        const auto before = contents();
+        const Outcome outcome = run_export(line);
+        CAPTURE(line);
+        CAPTURE(outcome.err);
+        CHECK(outcome.status == 1);
+        CHECK(outcome.err.starts_with("train_gpt: error: "));
+        CHECK(outcome.err.find('\n') + 1 == outcome.err.size());
+        for (const std::string& needle : needles) CHECK(outcome.err.find(needle) != std::string::npos);
+        CHECK(contents() == before);
+    }
     Outcome run_export(const std::string& line) const {
         return run_program_in(path, words("train_gpt export " + line));
     }
@@ -400,16 +412,7 @@ TEST_CASE("export: what a GGUF file cannot hold is refused with the reason; noth
         {"nameless m.gguf", {"nameless", "--tokenizer"}}, {"norm.bin there.gguf", {"there.gguf", "exists", "a new file"}},
         {"norm.bin nowhere/m.gguf", {"nowhere/m.gguf"}}};
     // clang-format on
-    for (const auto& [command, needles] : cases) {
-        const std::string line = command;
-        const Outcome outcome = w.run_export(line);
-        CAPTURE(line);
-        CAPTURE(outcome.err);
-        CHECK(outcome.status == 1);
-        CHECK(outcome.err.find('\n') + 1 == outcome.err.size());
-        for (const std::string& needle : needles) CHECK(outcome.err.find(needle) != std::string::npos);
-        CHECK(w.contents() == before);
-    }
+    for (const auto& [command, needles] : cases) w.refuses(command, needles);
     CHECK(run_program_in(w.path, words("train_gpt export norm.bin m.gguf"), 5000).status == 1);  // a full disk
     CHECK(w.contents() == before);
     CHECK(w.run_export("bounded.bin free.gguf --without-bound").status == 0);
@@ -425,7 +428,6 @@ TEST_CASE("export: bf16, another tokenizer, and what it refuses") {
     w.ok("fold taper.bin folded.bin --dtype bf16");
     CHECK(SafetensorsFile(w.at("folded.bin")).entries()[0].dtype == Dtype::BF16);
     w.ok("infer folded.bin -n 1 --tokens 1");
-    const auto before = w.contents();
     // clang-format off
     const std::pair<std::string, std::vector<std::string>> cases[] = {
         {"", {"MODEL"}}, {"norm.bin", {"DIR"}}, {"missing.bin out", {"missing.bin"}}, {"corpus.txt out", {"corpus.txt"}},
@@ -433,16 +435,7 @@ TEST_CASE("export: bf16, another tokenizer, and what it refuses") {
         {"norm.bin nowhere/out", {"nowhere/out"}}, {"norm.bin out --dtype int8", {"--dtype", "int8"}},
         {"norm.bin out --tokenizer nowhere", {"nowhere"}}, {"norm.bin out surplus", {"surplus"}}};
     // clang-format on
-    for (const auto& [command, needles] : cases) {
-        const std::string line = command;
-        const Outcome outcome = w.run_export(line);
-        CAPTURE(line);
-        CAPTURE(outcome.err);
-        CHECK(outcome.status == 1);
-        CHECK(outcome.err.starts_with("train_gpt: error: "));
-        for (const std::string& needle : needles) CHECK(outcome.err.find(needle) != std::string::npos);
-        CHECK(w.contents() == before);
-    }
+    for (const auto& [command, needles] : cases) w.refuses(command, needles);
     // A disk that is full: nothing is left, whether the folder was there or not.
     for (const bool there : {false, true}) {
         if (there) std::filesystem::create_directory(w.at("out"));
