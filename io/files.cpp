@@ -67,6 +67,8 @@ constexpr FileKind kKinds[] = {
     {0, "\x04\x22\x4d\x18"sv, "packed by lz4", "unpack it first (lz4 -d)"},
     {0, "7z\xbc\xaf\x27\x1c"sv, "a 7z archive", kUnpack},
     {0, "PK\3\4"sv, "a zip archive (or a model of PyTorch, which is one)", kUnpack},
+    {0, "version https://git-lfs.github.com/spec/"sv,
+     "a pointer of Git LFS in place of the file (git lfs pull fetches it)", kTexts},
     {257, "ustar"sv, "a tar archive", "unpack it first (tar -x), or give it to ./prepare"},
     {0, "PAR1\x15"sv, "a Parquet file", "data/README.md says how to turn it into JSON lines"},
     {0, "ARROW1\0"sv, "an Arrow file", "turn it into JSON lines first"},
@@ -102,8 +104,12 @@ const FileKind* find_kind(std::string_view bytes) {
 }  // namespace
 
 std::string kind_of_file(std::string_view bytes) {
+    constexpr size_t kShown = 40;
     const FileKind* kind = find_kind(bytes);
-    return kind && kind != &kSafetensors ? kind->name : "";
+    if (kind == &kSafetensors || bytes.empty()) return "";
+    if (kind) return kind->name;
+    const std::string_view start = bytes.substr(0, bytes.find('\n')).substr(0, kShown);
+    return !start.empty() && printable(start, "\t\r") == start ? "a text that begins with " + in_quotes(start) : "";
 }
 
 std::string_view check_text(const std::string& name, std::string_view text) {

@@ -21,7 +21,8 @@ bool pattern_names(const std::string& pattern, const std::string& path);
 // message shows it. Returns the text without UTF-8's byte order mark.
 std::string_view check_text(const std::string& name, std::string_view text);
 
-// What a file is by its first bytes, "packed by gzip", among all that is neither text nor a safetensors file; "": unknown.
+// What a file is by its first bytes: "packed by gzip", "a text that begins with '<!DOCTYPE html>'"; "" where that is unknown, and
+// for a safetensors file.
 std::string kind_of_file(std::string_view bytes);
 
 // Says once per process that a text is in another encoding. It is no error: bytes are tokens, too.

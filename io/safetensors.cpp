@@ -10,6 +10,7 @@
 
 #include "io/atomic_file.h"
 #include "io/checksum.h"
+#include "io/files.h"
 #include "runtime/error.h"
 
 namespace tapernorm {
@@ -248,6 +249,11 @@ size_t checksum_place(std::string_view header, const std::string& digits) {
 }  // namespace
 
 SafetensorsFile::SafetensorsFile(const std::string& path, FileUse use) : TensorFile(path, use) {
+    const std::string kind = kind_of_file({reinterpret_cast<const char*>(file_.data()), file_.size()});
+    if (!kind.empty())
+        fail(
+            "%s is not a safetensors file: it is %s; name a model.bin or .safetensors file, or a folder of Hugging Face",
+            in_quotes(path).c_str(), kind.c_str());
     if (file_.size() < kLengthBytes)
         fail("%s is not a safetensors file: it has %zu bytes, but the shortest has %zu; name another file",
              in_quotes(path).c_str(), file_.size(), kLengthBytes + 2);

@@ -71,6 +71,12 @@ void TensorFile::index() {
     for (size_t i = 0; i < entries_.size(); i++) index_.emplace(entries_[i].name, i);
 }
 
+void TensorFile::rename(const std::function<std::string(const std::string&)>& new_name) {
+    for (TensorEntry& e : entries_) e.name = new_name(e.name);
+    index_.clear();
+    index();
+}
+
 const TensorEntry* TensorFile::find(std::string_view name) const {
     const auto found = index_.find(name);
     return found == index_.end() ? nullptr : &entries_[found->second];

@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -42,6 +43,9 @@ class TensorFile {
     const std::vector<TensorEntry>& entries() const { return entries_; }              // in the order of their data
 
     const TensorEntry* find(std::string_view name) const;  // nullptr: no such tensor
+
+    // Gives every tensor the name that new_name makes of its own. Of several with one name, find knows the first.
+    void rename(const std::function<std::string(const std::string&)>& new_name);
 
     // The tensor's bytes in the file's dtype; other programs' files may not align them.
     const unsigned char* data(const TensorEntry& entry) const { return file_.data() + data_begin_ + entry.begin; }

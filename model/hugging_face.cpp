@@ -28,10 +28,14 @@ constexpr const char* kAdapter = "adapter_config.json";
 std::string beside(const std::string& file, const char* name) { return (fs::path(file).parent_path() / name).string(); }
 
 json read_json_object(const std::string& path, size_t limit) {
-    json parsed = parse_json(read_text(path, limit));
+    const std::string text = read_text(path, limit);
+    json parsed = parse_json(text);
     if (!parsed.is_object())
         fail("%s: expected a JSON object, found %s; the file is damaged or its copy is incomplete", path.c_str(),
-             parsed.is_discarded() ? "no valid JSON (or too many levels of it)" : parsed.type_name());
+             text.empty()                 ? "an empty file"
+             : !parsed.is_discarded()     ? parsed.type_name()
+             : kind_of_file(text).empty() ? "no valid JSON (or too many levels of it)"
+                                          : kind_of_file(text).c_str());
     return parsed;
 }
 
@@ -142,13 +146,46 @@ std::vector<std::string> shards(const std::string& index) {
     return files;
 }
 
+// Names of tensors hold those of the modules that wrap a model, or a part of it, while it is trained: DataParallel's, torch.compile's,
+// FSDP's, and that of checkpointed activations. "module._orig_mod.transformer.wte.weight" is "transformer.wte.weight".
+std::string without_wrappers(const std::string& tensor) {
+    std::string name;
+    for (size_t at = 0; at < tensor.size();) {
+        const size_t end = std::min(tensor.find('.', at), tensor.size() - 1) + 1;
+        const std::string_view part = std::string_view(tensor).substr(at, end - at);
+        if (part != "module." && part != "_orig_mod." && part != "_fsdp_wrapped_module." &&
+            part != "_checkpoint_wrapped_module.")
+            name += part;
+        at = end;
+    }
+    return name;
+}
+
 TensorFile open_tensors(const std::string& path) {
-    return is_torch_file(path) ? TensorFile(TorchFile(path)) : TensorFile(SafetensorsFile(path));
+    TensorFile file = is_torch_file(path) ? TensorFile(TorchFile(path)) : TensorFile(SafetensorsFile(path));
+    file.rename(without_wrappers);
+    return file;
+}
+
+// "pytorch_model-00001-of-00002.bin" has a part of a model's tensors.
+void refuse_shard(const std::string& path) {
+    const std::string stem = fs::path(path).stem().string();
+    unsigned long number = 0, all = 0;
+    int end = 0;
+    const size_t at = stem.size() - std::min(stem.size(), std::string_view("-00001-of-00002").size());
+    if (std::sscanf(stem.c_str() + at, "-%5lu-of-%5lu%n", &number, &all, &end) == 2 && !stem[at + size_t(end)] &&
+        all > 1)
+        fail("%s is one of the %lu files of a model; name its folder, or %s in it", path.c_str(), all,
+             in_quotes(stem.substr(0, at) + fs::path(path).extension().string() + ".index.json").c_str());
 }
 
 class HuggingFaceModel : public ModelFile {
   public:
     explicit HuggingFaceModel(const std::string& weights) : ModelFile(weights, true) {
+        refuse_shard(weights);
+        const bool sharded = weights.ends_with(".json");
+        for (const std::string& file : sharded ? shards(weights) : std::vector{weights})
+            files_.push_back(open_tensors(file));
         const std::string config = beside(weights, kConfig);
         std::error_code ignored;
         if (!fs::exists(config, ignored))
@@ -163,9 +200,6 @@ class HuggingFaceModel : public ModelFile {
                 adapter.c_str());
         const Settings settings(config);
         info_.config = read_settings(settings);
-        const bool sharded = weights.ends_with(".json");
-        for (const std::string& file : sharded ? shards(weights) : std::vector{weights})
-            files_.push_back(open_tensors(file));
         check_tensors();
         if (Config& c = info_.config; c.mode == GateMode::taper_all) {
             info_.gate = 0;
@@ -200,8 +234,8 @@ class HuggingFaceModel : public ModelFile {
         size_t tensors = 0;
         for (const TensorFile& file : files_) tensors += file.entries().size();
         if (info_.config.L > tensors)  // checked before it costs anything
-            fail("%s: \"n_layer\" is %zu, but the model has only %s", beside(path_, kConfig).c_str(), info_.config.L,
-                 counted(tensors, "tensor").c_str());
+            fail("%s: expected the tensors of %s (\"n_layer\" in %s), found %s; it is not the whole model",
+                 path_.c_str(), counted(info_.config.L, "layer").c_str(), kConfig, counted(tensors, "tensor").c_str());
         GptTensors<float> none{};
         visit_tensors(info_.config, none, [&](const TensorSpec& t, float*&) {
             const std::string name = name_in_file(t.name);

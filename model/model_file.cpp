@@ -391,20 +391,11 @@ class OurModel : public ModelFile {
 
 }  // namespace
 
-static void refuse_other_kinds(const std::string& path) {
-    const MappedFile file(path);
-    const std::string kind = kind_of_file({reinterpret_cast<const char*>(file.data()), file.size()});
-    if (!kind.empty())
-        fail("%s: expected a model in a safetensors file, found %s; name a model.bin or a folder of Hugging Face",
-             in_quotes(path).c_str(), kind.c_str());
-}
-
 std::unique_ptr<ModelFile> ModelFile::open(const std::string& path) {
     const std::string weights = hugging_face_weights(path);
     if (weights.ends_with(".json")) return open_hugging_face(weights);
     if (is_llmc_checkpoint(weights)) return open_llmc_checkpoint(weights);
     if (is_torch_file(weights)) return open_hugging_face(weights);
-    refuse_other_kinds(weights);
     SafetensorsFile file(weights);
     if (file.metadata().contains("state_version"))
         fail("%s is the state of a run, which is for resuming it; expected the model beside it", path.c_str());

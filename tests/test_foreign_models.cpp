@@ -311,6 +311,88 @@ TEST_CASE("foreign models: tensors that nobody would read are refused by name; m
     w.refused("infer more.bin -n 1", {"more.bin", "transformer.h.1.ln_1.bias"});
 }
 
+TEST_CASE("foreign models: names of tensors may have those of wrappers in them (DataParallel, torch.compile, FSDP)") {
+    Base w;
+    w.hugging_face("hf", config_of_base());
+    const SafetensorsFile base(w.at("base.bin"));
+    const auto with = [&](const std::function<std::string(std::string)>& new_name) {
+        std::vector<TensorOut> out;
+        for (const TensorEntry& e : base.entries()) out.push_back({new_name(e.name), e.dtype, e.shape, base.data(e)});
+        write_safetensors(w.at("hf/model.safetensors"), {}, out);
+    };
+    for (const std::string wrapper : {"module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."}) {
+        with([&](const std::string& name) { return wrapper + name; });
+        w.check_same("hf");
+        with([&](const std::string& name) {
+            return wrapper + name.substr(name.find('.') + 1);
+        });  // without "transformer."
+        w.check_same("hf");
+    }
+    // Of a block alone.
+    with([](std::string name) {
+        return name.starts_with("transformer.h.0.")
+                   ? "transformer.h.0._orig_mod._checkpoint_wrapped_module." + name.substr(16)
+                   : name;
+    });
+    w.check_same("hf");
+    // None of these is a wrapper's, and a tensor under two names is there twice.
+    for (const std::string other : {"model.", "my_module.", "_orig_mod_."}) {
+        with([&](const std::string& name) { return other + name; });
+        w.refused("infer hf -n 1", {"hf/model.safetensors", "missing"});
+    }
+    std::vector<TensorOut> out;
+    for (const TensorEntry& e : base.entries()) out.push_back({e.name, e.dtype, e.shape, base.data(e)});
+    out.push_back(out[0]), out.back().name = "module." + out[0].name;
+    write_safetensors(w.at("hf/model.safetensors"), {}, out);
+    w.refused("infer hf -n 1", {"hf/model.safetensors", out[0].name, "each once"});
+}
+
+TEST_CASE("foreign models: a part of a model, and what is in its place, is said to be that") {
+    Base w;
+    const std::string config = config_of_base().dump();
+    w.hugging_face("hf", config_of_base());
+    for (const std::string name : {"model-00001-of-00002.safetensors", "pytorch_model-00002-of-00002.bin"}) {
+        fs::copy(w.at("hf/model.safetensors"), w.at("hf/" + name));
+        const size_t number = name.find("-0000");
+        w.refused("infer hf/" + name + " -n 1",
+                  {"hf/" + name, "one of the 2 files",
+                   "'" + name.substr(0, number) + name.substr(name.rfind('.')) + ".index.json'"});
+    }
+    fs::copy(w.at("hf/model.safetensors"), w.at("hf/model-00001-of-00001.safetensors"));
+    w.check_same("hf/model-00001-of-00001.safetensors");
+    // What clones and downloads leave, with and without the model's other file; also as a shard.
+    const std::pair<std::string, std::string> instead[] =
+        {{"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"},
+         {"<!DOCTYPE html>\n<html><body>Sign in</body></html>\n", "a text that begins with '<!DOCTYPE html>'"},
+         {"Entry not found", "'Entry not found'"},
+         {"\x1f\x8b rest of it", "gzip"},
+         {"", "0 bytes"}};
+    for (const auto& [bytes, needle] : instead)
+        for (const std::string name : {"model.safetensors", "pytorch_model.bin"})
+            for (const std::string folder : {"alone", "both", "shards"}) {
+                fs::create_directory(w.at(folder));
+                if (folder != "alone") write_file(w.at(folder + "/config.json"), config);
+                write_file(w.at(folder + "/" + name), bytes);
+                if (folder == "shards")
+                    write_file(w.at("shards/model.safetensors.index.json"),
+                               "{\"weight_map\": {\"a\": \"" + name + "\"}}");
+                w.refused("infer " + folder + (folder == "shards" ? "/model.safetensors.index.json" : "/" + name) +
+                              " -n 1",
+                          {folder + "/" + name, needle});
+            }
+    for (const auto& [bytes, needle] : instead) {
+        write_file(w.at("hf/config.json"), bytes);
+        w.refused("infer hf -n 1", {"hf/config.json", bytes.empty() ? "an empty file" : needle});
+    }
+    w.refused("train_gpt -i alone/pytorch_model.bin", {"alone/pytorch_model.bin"});
+    write_file(w.at("corpus.txt"), instead[0].first);
+    w.refused("train_gpt -i corpus.txt", {"corpus.txt", "git lfs pull"});
+    // No tensors: the weights are not whole, whatever config.json says.
+    w.hugging_face("hf", config_of_base());
+    write_safetensors(w.at("hf/model.safetensors"), {}, {});
+    w.refused("infer hf -n 1", {"hf/model.safetensors: expected the tensors of 1 layer", "found 0 tensors"});
+}
+
 TEST_CASE("foreign models: a damaged llm.c checkpoint is one clear line") {
     Base w;
     const std::string good = w.llmc(3);

@@ -331,6 +331,8 @@ TEST_CASE("torch file: the programs say what they cannot read") {
     const std::vector<std::string> needles = {"torch/pytorch_model.bin", "PyTorch before 1.6", "weights_only=True"};
     w.refused("infer torch -n 1", needles);
     w.refused("train_gpt --init torch/pytorch_model.bin", needles);
+    fs::copy(w.at("torch/pytorch_model.bin"), w.at("old.bin"));
+    w.refused("infer old.bin -n 1", {"old.bin", "PyTorch before 1.6"});  // and not config.json, which is not there either
     write_file(w.at("torch/pytorch_model.bin"), archive_of("\x80\x02"
                                                            "cos\nsystem\n(" +
                                                            pickled("touch ran") + "tR."));
