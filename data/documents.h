@@ -234,19 +234,6 @@ class NestedTarReader : public DocumentReader {
     std::unique_ptr<TarReader> inner_;
 };
 
-inline std::unique_ptr<DocumentReader> open_reader(const std::string& path, const std::string& format) {
-    std::string plain = path;
-    for (const char* packed : {".gz", ".xz", ".zst"})
-        if (plain.ends_with(packed)) plain.resize(plain.size() - std::strlen(packed));
-    if (format == "nested-tar") return std::make_unique<NestedTarReader>(path);
-    auto source = std::make_unique<ByteSource>(path);
-    if (format == "jsonl" || (format == "auto" && (plain.ends_with(".jsonl") || plain.ends_with(".json"))))
-        return std::make_unique<LineReader>(std::move(source));
-    if (format == "tar" || (format == "auto" && plain.ends_with(".tar")))
-        return std::make_unique<TarReader>(std::move(source));
-    return std::make_unique<TextReader>(std::move(source));
-}
-
 inline std::string text_of(const Passage& passage, const std::string& field) {
     if (passage.line == 0) return passage.text;
     const auto json = parse_json(passage.text);

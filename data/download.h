@@ -129,6 +129,15 @@ inline std::string sha256_of(const std::string& path) {
     return ByteSource({"sh", "-c", program, "sh", path}, in_quotes(path)).read_all().substr(0, 64);
 }
 
+// What git calls a file with these bytes: SHA-1 of "blob SIZE", a zero byte, and the bytes.
+inline std::string git_blob_of(const std::string& path) {
+    const std::string program =
+        "{ printf 'blob %s\\0' \"$2\"; cat \"$1\"; } | "
+        "if command -v sha1sum >/dev/null; then sha1sum; else shasum; fi";
+    const std::string size = std::to_string(fs::file_size(path));
+    return ByteSource({"sh", "-c", program, "sh", path, size}, in_quotes(path)).read_all().substr(0, 40);
+}
+
 // The last value of a header, in lower case, among those that curl saved, where each redirection has its own set; "" if
 // there is none.
 inline std::string header_value(const std::string& path, const std::string& header) {
@@ -162,7 +171,7 @@ inline int run_curl(const std::string& url, const std::string& part, const std::
 }
 
 // Downloads to `path` unless it exists. An interrupted download continues from `path`.part. The checksum is ours or the
-// one that Hugging Face sends along with large files; without either, only the length is checked.
+// one that Hugging Face sends along (SHA-256 with large files, git's with small ones); without either, only the length is checked.
 inline void download(std::string url, const std::string& path, std::string sha256, const std::string& mirror) {
     if (fs::exists(path)) return;
     if (!mirror.empty()) url = mirror + url.substr(url.find('/', url.find("//") + 2));
@@ -181,19 +190,18 @@ inline void download(std::string url, const std::string& path, std::string sha25
             "cannot download %s (curl's status %d); try again, which continues where it stopped, or put the file at %s "
             "yourself, or name another host with --mirror",
             url.c_str(), status, path.c_str());
-    if (sha256.empty()) {
-        const std::string etag = header_value(headers, "x-linked-etag");
-        if (etag.size() == 64) sha256 = etag;
-    }
+    std::string expected = std::move(sha256);
+    if (expected.empty()) expected = header_value(headers, "x-linked-etag");
+    if (expected.empty()) expected = header_value(headers, "etag");
     fs::remove(headers);
-    if (sha256.empty()) {
+    const bool git = expected.size() == 40, known = git || expected.size() == 64;
+    if (!known || expected.find_first_not_of("0123456789abcdef") != expected.npos) {
         std::fprintf(stderr, "%s: no checksum is known; only the length was checked\n", printable(path).c_str());
-    } else if (const std::string actual = sha256_of(part); actual != sha256) {
+    } else if (const std::string actual = git ? git_blob_of(part) : sha256_of(part); actual != expected) {
         fs::remove(part);
         fail(
-            "%s: expected SHA-256 %s, found %s; the download was damaged or the host's file has changed; it was removed, try "
-            "again",
-            url.c_str(), sha256.c_str(), actual.c_str());
+            "%s: expected %s %s, found %s; the download was damaged or the host's file has changed; it was removed, try again",
+            url.c_str(), git ? "git's checksum" : "SHA-256", expected.c_str(), actual.c_str());
     }
     fs::rename(part, path);
 }

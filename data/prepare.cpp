@@ -1,6 +1,8 @@
 // Makes token shards for train_gpt from a corpus: downloads it if it is a known one, cuts it into documents, tokenizes
 // them on all cores and writes llm.c's shards.
 //   prepare tinyshakespeare | tinystories | openwebtext | fineweb-edu | FILE | "PATTERN"
+// Or downloads a model, with its vocabulary, to taper:
+//   prepare gpt2 | gpt2-medium | gpt2-large | gpt2-xl | distilgpt2
 //
 // Each document begins with <|endoftext|> (bytes, which have no such token, have a blank line between documents
 // instead). Output: DIR/NAME_val_000000.bin, DIR/NAME_train_000001.bin and so on, and the tokenizer beside them.
@@ -14,6 +16,7 @@
 
 #include "data/documents.h"
 #include "data/download.h"
+#include "data/parquet.h"
 #include "io/atomic_file.h"
 #include "io/files.h"
 #include "io/mapped_file.h"
@@ -23,6 +26,7 @@
 #include "io/terminal.h"
 #include "io/tokenizer.h"
 #include "io/tokens.h"
+#include "model/model_file.h"
 #include "runtime/exit_status.h"
 
 namespace tapernorm::prepare {
@@ -284,10 +288,55 @@ void prepare_shards(const NamedCorpus& corpus, const PrepareConfig& config, Outp
     report(config, first.substr(0, first.find("_val_")), tokens[0], tokens[1]);
 }
 
+// ----------------------------------------------------------------------------------------------------------
+// Models
+
+constexpr const char* kModels[] = {"openai-community/gpt2", "openai-community/gpt2-medium",
+                                   "openai-community/gpt2-large", "openai-community/gpt2-xl", "distilbert/distilgpt2"};
+
+// Where the hub has the model of this name; null if it is none that we know.
+const char* place_of_model(const std::string& name) {
+    for (const char* place : kModels)
+        if (std::string(place).ends_with("/" + name)) return place;
+    return nullptr;
+}
+
+void prepare_model(const std::string& place, const PrepareConfig& config, OutputFolder& folder) {
+    // The weights come last: before them are files that tell in a second whether the host can be reached.
+    for (const char* file : {"config.json", "vocab.json", "merges.txt", "model.safetensors"}) {
+        download("https://huggingface.co/" + place + "/resolve/main/" + file, (fs::path(config.out) / file).string(),
+                 "", config.mirror);
+        folder.keep();
+    }
+    const std::string out = shell_word(config.out);
+    std::printf(
+        "%s: %s\nTo run it, and to remove its norms (dev/guides/remove-layernorms.md):\n"
+        "  ./infer %s -p \"It was\"\n  ./train_gpt -g taper --init %s -i CORPUS\n",
+        printable(config.out).c_str(), describe(ModelFile::open(config.out)->info()).c_str(), out.c_str(), out.c_str());
+}
+
+// ----------------------------------------------------------------------------------------------------------
+
 struct Input {
     std::string path, format;
     const char* split;
 };
+
+std::unique_ptr<DocumentReader> open_reader(const std::string& path, const std::string& format,
+                                            const std::string& field) {
+    std::string plain = path;
+    for (const char* packed : {".gz", ".xz", ".zst"})
+        if (plain.ends_with(packed)) plain.resize(plain.size() - std::strlen(packed));
+    if (format == "nested-tar") return std::make_unique<NestedTarReader>(path);
+    if (format == "parquet" || (format == "auto" && path.ends_with(".parquet")))
+        return std::make_unique<ParquetReader>(path, field);
+    auto source = std::make_unique<ByteSource>(path);
+    if (format == "jsonl" || (format == "auto" && (plain.ends_with(".jsonl") || plain.ends_with(".json"))))
+        return std::make_unique<LineReader>(std::move(source));
+    if (format == "tar" || (format == "auto" && plain.ends_with(".tar")))
+        return std::make_unique<TarReader>(std::move(source));
+    return std::make_unique<TextReader>(std::move(source));
+}
 
 void prepare_text(const std::string& name, const std::vector<Input>& inputs, const ValSize& val,
                   const PrepareConfig& config, OutputFolder& folder) {
@@ -300,7 +349,7 @@ void prepare_text(const std::string& name, const std::vector<Input>& inputs, con
         for (const Input& input : inputs) {
             if (writer.full()) break;
             if (input.split) writer.all_to(input.split);
-            tokenization.run(*open_reader(input.path, input.format));
+            tokenization.run(*open_reader(input.path, input.format, config.field));
         }
         tokenization.finish();
         MappedFile::check_all();
@@ -319,11 +368,14 @@ void prepare_text(const std::string& name, const std::vector<Input>& inputs, con
     report(config, name, writer.train_tokens(), writer.val_tokens());
 }
 
+constexpr const char* kPacked[] = {".gz", ".xz", ".zst", ".parquet"};
+
 // About, where it is packed; what a file holds beside the text counts, too.
 double size_of(const std::vector<Input>& inputs) {
     double bytes = 0;
     for (const Input& input : inputs) {
-        const bool packed = input.path.ends_with(".gz") || input.path.ends_with(".xz") || input.path.ends_with(".zst");
+        const bool packed = std::any_of(std::begin(kPacked), std::end(kPacked),
+                                        [&](const char* ending) { return input.path.ends_with(ending); });
         std::error_code error;
         const auto size = fs::file_size(input.path, error);
         if (error)
@@ -350,13 +402,14 @@ void prepare(PrepareConfig config) {
     if (named == corpora.end()) {
         name = fs::path(config.corpus).filename().string();
         // Only endings that we know: a.1.txt and a.2.txt are two corpora.
-        for (const char* ending : {".gz", ".xz", ".zst", ".txt", ".jsonl", ".tar"})
+        for (const char* ending : {".gz", ".xz", ".zst", ".txt", ".jsonl", ".tar", ".parquet"})
             if (name.ends_with(ending)) name.resize(name.size() - std::strlen(ending));
         std::erase_if(name, [](char c) { return std::strchr("*?[]", c) != nullptr; });
         if (name.empty()) name = "corpus";
     }
     if (config.out.empty()) config.out = "data/" + name;
     OutputFolder folder(config.out);
+    if (const char* place = place_of_model(config.corpus)) return prepare_model(place, config, folder);
     if (named != corpora.end() && named->format == "shards") return prepare_shards(*named, config, folder);
 
     std::vector<Input> inputs;
@@ -383,13 +436,18 @@ void prepare(PrepareConfig config) {
 
 static int run_prepare(int argc, char** argv) {
     PrepareConfig config;
-    Options options("prepare", "Makes token shards for train_gpt: downloads a corpus, tokenizes it and splits it.");
-    options.add({.long_name = "corpus",
-                 .to = &config.corpus,
-                 .metavar = "CORPUS",
-                 .help =
-                     "tinyshakespeare, tinystories, openwebtext or fineweb-edu; or a file (text, .jsonl or .tar, also "
-                     "packed as .gz, .xz or .zst); or a pattern of several files, in quotes"});
+    Options options(
+        "prepare",
+        "Makes token shards for train_gpt: downloads a corpus, tokenizes it and splits it. Or downloads a GPT-2 to "
+        "begin from.");
+    options.add(
+        {.long_name = "corpus",
+         .to = &config.corpus,
+         .metavar = "CORPUS",
+         .help =
+             "tinyshakespeare, tinystories, openwebtext or fineweb-edu; or a file (text, .jsonl or .tar, also "
+             "packed as .gz, .xz or .zst; or .parquet); or a pattern of several files, in quotes; or a model: gpt2, "
+             "gpt2-medium, gpt2-large, gpt2-xl or distilgpt2"});
     options.add({.short_name = "-o",
                  .long_name = "--out",
                  .to = &config.out,
@@ -402,12 +460,12 @@ static int run_prepare(int argc, char** argv) {
                  .help = "gpt2 (downloaded on first use), bytes, or a folder with vocab.json and merges.txt"});
     options.add({.long_name = "--format",
                  .to = &config.format,
-                 .choices = {"auto", "text", "jsonl", "tar", "nested-tar"},
+                 .choices = {"auto", "text", "jsonl", "parquet", "tar", "nested-tar"},
                  .help = "format of your own files; auto: by file extension"});
     options.add({.long_name = "--field",
                  .to = &config.field,
                  .metavar = "NAME",
-                 .help = "for JSON lines: the field that holds the text"});
+                 .help = "for JSON lines and Parquet: the field that holds the text"});
     options.add({.long_name = "--shard-tokens",
                  .to = &config.shard_tokens,
                  .metavar = "N",
@@ -440,6 +498,11 @@ static int run_prepare(int argc, char** argv) {
         if (printable(config.mirror) != config.mirror)  // curl prints it as it is
             fail("--mirror: expected a URL without control characters, found %s", in_quotes(config.mirror).c_str());
         config.has_val_tokens = options.given("--val-tokens");
+        for (const char* flag :
+             {"--tokenizer", "--format", "--field", "--shard-tokens", "--val-tokens", "--max-tokens"})
+            if (place_of_model(config.corpus) && options.given(flag))
+                fail("%s: is for corpora, and %s is a model with a vocabulary of its own; leave it out", flag,
+                     config.corpus.c_str());
         prepare(config);
         return 0;
     });

@@ -770,7 +770,7 @@ TEST_CASE_FIXTURE(PrepareFixture,
     while (text.size() < 4 * kPassageBytes) text += line;
     const auto error_after = [&](const std::function<void()>& change) {
         write_file(path, text);
-        const auto reader = open_reader(path, "auto");
+        const auto reader = open_reader(path, "auto", "text");
         Passage passage;
         if (!reader->next(passage)) return std::string("nothing to read");
         change();
@@ -856,6 +856,126 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare and bpe_train: a folder that another 
     close(other);
     CHECK(fs::is_empty(out));
     CHECK(run({dir + "/c.txt"}).first == 0);
+}
+
+namespace {
+
+// A program of this name that is found before all others, as long as this lives.
+struct ProgramInFront {
+    std::string path = std::getenv("PATH");
+    ProgramInFront(const std::string& folder, const std::string& name, const std::string& script) {
+        write_file(folder + "/" + name, "#!/bin/sh\n" + script);
+        fs::permissions(folder + "/" + name, fs::perms::owner_all);
+        setenv("PATH", (folder + ":" + path).c_str(), 1);
+    }
+    ~ProgramInFront() { setenv("PATH", path.c_str(), 1); }
+};
+
+template <class... Numbers>
+std::string int64_bytes(Numbers... numbers) {
+    const int64_t all[] = {int64_t(numbers)...};
+    return std::string(reinterpret_cast<const char*>(all), sizeof all);
+}
+
+}  // namespace
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: Parquet, as Arrow's program sends it") {
+    write_file(dir + "/t.parquet", "PAR1\x15");
+    const auto answer = [&](const std::string& bytes, std::vector<std::string> more = {}) {
+        write_file(dir + "/answer", bytes);
+        const ProgramInFront python(dir, "python3", "cat '" + dir + "/answer'");
+        more.insert(more.begin(), dir + "/t.parquet");
+        return run(more);
+    };
+    // Two batches; the offsets of the second do not begin at 0; texts without a letter are no documents.
+    const auto [status, output] =
+        answer(int64_bytes(3, 0, 5, 6, 8) + "hello he" + int64_bytes(1, 90, 94) + "hell", {"--val-tokens", "0"});
+    CHECK_MESSAGE(status == 0, output);
+    CHECK(tokens_of(out + "/t_train_000001.bin") == Ids{261, 259, 261, 256, 261, 258});
+    fs::remove_all(out);
+    for (const auto& [bytes, needle] : std::initializer_list<
+             std::pair<std::string, const char*>>{{int64_bytes(-1) + "no column\x1b", "t.parquet': no column\\x1b"},
+                                                  {int64_bytes(1, 0), "has broken off"},
+                                                  {int64_bytes(2, 0, 5, 9) + "hello", "has broken off"},
+                                                  {int64_bytes(257), "has broken off"},
+                                                  {int64_bytes(1, 0, int64_t(1) << 40),
+                                                   "expected at most 64 MiB in a text, found 1099511627776 bytes"},
+                                                  {int64_bytes(1, 9, 0),
+                                                   "expected at most 64 MiB in a text, found -9 bytes"},
+                                                  {"abc", "has broken off"}}) {
+        const auto result = answer(bytes);
+        CHECK(result.first == 1);
+        CHECK_MESSAGE(contains(result.second, needle), result.second);
+        CHECK(!fs::exists(out));
+    }
+    const ProgramInFront python(dir, "python3", "exit 3");
+    CHECK(contains(run({dir + "/t.parquet"}).second, "python3 failed (status 3"));
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: Parquet, by Arrow itself") {
+    const std::string write =
+        "import pyarrow as pa, pyarrow.parquet as pq, sys\n"
+        "a = ['hello', None, '', 'he'] * 150\n"
+        "pq.write_table(pa.table({'n': list(range(600)), 'text': a}), sys.argv[1] + '/a.parquet', row_group_size=7)\n"
+        "pq.write_table(pa.table({'text': pa.array(a).dictionary_encode()}), sys.argv[1] + '/b.parquet')\n";
+    write_file(dir + "/write.py", write);
+    if (std::system(("python3 '" + dir + "/write.py' '" + dir + "' 2>/dev/null").c_str()) != 0) {
+        MESSAGE("skipped: python3 has no pyarrow");
+        return;
+    }
+    const auto [status, output] = run({dir + "/[ab].parquet", "--val-tokens", "0"});
+    CHECK_MESSAGE(status == 0, output);
+    Ids expected;
+    for (int i = 0; i < 300; ++i) expected.insert(expected.end(), {261, 259, 261, 256});
+    CHECK(tokens_of(out + "/ab_train_000001.bin") == expected);
+    fs::remove_all(out);
+    CHECK(contains(run({dir + "/a.parquet", "--field", "n"}).second,
+                   "no column of texts is named 'n'; name one of these with --field: 'text'"));
+    write_file(dir + "/c.parquet", "PAR1\x15");
+    CHECK(contains(run({dir + "/c.parquet"}).second, "expected a Parquet file, but Arrow says: "));
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: a model of the hub") {
+    const std::string place = dir + "/mirror/openai-community/gpt2/resolve/main/", model = dir + "/gpt2";
+    const auto get = [&] {
+        return run_program(run_prepare, {"gpt2", "-o", model, "--mirror", "file://" + dir + "/mirror"});
+    };
+    CHECK(contains(get().second, "cannot download file://"));
+    CHECK(!fs::exists(model));
+    write_file(place + "config.json", "{}");
+    write_file(place + "vocab.json", hello.vocab());
+    write_file(place + "merges.txt", hello.merges_text());
+    CHECK(contains(get().second, "model.safetensors"));  // what is there stays, and is not asked for again
+    CHECK(fs::exists(model + "/config.json"));
+    fs::remove(place + "config.json");
+    write_file(place + "model.safetensors", "<html>");
+    CHECK(contains(get().second, "prepare: error: '" + model + "/"));  // a page in place of weights
+
+    CHECK(
+        contains(run({"gpt2-xl", "--max-tokens", "9"}).second, "--tokenizer: is for corpora, and gpt2-xl is a model"));
+}
+
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: the checksums that the hub sends along") {
+    // Pro Git, section 10.2 (git hash-object), and FIPS 180-2, appendix B.1
+    write_file(dir + "/text", "test content\n");
+    CHECK(git_blob_of(dir + "/text") == "d670460b4b4aece5915caf5c68d12f560a9fe3e4");
+    const std::string abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    const auto fetch = [&](const std::string& headers, const std::string& body) {
+        write_file(dir + "/body", body), write_file(dir + "/sent", headers);
+        const ProgramInFront curl(dir, "curl",
+                                  "while [ $# -gt 1 ]; do case $1 in --dump-header) cp '" + dir +
+                                      "/sent' \"$2\";; --output) cp '" + dir + "/body' \"$2\";; esac; shift; done");
+        fs::remove(dir + "/got");
+        return error_of([&] { download("https://host/file", dir + "/got", "", ""); });
+    };
+    CHECK(fetch("x-linked-etag: \"" + abc + "\"\netag: \"123\"\n", "abc") == "");
+    CHECK(contains(fetch("X-Linked-ETag: \"" + abc + "\"\n", "abd"), "expected SHA-256 " + abc + ", found "));
+    CHECK(fetch("ETag: \"d670460b4b4aece5915caf5c68d12f560a9fe3e4\"\n", "test content\n") == "");
+    CHECK(contains(fetch("ETag: \"d670460b4b4aece5915caf5c68d12f560a9fe3e4\"\n", "test contenu\n"),
+                   "expected git's checksum d670"));
+    CHECK(!fs::exists(dir + "/got"));
+    CHECK(!fs::exists(dir + "/got.part"));
+    CHECK(fetch("ETag: W/\"5f2c-18\"\n", "x") == "");
 }
 
 TEST_CASE("GPT-2's own vocabulary") {
