@@ -46,11 +46,11 @@ data-tools: $(DATA_TOOLS)
 LDLIBS += -lcrypt
 # 1 where the compiler finds these headers, given these flags. (%: is C++'s other way to write the number sign.)
 have_headers = $(shell printf '%%:include <%s>\n' $(1) | $(CXX) $(2) -x c++ -E - >/dev/null 2>&1 && echo 1)
-# GPT-2's tokenizer splits text with PCRE2; without it the programs know bytes only.
-ifeq ($(call have_headers,pcre2.h,-DPCRE2_CODE_UNIT_WIDTH=8),1)
-CPPFLAGS += -DHAVE_PCRE2=1
-LDLIBS += -lpcre2-8
-endif
+# GPT-2's tokenizer splits text with PCRE2; without it the programs know bytes only. Libedit edits what is typed into infer.
+have_pcre2 := $(call have_headers,pcre2.h,-DPCRE2_CODE_UNIT_WIDTH=8)
+have_libedit := $(call have_headers,histedit.h)
+CPPFLAGS += $(if $(have_pcre2),-DHAVE_PCRE2=1)
+LDLIBS += $(if $(have_pcre2),-lpcre2-8) -Wl,--as-needed $(if $(have_libedit),-ledit)
 # Many ranks: Open MPI where there is one (make deps MPI=1); without it, no ranks on CPUs and none by mpirun.
 ifneq ($(USE_MPI),0)
 MPI_LIBS := $(or $(shell mpicc --showme:link 2>/dev/null),$(shell pkg-config --libs ompi-c 2>/dev/null))

@@ -3,12 +3,15 @@
 //
 //   ./infer folded.bin --last-token              the paper's mode: only the last position's logits are computed
 //   ./infer folded.bin --prompt "Once" -n 300    generation with a KV cache
+//   ./infer folded.bin                           the same for what is typed at a terminal
 //   ./infer folded.bin --prompts lines.txt       the same for every line of a file, many at a time; JSON lines
 //   ./infer folded.bin --prompt "Once" --samples 5   five texts, each with random numbers of its own; JSON lines
 //   ./infer folded.bin --eval text.txt           loss, perplexity, bits per byte
 //   ./infer folded.bin --info                    what it is and where it comes from
 //
 // Speed is measured by a program of its own: make bench_infer (dev/bench_infer.cu).
+
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -25,6 +28,7 @@
 #include "inference/generate.cuh"
 #include "inference/hellaswag.cuh"
 #include "inference/info.h"
+#include "inference/line_editor.h"
 #include "inference/logits.h"
 #include "inference/prompts.h"
 #include "inference/sampler.h"
@@ -43,6 +47,7 @@ namespace tapernorm::infer {
 struct Settings {
     std::string model, prompt, tokens, prompts, eval, hellaswag, tokenizer, dump;
     bool last_token = false, greedy = false, ignore_eos = false, info = false, json = false;
+    bool converses = false;  // with somebody at a terminal, who gave nothing to run on
     size_t n = 256, top_k = 0, seed = 1, stream = 1, samples = 1, show = 8, batch = 16;
     double temperature = 0.8, top_p = 1;
     EngineSettings engine;
@@ -60,7 +65,8 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "file", .to = &s.model, .metavar = "MODEL",
            .help = "model.bin or folded.bin, the folder of a Hugging Face GPT-2, or a checkpoint of llm.c"});
     o.add({.short_name = "-p", .long_name = "--prompt", .to = &s.prompt, .metavar = "TEXT",
-           .default_text = "the opening of a story", .help = "text to continue"});
+           .default_text = "on a terminal, what is typed there, line by line; else the opening of a story",
+           .help = "text to continue"});
     o.add({.long_name = "--tokens", .to = &s.tokens, .metavar = "IDS", .default_text = "none",
            .help = "token ids to continue, such as 1,2,3, instead of a text"});
     o.add({.long_name = "--prompts", .to = &s.prompts, .metavar = "FILE", .default_text = "none",
@@ -184,10 +190,13 @@ nlohmann::ordered_json last_token(const Settings& s, Decoder<Device, Real>& deco
     return result;
 }
 
-// Prints the prompt and what follows it, as it comes.
+// Prints the prompt and what follows it, as it comes, until Ctrl-C where that is watched.
 template <class Device, class Real>
-void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& prompt, const Config& c,
+void generate(const Settings& s, Generator<Device, Real>& generator, const Prompt& prompt, const Sampling& sampling,
               const std::optional<Tokenizer>& tokenizer) {
+    Decoder<Device, Real>& decoder = generator.decoder();
+    const Config& c = decoder.config();
+    decoder.rewind(0);
     std::printf("\n");
     std::vector<float> logits(s.dump.empty() ? c.V : prompt.tokens.size() * c.V);
     const auto prefill = std::chrono::steady_clock::now();
@@ -204,7 +213,7 @@ void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& p
     const size_t V = ids_with_text(c, tokenizer);
     size_t generated = 0;
     const auto decode = std::chrono::steady_clock::now();
-    generate_stream(decoder, logits, prompt.tokens, V, s.n, s.sampling(), end_token(s, tokenizer),
+    generate_stream(generator, logits, prompt.tokens, V, s.n, sampling, end_token(s, tokenizer),
                     [&](size_t i, int token) {
                         if (token < 0) fail_not_finite(s.model);
                         MappedFile::check_all();
@@ -212,13 +221,38 @@ void generate(const Settings& s, Decoder<Device, Real>& decoder, const Prompt& p
                         out.write(tokenizer ? std::string(tokenizer->token(size_t(token)))
                                             : strprintf(i == 0 ? "%d" : ",%d", token));
                         flush_output();
-                        return true;
+                        return !interrupted;
                     });
     out.end();
     const double seconds = seconds_since(decode);
     std::printf("\n\nprompt %s in %.1f ms; %zu generated in %.2f s (%.2f ms per token)\n",
                 counted(prompt.tokens.size(), "token").c_str(), prefill_seconds * 1e3, generated, seconds,
                 seconds * 1e3 / double(std::max<size_t>(generated, 1)));
+}
+
+// Completes the lines that somebody types. Text i, from 0, has the stream --stream + i.
+template <class Device, class Real>
+void converse(const Settings& s, Decoder<Device, Real>& decoder, const PromptReader& prompts,
+              const std::optional<Tokenizer>& tokenizer) {
+    std::printf("prompts   each begins a text of its own, of %zu tokens (-n); Ctrl-C stops a text, Ctrl-D ends\n\n",
+                s.n);
+    Generator<Device, Real> generator(decoder);
+    Sampling sampling = s.sampling();
+    LineEditor lines("> ");
+    while (const std::optional<std::string> line = lines.next()) {
+        if (line->empty()) continue;
+        std::optional<Prompt> prompt;
+        try {
+            prompt = prompts.from_text(*line);
+        } catch (const Error& error) {  // of this prompt alone
+            print_error("infer", error_text(error).c_str());
+            continue;
+        }
+        generate(s, generator, *prompt, sampling, tokenizer);
+        std::printf("\n");
+        sampling.stream++;
+    }
+    std::printf("\n");
 }
 
 // Completes every prompt --samples times, each time as if it were alone, --batch texts at a time; prints one JSON object for
@@ -259,15 +293,15 @@ void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::
 // What the mode reads besides the model; checked before anything is computed.
 struct Inputs {
     std::optional<Tokenizer> tokenizer;
-    std::vector<Prompt> prompts;  // one, or the lines of --prompts
+    std::string why_no_tokenizer;
+    std::vector<Prompt> prompts;  // one, or the lines of --prompts; none where they are still to be typed
     std::vector<Choice> choices;
     EvalTokens eval;
 };
 
 static void read_inputs(const Settings& s, const Options& options, const ModelInfo& info, Inputs& in) {
-    std::string why_none;
-    in.tokenizer = tokenizer_if_any(s.tokenizer, info, s.model, why_none);
-    const PromptReader prompts(s.model, info, in.tokenizer, why_none);
+    in.tokenizer = tokenizer_if_any(s.tokenizer, info, s.model, in.why_no_tokenizer);
+    const PromptReader prompts(s.model, info, in.tokenizer, in.why_no_tokenizer);
     const Tokenize encode = [&](std::string_view text) {
         return prompts.require_tokenizer().encode_parallel(text, true, int(s.engine.threads));
     };
@@ -279,6 +313,8 @@ static void read_inputs(const Settings& s, const Options& options, const ModelIn
         in.eval = read_eval_tokens("--eval", s.eval, in.tokenizer, encode, info);
     else if (!s.tokens.empty())
         in.prompts = {prompts.from_ids(s.tokens)};
+    else if (s.converses)
+        prompts.require_tokenizer();
     else
         in.prompts = {options.given("--prompt") ? prompts.from_text(s.prompt)
                                                 : prompts.from_opening(story_prompts()[0])};
@@ -290,10 +326,6 @@ nlohmann::ordered_json run(const Settings& s, const Engine<Device, Real>& engine
     const Config& c = engine.info.config;
     if (!s.eval.empty()) return report_loss(engine, in.eval, s.text());
     auto decoder = engine.decoder(s.many() ? std::min(s.batch, in.prompts.size() * s.samples) : 1);
-    if (s.many()) {
-        generate_all(s, decoder, in.prompts, c, in.tokenizer);
-        return nlohmann::ordered_json::object();
-    }
     if (!s.hellaswag.empty()) {
         const HellaSwag scores = evaluate_hellaswag(decoder, in.choices, c.V);
         std::fprintf(s.text(), "hellaswag %s\n", scores.text().c_str());
@@ -303,7 +335,14 @@ nlohmann::ordered_json run(const Settings& s, const Engine<Device, Real>& engine
                 {"log_likelihood", scores.log_likelihood / double(scores.items)}};
     }
     if (s.last_token) return last_token(s, decoder, in.prompts[0], c, in.tokenizer);
-    generate(s, decoder, in.prompts[0], c, in.tokenizer);
+    if (s.many()) {
+        generate_all(s, decoder, in.prompts, c, in.tokenizer);
+    } else if (s.converses) {
+        converse(s, decoder, PromptReader(s.model, engine.info, in.tokenizer, in.why_no_tokenizer), in.tokenizer);
+    } else {
+        Generator<Device, Real> generator(decoder);
+        generate(s, generator, in.prompts[0], s.sampling(), in.tokenizer);
+    }
     return nlohmann::ordered_json::object();
 }
 
@@ -331,6 +370,8 @@ static void check_output(const Settings& s) {
             std::printf("%s", info_text(*file).c_str());
         return 0;
     }
+    s.converses = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO) && !options.given("--prompt") && s.tokens.empty() &&
+                  !s.many() && s.eval.empty() && s.hellaswag.empty() && !s.last_token && s.dump.empty();
     const DeviceChoice choice = choose_device(s.engine, options);
     check_output(s);
     Cpu cpu{int(s.engine.threads)};

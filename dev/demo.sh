@@ -9,4 +9,5 @@ step() {
 step ./train_gpt -g taper
 step ./fold model.bin folded.bin
 step ./infer folded.bin --last-token
-step ./infer folded.bin -n 600 --temperature 0.4
+# Not from a terminal, where it would ask for prompts.
+step ./infer folded.bin -n 600 --temperature 0.4 </dev/null

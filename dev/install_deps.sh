@@ -29,6 +29,7 @@ fi
 need make make
 need xz-utils xz
 need libpcre2-dev pcre2.h
+need libedit-dev histedit.h # 0.9 MB, with what it needs
 case "${MPI:-0}" in
 0) ;;
 1)

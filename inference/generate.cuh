@@ -125,11 +125,11 @@ TokenSpan next_span(Decoder<Device, Real>& decoder, size_t sequence, std::span<c
 // text and is not told, the token -1 (see OnStep) is the last, and on_token may say not to go on. logits [V of the model]:
 // those of the prompt's last token. Only ids below V are chosen.
 template <class Device, class Real>
-void generate_stream(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& logits, std::span<const int> prompt,
+void generate_stream(Generator<Device, Real>& generator, std::vector<Acc<Real>>& logits, std::span<const int> prompt,
                      size_t V, size_t n, const Sampling& s, std::optional<int> end,
                      const std::function<bool(size_t i, int token)>& on_token) {
+    Decoder<Device, Real>& decoder = generator.decoder();
     const size_t T = decoder.config().T;
-    Generator<Device, Real> generator(decoder);
     RecentTokens tokens(prompt, half_context(T));
     bool go_on = true;
     for (size_t done = 0; done < n;) {

@@ -1,5 +1,6 @@
 // What a program says to the person at a terminal: a progress line that is overwritten in place, times, commands to paste.
 #pragma once
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -86,7 +87,9 @@ class LiveLine {
     // keep: the next line goes below this one, not over it.
     void show(const std::string& text, bool keep) {
         if (!keep && !terminal_) return;
-        std::fprintf(stream_, "%s%s%s", terminal_ ? "\r\033[K" : "", printable(text, "\n\t").c_str(), keep ? "\n" : "");
+        const std::string shown = printable(text, "\n\t");
+        std::fprintf(stream_, "%s%s%s", terminal_ ? "\r\033[K" : "",
+                     keep ? shown.c_str() : shown.substr(0, bytes_that_fit(shown)).c_str(), keep ? "\n" : "");
         std::fflush(stream_);
         open_ = !keep;
     }
@@ -102,6 +105,16 @@ class LiveLine {
     }
 
   private:
+    // How much of a line the terminal shows in one row: of a longer one, only the last row would be overwritten.
+    size_t bytes_that_fit(std::string_view text) const {
+        struct winsize size{};
+        if (ioctl(fileno(stream_), TIOCGWINSZ, &size) != 0 || size.ws_col < 2) return text.size();
+        size_t columns = 0, at = 0;
+        for (; at < text.size(); at++)
+            if ((text[at] & 0xc0) != 0x80 && ++columns == size.ws_col) break;  // the last column stays free
+        return at;
+    }
+
     using Clock = std::chrono::steady_clock;
     std::FILE* stream_;
     bool terminal_, open_ = false;

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -57,9 +58,9 @@ struct Outcome {
 class Program {
   public:
     // file_limit: bytes that a file may grow to (RLIMIT_FSIZE), as if the disk were full there; 0: none. terminal: standard
-    // output is one.
+    // output is one. keyboard: so is standard input, the same one, and it sends the program its signals.
     Program(const std::string& folder, const std::vector<std::string>& command, size_t file_limit = 0,
-            bool terminal = false) {
+            bool terminal = false, bool keyboard = false) {
         const std::string path = program_path(command.at(0));
         std::vector<char*> argv;
         for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
@@ -81,6 +82,7 @@ class Program {
             const struct rlimit limit = {file_limit, file_limit}, no_core = {0, 0};
             setrlimit(RLIMIT_CORE, &no_core);
             if (file_limit) setrlimit(RLIMIT_FSIZE, &limit);
+            if (keyboard && (setsid() < 0 || ioctl(out[1], TIOCSCTTY, 0) != 0 || dup2(out[1], 0) < 0)) _exit(126);
             if (chdir(folder.c_str()) != 0 || dup2(out[1], 1) < 0 || dup2(err[1], 2) < 0) _exit(126);
             execv(path.c_str(), argv.data());
             _exit(127);
@@ -104,6 +106,10 @@ class Program {
     }
 
     void send(int signal) const { kill(pid_, signal); }
+    // Into its terminal.
+    void type(const std::string& keys) const {
+        if (write(fds_[0], keys.data(), keys.size()) != ssize_t(keys.size())) throw std::runtime_error("cannot type");
+    }
     pid_t pid() const { return pid_; }
 
     Outcome finish() {

@@ -238,7 +238,8 @@ TEST_CASE("generation: a token that ends a text ends its sequence; with the last
         Sampling own = sampling;
         own.stream += b;
         size_t steps = 0;
-        generate_stream(alone, logits, start, V, 400, own, end, [&](size_t, int token) {
+        Generator<Cpu, float> generator(alone);
+        generate_stream(generator, logits, start, V, 400, own, end, [&](size_t, int token) {
             steps++;
             return tokens.push_back(token), true;
         });

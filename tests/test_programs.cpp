@@ -1,6 +1,7 @@
 // The three programs as a user runs them: whole commands with their output, files and exit status. Input that
 // is wrong is in test_bad_input.cpp.
 #include <doctest/doctest.h>
+#include <sys/ioctl.h>
 
 #include <cmath>
 #include <map>
@@ -8,6 +9,7 @@
 
 #include "inference/decoder.cuh"
 #include "io/safetensors.h"
+#include "io/terminal.h"
 #include "io/tokenizer.h"
 #include "io/tokens.h"
 #include "model/model_file.h"
@@ -612,6 +614,134 @@ TEST_CASE("train_gpt: token shards and a validation text of its own") {
     w.refused(kTiny + " -j part_1.bin", {"--val", "part_1.bin"});
     CHECK(!contains(w.ok(kTiny + " -j corpus.txt"), "taken for ids"));
     CHECK(read_log(w.at("model.log.jsonl")).size() == 6);
+}
+
+// ---- infer at a terminal
+
+namespace {
+
+// infer at a terminal of its own.
+struct Talk {
+    explicit Talk(const Workplace& w, const std::string& line, const std::vector<std::string>& more = {})
+        : program(w.path, Workplace::command(line, more), 0, true, true) {}
+    // Waits for `text`, behind what was waited for before.
+    void expect(const std::string& text) {
+        size_t found = std::string::npos;
+        CAPTURE(text);
+        program.wait_until(
+            [&](const std::string& out) { return all = out, (found = out.find(text, seen)) != out.npos; });
+        INFO(all);
+        REQUIRE(found != std::string::npos);
+        seen = found + text.size();
+    }
+    Program program;
+    std::string all;
+    size_t seen = 0;
+};
+
+}  // namespace
+
+TEST_CASE("infer at a terminal: prompts in a loop, until Ctrl-D; each text is that of its prompt and stream alone") {
+    const Workplace w;
+    w.ok(kTiny);
+    Talk talk(w, "infer model.bin -n 9 --seed 4");
+    talk.expect("each begins a text of its own, of 9 tokens");
+    std::vector<std::string> prompts = {"The cat", "caf\xc3\xa9", "The cat"};
+    for (size_t i = 0; i < 3; i++) {
+        talk.expect("> ");
+        if (i == 1) talk.program.type("\n"), talk.expect("> ");  // nothing typed, nothing said
+        talk.program.type(prompts[i] + "\n");
+        talk.expect("9 generated in");
+        std::string alone =
+            w.ok("infer model.bin -n 9 --seed 4 --stream " + std::to_string(i + 1) + " -p", {prompts[i]});
+        alone = alone.substr(alone.find("\n\n") + 2);
+        alone = printable(alone.substr(0, alone.rfind("\n\n")), "\n\t");
+        std::string shown = talk.all;
+        std::erase(shown, '\r');
+        CHECK_MESSAGE(shown.find("\n" + alone + "\n\n") != std::string::npos, alone);
+    }
+    talk.program.type("\x04");
+    const Outcome outcome = talk.program.finish();
+    CHECK(outcome.status == 0);
+    CHECK(outcome.err == "");
+    CHECK(outcome.out.ends_with("\n"));
+}
+
+TEST_CASE(
+    "infer at a terminal: Ctrl-C stops a text and gives up a line; an error ends neither the program nor the loop") {
+    const Workplace w;
+    w.ok(kTiny + " -x 1");  // of all bytes, control characters among them
+    Talk talk(w, "infer model.bin -n 100000000 --temperature 100");
+    for (int i = 0; i < 2; i++) {
+        talk.expect("> ");
+        talk.program.type("The\n");
+        talk.program.wait_until([&](const std::string& out) { return out.size() > talk.seen + 2000; });
+        talk.program.type("\x03");
+        talk.expect(" generated in ");
+    }
+    talk.expect("> ");
+    talk.program.type("given up");
+    talk.expect("given up");
+    talk.program.type("\x03");
+    talk.expect("> ");
+    talk.program.type(std::string(17, 'x') + "\n");  // the context has 16
+    talk.expect("> ");
+    talk.program.type("\x04");
+    const Outcome outcome = talk.program.finish();
+    CHECK(outcome.status == 0);
+    CHECK(outcome.err ==
+          "infer: error: the prompt: expected at most 16 tokens (the context of model.bin), found 17; shorten it\n");
+    const size_t from = outcome.out.find("> ");
+    const size_t text = outcome.out.find("\nThe", from), end = outcome.out.find(" generated in ", from);
+    REQUIRE(text < end);
+    std::string shown = outcome.out.substr(text, end - text);
+    std::erase(shown, '\r');
+    CHECK(printable(shown, "\n\t") == shown);
+    CHECK(shown.find("\\x") != std::string::npos);
+}
+
+TEST_CASE("infer at a terminal: no loop where something else was asked for, or the output goes elsewhere") {
+    const Workplace w;
+    w.ok(kTiny);
+    for (const std::string flags :
+         {" -p The", " --tokens 1", " --last-token", " --samples 2", " --eval corpus.txt", " --info"}) {
+        Program program(w.path, Workplace::command("infer model.bin -n 2" + flags), 0, true, true);
+        const Outcome outcome = program.finish();
+        CAPTURE(flags);
+        CHECK(outcome.status == 0);
+        CHECK(outcome.out.find("> ") == std::string::npos);
+    }
+    Program file(w.path, {"/bin/sh", "-c", program_path("infer") + " model.bin -n 2 --device cpu >out.txt"}, 0, true,
+                 true);
+    CHECK(file.finish().status == 0);
+    CHECK(read_file(w.at("out.txt")).find("2 generated in") != std::string::npos);
+}
+
+TEST_CASE("a progress line on a terminal is no longer than its row") {
+    int pair[2] = {posix_openpt(O_RDWR | O_NOCTTY), -1};
+    REQUIRE(pair[0] >= 0);
+    REQUIRE((grantpt(pair[0]) == 0 && unlockpt(pair[0]) == 0));
+    pair[1] = open(ptsname(pair[0]), O_RDWR | O_NOCTTY);
+    const struct winsize size = {24, 20, 0, 0};
+    REQUIRE(ioctl(pair[1], TIOCSWINSZ, &size) == 0);
+    std::FILE* terminal = fdopen(pair[1], "w");
+    const std::string line =
+        "0123456789\xc3\xa9"
+        "123456789abcdef";
+    {
+        LiveLine live(true, terminal);
+        live.show(line, false), live.show(line, true), live.show("short", false);
+    }
+    std::fclose(terminal);
+    char buffer[1000];
+    const ssize_t n = read(pair[0], buffer, sizeof buffer);
+    REQUIRE(n > 0);
+    close(pair[0]);
+    CHECK(std::string(buffer, size_t(n)) ==
+          "\r\033[K0123456789\xc3\xa9"
+          "12345678"
+          "\r\033[K" +
+              line + "\r\n\r\033[Kshort\r\n");
 }
 
 }  // namespace tapernorm

@@ -62,7 +62,8 @@ std::string sample_text(Trainer<Device, Real>& t, const Tokenizer& tokenizer, co
     std::vector<Acc<Real>> logits(model.config.V);
     decoder.feed(ids.data(), ids.size(), Logits::last, logits.data());
     std::string text = tokenizer.decode({start.data(), ids.size()});
-    generate_stream(decoder, logits, ids, ids_with_text(model.config, tokenizer),
+    Generator<Device, Real> generator(decoder);
+    generate_stream(generator, logits, ids, ids_with_text(model.config, tokenizer),
                     std::min(tokens, t.settings.T - ids.size() + 1),
                     {.temperature = 0.7, .top_k = 40, .seed = t.settings.seed + t.step}, tokenizer.end_of_text(),
                     [&](size_t, int token) {

@@ -1,0 +1,138 @@
+// Lines that somebody types at a terminal: edited, and with the earlier ones at hand, by libedit where the build had it; else as the
+// terminal edits them. Ctrl-C gives a line up, and stops a text that is being generated; it does not end the program.
+#pragma once
+#include <langinfo.h>
+#include <poll.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <clocale>
+#include <cstdio>
+#include <cwchar>
+#include <optional>
+#include <string>
+#include <string_view>
+#if __has_include(<histedit.h>)
+#include <histedit.h>
+#define TAPERNORM_HAS_EDITOR 1
+#else
+struct EditLine;
+#endif
+
+namespace tapernorm::infer {
+
+// Whether Ctrl-C was pressed since this was last set to 0.
+inline volatile sig_atomic_t interrupted = 0;
+
+class LineEditor {
+  public:
+    explicit LineEditor(const char* prompt) : prompt_(prompt) {
+        struct sigaction action{};
+        action.sa_handler = [](int signal) {
+            if (signal == SIGINT) interrupted = 1;
+        };
+        action.sa_flags = SA_RESTART;  // of what is printed; poll comes back all the same
+        for (const int signal : {SIGINT, SIGCONT, SIGWINCH}) sigaction(signal, &action, nullptr);
+#ifdef TAPERNORM_HAS_EDITOR
+        // Characters of more than one byte: in any other encoding libedit would leave them out.
+        if (!std::setlocale(LC_CTYPE, "") || std::string_view(nl_langinfo(CODESET)) != "UTF-8")
+            std::setlocale(LC_CTYPE, "C.UTF-8");
+        history_ = history_init();
+        edit_ = el_init("infer", stdin, stdout, stderr);
+        if (!edit_ || !history_) return;
+        HistEvent event;
+        history(history_, &event, H_SETSIZE, 1000);
+        history(history_, &event, H_SETUNIQUE, 1);
+        el_set(edit_, EL_CLIENTDATA, this);
+        el_set(edit_, EL_PROMPT, static_cast<const char* (*)(EditLine*)>(prompt_of));
+        el_set(edit_, EL_HIST, history, history_);
+        el_set(edit_, EL_EDITOR, "emacs");
+        el_set(edit_, EL_GETCFN, static_cast<int (*)(EditLine*, wchar_t*)>(read_character));
+        el_source(edit_, nullptr);  // ~/.editrc, the user's own keys
+#endif
+    }
+    LineEditor(const LineEditor&) = delete;
+    LineEditor& operator=(const LineEditor&) = delete;
+#ifdef TAPERNORM_HAS_EDITOR
+    ~LineEditor() {
+        if (edit_) el_end(edit_);
+        if (history_) history_end(history_);
+    }
+#endif
+
+    // The next line that is not given up, without its line feed; none at the end (Ctrl-D).
+    std::optional<std::string> next() {
+        for (;;) {
+            interrupted = 0;
+            std::optional<std::string> line = read();
+            if (!interrupted) return line;
+            std::printf("\n");
+        }
+    }
+
+  private:
+    // A byte, once there is one; false at the end and at Ctrl-C.
+    static bool read_byte(char& byte, [[maybe_unused]] EditLine* edit) {
+        for (;;) {
+            struct pollfd input = {STDIN_FILENO, POLLIN, 0};
+            if (interrupted) return false;
+            if (poll(&input, 1, -1) >= 0) return ::read(STDIN_FILENO, &byte, 1) == 1;
+            if (errno != EINTR) return false;
+#ifdef TAPERNORM_HAS_EDITOR
+            if (!edit || interrupted) continue;
+            // The terminal has another size, or the program was stopped and comes back to a terminal that the shell has set.
+            el_set(edit, EL_PREP_TERM, 0), el_set(edit, EL_PREP_TERM, 1);
+            el_resize(edit);
+            el_set(edit, EL_REFRESH);
+#endif
+        }
+    }
+
+    std::optional<std::string> read() {
+#ifdef TAPERNORM_HAS_EDITOR
+        if (edit_) {
+            int bytes = 0;
+            const char* typed = el_gets(edit_, &bytes);
+            if (!typed || bytes <= 0) return {};
+            std::string line(typed, size_t(bytes));
+            while (line.ends_with('\n') || line.ends_with('\r')) line.pop_back();
+            HistEvent event;
+            if (!line.empty()) history(history_, &event, H_ENTER, line.c_str());
+            return line;
+        }
+#endif
+        std::printf("%s", prompt_);
+        std::fflush(stdout);
+        std::string line;
+        for (char byte; read_byte(byte, nullptr); line += byte)
+            if (byte == '\n') return line;
+        return line.empty() ? std::nullopt : std::optional(line);
+    }
+
+    const char* prompt_;
+#ifdef TAPERNORM_HAS_EDITOR
+    static const char* prompt_of(EditLine* edit) {
+        LineEditor* self = nullptr;
+        el_get(edit, EL_CLIENTDATA, &self);
+        return self->prompt_;
+    }
+
+    // libedit's own reader goes on after a signal.
+    static int read_character(EditLine* edit, wchar_t* character) {
+        std::mbstate_t state{};
+        for (char byte; read_byte(byte, edit);) {
+            const size_t length = std::mbrtowc(character, &byte, 1, &state);
+            if (length == size_t(-2)) continue;  // the rest of it is to come
+            if (length != size_t(-1)) return 1;
+            state = {};  // no character: it is left out
+        }
+        return interrupted ? -1 : 0;
+    }
+
+    EditLine* edit_ = nullptr;
+    History* history_ = nullptr;
+#endif
+};
+
+}  // namespace tapernorm::infer
