@@ -434,6 +434,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     if (!sample.empty()) step.settings.push_back({"clamp-sample", name_without_folder(sample)});
     refuse_unfinished(in, model->info);
     warn_of_vocabulary(in, model->info.vocabulary_problem);
+    warn_of_provenance(in, model->info.provenance_refused);
     check_writable(out);
     check_replaceable("FOLDED", out, "a folded model", [](const SafetensorsFile& file) {
         return file.metadata().contains("format_version") && file.metadata().contains("folded") &&

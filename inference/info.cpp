@@ -31,6 +31,7 @@ nlohmann::ordered_json info_json(const ModelFile& file) {
     if (!info.content.empty()) j["content"] = info.content;
     j["provenance"] = nlohmann::ordered_json::array();
     if (!info.provenance.empty()) j["provenance"] = nlohmann::ordered_json::parse(info.provenance);
+    if (info.provenance_refused) j["provenance_problem"] = kProvenanceRefused;
     return j;
 }
 
@@ -47,6 +48,7 @@ std::string info_text(const ModelFile& file) {
     row("numbers", strprintf("%zu, as %s", parameter_count(info.config), info.dtype.c_str()));
     if (!info.content.empty()) row("content", "checksum " + printable(info.content));
     if (!info.vocabulary_problem.empty()) row("note", printable(info.vocabulary_problem));
+    if (info.provenance_refused) row("note", kProvenanceRefused);
     const std::string provenance = provenance_text(info.provenance);
     return text + (provenance.empty() ? "\nIts file does not say where it comes from.\n" : "\n" + provenance);
 }

@@ -212,7 +212,7 @@ class HuggingFaceModel : public ModelFile {
         for (const TensorFile& file : files_)
             entries.insert(entries.end(), file.entries().begin(), file.entries().end());
         info_.dtype = dtypes_of(entries);
-        info_.provenance = read_provenance(files_.front().metadata());
+        info_.provenance = read_provenance(files_.front().metadata(), &info_.provenance_refused);
         find_tokenizer_beside(weights, info_);
     }
 

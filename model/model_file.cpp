@@ -325,7 +325,7 @@ static ModelInfo read_model_info(const SafetensorsFile& file) {
     refuse_unread(file.path(), known, tensors);
     info.dtype = dtypes_of(file.entries());
     info.content = content_checksum(file.metadata());
-    info.provenance = read_provenance(file.metadata());
+    info.provenance = read_provenance(file.metadata(), &info.provenance_refused);
     return info;
 }
 
@@ -452,6 +452,10 @@ std::optional<Tokenizer> tokenizer_if_any(const std::string& named, const ModelI
         why_none = error.what();
         return std::nullopt;
     }
+}
+
+void warn_of_provenance(const std::string& model, bool refused) {
+    if (refused) std::fprintf(stderr, "warning: %s: %s\n", in_quotes(model).c_str(), kProvenanceRefused);
 }
 
 void warn_of_vocabulary(const std::string& model, const std::string& problem) {

@@ -28,6 +28,7 @@ struct ModelInfo {
     std::string dtype = {};       // of its file: "F32", or "BF16 and F32"
     std::string content = {};     // of its file (content_checksum); "" where it has none
     std::string provenance = {};  // see model/provenance.h
+    bool provenance_refused = false;
 };
 
 class ModelFile;
@@ -120,6 +121,8 @@ std::optional<Tokenizer> tokenizer_if_any(const std::string& named, const ModelI
 
 // For programs that write the model again, without the vocabulary. problem: ModelInfo::vocabulary_problem; none, no warning.
 void warn_of_vocabulary(const std::string& model, const std::string& problem);
+// The same where the new file would carry its provenance on.
+void warn_of_provenance(const std::string& model, bool refused);
 
 // The state of the run that writes this model: "a.bin" -> "a.state.bin". Its metadata "model" is the content_checksum of the
 // model that was written with it.

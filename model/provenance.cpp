@@ -52,14 +52,20 @@ ordered_json as_json(const ProvenanceStep& step) {
     return j;
 }
 
-ordered_json steps_of(const std::string& provenance) {
-    if (provenance.empty() || provenance.size() > kLongest || parse_json(provenance).is_discarded())
-        return ordered_json::array();
+// Discarded where it cannot be read.
+ordered_json parsed_steps(const std::string& provenance) {
+    if (provenance.size() > kLongest || parse_json(provenance).is_discarded())
+        return ordered_json(ordered_json::value_t::discarded);
     const ordered_json steps = ordered_json::parse(provenance, nullptr, false);
     const bool good = steps.is_array() && std::all_of(steps.begin(), steps.end(), [](const ordered_json& step) {
                           return step.is_object() && step.contains("program") && step["program"].is_string();
                       });
-    return good ? steps : ordered_json::array();
+    return good ? steps : ordered_json(ordered_json::value_t::discarded);
+}
+
+ordered_json steps_of(const std::string& provenance) {
+    const ordered_json steps = parsed_steps(provenance);
+    return steps.is_discarded() ? ordered_json::array() : steps;
 }
 
 std::string text_in(const ordered_json& object, const char* key) {
@@ -113,9 +119,12 @@ std::string add_step(const std::string& earlier, const ProvenanceStep& step) {
     return dumped(steps);
 }
 
-std::string read_provenance(const std::map<std::string, std::string>& metadata) {
+std::string read_provenance(const std::map<std::string, std::string>& metadata, bool* refused) {
     const auto found = metadata.find("provenance");
-    return found == metadata.end() || steps_of(found->second).empty() ? "" : found->second;
+    const bool none = found == metadata.end() || found->second.empty();
+    const ordered_json steps = none ? ordered_json::array() : parsed_steps(found->second);
+    if (refused) *refused = steps.is_discarded();
+    return steps.is_discarded() || steps.empty() ? "" : found->second;
 }
 
 std::string without_last_step(const std::string& provenance, ProvenanceStep& last) {

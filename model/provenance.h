@@ -47,8 +47,12 @@ struct ProvenanceStep {
 // A provenance with a step behind those of `earlier` ("": none), by this version of the program, now.
 std::string add_step(const std::string& earlier, const ProvenanceStep& step);
 
-// A file's provenance; "" where it has none, or none that can be read: no reason to refuse a model.
-std::string read_provenance(const std::map<std::string, std::string>& metadata);
+// A file's provenance; "" where it has none, or none that can be read: no reason to refuse a model. refused: whether that is so.
+std::string read_provenance(const std::map<std::string, std::string>& metadata, bool* refused = nullptr);
+
+// What is said of a file whose provenance is refused.
+inline constexpr const char* kProvenanceRefused =
+    "its provenance cannot be read, and is left out: expected a JSON list of steps, each an object with a \"program\"";
 
 // That of a run's state as before its last step, and of that step what a run that resumes keeps: its model and sessions.
 std::string without_last_step(const std::string& provenance, ProvenanceStep& last);

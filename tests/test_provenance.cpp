@@ -74,6 +74,9 @@ TEST_CASE("provenance: a model says what it was made from, by what, when, and ho
     CHECK(step["settings"]["seed"] == "7");
     CHECK(step["settings"]["lr"] == "0.01");
     CHECK(step["settings"]["gate-mode"] == "taper");
+    for (const char* other :
+         {"resume", "dry-run", "precision", "val-every", "checkpoint-every", "gpus", "threads", "out"})
+        CHECK_MESSAGE(!step["settings"].contains(other), other);
     CHECK(step["updates"] == 6);
     CHECK(step["tokens"] == 6 * 2 * 16);
     const std::string text = read_file(w.at("texts/corpus.txt"));
@@ -120,7 +123,24 @@ TEST_CASE("provenance: the same run again is the same model but for its provenan
     const auto content = [&](const char* name) { return SafetensorsFile(w.at(name)).metadata().at("content"); };
     CHECK(content("a.bin") == content("b.bin"));
     CHECK(content("a.bin") != content("c.bin"));
-    CHECK(read_file(w.at("a.bin")) != read_file(w.at("b.bin")));  // its settings have another val-every
+    // What a model does not depend on is not among its settings.
+    const auto settings = [&](const char* name) { return provenance_of(w.at(name))[0]["settings"]; };
+    CHECK(settings("a.bin") == settings("b.bin"));
+    CHECK(settings("a.bin") != settings("c.bin"));
+}
+
+TEST_CASE("provenance: lengths are the updates that they came to") {
+    const Workplace w;
+    // Of 30 updates: a warm-up of 10, for less than 50; gate-warmup 50% is 15 and gate-end 80% is 24, or as said.
+    const auto lengths = [&](const std::string& flags) {
+        w.ok("train_gpt -i corpus.txt -b 2 -x 30 --overwrite" + kShape + flags);
+        const json s = provenance_of(w.at("model.bin"))[0]["settings"];
+        return s["warmup"].get<std::string>() + " " + s["gate-warmup"].get<std::string>() + " " +
+               s["gate-end"].get<std::string>();
+    };
+    CHECK(lengths(" -u 10%") == "3 15 24");
+    CHECK(lengths(" -u 7 --gate-warmup 20% --gate-end 40%") == "7 6 12");
+    CHECK(lengths(" -u 0 --gate-warmup 9 --gate-end 50%") == "0 9 15");
 }
 
 TEST_CASE("provenance: a run that is interrupted, resumed and moved") {
@@ -235,9 +255,13 @@ TEST_CASE("provenance: one that cannot be read is no reason to refuse a model, a
     for (const std::string& bad : {std::string("made by hand"), std::string("[1]"), std::string("{}"), deep,
                                    std::string("[{\"program\": 1}]"), "[\"" + std::string(2 << 20, 'x') + "\"]"}) {
         change_metadata(w.at("model.bin"), w.at("bad.bin"), "provenance", bad);
-        CHECK(w.ok("infer bad.bin --info").find("does not say where it comes from") != std::string::npos);
-        CHECK(json::parse(w.ok("infer bad.bin --info --json"))["provenance"].empty());
-        w.ok("fold bad.bin folded.bin");
+        const std::string info = w.ok("infer bad.bin --info");
+        CHECK(info.find("does not say where it comes from") != std::string::npos);
+        CHECK(info.find("\nnote      its provenance cannot be read") != std::string::npos);
+        const json object = json::parse(w.ok("infer bad.bin --info --json"));
+        CHECK(object["provenance"].empty());
+        CHECK(object.contains("provenance_problem"));
+        w.warned("fold bad.bin folded.bin", "bad.bin': its provenance cannot be read");
         CHECK(provenance_of(w.at("folded.bin")).size() == 1);
     }
     change_metadata(w.at("model.bin"), w.at("bad.bin"), "provenance",
@@ -254,7 +278,22 @@ TEST_CASE("provenance: one that cannot be read is no reason to refuse a model, a
         change_metadata(other.at("model.state.bin"), other.at("model.state.bin"), "provenance", bad);
         other.ok("train_gpt -y -x 6");
         CHECK(provenance_of(other.at("model.bin")).size() == 1);
+        change_metadata(other.at("model.state.bin"), other.at("model.state.bin"), "provenance", "{}");
+        other.warned("train_gpt -y -x 8", "model.state.bin': its provenance cannot be read");
     }
+    // None at all, and an empty list, are nothing to speak of.
+    for (const std::string& none : {std::string(), std::string("[]")}) {
+        change_metadata(w.at("model.bin"), w.at("none.bin"), "provenance", none);
+        CHECK(w.ok("infer none.bin --info").find("note") == std::string::npos);
+        w.ok("fold none.bin folded.bin");
+    }
+    // Where a model is carried on by others.
+    w.ok(kTiny + " -g norm -o base.bin");
+    change_metadata(w.at("base.bin"), w.at("bad.bin"), "provenance", "{}");
+    w.warned(kTrain + " --init bad.bin -o tuned.bin", "bad.bin': its provenance");
+    const Outcome exported = run_program_in(w.path, {"train_gpt", "export", "bad.bin", "hf"});
+    CHECK(exported.status == 0);
+    CHECK(exported.err.find("bad.bin': its provenance") != std::string::npos);
 }
 
 TEST_CASE("provenance: it is replaced in the model that it belongs to, or not at all") {

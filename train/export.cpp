@@ -286,6 +286,7 @@ int export_command(int argc, const char* const* argv) {
     std::string why_none;
     const std::optional<Tokenizer> tokenizer = tokenizer_if_any(tokenizer_path, info, in, why_none);
     if (!tokenizer && !gguf) warn_of_vocabulary(in, info.vocabulary_problem);
+    warn_of_provenance(in, info.provenance_refused);
     check_new(out, gguf);
     ProvenanceStep step{.program = "train_gpt export",
                         .settings = {{"dtype", dtype_text}},

@@ -319,9 +319,14 @@ void settle_shape(Settings& s, const Options& now, const Options& given, const O
 void settle_batch(Settings& s, const Ranks& ranks) {
     const size_t micro = s.batch * s.T * size_t(ranks.size);
     if (s.total_batch == 0) s.total_batch = micro;
-    if (s.total_batch % micro)
-        fail("--total-batch: expected a multiple of -b x -t x ranks = %zu x %zu x %d = %s, found %zu", s.batch, s.T,
-             ranks.size, counted(micro, "token").c_str(), s.total_batch);
+    if (s.total_batch % micro == 0) return;
+    const size_t below = s.total_batch / micro * micro, row = s.T * size_t(ranks.size);
+    std::string goes = below ? strprintf("-d %zu or %zu", below, below + micro) : strprintf("-d %zu", micro);
+    size_t batch = s.batch;  // the largest that is smaller and divides it
+    while (batch > 1 && s.total_batch % (batch * row)) batch--;
+    if (s.total_batch % (batch * row) == 0) goes += strprintf(", or -b %zu", batch);
+    fail("--total-batch: expected a multiple of -b x -t x ranks = %zu x %zu x %d = %s, found %zu; use %s", s.batch, s.T,
+         ranks.size, counted(micro, "token").c_str(), s.total_batch, goes.c_str());
 }
 
 void settle_gate(Settings& s) {
@@ -341,6 +346,13 @@ std::map<std::string, std::string> texts(Settings s) {
     for (const auto& [names, value] : make_options(s).common()) list[names.substr(0, names.find(' '))] = value;
     return list;
 }
+
+// What the ranks of a run agree in, and what its model does not depend on: when it is saved, measured and logged, how it is
+// divided among devices, and --recompute, which gives the same bits. (A GPU's --precision is in the name of its device.)
+constexpr const char* kNotOfModel[] =
+    {"--resume",      "--dry-run",   "--checkpoint-every", "--checkpoint-minutes", "--val-every",
+     "--val-batches", "--log-norms", "--recompute",        "--precision",          "--gpus",
+     "--zero"};
 
 // Old states may have flags of two letters.
 std::string present_name(const std::string& flag) {
@@ -443,6 +455,17 @@ Options resume_settings(Settings& s, const Options& now, std::vector<std::string
     s.out = given.out, s.resume = true;
     s.gpus = given.gpus;  // the ranks run already
     return options;
+}
+
+std::vector<std::pair<std::string, std::string>> settings_of_model(Settings s) {
+    for (Length Settings::* length : {&Settings::warmup, &Settings::gate_warmup, &Settings::gate_end})
+        s.*length = updates((s.*length).resolve(s.steps));
+    std::vector<std::pair<std::string, std::string>> list;
+    for (const auto& [names, value] : make_options(s).common())
+        if (const std::string flag = names.substr(0, names.find(' '));  // of "--gate-mode (-g)"
+            std::ranges::count(kNotOfModel, flag) == 0)
+            list.push_back({flag.substr(2), value});
+    return list;
 }
 
 std::string settings_text(CompleteSettings complete) {

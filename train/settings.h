@@ -83,6 +83,9 @@ struct SavedSettings {
 Options resume_settings(Settings& s, const Options& now, std::vector<std::string>& arguments,
                         const SavedSettings& saved);
 
+// The settings that a model depends on, after settle, with lengths in updates: long names without dashes, and values.
+std::vector<std::pair<std::string, std::string>> settings_of_model(Settings s);
+
 // The file at settings_path, of what settle returned.
 std::string settings_text(CompleteSettings complete);
 

@@ -315,14 +315,14 @@ Run open_run(const Settings& s, Start start) {
         if (run.init) {
             const ModelInfo& info = run.init->info();
             run.step.model = {name_without_folder(s.init), info.content.empty() ? numbers : info.content};
-            run.earlier_steps = info.provenance;
+            run.earlier_steps = info.provenance, run.provenance_refused = info.provenance_refused;
         }
     }
-    if (run.state) run.earlier_steps = without_last_step(read_provenance(run.state->metadata()), run.step);
-    Settings shown = s;
-    for (const auto& [label, value] : make_options(shown).common())
-        if (const std::string name = label.substr(2, label.find(' ') - 2); name != "resume")  // "--gate-mode (-g)"
-            run.step.settings.push_back({name, value});
+    if (run.state) {
+        const std::string before = read_provenance(run.state->metadata(), &run.provenance_refused);
+        run.earlier_steps = without_last_step(before, run.step);
+    }
+    run.step.settings = settings_of_model(s);
     run.step.train = run.corpus, run.step.val = run.val_corpus;
     return run;
 }
@@ -491,6 +491,7 @@ static void warn_of_log(const Settings& s, const Run& run) {
 void check_run(const Settings& s, Run& run) {
     if (run.init) warn_of_vocabulary(run.init->path(), run.vocabulary_problem);
     if (run.state) warn_of_vocabulary(run.state->path(), run.vocabulary_problem);
+    warn_of_provenance(run.state ? run.state->path() : s.init, run.provenance_refused);
     finish_new_log(s.out);
     if (!run.state) {
         finish_set_aside(s.out);

@@ -35,6 +35,7 @@ struct Run {
     std::string computed_with = {};                  // the instruction set, or "cuda"
     ProvenanceStep step = {.program = "train_gpt"};  // this run's, as far as it is known at the start
     std::string earlier_steps = {};                  // of the model that it began from
+    bool provenance_refused = false;                 // of that model, or of the state
     std::string saved_content = {};                  // of the model as it was written last
     std::string device = {};                         // in words
     bool first_checkpoint = false;  // of a fresh run, still to come: until then an earlier run keeps its files
