@@ -608,7 +608,7 @@ static std::chrono::steady_clock::time_point next_checkpoint(const Settings& s) 
 template <class Device, class Real>
 bool train(Trainer<Device, Real>& t, Run& run, Logs& logs) {
     const Settings& s = t.settings;
-    Progress progress(s, t.step, t.model.ranks);
+    Progress progress(s, t.step, t.model.ranks, speed_constants(t, run));
     bool warned = false, stop = false;
     t.checkpoint_due = next_checkpoint(s);
     while (t.step < s.steps && !stop) {
@@ -659,7 +659,11 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     if (run.teacher) hire_teacher(t, from(*run.teacher));
     if (ranks.size > 1) check_parameters(t, common_data(run), kStartAlike);
     print_start(t, run);
-    if (s.dry_run) return print_estimate(t), 0;
+    if (s.dry_run) {
+        print_estimate(t, run);
+        flush_output();  // all that there is of it
+        return 0;
+    }
     if (last_rate) print_change_of_rate(t, *last_rate);
     if (ranks.first()) {
         const std::string warning = space_warning(s.out, bytes_to_write(t));

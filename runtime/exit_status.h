@@ -77,13 +77,14 @@ inline std::atomic<bool> memory_ended = false;
 }
 
 // For main, before anything else. Standard streams that were closed lead to /dev/null: the next file to be opened would get
-// the number of one, and all that is printed with it. A limit of file sizes (ulimit -f) becomes an error of the write.
-// Denormal numbers are zero.
+// the number of one, and all that is printed with it. What is printed to a closed standard output is lost, and so its writes
+// still fail. A limit of file sizes (ulimit -f) becomes an error of the write. Denormal numbers are zero.
 inline void start_program() {
     flush_denormals();
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
-        if (fcntl(fd, F_GETFD) != -1 || open("/dev/null", O_RDWR) == fd) continue;
-        std::fprintf(stderr, "%s: error: a standard stream is closed, and /dev/null cannot be opened in its place: %s\n",
+        if (fcntl(fd, F_GETFD) != -1 || open("/dev/null", fd == STDOUT_FILENO ? O_RDONLY : O_RDWR) == fd) continue;
+        std::fprintf(stderr,
+                     "%s: error: a standard stream is closed, and /dev/null cannot be opened in its place: %s\n",
                      program_invocation_short_name, std::strerror(errno));
         std::_Exit(1);
     }
@@ -94,6 +95,7 @@ inline void start_program() {
 inline const char* output_problem() {
     errno = 0;
     if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return nullptr;
+    if (errno == EBADF) return "it is closed";
     return errno ? std::strerror(errno) : "it is closed, or its disk is full";
 }
 

@@ -513,18 +513,28 @@ TEST_CASE("trainer: a loss that is not finite stops the run before anything chan
 TEST_CASE("trainer: the step line has the log's loss, the scale loss where it counts, and why an update was skipped") {
     StepReport
         r{.step = 3, .loss = 2.5, .scale_loss = 0.002, .g = 1, .lr = 1e-3, .grad_norm = 7.6284, .stream_scale = 0.048};
-    CHECK(step_line(r, 10, 1000) ==
+    CHECK(step_line(r, 10, {1000}) ==
           "step  3/10 | loss 2.5000 | g 1.000 | lr 1.00e-03 | grad norm  7.628 | s(h)  0.048 |   1000 tok/s");
     r.kl = 0.04849;
-    CHECK(step_line(r, 10, 1000).starts_with("step  3/10 | loss 2.5000 | kl 0.0485 | scale loss 0.002 | g 1.000"));
+    CHECK(step_line(r, 10, {1000}).starts_with("step  3/10 | loss 2.5000 | kl 0.0485 | scale loss 0.002 | g 1.000"));
     r.kl.reset();
     r.scale_loss = 5.2, r.grad_norm = 1.5e30, r.stream_scale = 2e-7, r.skipped = true, r.why_skipped = "because";
     CHECK(
-        step_line(r, 10, 1000) ==
+        step_line(r, 10, {1000}) ==
         "step  3/10 | loss 2.5000 | scale loss 5.2 | g 1.000 | lr 1.00e-03 | grad norm 1.5e+30 | s(h)  2e-07 |   1000 tok/s | "
         "skipped: because");
     r.skipped = false;
-    CHECK(step_line(r, 10, 1000, "3m05s").ends_with(" |   1000 tok/s | 3m05s left"));
+    CHECK(step_line(r, 10, {1000}, "3m05s").starts_with("step  3/10 | 3m05s left | loss 2.5000 | "));
+    // 94.3 GFLOPs per token x 1000 tokens/s = 94.3 TFLOP/s, 30.2% of 312.
+    CHECK(in_words(Speed{1000, 94.3e9, 0}) == "  1000 tok/s, 94.3 TFLOP/s");
+    CHECK(in_words(Speed{1000, 94.3e6, 0}) == "  1000 tok/s, 94.3 GFLOP/s");
+    CHECK(in_words(Speed{1000, 94.3e9, 312e12}) == "  1000 tok/s, MFU 30.2%");
+    CHECK(peak_flops("cuda: NVIDIA A100-SXM4-80GB (sm_80, 79.3 GiB), bf16") == 312e12);
+    CHECK(peak_flops("cuda: NVIDIA H100 PCIe (sm_90, 79.3 GiB), bf16") == 756e12);
+    CHECK(peak_flops("cuda: NVIDIA H100 80GB HBM3 (sm_90, 79.3 GiB), bf16") == 989e12);
+    CHECK(peak_flops("cuda: NVIDIA H100 80GB HBM3 (sm_90, 79.3 GiB), fp32") == 0);
+    CHECK(peak_flops("cuda: NVIDIA GeForce RTX 4090 Laptop GPU (sm_89, 15.7 GiB), bf16") == 0);
+    CHECK(peak_flops("cpu: 8 threads, AVX2; built without CUDA") == 0);
 }
 
 TEST_CASE("trainer: a loss spike is skipped where asked") {

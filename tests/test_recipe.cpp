@@ -76,6 +76,22 @@ TEST_CASE("recipe: flags that are given stay, and the rest follows them") {
                     3 * 1024 * number(chosen("-e d12", three), "--batch")) == 0);
 }
 
+TEST_CASE("recipe: a -d that no -b divides is refused with the numbers that go") {
+    const Workplace w;
+    const std::string run = "train_gpt -i corpus.txt -x 2 -v 0 -m 1 -o six";
+    w.refused(run + " -e d6 -t 16 -d 40", {"16 tokens, found 40; use -d 32 or 48\n"});  // not: of 2 x 16, or more
+    w.refused(run + " -e d6 -t 16 -d 8", {"16 tokens, found 8; use -d 16\n"});
+    w.refused(run + " -e d6 -t 16 -b 4 -d 96", {"64 tokens, found 96; use -d 64 or 128, or -b 3\n"});
+    w.refused(run + kShape + " -b 4 -d 96", {"64 tokens, found 96; use -d 64 or 128, or -b 3\n"});
+    // And these do.
+    for (const std::string flags : {" -b 3 -d 96", " -b 4 -d 64", " -b 4 -d 128"})
+        w.ok(run + kShape + flags + " --overwrite");
+    for (const size_t d : {16, 48, 80, 112, 1024}) {
+        const Chosen c = chosen("-e d6 -t 16 -d " + std::to_string(d), kWeb);
+        CHECK(d % (16 * size_t(number(c, "--batch"))) == 0);
+    }
+}
+
 TEST_CASE("recipe: a small corpus gets small updates, and is read four times at most") {
     for (const size_t tokens : {size_t(3000), size_t(1000000), size_t(2700000), size_t(300000000)}) {
         CAPTURE(tokens);
@@ -137,6 +153,7 @@ TEST_CASE("recipe: -e chooses it, shows it, keeps it; --dry-run writes nothing")
     const auto before = files();
     const std::string dry = w.ok(small + " --dry-run");
     CHECK(files() == before);
+    CHECK(dry.find(" tok/s, ") != std::string::npos);
     for (const char* part : {"recipe    d6", "--lr ", "0.46 / channels", "estimate  2 updates of 1 micro-batch ",
                              "FLOPs", "each dollar", "dry run: nothing was written"})
         CHECK_MESSAGE(dry.find(part) != std::string::npos, part);
@@ -174,7 +191,7 @@ TEST_CASE("train_gpt: every short run is finite, and its loss never far above th
             last = r.loss;
             REQUIRE(r.loss <= 1.25 * first);
         }
-        CHECK(last <= 1.02 * first);  // a few updates of 32 tokens differ by as much
+        CHECK(last <= 1.02 * first);                // a few updates of 32 tokens differ by as much
         CHECK((s.steps < 2 || t.gate_now() == 0));  // it can be folded
     };
     for (size_t steps = 1; steps <= 200; steps++) {

@@ -8,6 +8,7 @@
 #include "io/terminal.h"
 #include "runtime/device.h"
 #include "train/recipe.h"
+#include "train/report.cuh"
 #include "train/start.h"
 #include "train/trainer.h"
 #ifdef TN_CUDA
@@ -52,6 +53,28 @@ inline Machine this_machine(const Settings& s, Ranks& ranks) {
     return machine;
 }
 
+// What a GPU can do at most: dense products of bf16 numbers, summed up in fp32, in FLOP/s, as its data sheet has it; 0 where it is
+// not known. device: as choose_gpu prints it.
+inline double peak_flops(const std::string& device) {
+    // The longer names first: "H100 PCIe" is another one than "H100 80GB HBM3".
+    constexpr std::pair<const char*, double> kPeaks[] = {{"H100 PCIe", 756e12},  {"H100 NVL", 835e12},
+                                                         {"H100", 989e12},       {"H200", 989e12},
+                                                         {"H20 ", 148e12},       {"A100", 312e12},
+                                                         {"A30 ", 165e12},       {"L40S", 362e12},
+                                                         {"RTX 4090 (", 165e12}, {"RTX 3090 (", 71e12}};
+    if (!device.ends_with(", bf16")) return 0;
+    for (const auto& [name, peak] : kPeaks)
+        if (device.find(name) != device.npos) return peak;
+    return 0;
+}
+
+// All of a run's speed that does not change.
+template <class Device, class Real>
+Speed speed_constants(const Trainer<Device, Real>& t, const Run& run) {
+    return {.flops_per_token = training_flops(t.model.config, t.settings.T),
+            .peak = peak_flops(run.device) * t.model.ranks.size};
+}
+
 inline void print_recipe(const Settings& s, const std::vector<RecipeLine>& lines) {
     if (lines.empty()) return;
     std::printf("recipe    %s, for what is not said (dev/guides/recipes.md):\n", s.depth.c_str());
@@ -62,21 +85,23 @@ inline void print_recipe(const Settings& s, const std::vector<RecipeLine>& lines
 
 // Trains two micro-batches, of which the second is measured: the first also brings memory and files in.
 template <class Device, class Real>
-void print_estimate(Trainer<Device, Real>& t) {
+void print_estimate(Trainer<Device, Real>& t, const Run& run) {
     const size_t micro_batches = t.settings.micro_steps(t.model.ranks), updates = t.settings.steps - t.step;
     const size_t tokens = t.settings.batch * t.settings.T * size_t(t.model.ranks.size);
     t.settings.total_batch = tokens;
     t.update();
-    const double seconds = t.update().seconds, flops = training_flops(t.model.config, t.settings.T);
-    const double run = seconds * double(micro_batches) * double(updates),
+    const double seconds = t.update().seconds;
+    Speed speed = speed_constants(t, run);
+    speed.tokens_per_second = double(tokens) / seconds;
+    const double flops = speed.flops_per_token;
+    const double all_seconds = seconds * double(micro_batches) * double(updates),
                  all = double(updates * micro_batches * tokens);
     std::printf("estimate  %s of %s (%zu tokens: %.3g s, measured with its update of the parameters): %s\n",
                 counted(updates, "update").c_str(), counted(micro_batches, "micro-batch").c_str(), tokens, seconds,
-                duration(run).c_str());
-    std::printf(
-        "          %.4g FLOPs per token x %.4g tokens = %.3g FLOPs, at %.4g GFLOP/s; validation is not counted\n",
-        flops, all, flops * all, flops * double(tokens) / seconds * 1e-9);
-    std::printf("          each dollar that an hour of this machine costs makes $%.2f\n", run / 3600);
+                duration(all_seconds).c_str());
+    std::printf("          %.4g FLOPs per token x %.4g tokens = %.3g FLOPs, at %s; validation is not counted\n", flops,
+                all, flops * all, in_words(speed).c_str());
+    std::printf("          each dollar that an hour of this machine costs makes $%.2f\n", all_seconds / 3600);
     std::printf("dry run: nothing was written\n");
 }
 

@@ -93,7 +93,8 @@ std::vector<RecipeLine> recipe(const Settings& given_settings, const Options& gi
             if (fit < most)
                 most = fit, why = strprintf("what fits into %.1f GiB of free memory", f.free_bytes / 0x1p30);
         }
-        s.batch = micro_batch(std::max<size_t>(1, s.total_batch / grain), most);
+        // A -d that no number of such sequences makes is refused afterwards, with those next to it.
+        s.batch = s.total_batch % grain ? 1 : micro_batch(std::max<size_t>(1, s.total_batch / grain), most);
         decide("--batch", std::to_string(s.batch),
                why + strprintf("; an update has %zu such micro-batches", s.total_batch / (s.batch * grain)));
     }

@@ -62,32 +62,48 @@ inline std::string in_column(double x) {
     return text.size() > 6 || (x != 0 && std::fabs(x) < 1e-3) ? strprintf("%6.4g", x) : text;
 }
 
+// How fast a run is. flops_per_token: training_flops, of the whole model; peak: of all its GPUs together, 0 where it is not known.
+struct Speed {
+    double tokens_per_second = 0, flops_per_token = 0, peak = 0;
+};
+
+// "  1000 tok/s, 94.3 GFLOP/s", or with the share of the peak (model FLOPs utilization): "  1000 tok/s, MFU 41.2%".
+inline std::string in_words(const Speed& s) {
+    const double flops = s.flops_per_token * s.tokens_per_second, giga = flops * 1e-9;
+    const std::string tokens = strprintf("%6.0f tok/s", s.tokens_per_second);
+    if (flops == 0) return tokens;
+    if (s.peak > 0) return tokens + strprintf(", MFU %.1f%%", 100 * flops / s.peak);
+    return tokens + (giga < 1000 ? strprintf(", %.3g GFLOP/s", giga) : strprintf(", %.3g TFLOP/s", giga * 1e-3));
+}
+
 // "step 1/10 | loss ...": the log's loss, with the scale loss beside it where that is more than rounding of what is
-// minimised. left: how much time is left, "3m05s"; "" where nobody watches.
-inline std::string step_line(const StepReport& r, size_t steps, double tokens_per_second,
-                             const std::string& left = "") {
-    std::string text = strprintf("step %*zu/%zu | loss %.4f", int(std::to_string(steps).size()), r.step, steps, r.loss);
+// minimised. left: how much time is left, "3m05s"; "" where nobody watches. It comes early: a terminal cuts off the end.
+inline std::string step_line(const StepReport& r, size_t steps, const Speed& speed, const std::string& left = "") {
+    std::string text = strprintf("step %*zu/%zu", int(std::to_string(steps).size()), r.step, steps);
+    if (!left.empty()) text += " | " + left + " left";
+    text += strprintf(" | loss %.4f", r.loss);
     if (r.kl) text += strprintf(" | kl %.4f", *r.kl);
     if (!(r.scale_loss <= 1e-3 * std::min(r.loss, r.kl.value_or(r.loss))))
         text += strprintf(" | scale loss %.3g", r.scale_loss);
-    text += strprintf(" | g %.3f | lr %.2e | grad norm %s | s(h) %s | %6.0f tok/s", r.g, r.lr,
-                      in_column(r.grad_norm).c_str(), in_column(r.stream_scale).c_str(), tokens_per_second);
+    text += strprintf(" | g %.3f | lr %.2e | grad norm %s | s(h) %s | %s", r.g, r.lr, in_column(r.grad_norm).c_str(),
+                      in_column(r.stream_scale).c_str(), in_words(speed).c_str());
     if (r.skipped) text += strprintf(" | skipped: %s", r.why_skipped);
-    if (!left.empty()) text += " | " + left + " left";
     return text;
 }
 
 // One line per update on a terminal, overwritten in place, with the time left; elsewhere about 40 lines per run.
 class Progress {
   public:
-    Progress(const Settings& s, size_t first_step, const Ranks& ranks)
-        : settings_(s), first_(first_step), line_(ranks.launcher != "mpirun") {}
+    // speed: its constants, flops_per_token and peak.
+    Progress(const Settings& s, size_t first_step, const Ranks& ranks, const Speed& speed)
+        : settings_(s), first_(first_step), speed_(speed), line_(ranks.launcher != "mpirun") {}
 
     void update(const StepReport& r) {
         const size_t steps = settings_.steps, every = std::max<size_t>(1, steps / 40);
         seconds_ = seconds_ == 0 ? r.seconds : 0.9 * seconds_ + 0.1 * r.seconds;
         const std::string left = line_.terminal() ? duration(double(steps - r.step) * seconds_) : "";
-        line_.show(step_line(r, steps, double(settings_.total_batch) / seconds_, left),
+        speed_.tokens_per_second = double(settings_.total_batch) / seconds_;
+        line_.show(step_line(r, steps, speed_, left),
                    r.step % every == 0 || r.step == first_ + 1 || r.step == steps || r.skipped);
         warn_of_output();
     }
@@ -99,6 +115,7 @@ class Progress {
     const Settings& settings_;
     size_t first_;
     double seconds_ = 0;
+    Speed speed_;
     LiveLine line_;
 };
 
