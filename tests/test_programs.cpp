@@ -623,7 +623,7 @@ namespace {
 // infer at a terminal of its own.
 struct Talk {
     explicit Talk(const Workplace& w, const std::string& line, const std::vector<std::string>& more = {})
-        : program(w.path, Workplace::command(line, more), 0, true, true) {}
+        : program((setenv("TERM", "xterm", 1), w.path), Workplace::command(line, more), 0, true, true) {}
     // Waits for `text`, behind what was waited for before.
     void expect(const std::string& text) {
         size_t found = std::string::npos;
