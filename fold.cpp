@@ -16,7 +16,7 @@
 // the clamp (Config::first_apart): it stays in the file, too, and nothing else changes, because c gamma~ multiplies what the clamp leaves.
 //
 // A norm that stays (-g norm models) keeps its statistics, and only gamma and beta move: W' = diag(gamma) W,
-// b' = b + beta W. The head is E^T, E [V, C]; a final site that is folded unties it from the embedding.
+// b' = b + beta W. The head is E^T, E [V, C], unless it has weights of its own; a final site that is folded unties it from the embedding.
 //
 // Everything is computed in double and rounded once. Before anything is written, both models run on the same tokens and their
 // logits are compared (check). With --clamp-sample, the model before is the one with the bounds that the sample gave it.
@@ -143,7 +143,7 @@ static void fold_model(Model64& folded, const Model64& from, const std::vector<T
     }
     if (to.lm_head) {
         const float c_final = config.final_tapers() ? c_at(2 * config.L) : 1.0f;
-        fold_linear(to.lm_head, to.lm_head_bias, w.wte, nullptr, affine_map(config, w.ln_f, c_final), C, V, 1, C);
+        fold_linear(to.lm_head, to.lm_head_bias, w.head(), nullptr, affine_map(config, w.ln_f, c_final), C, V, 1, C);
     }
     if (to.ln_f.weight) copy(to.ln_f.weight, w.ln_f.weight, C);
     if (to.ln_f.bias) copy(to.ln_f.bias, w.ln_f.bias, C);
@@ -447,7 +447,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
 
     Model64 exact(dev, model->info.config);
     ModelInfo info = model->info;
-    info.config.fold = fold_for(info.config.mode);
+    info.config.fold = fold_for(info.config.mode), info.config.own_head = false;
     info.unread.clear();
     if (!info.config.clamps()) info.scales.clear();
     Model64 folded_exact(dev, info.config);

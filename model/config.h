@@ -25,14 +25,17 @@ struct Config {
     double eps = 1e-5;
     GateMode mode = GateMode::taper;
     Fold fold = Fold::none;
-    double bound = 0;          // kappa of every tapering or folded site (tapernorm.cuh); 0: none
-    double final_bound = 0;    // that of the final site, where it tapers; 0: the same
+    double bound = 0;        // kappa of every tapering or folded site (tapernorm.cuh); 0: none
+    double final_bound = 0;  // that of the final site, where it tapers; 0: the same
+    bool own_head =
+        false;  // not folded, with a head that is not wte: other programs make such models, and the trainer takes none
     bool first_apart = false;  // with a bound: rows of first positions have a factor of their own (tapernorm.cuh: c_0)
 
     size_t head_size() const { return C / NH; }
     bool internal_tapers() const { return mode != GateMode::norm && fold == Fold::none; }
     bool final_tapers() const { return mode == GateMode::taper_all && fold == Fold::none; }
-    bool untied_head() const { return fold == Fold::affine || fold == Fold::all; }
+    bool untied_head() const { return own_head || fold == Fold::affine || fold == Fold::all; }
+    bool head_has_bias() const { return untied_head() && !own_head && norm == NormKind::layernorm; }
     // Folded, with clamps of the stream in place of the sites inside the blocks.
     bool clamps() const { return bound > 0 && (fold == Fold::internal || fold == Fold::all); }
     double bound_at(bool final) const { return final && final_bound > 0 ? final_bound : bound; }
@@ -139,7 +142,7 @@ void visit_tensors(const Config& c, GptTensors<Real>& t, Visit&& visit) {
     site("transformer.ln_f", t.ln_f, c.fold == Fold::none || c.fold == Fold::internal, c.final_tapers());
     if (c.untied_head()) {
         matrix("lm_head.weight", t.lm_head, c.V, c.C, std);
-        if (has_bias) vector("lm_head.bias", t.lm_head_bias, c.V, 0);
+        if (c.head_has_bias()) vector("lm_head.bias", t.lm_head_bias, c.V, 0);
     }
 }
 

@@ -8,12 +8,14 @@
 
 namespace tapernorm {
 
-// ---- Hugging Face: config.json beside model.safetensors or pytorch_model.bin, or beside an index (model.safetensors.index.json,
+// ---- Hugging Face: GPT-2, or the class of the modeling file that export writes (train/modeling_tapernorm.h), as transformers
+// saves either: config.json beside model.safetensors or pytorch_model.bin, or beside an index (model.safetensors.index.json,
 // pytorch_model.bin.index.json) and its shards
 
 // A layer_norm_epsilon that leaves no norm: sqrt(var + 1e12) is 1e6 in fp32 for any stream whose variance is below 32768, so a
-// LayerNorm with it is 1e-6 weight (h - mean h) + bias, a site at gate 0 with c = 1e-6.
-constexpr double kLnFreeEps = 1e12;
+// LayerNorm with it is 1e-6 weight (h - mean h) + bias, a site at gate 0 with c = 1e-6. It is read with c = kLnFreeUnit 1e-6 and
+// weights divided by that power of two, so that no bit of a product changes and both are numbers that fp16 can hold.
+constexpr double kLnFreeEps = 1e12, kLnFreeUnit = 0x1p20;
 
 // The file of weights (or the index of its shards) that `path` names: itself, or one in it if it is a folder. A folder without
 // one is an error.

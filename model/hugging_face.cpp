@@ -69,6 +69,17 @@ class Settings {
         return value->get<bool>();
     }
 
+    std::string choice(const char* key, const char* standard, std::initializer_list<const char*> names) const {
+        const json* value = find(key);
+        if (!value) return standard;
+        std::string all;
+        for (const char* name : names) {
+            if (*value == name) return name;
+            all += (all.empty() ? "\"" : ", \"") + std::string(name) + "\"";
+        }
+        refuse(key, "one of " + all, *value);
+    }
+
     void require(const char* key, const json& expected) const {
         if (const json* value = find(key); value && *value != expected) refuse(key, expected.dump(), *value);
     }
@@ -90,8 +101,33 @@ class Settings {
     json json_;
 };
 
-Config read_settings(const Settings& s) {
-    s.require("model_type", "gpt2");
+// What the modeling file's TaperNormConfig adds, with its standard values.
+void read_sites(const Settings& s, ModelInfo& info) {
+    auto bound_of = [&](const char* key) {
+        const double bound = s.real(key, 0, 0, 1e30);
+        if (bound > 0 && bound < kLeastBound) s.refuse(key, strprintf("0 or at least %g", kLeastBound), bound);
+        return bound;
+    };
+    Config& c = info.config;
+    c.norm = norm_from(s.choice("norm", "layernorm", {"layernorm", "rmsnorm"}));
+    c.mode = gate_mode_from(s.choice("gate_mode", "taper", {"norm", "taper", "taper-all"}));
+    c.fold = fold_from(s.choice("folded", "none", {"none", "affine", "internal", "all"}));
+    info.gate = s.real("gate", 0, 0, 1);
+    if (c.mode == GateMode::norm) info.gate = 1;
+    if (c.mode == GateMode::norm || c.fold == Fold::affine) return;
+    c.bound = bound_of("bound");
+    const double final_bound = bound_of("final_bound");
+    if (c.mode == GateMode::taper_all && c.bound > 0 && final_bound != c.bound) c.final_bound = final_bound;
+    if (c.mode == GateMode::taper_all && c.bound > 0 && final_bound == 0)
+        s.refuse("final_bound", "that of the final norm, which tapers", 0);
+    c.first_apart = s.flag("first_apart", false);
+    if (c.first_apart && c.bound == 0) s.refuse("first_apart", "false where there is no bound", true);
+}
+
+constexpr const char* kTaperNorm = "tapernorm_gpt2";
+
+ModelInfo read_settings(const Settings& s) {
+    const bool sites = s.choice("model_type", "gpt2", {"gpt2", kTaperNorm}) == kTaperNorm;
     s.require("scale_attn_weights", true);
     s.require("scale_attn_by_inverse_layer_idx", false);
     s.require("add_cross_attention", false);
@@ -99,7 +135,8 @@ Config read_settings(const Settings& s) {
         s.refuse("quantization_config", "none (weights as they are)", *q);
     if (const json* f = s.find("activation_function"); f && *f != "gelu_new" && *f != "gelu_pytorch_tanh")
         s.refuse("activation_function", "\"gelu_new\"", *f);
-    Config c;
+    ModelInfo info;
+    Config& c = info.config;
     c.V = s.count("vocab_size", 50257, 2, 1 << 24);
     c.T = s.count("n_positions", 1024, 1, 1 << 24);
     c.L = s.count("n_layer", 12, 1, 100000);
@@ -110,14 +147,15 @@ Config read_settings(const Settings& s) {
         s.refuse("n_inner", strprintf("4 x n_embd = %zu", 4 * c.C), inner);
     if (c.C % c.NH)
         fail("%s: expected n_embd to be a multiple of n_head (%zu), found %zu", s.path().c_str(), c.NH, c.C);
-    c.norm = NormKind::layernorm, c.mode = c.eps >= kLnFreeEps ? GateMode::taper_all : GateMode::norm;
-    return c;
-}
-
-// Where a file in the LN-free convention has a tensor of a site: "ln_1.taper_weight" is its "ln_1.weight".
-std::string name_in_file(std::string name) {
-    if (const size_t at = name.find(".taper_"); at != name.npos) name.replace(at, 7, ".");
-    return name;
+    c.norm = NormKind::layernorm, c.mode = GateMode::norm;
+    if (sites) {
+        read_sites(s, info);
+    } else if (c.eps >= kLnFreeEps) {
+        info.gate = 0, c.mode = GateMode::taper_all;
+        info.scales.assign(2 * c.L + 1, {float(kLnFreeUnit / std::sqrt(c.eps)), 1});
+        c.eps = default_eps(c.norm);
+    }
+    return info;
 }
 
 // The files that an index names. They are beside it: a name with a folder in it is not the name of a shard.
@@ -199,14 +237,13 @@ class HuggingFaceModel : public ModelFile {
                 "peft, then save_pretrained",
                 adapter.c_str());
         const Settings settings(config);
-        info_.config = read_settings(settings);
+        info_ = read_settings(settings);
+        free_ = !info_.scales.empty();
         check_tensors();
-        if (Config& c = info_.config; c.mode == GateMode::taper_all) {
-            info_.gate = 0;
-            info_.scales.assign(2 * c.L + 1, {float(1 / std::sqrt(c.eps)), 1});
-            c.eps = default_eps(c.norm);
-        }
-        check_head(settings);
+        find_head(settings);
+        if (!free_)
+            info_.scales =
+                read_scales(info_.config, [&](const std::string& name) -> const TensorFile& { return file_of(name); });
         find_unread();
         std::vector<TensorEntry> entries;
         for (const TensorFile& file : files_)
@@ -219,10 +256,16 @@ class HuggingFaceModel : public ModelFile {
     const float* in_place(const TensorSpec& t) const override {
         const std::string name = name_in_file(t.name);
         const TensorFile& file = file_of(name);
-        return file.in_place(checked_tensor(file, name, t.shape));
+        return name.size() < t.name.size() ? nullptr : file.in_place(checked_tensor(file, name, t.shape));
     }
 
   private:
+    // Where a file in the LN-free convention has a tensor of a site: "ln_1.taper_weight" is its "ln_1.weight".
+    std::string name_in_file(std::string name) const {
+        if (const size_t at = name.find(".taper_"); free_ && at != name.npos) name.replace(at, 7, ".");
+        return name;
+    }
+
     // The file that has the tensor; if none has it, the first, whose error then says what is missing.
     const TensorFile& file_of(const std::string& name) const {
         for (const TensorFile& file : files_)
@@ -243,19 +286,27 @@ class HuggingFaceModel : public ModelFile {
         });
     }
 
-    // The head is wte. Where there is an lm_head.weight that is not, the model is another one, whatever config.json says.
-    void check_head(const Settings& settings) const {
+    // A folded model may have a head of its own, which the table has. One that is not folded has it where lm_head.weight is not
+    // wte.weight; what such a file is where config.json says that they are one, transformers decides by its version.
+    void find_head(const Settings& settings) {
+        Config& c = info_.config;
         const bool tied = settings.flag("tie_word_embeddings", true);
-        if (tied && !find_tensor(file_of(kHead), kHead)) return;
-        const TensorSpec wte{"transformer.wte.weight", {info_.config.V, info_.config.C}, {}, true};
+        if (c.untied_head() && tied)
+            settings.refuse("tie_word_embeddings", "false for a folded model with a head", true);
+        if (c.untied_head() || (tied && !find_tensor(file_of(kHead), kHead))) return;
+        const TensorSpec wte{"transformer.wte.weight", {c.V, c.C}, {}, true};
         const TensorSpec head{kHead, wte.shape, {}, true};
         std::vector<float> a(wte.count()), b(a.size());
         convert(wte, a.data()), convert(head, b.data());
-        if (a != b)
+        if (a == b) return;
+        if (tied)
             fail(
-                "%s: lm_head.weight is not wte.weight (\"tie_word_embeddings\": %s); expected GPT-2's tied head; if it was "
-                "exported from a folded model, use the one that was folded",
-                path_.c_str(), tied ? "true" : "false");
+                "%s: lm_head.weight is not wte.weight, but %s says \"tie_word_embeddings\": true; expected the same numbers; where the "
+                "head is to be another, write false there, else remove lm_head.weight",
+                path_.c_str(), kConfig);
+        if (c.fold != Fold::none)
+            settings.refuse("tie_word_embeddings", "true for a model folded but for its final norm", false);
+        c.own_head = true;
     }
 
     void find_unread() {
@@ -263,8 +314,8 @@ class HuggingFaceModel : public ModelFile {
         for (size_t l = 0; l < info_.config.L; l++)  // older files have the causal masks of all heads: not weights
             for (const char* mask : {"bias", "masked_bias"})
                 mask_names.insert(strprintf("transformer.h.%zu.attn.%s", l, mask));
-        GptTensors<float> none{};
-        visit_tensors(info_.config, none, [&](const TensorSpec& t, float*&) { known.insert(name_in_file(t.name)); });
+        for (const std::string& name : tensor_names(info_.config))
+            if (!free_ || !name.ends_with(".taper_scale")) known.insert(name_in_file(name));
         std::vector<std::string> tensors;
         size_t masks = 0;
         for (const TensorFile& file : files_)
@@ -282,11 +333,14 @@ class HuggingFaceModel : public ModelFile {
         const std::string name = name_in_file(t.name);
         const TensorFile& file = file_of(name);
         file.read(checked_tensor(file, name, t.shape), dst);
+        if (free_ && t.name.ends_with(".taper_weight"))
+            for (size_t i = 0; i < t.count(); i++) dst[i] *= Real(1 / kLnFreeUnit);
     }
     void convert(const TensorSpec& t, float* dst) const override { read_from(t, dst); }
     void convert(const TensorSpec& t, double* dst) const override { read_from(t, dst); }
 
     std::vector<TensorFile> files_;
+    bool free_ = false;  // in the LN-free convention
 };
 
 }  // namespace

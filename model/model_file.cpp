@@ -97,6 +97,7 @@ constexpr Named<NormKind> kNorms[] = {{"layernorm", NormKind::layernorm}, {"rmsn
 constexpr Named<GateMode> kModes[] = {
     {"norm", GateMode::norm}, {"taper", GateMode::taper}, {"taper-all", GateMode::taper_all}};
 constexpr Named<bool> kFirstPositions[] = {{"apart", true}};
+constexpr Named<bool> kHeads[] = {{"own", true}};
 constexpr Named<Fold> kFolds[] = {
     {"none", Fold::none}, {"affine", Fold::affine}, {"internal", Fold::internal}, {"all", Fold::all}};
 // clang-format on
@@ -159,12 +160,17 @@ class Metadata {
     const SafetensorsFile& file_;
 };
 
-std::vector<TaperScale> read_scales(const SafetensorsFile& file, const Config& config) {
+}  // namespace
+
+std::vector<TaperScale> read_scales(const Config& config,
+                                    const std::function<const TensorFile&(const std::string&)>& file_of) {
     auto read = [&](const std::string& name, float& x) {
+        const TensorFile& file = file_of(name);
         file.read(checked_tensor(file, name, {1}), &x);
         if (!(x > 0 && x < 1e30f))
-            fail("%s: tensor %s: expected a number above 0 and below 1e30, found %g; the file is damaged",
-                 file.path().c_str(), name.c_str(), double(x));
+            fail(
+                "%s: tensor %s: expected a number above 0 and below 1e30, found %g; the file is damaged or its training diverged",
+                file.path().c_str(), name.c_str(), double(x));
     };
     std::vector<TaperScale> scales;
     for (const std::string& site : taper_site_names(config)) {
@@ -175,7 +181,16 @@ std::vector<TaperScale> read_scales(const SafetensorsFile& file, const Config& c
     return scales;
 }
 
-}  // namespace
+std::set<std::string> tensor_names(const Config& config) {
+    std::set<std::string> names;
+    GptTensors<float> none{};
+    visit_tensors(config, none, [&](const TensorSpec& t, float*&) { names.insert(t.name); });
+    for (const std::string& site : taper_site_names(config)) {
+        names.insert(site + ".taper_scale");
+        if (config.first_apart) names.insert(site + ".first_scale");
+    }
+    return names;
+}
 
 template <class Enum, size_t n>
 static Enum value_of(const Named<Enum> (&table)[n], const std::string& name) {
@@ -189,6 +204,7 @@ NormKind norm_from(const std::string& name) { return value_of(kNorms, name); }
 const char* gate_mode_name(GateMode mode) { return name_of(kModes, mode); }
 const char* norm_name(NormKind kind) { return name_of(kNorms, kind); }
 const char* fold_name(Fold fold) { return name_of(kFolds, fold); }
+Fold fold_from(const std::string& name) { return value_of(kFolds, name); }
 
 HostModel::HostModel(Cpu& dev, ModelInfo info_) : info(std::move(info_)), arena_(dev, "the model's parameters") {
     visit_tensors(info.config, tensors, [&](const TensorSpec& spec, float*& slot) { arena_.add(slot, spec.count()); });
@@ -242,6 +258,7 @@ std::map<std::string, std::string> config_metadata(const Config& c) {
     if (c.bound > 0) metadata["bound"] = strprintf("%.17g", c.bound);
     if (c.bound > 0 && c.final_bound > 0) metadata["final_bound"] = strprintf("%.17g", c.final_bound);
     if (c.first_apart) metadata["first_positions"] = "apart";
+    if (c.own_head) metadata["head"] = "own";
     return metadata;
 }
 
@@ -262,6 +279,7 @@ Config read_config(const SafetensorsFile& file) {
     if (bounded && file.metadata().contains("final_bound")) c.final_bound = meta.real("final_bound", kLeastBound, 1e30);
     if (c.bound > 0 && file.metadata().contains("first_positions"))
         c.first_apart = meta.choice("first_positions", kFirstPositions);
+    if (c.fold == Fold::none && file.metadata().contains("head")) c.own_head = meta.choice("head", kHeads);
     if (c.C % c.NH)
         fail("%s: n_embd (%zu) is not a multiple of n_head (%zu); the file is damaged", file.path().c_str(), c.C, c.NH);
     return c;
@@ -312,17 +330,10 @@ static ModelInfo read_model_info(const SafetensorsFile& file) {
         fail("%s: a byte-level model: expected vocab_size of at least 256, found %zu; the file is damaged",
              file.path().c_str(), c.V);
     check_tensors(file, c);
-    info.scales = read_scales(file, c);
-    std::set<std::string> known;
-    GptTensors<float> none{};
-    visit_tensors(c, none, [&](const TensorSpec& t, float*&) { known.insert(t.name); });
-    for (const std::string& site : taper_site_names(c)) {
-        known.insert(site + ".taper_scale");
-        if (c.first_apart) known.insert(site + ".first_scale");
-    }
+    info.scales = read_scales(c, [&](const std::string&) -> const TensorFile& { return file; });
     std::vector<std::string> tensors;
     for (const TensorEntry& e : file.entries()) tensors.push_back(e.name);
-    refuse_unread(file.path(), known, tensors);
+    refuse_unread(file.path(), tensor_names(c), tensors);
     info.dtype = dtypes_of(file.entries());
     info.content = content_checksum(file.metadata());
     info.provenance = read_provenance(file.metadata(), &info.provenance_refused);
@@ -551,6 +562,7 @@ std::string describe(const ModelInfo& info) {
     if (c.bound > 0) state += c.clamps() ? ", the stream clamped" : strprintf(", bound %g", c.bound);
     if (c.bound > 0 && c.final_tapers() && c.final_bound > 0) state += strprintf(" (final %g)", c.final_bound);
     if (c.first_apart) state += ", first positions apart";
+    if (c.own_head) state += ", a head of its own";
     return strprintf(
         "GPT-2, %s, %s, %s, context %zu, vocabulary %zu (%s), %.2fM parameters; "
         "%s, -g %s, step %zu; %s%s%s",

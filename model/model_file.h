@@ -1,6 +1,7 @@
 // Model files: what is in a model.bin or folded.bin (safetensors with Hugging Face's GPT-2 names and orientation, plus the
 // tensors that TaperNorm adds), how its metadata describes it, and one reader for these and for other programs' GPT-2 models.
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -165,6 +166,13 @@ void save_model(const std::string& path, const ModelInfo& info, const GptTensors
 // Writes the file again, as a whole, with another provenance. Fails where it is no longer the model with this content.
 void replace_provenance(const std::string& path, const std::string& content, const std::string& provenance);
 
+// The scales of all tapering sites. file_of: the file that has a tensor of this name, or whose error says that it is missing.
+std::vector<TaperScale> read_scales(const Config& config,
+                                    const std::function<const TensorFile&(const std::string&)>& file_of);
+
+// All that the file of a model has: the table and the scales.
+std::set<std::string> tensor_names(const Config& config);
+
 // Fails where a file has tensors that are not in `known` (names as in the table): what they do would be missing from every
 // result. tensors: those of the file, as it spells them.
 void refuse_unread(const std::string& path, const std::set<std::string>& known,
@@ -188,6 +196,7 @@ GateMode gate_mode_from(const std::string& name);  // fails for an unknown name
 const char* norm_name(NormKind kind);
 NormKind norm_from(const std::string& name);
 const char* fold_name(Fold fold);
+Fold fold_from(const std::string& name);
 
 // "GPT-2, 4 layers, 128 channels, ...; LayerNorm, taper, folded (internal)": one line for people.
 std::string describe(const ModelInfo& info);

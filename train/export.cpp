@@ -90,7 +90,9 @@ Gpt2Tensors as_gpt2(const HostModel& model) {
         add_site(out, h + ".ln_2", info, tensors.h[l].ln_2, scale(2 * l + 1));
     }
     add_site(out, "transformer.ln_f", info, tensors.ln_f, c.final_tapers() ? scale(2 * c.L) : 1);
-    if (tensors.lm_head) {
+    if (c.own_head) {
+        out.add({"lm_head.weight", {c.V, c.C}, {}, true}, {tensors.lm_head, tensors.lm_head + c.V * c.C});
+    } else if (tensors.lm_head) {
         std::vector<double> head, bias;
         export_head(head, bias, tensors.lm_head, tensors.lm_head_bias, c.V, c.C);
         out.values.back().assign(bias.begin(), bias.end());

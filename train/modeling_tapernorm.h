@@ -114,7 +114,7 @@ class TaperNormGPT2LMHeadModel(GPT2LMHeadModel):
                 if hasattr(module, "taper_scale"):
                     module.set_apart(self.transformer.wpe)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.norm == "layernorm")
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.norm == "layernorm" and not unfolded)
         self.post_init()
 )py";
 

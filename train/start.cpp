@@ -25,9 +25,13 @@ constexpr size_t kGpt2Vocabulary = 50257;
 std::unique_ptr<ModelFile> open_init(const std::string& path) {
     auto file = ModelFile::open(path);
     const ModelInfo& info = file->info();
-    const char* found = info.config.fold != Fold::none ? "folded" : info.gate != 1 ? "tapered" : nullptr;
-    if (info.config.eps > 1 || (found && file->foreign()))
-        found = "free of them (its norms are fixed maps: their epsilon is huge)";
+    const char* found = info.config.fold != Fold::none ? "folded"
+                        : info.gate != 1               ? "tapered"
+                        : info.config.own_head
+                            ? "untied (its lm_head.weight is not wte.weight, and the trainer has one tensor for both)"
+                            : nullptr;
+    if (info.config.eps > 1 || (info.gate != 1 && file->foreign()))
+        found = "free of them (its norms are fixed maps, by a huge epsilon or a gate below 1)";
     if (found)
         fail("--init: %s: expected a model with all its norms, found one that is %s; start from a -g norm model",
              file->path().c_str(), found);

@@ -25,9 +25,10 @@ hellaswag  `infer --hellaswag` on the items as JSON lines and in llm.c's format,
 compares that with the programs. It also writes tests/golden/torch: a random GPT-2 as torch.save stores it and its logits,
 for tests/test_torch_file.cpp.
 
-In fp32 max |dlogit| < 1e-4 is required; logits have a standard deviation of about 1 or more here.
+In fp32 max |dlogit| below 64 half-units in the last place of the largest logit is required (limit_for).
 """
 import argparse
+import copy
 import json
 import pathlib
 import re
@@ -45,7 +46,10 @@ import transformers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-LIMIT = 1e-4
+def limit_for(logits):
+    """64 half-units in the last place of the largest fp32 logit, as in tests/test_export.cpp: both sides round about C + 4C sums."""
+    return 64 * 2.0**-24 * np.abs(logits).max()
+
 
 SHAPES = {
     "tiny": dict(vocab_size=256, n_positions=32, n_embd=24, n_layer=2, n_head=3),
@@ -88,7 +92,8 @@ def tokens_for(model):
     return np.random.default_rng(1).integers(0, c.vocab_size, c.n_positions).tolist()
 
 
-def report(what, ours, theirs, limit=LIMIT):
+def report(what, ours, theirs, limit=None):
+    limit = limit or limit_for(theirs)
     error = np.abs(ours - theirs).max()
     print(f"{what:44s} max |dlogit| {error:.2e}   (logits: std {theirs.std():.2f}, max {np.abs(theirs).max():.1f})")
     if not error < limit:
@@ -166,6 +171,25 @@ def check_loss(path, model, folder):
         sys.exit("expected the same loss")
 
 
+def check_untied(folder, shape, tokens):
+    """A head of its own: read, folded, exported in either layout; train_gpt refuses to start from it."""
+    path = folder / f"{shape}-untied"
+    model = random_gpt2(shape, tie_word_embeddings=False)
+    assert not torch.equal(model.lm_head.weight, model.transformer.wte.weight)
+    model.save_pretrained(path)
+    theirs = logits_of(model, tokens)
+    report(f"{shape} untied", our_logits(path, tokens, folder), theirs)
+    run(ROOT / "fold", path, folder / "untied.bin")
+    report(f"{shape} untied, folded", our_logits(folder / "untied.bin", tokens, folder), theirs)
+    for i, source in enumerate((path, folder / "untied.bin")):
+        for flags in ([], ["--hf-code"]):
+            out = folder / f"{shape}-untied-{i}{''.join(flags)}"
+            run(ROOT / "train_gpt", "export", source, out, *flags)
+            hf = transformers.AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True).eval()
+            report(f"{shape} untied, exported {' '.join(flags)}", logits_of(hf, tokens), theirs)
+            report("  read by infer", our_logits(out, tokens, folder), theirs)
+
+
 def check_import(folder):
     for shape in SHAPES:
         model = random_gpt2(shape)
@@ -193,6 +217,7 @@ def check_import(folder):
             report(name + ", its parameters", our_logits(path / "parameters.bin", tokens, folder), theirs)
             save_torch(rounded, path, 3)
             report(name + ", torch.save, sharded", our_logits(path, tokens, folder), theirs)
+        check_untied(folder, shape, tokens)
         for dtype in ("fp32", "bf16"):
             path = folder / f"{shape}-{dtype}.bin"
             write_llmc(model, path, dtype)
@@ -242,13 +267,39 @@ def check_exported(folder, model, plain, dtype="fp32"):
         assert ids == list(TEXT.encode())
     tokens = ids[:24]
     theirs = logits_of(hf.eval(), tokens)
-    limit = LIMIT if dtype == "fp32" else 0.05 * np.abs(theirs).max()  # weights of 8 bits
+    limit = None if dtype == "fp32" else 0.05 * np.abs(theirs).max()  # weights of 8 bits
     what = f"{model} {dtype}: {type(hf).__name__}"
     report(what, our_logits(folder / model, tokens, folder), theirs, limit)
-    if not plain or hf.config.tie_word_embeddings:  # what we read of theirs, rounding and all
-        report("  the folder, read by infer", our_logits(out, tokens, folder), theirs)
+    report("  the folder, read by infer", our_logits(out, tokens, folder), theirs)  # rounding and all
+    check_saved_again(folder, hf, tokenizer, tokens, theirs)
     text = "caf\u00e9 \u2603 the mat"  # the same text, cut by each side's tokenizer
     report("  from text", our_logits(folder / model, text, folder), logits_of(hf, tokenizer(text)["input_ids"]), limit)
+
+
+def check_saved_again(folder, hf, tokenizer, tokens, theirs):
+    """What save_pretrained makes of an export is read as the export is: whole, in shards, in bf16, folded, exported again."""
+    back = folder / "back"
+    for what, options in (("saved again", {}), ("in shards", {"max_shard_size": "20KB"})):
+        shutil.rmtree(back, ignore_errors=True)
+        hf.save_pretrained(back, **options)
+        tokenizer.save_pretrained(back)
+        assert (back / "model.safetensors.index.json").exists() == bool(options)
+        report(f"  {what}", our_logits(back, tokens, folder), theirs)
+        report(f"  {what}, from text", our_logits(back, "the mat", folder), logits_of(hf, tokenizer("the mat")["input_ids"]))
+    gate = getattr(hf.config, "gate", 0) if getattr(hf.config, "gate_mode", "norm") != "norm" else 0
+    unfolded = getattr(hf.config, "folded", "none") == "none"
+    if unfolded and gate == 0:
+        run(ROOT / "fold", back, folder / "back-folded.bin")
+        report("  in shards, folded", our_logits(folder / "back-folded.bin", tokens, folder), theirs)
+    shutil.rmtree(folder / "again", ignore_errors=True)
+    run(ROOT / "train_gpt", "export", back, folder / "again")
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder / "again", trust_remote_code=True, dtype=torch.float32)
+    assert type(again).__name__ == type(hf).__name__
+    report("  in shards, exported again", logits_of(again.eval(), tokens), theirs)
+    shutil.rmtree(back)
+    rounded = copy.deepcopy(hf).to(torch.bfloat16)
+    rounded.save_pretrained(back)
+    report("  saved in bf16", our_logits(back, tokens, folder), logits_of(rounded, tokens))
 
 
 def check_export(folder):
