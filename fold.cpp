@@ -30,6 +30,7 @@
 #include "inference/decoder.cuh"
 #include "inference/evaluate.cuh"
 #include "inference/logits.h"
+#include "inference/same_model.h"
 #include "io/atomic_file.h"
 #include "io/claims.h"
 #include "io/json.h"
@@ -38,23 +39,10 @@
 #include "io/terminal.h"
 #include "model/model_file.h"
 #include "runtime/exit_status.h"
-#include "runtime/random.h"
 
 namespace tapernorm::fold {
 
 using Weights = GptTensors<double>;
-
-// The tensors of one configuration, in double.
-struct Model64 {
-    Config config;
-    Weights tensors{};
-    Arena<Cpu> arena;
-
-    Model64(Cpu& dev, const Config& c) : config(c), arena(dev, "the parameters in double") {
-        visit_tensors(config, tensors, [&](const TensorSpec& t, double*& slot) { arena.add(slot, t.count()); });
-        arena.allocate(true);
-    }
-};
 
 static Fold fold_for(GateMode mode) {
     return mode == GateMode::norm ? Fold::affine : mode == GateMode::taper ? Fold::internal : Fold::all;
@@ -152,42 +140,13 @@ static void fold_model(Model64& folded, const Model64& from, const std::vector<T
 
 // ---- the self-check -------------------------------------------------------------------------------------------------
 
-// Fixed pseudo-random sequences, the same for all models with the same vocabulary and context.
-struct Probe {
-    static constexpr size_t kSequences = 4, kLength = 64;
-    size_t length;
-    std::vector<std::vector<int>> tokens;
-
-    explicit Probe(const Config& c) : length(std::min<size_t>(c.T, kLength)), tokens(kSequences) {
-        for (size_t i = 0; i < kSequences; i++)
-            for (size_t t = 0; t < length; t++) tokens[i].push_back(int(random_bits(7, i, t) % c.V));
-    }
-};
-
+// With another bound of the sites, which then all have it.
 template <class Real>
 static std::vector<double> run(Cpu& dev, const Probe& probe, Config c, const GptTensors<Real>& weights,
                                const ModelInfo& info, double bound) {
-    std::vector<double> all;
     if (bound != c.bound) c.final_bound = 0;
     c.bound = bound;
-    std::vector<Real> logits(probe.length * c.V);
-    Decoder<Cpu, Real> decoder(dev, c, weights, info.scales, info.gate);
-    for (const std::vector<int>& tokens : probe.tokens) {
-        decoder.rewind(0);
-        decoder.feed(tokens.data(), tokens.size(), Logits::all, logits.data());
-        all.insert(all.end(), logits.begin(), logits.end());
-    }
-    return all;
-}
-
-static double max_difference(const std::vector<double>& a, const std::vector<double>& b) {
-    double largest = 0;
-    for (size_t i = 0; i < a.size(); i++) {
-        const double difference = std::abs(a[i] - b[i]);
-        if (std::isnan(difference)) return difference;
-        largest = std::max(largest, difference);
-    }
-    return largest;
+    return probe_logits(dev, probe, c, weights, info);
 }
 
 // Mean over the rows of KL(softmax(a) || softmax(b)), in nats.
@@ -206,23 +165,21 @@ struct Check {
 
 // Two things are checked. In double, the unrounded folded model must be the model: the difference may be what rounding to
 // double explains, kIdentity times the largest logit. In fp32, the folded model may be as far from the exact logits as
-// rounding explains: kRounding times the distance of the unfolded model, which does the same number of fp32 operations on
-// numbers of the same size but without rounding c diag(gamma~) W, and never less than kRounding half-units in the last place
-// of the largest logit.
+// rounding explains (allowed_by_rounding): the unfolded model does the same number of operations without rounding
+// c diag(gamma~) W.
 // kappa: the bound of both models' sites; all of them have it unless it is their own.
 static Check check(Cpu& dev, const HostModel& model, const Model64& exact, const HostModel& folded,
                    const Model64& folded_exact, double kappa) {
-    constexpr double kIdentity = 1e-9, kRounding = 8;
+    constexpr double kIdentity = 1e-9;
     const Probe probe(exact.config);
     const std::vector<double> truth = run(dev, probe, exact.config, exact.tensors, model.info, kappa);
     const std::vector<double> identity = run(dev, probe, folded_exact.config, folded_exact.tensors, folded.info, kappa);
     const std::vector<double> before = run(dev, probe, model.info.config, model.tensors, model.info, kappa);
     const std::vector<double> after = run(dev, probe, folded.info.config, folded.tensors, folded.info, kappa);
-    double largest = 0;
-    for (double z : truth) largest = std::max(largest, std::abs(z));
+    const double largest = max_magnitude(truth);
     const double exactness = max_difference(truth, identity), own = max_difference(truth, before);
     const double error = max_difference(truth, after), difference = max_difference(before, after);
-    const double allowed = kRounding * std::max(own, largest * 0x1p-24);
+    const double allowed = allowed_by_rounding(own, largest);
     if (!(exactness <= kIdentity * largest) || !(error <= allowed))
         fail(
             "the folded model is not the model: its logits differ by %.3g, but rounding explains only %.3g; nothing was written, "
@@ -445,20 +402,15 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
         fail("--tokenizer: expected --clamp-sample, whose text it is for, found none; leave it out");
     if (!sample.empty()) model = with_bounds_from(dev, *model, sample, tokenizer, in, text);
 
-    Model64 exact(dev, model->info.config);
+    Model64 exact(dev, *model);
     ModelInfo info = model->info;
     info.config.fold = fold_for(info.config.mode), info.config.own_head = false;
     info.unread.clear();
     if (!info.config.clamps()) info.scales.clear();
     Model64 folded_exact(dev, info.config);
-    auto convert = []<class From, class To>(const std::vector<Tensor<From>>& from, const std::vector<Tensor<To>>& to) {
-        for (size_t i = 0; i < to.size(); i++)
-            for (size_t j = 0; j < to[i].spec.count(); j++) to[i].data[j] = To(from[i].data[j]);
-    };
-    convert(tensor_list(model->info.config, model->tensors), tensor_list(exact.config, exact.tensors));
     fold_model(folded_exact, exact, model->info.scales);
     HostModel folded(dev, info);
-    convert(tensor_list(info.config, folded_exact.tensors), tensor_list(info.config, folded.tensors));
+    copy_tensors(tensor_list(info.config, folded_exact.tensors), tensor_list(info.config, folded.tensors));
     const Check result = check(dev, *model, exact, folded, folded_exact, info.config.bound);
     print(result, text);
     // Few rows of the probe reach the bound. A lower one, that most of them reach, must fold as well.

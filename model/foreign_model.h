@@ -25,6 +25,10 @@ std::string hugging_face_weights(const std::string& path);
 // are errors, and so are tensors that this program would not read; masks such as attn.bias hold no weights and are left out.
 std::unique_ptr<ModelFile> open_hugging_face(const std::string& weights);
 
+// What a config.json says of a model, but for what only its tensors can: scales, and whether a head is wte. json: its text; path: its
+// name, for messages.
+ModelInfo read_hugging_face_config(const std::string& path, const std::string& json);
+
 // ---- llm.c: 256 int32 (magic 20240326, version 3 for fp32 or 5 for bf16, T, V, L, NH, C, Vp), then each kind of tensor
 // for all layers: wte [Vp, C], wpe, ln_1 weight, bias, ... Matrices are [out, in] and transposed while reading.
 

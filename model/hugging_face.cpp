@@ -27,8 +27,7 @@ constexpr const char* kAdapter = "adapter_config.json";
 
 std::string beside(const std::string& file, const char* name) { return (fs::path(file).parent_path() / name).string(); }
 
-json read_json_object(const std::string& path, size_t limit) {
-    const std::string text = read_text(path, limit);
+json json_object(const std::string& path, const std::string& text) {
     json parsed = parse_json(text);
     if (!parsed.is_object())
         fail("%s: expected a JSON object, found %s; the file is damaged or its copy is incomplete", path.c_str(),
@@ -42,7 +41,7 @@ json read_json_object(const std::string& path, size_t limit) {
 // Typed access to config.json. A missing key has the value that GPT2Config gives it.
 class Settings {
   public:
-    explicit Settings(std::string path) : path_(std::move(path)), json_(read_json_object(path_, 1 << 20)) {}
+    Settings(std::string path, const std::string& text) : path_(std::move(path)), json_(json_object(path_, text)) {}
 
     const std::string& path() const { return path_; }
 
@@ -160,7 +159,7 @@ ModelInfo read_settings(const Settings& s) {
 
 // The files that an index names. They are beside it: a name with a folder in it is not the name of a shard.
 std::vector<std::string> shards(const std::string& index) {
-    const json parsed = read_json_object(index, 10 << 20);
+    const json parsed = json_object(index, read_text(index, 10 << 20));
     const auto map = parsed.find("weight_map");
     std::set<std::string> names;
     if (map != parsed.end() && map->is_object())
@@ -236,7 +235,7 @@ class HuggingFaceModel : public ModelFile {
                 "%s: an adapter (LoRA) belongs to this model, and would be left out; merge it first: merge_and_unload() of "
                 "peft, then save_pretrained",
                 adapter.c_str());
-        const Settings settings(config);
+        const Settings settings(config, read_text(config, 1 << 20));
         info_ = read_settings(settings);
         free_ = !info_.scales.empty();
         check_tensors();
@@ -256,7 +255,7 @@ class HuggingFaceModel : public ModelFile {
     const float* in_place(const TensorSpec& t) const override {
         const std::string name = name_in_file(t.name);
         const TensorFile& file = file_of(name);
-        return name.size() < t.name.size() ? nullptr : file.in_place(checked_tensor(file, name, t.shape));
+        return in_other_unit(t) ? nullptr : file.in_place(checked_tensor(file, name, t.shape));
     }
 
   private:
@@ -264,6 +263,11 @@ class HuggingFaceModel : public ModelFile {
     std::string name_in_file(std::string name) const {
         if (const size_t at = name.find(".taper_"); free_ && at != name.npos) name.replace(at, 7, ".");
         return name;
+    }
+
+    // gamma and gamma~ are both there, from one tensor.
+    bool in_other_unit(const TensorSpec& t) const {
+        return free_ && t.name.find(".ln_") != t.name.npos && t.name.ends_with("weight");
     }
 
     // The file that has the tensor; if none has it, the first, whose error then says what is missing.
@@ -333,7 +337,7 @@ class HuggingFaceModel : public ModelFile {
         const std::string name = name_in_file(t.name);
         const TensorFile& file = file_of(name);
         file.read(checked_tensor(file, name, t.shape), dst);
-        if (free_ && t.name.ends_with(".taper_weight"))
+        if (in_other_unit(t))
             for (size_t i = 0; i < t.count(); i++) dst[i] *= Real(1 / kLnFreeUnit);
     }
     void convert(const TensorSpec& t, float* dst) const override { read_from(t, dst); }
@@ -359,6 +363,10 @@ std::string hugging_face_weights(const std::string& path) {
                                                                 : "");
     }
     return weights;
+}
+
+ModelInfo read_hugging_face_config(const std::string& path, const std::string& json) {
+    return read_settings(Settings(path, json));
 }
 
 std::unique_ptr<ModelFile> open_hugging_face(const std::string& weights) {

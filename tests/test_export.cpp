@@ -72,6 +72,20 @@ void check_logits(const std::vector<float>& ours, const json& theirs, double uni
     CHECK(error <= units * largest * 0x1p-24);
 }
 
+// A model card: front matter that is YAML of the simplest kind, how to load it, and every fact of the provenance.
+void check_card(const std::string& card, const std::string& info, bool plain) {
+    CHECK(card.starts_with(
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- gpt2\n- tapernorm\n---\n"));
+    CHECK((card.find("trust_remote_code=True") == card.npos) == plain);
+    std::istringstream lines(info);
+    size_t facts = 0;
+    for (std::string line; std::getline(lines, line);)
+        if (line.starts_with("  ") && line.find("dtype fp32") != line.npos)
+            facts += card.find("\n    " + line + "\n") != card.npos;
+    CHECK(facts >= 1);
+    CHECK(card.find("## License\n\nNone was chosen") != card.npos);
+}
+
 json config_in(const std::string& folder) { return json::parse(read_file(folder + "/config.json")); }
 
 }  // namespace
@@ -90,8 +104,20 @@ TEST_CASE("export: the folder, read again, has the logits that transformers give
         CHECK(fs::exists(w.at("hf/modeling_tapernorm.py")) == !plain);
         check_logits(w.last_logits(gate + ".bin", expected["tokens"]), expected[gate], 64);
         check_logits(w.last_logits("hf", expected["tokens"]), expected[gate], 64);
-        CHECK(json::parse(read_file(w.at("hf/vocab.json"))).size() == 256);
-        CHECK(json::parse(read_file(w.at("hf/tokenizer_config.json")))["eos_token"].is_null());
+        // Of a byte model the zero byte begins, ends and pads: by its own name, since U+0100 is a letter.
+        const json vocabulary = json::parse(read_file(w.at("hf/vocab.json")));
+        const std::string zero(1, '\0');
+        CHECK(vocabulary.size() == 256);
+        CHECK(vocabulary.at(zero) == 0);
+        CHECK(vocabulary.at("\u0101") == 1);
+        CHECK(Tokenizer::from_path(w.at("hf")).name() == "bytes");
+        for (const char* key : {"bos_token", "eos_token", "pad_token", "unk_token"})
+            CHECK(json::parse(read_file(w.at("hf/tokenizer_config.json")))[key] == zero);
+        for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"}) {
+            CHECK(config[key] == 0);
+            CHECK(json::parse(read_file(w.at("hf/generation_config.json")))[key] == 0);
+        }
+        check_card(read_file(w.at("hf/README.md")), w.ok("infer hf --info"), plain);
         if (gate == "taper-all") {  // in the LN-free convention: a tapered model again, which folds and can be clamped
             w.ok("fold hf folded.bin"), w.ok("fold hf clamped.bin --clamp-sample corpus.txt");
             CHECK(SafetensorsFile(w.at("folded.bin")).metadata().at("folded") == "all");
@@ -130,7 +156,8 @@ TEST_CASE(
         CHECK(!fs::exists(w.at("plain/modeling_tapernorm.py")));
         if (model == "bounded.bin") {
             check_logits(w.last_logits("plain", tokens), own, 64);
-        } else {  // an untied head, which infer does not read: its norms divide by 1e6 what they have multiplied by 1e6
+        } else {  // its norms divide by 1e6 what they have multiplied by 1e6
+            check_logits(w.last_logits("plain", tokens), own, 64);
             std::vector<float> weight(16);
             read_tensor(SafetensorsFile(w.at("plain/model.safetensors")), "transformer.h.0.ln_2.weight", {16},
                         weight.data());
@@ -153,6 +180,61 @@ TEST_CASE(
     refused("acts.bin plain --without-bound", "or train it with --bound 0 --calibration channels");
     w.ok(kTrain + kShape + " -g taper --bound 4 -o one_norm.bin");
     refused("one_norm.bin plain --without-bound", "expected a LayerNorm model of -g taper-all");
+}
+
+TEST_CASE("export: --hf-code writes the modeling file for a plain GPT-2 too, without numbers that fp16 cannot hold") {
+    const Exports w;
+    const json expected = golden();
+    w.ok_export("taper-all.bin plain");
+    w.ok("fold taper-all.bin folded.bin"), w.ok("fold norm.bin norm-folded.bin");
+    const std::pair<std::string, std::string> cases[] = {{"norm.bin", "norm"},
+                                                         {"norm-folded.bin", "norm"},
+                                                         {"taper-all.bin", "taper-all"},
+                                                         {"folded.bin", "taper-all"},
+                                                         {"plain", "taper-all"}};
+    for (const auto& [model, kind] : cases) {
+        CAPTURE(model);
+        const std::string out = w.ok_export(model + " code --hf-code");
+        CHECK(out.find("cannot hold") == out.npos);
+        CHECK(out.find("trust_remote_code=True") != out.npos);
+        CHECK(fs::exists(w.at("code/modeling_tapernorm.py")));
+        CHECK(config_in(w.at("code"))["model_type"] == "tapernorm_gpt2");
+        CHECK(config_in(w.at("code"))["layer_norm_epsilon"] == 1e-5);
+        CHECK(config_in(w.at("code"))["gate_mode"] == kind);
+        check_logits(w.last_logits("code", expected["tokens"]), expected[kind], 64);
+        Cpu dev(1);
+        const auto code = load_model(dev, w.at("code"));
+        for (const auto& t : tensor_list(code->info.config, code->tensors))
+            for (size_t i = 0; i < t.spec.count(); i++) CHECK(std::abs(t.data[i]) < 65504);
+        fs::remove_all(w.at("code"));
+    }
+    CHECK(w.ok_export("taper-all.bin hinted").find("--hf-code") != std::string::npos);
+    CHECK(w.ok_export("norm.bin plainer").find("--hf-code") == std::string::npos);
+    w.refuses("norm.bin m.gguf --hf-code", {"--hf-code", "m.gguf", "folder"});
+}
+
+TEST_CASE("export: what would be another model is refused before anything is written") {
+    const Exports w;
+    w.ok_export("taper-all.bin large");
+    // A stream of size 1e6: sqrt(var + 1e12) is far from 1e6, and the exact map that infer and fold read is not what
+    // GPT2LMHeadModel computes.
+    {
+        std::vector<TensorOut> out;
+        const SafetensorsFile file(w.at("taper-all.bin"));
+        SafetensorsFile plain(w.at("large/model.safetensors"));
+        std::vector<float> wte(plain.find("transformer.wte.weight")->count());
+        plain.read(*plain.find("transformer.wte.weight"), wte.data());
+        for (float& x : wte) x *= 1e6f;
+        for (const TensorEntry& e : plain.entries())
+            out.push_back({e.name, e.dtype, e.shape,
+                           e.name == "transformer.wte.weight" ? static_cast<const void*>(wte.data()) : plain.data(e)});
+        fs::create_directory(w.at("larger"));
+        write_safetensors(w.at("larger/model.safetensors"), {}, out);
+        fs::copy(w.at("large/config.json"), w.at("larger/config.json"));
+    }
+    for (const char* out : {"out --tokenizer bytes", "out.gguf --tokenizer bytes"})
+        w.refuses("larger " + std::string(out), {"larger", "is not the model", "nothing was written", "--hf-code"});
+    w.ok_export("larger out --hf-code");
 }
 
 TEST_CASE("export: taper-all weights are 1e6 c gamma~, and a folded head carries its bias in the mean direction") {
@@ -358,7 +440,8 @@ TEST_CASE("export: a GGUF file has the numbers of the folder, the tokenizer, and
             CHECK(key("tokenizer.ggml.add_bos_token") == false);
             const json vocab = json::parse(read_file(w.at("folder/vocab.json")));
             REQUIRE(key("tokenizer.ggml.tokens").size() == 256);
-            for (size_t id = 0; id < 256; id++)
+            CHECK(key("tokenizer.ggml.tokens")[0] == "\u0100");  // in the folder's it has another name
+            for (size_t id = 1; id < 256; id++)
                 CHECK(vocab.at(key("tokenizer.ggml.tokens")[id].get<std::string>()) == id);
             for (size_t id = 0; id < 256; id++) CHECK(key("tokenizer.ggml.token_type")[id] == (id == 0 ? 3 : 1));
             for (const char* made : {"exact", "folder", "m.gguf"}) fs::remove_all(w.at(made));

@@ -247,7 +247,7 @@ TEST_CASE("foreign models: settings of config.json that we do not have are refus
     w.refused("fold free folded.bin --clamp-sample corpus.txt --tokenizer none", {"none"});
     free["layer_norm_epsilon"] = 4e12;
     w.hugging_face("freer", free);
-    CHECK(ModelFile::open(w.at("freer"))->info().scales[0].c == 5e-7f);
+    CHECK(ModelFile::open(w.at("freer"))->info().scales[0].c == 5e-7f * 0x1p20f);
     free["layer_norm_epsilon"] = 100;
     w.hugging_face("nearly", free);
     w.refused("train_gpt --init nearly", {"--init", "nearly/model.safetensors", "epsilon"});
@@ -258,6 +258,13 @@ TEST_CASE("foreign models: tensors that nobody would read are refused by name; m
     const json config = config_of_base();
     w.hugging_face("hf", config);
     const std::string weights = w.at("hf/model.safetensors");
+    w.ok("infer base.bin --tokens 1,2,3 -n 1 --dump base.st");
+    auto logits_in = [](const std::string& path) {
+        const SafetensorsFile file(path);
+        std::vector<float> logits(file.find("logits")->count());
+        file.read(*file.find("logits"), logits.data());
+        return logits;
+    };
     const SafetensorsFile base(w.at("base.bin"));
     auto with = [&](const std::vector<std::pair<std::string, std::string>>& more,
                     const json& settings) {  // name, copied from
@@ -291,7 +298,23 @@ TEST_CASE("foreign models: tensors that nobody would read are refused by name; m
         std::string changed = read_file(weights);
         changed.back() = char(changed.back() ^ 1);  // the last tensor's last number
         write_file(weights, changed);
-        w.refused("infer hf -n 1", {"lm_head.weight", tied ? "true" : "false"});
+        if (tied) {
+            w.refused("infer hf -n 1", {"lm_head.weight", "true", "write false there"});
+            continue;
+        }
+        // Folded and exported in either layout, it is the same model; there is no trainer for it.
+        w.ok("infer hf --tokens 1,2,3 -n 1 --dump own.st"), w.ok("fold hf folded.bin");
+        CHECK(read_file(w.at("own.st")) != read_file(w.at("base.st")));
+        for (const char* flags : {"", " --hf-code"}) {
+            fs::remove_all(w.at("out"));
+            REQUIRE(run_program_in(w.path, words(std::string("train_gpt export hf out --tokenizer bytes") + flags))
+                        .status == 0);
+            w.ok("infer out --tokens 1,2,3 -n 1 --dump again.st");
+            CHECK(logits_in(w.at("again.st")) == logits_in(w.at("own.st")));
+        }
+        w.ok("infer out/model.safetensors --info"), w.ok("infer folded.bin -n 1 --tokens 1");
+        for (const char* model : {"hf", "out"})
+            w.refused(kTrain + " --init " + model + " --tokenizer bytes", {"--init", "lm_head.weight"});
     }
     with({{"transformer.h.0.attn.bias", fc}, {"transformer.h.0.attn.masked_bias", fc}}, config);
     w.check_same("hf");
@@ -391,6 +414,98 @@ TEST_CASE("foreign models: a part of a model, and what is in its place, is said 
     w.hugging_face("hf", config_of_base());
     write_safetensors(w.at("hf/model.safetensors"), {}, {});
     w.refused("infer hf -n 1", {"hf/model.safetensors: expected the tensors of 1 layer", "found 0 tensors"});
+}
+
+namespace {
+
+// What transformers' save_pretrained leaves of an exported folder: the tensors, in one file or in two with an index, without our
+// metadata; settings.
+void save_again(const std::string& from, const std::string& to, size_t files, const json& changes = json::object()) {
+    fs::remove_all(to), fs::create_directory(to);
+    json config = json::parse(read_file(from + "/config.json")), index;
+    config.update(changes);
+    write_file(to + "/config.json", config.dump());
+    const SafetensorsFile file(from + "/model.safetensors");
+    for (size_t i = 0; i < files; i++) {
+        const std::string name = files == 1 ? "model.safetensors" : strprintf("model-%zu.safetensors", i);
+        std::vector<TensorOut> out;
+        for (size_t j = i; j < file.entries().size(); j += files) {
+            const TensorEntry& e = file.entries()[j];
+            out.push_back({e.name, e.dtype, e.shape, file.data(e)});
+            index["weight_map"][e.name] = name;
+        }
+        write_safetensors(to + "/" + name, {{"format", "pt"}}, out);
+    }
+    if (files > 1) write_file(to + "/model.safetensors.index.json", index.dump());
+    for (const char* name : {"vocab.json", "merges.txt"}) fs::copy(from + "/" + name, to + "/" + name);
+}
+
+}  // namespace
+
+TEST_CASE("foreign models: what transformers saves of an export is the model that was exported") {
+    const Workplace w;
+    const std::string kinds[] = {"-g taper",
+                                 "-g taper-all --calibration channels+first",
+                                 "-g taper-all --bound 0 --norm rmsnorm",
+                                 "-g taper --bound 0",
+                                 "-g norm --norm rmsnorm",
+                                 "-g taper --gate-end 9"};
+    for (const std::string& kind : kinds) {
+        CAPTURE(kind);
+        for (const char* made : {"a.bin", "a.state.bin", "a.toml", "a.log.jsonl"}) fs::remove(w.at(made));
+        const bool blends = kind.ends_with("9");
+        w.ok(kTiny + " -o a.bin " + kind);
+        if (!blends) w.ok("fold a.bin b.bin");
+        for (const std::string model : {"a.bin", "b.bin"}) {
+            if (blends && model == "b.bin") continue;
+            fs::remove_all(w.at("hf"));
+            REQUIRE(run_program_in(w.path, words("train_gpt export " + model + " hf")).status == 0);
+            w.ok("infer " + model + " --tokens 1,2,3 -n 1 --dump own.st");
+            const auto own = ModelFile::open(w.at(model));
+            for (const size_t files : {1, 2}) {
+                save_again(w.at("hf"), w.at("back"), files);
+                const auto back = ModelFile::open(w.at("back"));
+                CHECK(config_metadata(back->info().config) == config_metadata(own->info().config));
+                CHECK(back->info().gate == own->info().gate);
+                w.ok("infer back --tokens 1,2,3 -n 1 --dump back.st");
+                CHECK(read_file(w.at("back.st")) == read_file(w.at("own.st")));
+            }
+            fs::remove_all(w.at("out"));
+            CHECK(run_program_in(w.path, words("train_gpt export back out")).status == 0);
+            CHECK(read_file(w.at("out/config.json")) == read_file(w.at("hf/config.json")));
+        }
+        if (blends) continue;
+        fs::remove_all(w.at("hf")), fs::remove(w.at("c.bin"));
+        REQUIRE(run_program_in(w.path, words("train_gpt export a.bin hf")).status == 0);
+        save_again(w.at("hf"), w.at("back"), 2);
+        w.ok("fold back c.bin");
+        CHECK(SafetensorsFile(w.at("c.bin")).metadata().at("content").size() > 0);
+        w.ok("infer b.bin --tokens 1,2,3 -n 1 --dump own.st"), w.ok("infer c.bin --tokens 1,2,3 -n 1 --dump back.st");
+        CHECK(read_file(w.at("back.st")) == read_file(w.at("own.st")));
+    }
+    // Settings that make no model, and those that make another one of the same tensors.
+    w.ok(kTiny + " -g taper-all -o d.bin"), w.ok("fold d.bin e.bin");
+    for (const std::string model : {"d", "e"})
+        REQUIRE(run_program_in(w.path, words("train_gpt export " + model + ".bin " + model)).status == 0);
+    // clang-format off
+    const std::vector<std::tuple<std::string, std::string, json>> settings = {
+        {"d", "norm", "batchnorm"}, {"d", "gate_mode", "tapered"}, {"d", "folded", 1}, {"d", "gate", 1.5}, {"d", "gate", "0"},
+        {"d", "bound", -1}, {"d", "bound", 1e-30}, {"d", "final_bound", 0}, {"d", "first_apart", 1}, {"e", "tie_word_embeddings", true}};
+    // clang-format on
+    for (const auto& [model, key, value] : settings) {
+        save_again(w.at(model), w.at("bad"), 1, {{key, value}});
+        w.refused("infer bad -n 1", {"bad/config.json", key});
+    }
+    for (const auto& [key, value] : std::vector<std::pair<std::string, json>>{{"first_apart", true},
+                                                                              {"folded", "all"},
+                                                                              {"gate_mode", "norm"},
+                                                                              {"norm", "rmsnorm"}}) {
+        save_again(w.at("d"), w.at("bad"), 1, {{key, value}});
+        w.refused("infer bad -n 1", {"bad/", ""});
+    }
+    save_again(w.at("d"), w.at("bad"), 1);
+    w.refused(kTrain + " --init bad --tokenizer bytes",
+              {"--init", "bad/model.safetensors", "start from a -g norm model"});
 }
 
 TEST_CASE("foreign models: a damaged llm.c checkpoint is one clear line") {

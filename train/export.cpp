@@ -4,11 +4,15 @@
 #include <cctype>
 #include <cmath>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
 
 #include "inference/decoder.cuh"
 #include "inference/evaluate.cuh"
 #include "inference/logits.h"
+#include "inference/same_model.h"
 #include "inference/sampler.h"
 #include "io/files.h"
 #include "io/mapped_file.h"
@@ -114,17 +118,26 @@ void write_gpt2(const std::string& path, const Gpt2Tensors& model, Dtype dtype, 
     write_safetensors(path, {{"format", "pt"}, {"provenance", provenance}}, out);
 }
 
-json config_json(const ModelInfo& info, double eps, Dtype dtype, const std::optional<Tokenizer>& tokenizer) {
+// The id of the token at which texts end, if there is one: <|endoftext|>, or of a byte model the zero byte, which no text has.
+std::optional<size_t> end_id(const std::optional<Tokenizer>& tokenizer) {
+    if (!tokenizer) return std::nullopt;
+    if (tokenizer->name() == "bytes") return 0;
+    return tokenizer->end_of_text();
+}
+
+// Beginning, end and padding are one token, as in GPT-2: evaluators ask for all three.
+void add_end(json& object, const json& end) {
+    for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"}) object[key] = end;
+}
+
+json config_json(const ModelInfo& info, double eps, bool plain, Dtype dtype, const json& end) {
     const Config& c = info.config;
-    const json end = tokenizer && tokenizer->end_of_text() ? json(*tokenizer->end_of_text()) : json();
     json config = {{"model_type", "gpt2"},
                    {"architectures", {"GPT2LMHeadModel"}},
                    {"activation_function", "gelu_new"},
                    {"attn_pdrop", 0.0},
                    {"embd_pdrop", 0.0},
                    {"resid_pdrop", 0.0},
-                   {"bos_token_id", end},
-                   {"eos_token_id", end},
                    {"layer_norm_epsilon", eps},
                    {"n_embd", c.C},
                    {"n_head", c.NH},
@@ -135,7 +148,8 @@ json config_json(const ModelInfo& info, double eps, Dtype dtype, const std::opti
                    {"torch_dtype", dtype == Dtype::BF16 ? "bfloat16" : "float32"},
                    {"use_cache", true},
                    {"vocab_size", c.V}};
-    if (fits_gpt2_lm_head_model(info)) return config;
+    add_end(config, end);
+    if (plain) return config;
     config["model_type"] = "tapernorm_gpt2";
     config["architectures"] = {"TaperNormGPT2LMHeadModel"};
     config["auto_map"] = {{"AutoConfig", "modeling_tapernorm.TaperNormConfig"},
@@ -150,16 +164,147 @@ json config_json(const ModelInfo& info, double eps, Dtype dtype, const std::opti
     return config;
 }
 
-// Writes vocab.json, merges.txt and the settings with which GPT2Tokenizer makes our ids. The 256 tokens of a byte-level model
-// have no <|endoftext|>, which GPT2Tokenizer would add as a 257th.
+// Writes vocab.json, merges.txt and the settings with which GPT2Tokenizer makes our ids. GPT2Tokenizer looks for special tokens in the
+// text itself. So the zero byte of a byte model is called "\0" in place of U+0100, which stands for it in byte-level
+// vocabularies and is a letter of Latvian: every text is its bytes still.
 void write_tokenizer(OutputFolder& folder, const Tokenizer& tokenizer, size_t context) {
-    tokenizer.save(folder);
-    const json end = tokenizer.end_of_text() ? json(kEndOfText) : json();
+    json end;
+    if (tokenizer.name() == "bytes") {
+        end = std::string(1, '\0');
+        nlohmann::ordered_json vocabulary = {{end, 0}};
+        for (size_t id = 1; id < tokenizer.vocab_size(); id++)
+            vocabulary[printable_from_bytes(tokenizer.token(id))] = id;
+        write_text(folder.file("vocab.json"), vocabulary.dump() + "\n");
+        write_text(folder.file("merges.txt"), merges_txt_text({}, {}));
+    } else {
+        tokenizer.save(folder);
+        if (tokenizer.end_of_text()) end = kEndOfText;
+    }
     // clang-format off
     const json settings = {{"tokenizer_class", "GPT2Tokenizer"}, {"add_prefix_space", false}, {"model_max_length", context},
-                           {"bos_token", end}, {"eos_token", end}, {"unk_token", end}, {"pad_token", nullptr}};
+                           {"bos_token", end}, {"eos_token", end}, {"unk_token", end}, {"pad_token", end}};
     // clang-format on
     write_text(folder.file("tokenizer_config.json"), settings.dump(2) + "\n");
+}
+
+// The model card. All in it is known: what the model is, and its provenance.
+std::string card(const std::string& name, const ModelInfo& info, bool plain,
+                 const std::optional<Tokenizer>& tokenizer) {
+    const std::string remote = plain ? "" : ", trust_remote_code=True";
+    std::string history;
+    std::istringstream lines(provenance_text(info.provenance));
+    for (std::string line; std::getline(lines, line);) history += "    " + line + "\n";
+    std::string text =
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- gpt2\n- tapernorm\n---\n\n# " +
+        printable(name) + "\n\n" + describe(info) + ".\n\n";
+    if (!plain)
+        text +=
+            "Its norms are those of TaperNorm ([arXiv 2602.10408](https://arxiv.org/abs/2602.10408)), which GPT2LMHeadModel does "
+            "not have: `modeling_tapernorm.py` in this folder has. Read it before you trust it.\n\n";
+    text +=
+        "## Load\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        "model = AutoModelForCausalLM.from_pretrained(\"FOLDER\"" +
+        remote + ")\n";
+    if (tokenizer) text += "tokenizer = AutoTokenizer.from_pretrained(\"FOLDER\"" + remote + ")\n";
+    text += "```\n\nFOLDER is this one, or its name on the hub. The model continues texts of at most " +
+            counted(info.config.T, "token") + "; it is no chat model.\n\n";
+    if (tokenizer && tokenizer->name() == "bytes")
+        text +=
+            "Tokens are bytes. Texts end at byte 0, which no text holds; beginning and padding are the same token.\n\n";
+    if (!tokenizer)
+        text += "Its tokenizer is not in this folder: it is known by name only, " +
+                in_quotes(info.tokenizer.at("tokenizer")) + ".\n\n";
+    return text +
+           "## How it was made\n\nOne step for each program, the oldest first. Losses are in nats per token; checksums are those that "
+           "`train_gpt`, `fold` and `infer --info` print.\n\n" +
+           history +
+           "\n## License\n\nNone was chosen. Whoever publishes the model names one here, and as `license: ...` between the lines of dashes on top.\n";
+}
+
+// ---- what was exported is what others will run
+
+struct NamedNumbers {
+    std::vector<size_t> shape;
+    const float* numbers;
+};
+using NamedTensors = std::map<std::string, NamedNumbers>;
+
+NamedTensors named(const Gpt2Tensors& gpt2) {
+    NamedTensors all;
+    for (size_t i = 0; i < gpt2.specs.size(); i++)
+        all[gpt2.specs[i].name] = {gpt2.specs[i].shape, gpt2.values[i].data()};
+    return all;
+}
+
+NamedTensors named(const HostModel& model) {
+    NamedTensors all;
+    GptTensors<float> tensors = model.tensors;
+    const Config& c = model.info.config;
+    for (const Tensor<float>& t : tensor_list(c, tensors)) all[t.spec.name] = {t.spec.shape, t.data};
+    const std::vector<std::string> sites = taper_site_names(c);
+    for (size_t i = 0; i < sites.size(); i++) {
+        all[sites[i] + ".taper_scale"] = {{1}, &model.info.scales[i].c};
+        if (c.first_apart) all[sites[i] + ".first_scale"] = {{1}, &model.info.scales[i].first};
+    }
+    return all;
+}
+
+// The model that transformers makes of a config.json and these tensors: GPT2LMHeadModel has a LayerNorm at every site, with the
+// epsilon that stands there, however large. Tensors that nobody asks for are errors, as they are for from_pretrained's reader.
+std::unique_ptr<HostModel> as_transformers_reads(Cpu& dev, const json& config, const NamedTensors& tensors) {
+    ModelInfo info = read_hugging_face_config("config.json", config.dump());
+    Config& c = info.config;
+    if (config["model_type"] == "gpt2") {
+        c.mode = GateMode::norm, c.eps = config["layer_norm_epsilon"];
+        info.gate = 1, info.scales.clear();
+    }
+    c.own_head = c.fold == Fold::none && !config["tie_word_embeddings"].get<bool>();
+    std::set<std::string> unread;
+    for (const auto& [name, numbers] : tensors) unread.insert(name);
+    auto find = [&](const std::string& name, const std::vector<size_t>& shape) {
+        const auto found = tensors.find(name);
+        if (found == tensors.end() || found->second.shape != shape)
+            fail("export: expected the tensor %s with the shape %s, found %s; nothing was written, please report this",
+                 name.c_str(), shape_text(shape).c_str(),
+                 found == tensors.end() ? "none" : shape_text(found->second.shape).c_str());
+        unread.erase(name);
+        return found->second.numbers;
+    };
+    for (const std::string& site : taper_site_names(c)) {
+        const float scale = *find(site + ".taper_scale", {1});
+        info.scales.push_back({scale, c.first_apart ? *find(site + ".first_scale", {1}) : 1});
+    }
+    auto model = std::make_unique<HostModel>(dev, info);
+    for (const Tensor<float>& t : tensor_list(c, model->tensors))
+        std::copy_n(find(t.spec.name, t.spec.shape), t.spec.count(), t.data);
+    if (!unread.empty())
+        fail("export: nobody would read the tensor %s; nothing was written, please report this",
+             unread.begin()->c_str());
+    return model;
+}
+
+// Before anything is written: what transformers will make of it has the logits of the model, as fold requires it. In fp32:
+// --dtype bf16 rounds afterwards.
+void check_same_logits(Cpu& dev, const std::string& in, const HostModel& model, const json& config,
+                       const NamedTensors& tensors) {
+    const std::unique_ptr<HostModel> theirs = as_transformers_reads(dev, config, tensors);
+    const Model64 exact(dev, model);
+    const Probe probe(exact.config);
+    const std::vector<double> truth = probe_logits(dev, probe, exact.config, exact.tensors, model.info);
+    const std::vector<double> before = probe_logits(dev, probe, exact.config, model.tensors, model.info);
+    const std::vector<double> after = probe_logits(dev, probe, theirs->info.config, theirs->tensors, theirs->info);
+    const double own = max_difference(truth, before), error = max_difference(truth, after);
+    const double allowed = allowed_by_rounding(own, max_magnitude(truth));
+    if (!(error <= allowed))
+        fail(
+            "%s: what would be exported is not the model: its logits differ by %.3g, but rounding explains only %.3g; nothing was written%s",
+            in.c_str(), error, allowed,
+            theirs->info.config.eps >= kLnFreeEps
+                ? "; its stream is too large for GPT2LMHeadModel's norms with epsilon 1e12: --hf-code exports it without these"
+                : ", please report this");
+    std::printf(
+        "check     %zu x %s: max |dlogit| %.3g; against the model in double: %.3g, exported %.3g, allowed %.3g\n",
+        probe.kSequences, counted(probe.length, "token").c_str(), max_difference(before, after), own, error, allowed);
 }
 
 void check_new(const std::string& out, bool gguf) {
@@ -190,15 +335,21 @@ void check_fits_gguf(const std::string& in, const ModelInfo& info, const std::st
              why_no_tokenizer.c_str());
 }
 
-void print_result(const std::string& dir, const ModelInfo& info, bool plain) {
+void print_result(const std::string& dir, const ModelInfo& info, bool plain, double eps) {
     if (plain) {
         std::printf("load      GPT2LMHeadModel.from_pretrained(\"%s\")\n", printable(dir).c_str());
+        if (eps >= kLnFreeEps)
+            std::printf(
+                "          (Its LayerNorms divide by 1e6 what their weights multiply by 1e6: fp16 makes it NaN, and fine-tuning "
+                "hardly moves them. --hf-code exports a folder without that.)\n");
         return;
     }
-    std::printf(
-        "load      AutoModelForCausalLM.from_pretrained(\"%s\", trust_remote_code=True)\n"
-        "          (GPT2LMHeadModel cannot hold this model: it %s. The folder's modeling_tapernorm.py can.)\n",
-        printable(dir).c_str(), what_gpt2_lacks(info));
+    std::printf("load      AutoModelForCausalLM.from_pretrained(\"%s\", trust_remote_code=True)\n",
+                printable(dir).c_str());
+    if (!fits_gpt2_lm_head_model(info))
+        std::printf(
+            "          (GPT2LMHeadModel cannot hold this model: it %s. The folder's modeling_tapernorm.py can.)\n",
+            what_gpt2_lacks(info));
 }
 
 // Leaves out the bound, and what goes with it, of a model that is nearly the same without. That is measured on texts which the
@@ -255,7 +406,7 @@ void leave_out_bound(Cpu& dev, HostModel& model, const std::string& in) {
 
 int export_command(int argc, const char* const* argv) {
     std::string in, out, dtype_text = "fp32", tokenizer_path;
-    bool without_bound = false;
+    bool without_bound = false, hf_code = false;
     Options options(
         "train_gpt export",
         "Writes a model as a folder that Hugging Face's transformers can load, or as a GGUF file for llama.cpp, Ollama and "
@@ -275,13 +426,22 @@ int export_command(int argc, const char* const* argv) {
              "leave out the bound of a -g taper-all model's sites, so that GPT2LMHeadModel and GGUF can hold it; refused where that "
              "changes what the model predicts"});
     options.add(
+        {.long_name = "--hf-code",
+         .to = &hf_code,
+         .help =
+             "a folder with the modeling file also where GPT2LMHeadModel can hold the model: what it holds of -g taper-all, by an epsilon "
+             "of 1e12, is NaN in fp16, and fine-tuning hardly moves the weights of its norms"});
+    options.add(
         {.long_name = "--dtype", .to = &dtype_text, .choices = {"fp32", "bf16"}, .help = "number type of the weights"});
     if (!options.parse(argc, argv)) return 0;
 
     std::string ending = out.substr(out.size() - std::min<size_t>(out.size(), 5));
     for (char& c : ending) c = char(std::tolower(static_cast<unsigned char>(c)));
     const bool gguf = ending == ".gguf";
+    if (gguf && hf_code)
+        fail("--hf-code: expected a folder to export to, found %s; a GGUF file holds no code", out.c_str());
     Cpu dev;
+    dev.memory_hint = "the check before writing holds the model in double, too; use a machine with more memory";
     const std::unique_ptr<HostModel> model = load_model(dev, in);
     ModelInfo& info = model->info;
     std::printf("read      %s: %s\n", printable(in).c_str(), describe(info).c_str());
@@ -294,21 +454,23 @@ int export_command(int argc, const char* const* argv) {
                         .settings = {{"dtype", dtype_text}},
                         .model = source_of(in, *model)};
     if (without_bound) step.settings.push_back({"without-bound", "yes"});
+    if (hf_code) step.settings.push_back({"hf-code", "yes"});
     if (without_bound) leave_out_bound(dev, *model, in);
     info.provenance = add_step(info.provenance, step);
     const Dtype dtype = dtype_text == "bf16" ? Dtype::BF16 : Dtype::F32;
+    if (gguf) check_fits_gguf(in, info, why_none);
+    const bool plain = fits_gpt2_lm_head_model(info) && !hf_code;
+    const std::optional<size_t> end = end_id(tokenizer);
+    const Gpt2Tensors gpt2 = plain ? as_gpt2(*model) : Gpt2Tensors{info.config.eps, {}, {}};
+    const json config = config_json(info, gpt2.eps, plain, dtype, end ? json(*end) : json());
+    check_same_logits(dev, in, *model, config, plain ? named(gpt2) : named(*model));
     if (gguf) {
-        check_fits_gguf(in, info, why_none);
-        write_gguf(out, printable(fs::path(in).stem().string()), info, as_gpt2(*model), dtype, *tokenizer);
+        write_gguf(out, printable(fs::path(in).stem().string()), info, gpt2, dtype, *tokenizer);
         std::printf("wrote     %s: GGUF, %s\n", printable(out).c_str(), dtype_text.c_str());
         return 0;
     }
     OutputFolder folder(out, false);
-    const bool plain = fits_gpt2_lm_head_model(info);
-    double eps = info.config.eps;
     if (plain) {
-        const Gpt2Tensors gpt2 = as_gpt2(*model);
-        eps = gpt2.eps;
         write_gpt2(folder.file("model.safetensors"), gpt2, dtype, info.provenance);
     } else {
         // The modeling file uses our names of the tensors.
@@ -319,13 +481,17 @@ int export_command(int argc, const char* const* argv) {
         write_tokenizer(folder, *tokenizer, info.config.T);
     else
         std::printf("note      no tokenizer was written: %s\n", why_none.c_str());
+    json generation = json::object();
+    if (end) add_end(generation, *end);
+    write_text(folder.file("generation_config.json"), generation.dump(2) + "\n");
+    write_text(folder.file("README.md"), card(name_without_folder(out), info, plain, tokenizer));
     MappedFile::check_all();
     // Written last, because only with it is the folder a model.
-    write_text(folder.file("config.json"), config_json(info, eps, dtype, tokenizer).dump(2) + "\n");
+    write_text(folder.file("config.json"), config.dump(2) + "\n");
     folder.keep();
     std::printf("wrote     %s: %s, %s\n", printable(out).c_str(),
                 plain ? "GPT2LMHeadModel" : "TaperNormGPT2LMHeadModel", dtype_text.c_str());
-    print_result(out, info, plain);
+    print_result(out, info, plain, gpt2.eps);
     return 0;
 }
 
