@@ -79,10 +79,10 @@ inline double max_difference(const std::vector<double>& a, const std::vector<dou
 
 // How far from the exact logits another form of a model may be in fp32, where the model itself is at most `own` away: 8 times
 // as far, because it does the same number of fp32 operations on numbers of the same size, but rounds its weights once more; and never
-// less than 8 half-units in the last place of the largest logit.
-inline double allowed_by_rounding(double own, double largest_logit) {
+// less than 8 half-units in the last place of the largest logit. unit: that of the numbers which were rounded, if not fp32's.
+inline double allowed_by_rounding(double own, double largest_logit, double unit = 0x1p-24) {
     constexpr double kRounding = 8;
-    return kRounding * std::max(own, largest_logit * 0x1p-24);
+    return kRounding * std::max(own, largest_logit * unit);
 }
 
 }  // namespace tapernorm

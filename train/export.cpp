@@ -294,7 +294,16 @@ void check_same_logits(Cpu& dev, const std::string& in, const HostModel& model, 
     const std::vector<double> before = probe_logits(dev, probe, exact.config, model.tensors, model.info);
     const std::vector<double> after = probe_logits(dev, probe, theirs->info.config, theirs->tensors, theirs->info);
     const double own = max_difference(truth, before), error = max_difference(truth, after);
-    const double allowed = allowed_by_rounding(own, max_magnitude(truth));
+    // GPT2LMHeadModel centers the rows that enter folded matrices, of which nothing is left to center but where the matrices were
+    // rounded: a folded model's own file may have them in 8 or 11 bits, and its logits are no more exact than that.
+    const Config& c = model.info.config;
+    const std::string& dtype = model.info.dtype;
+    const bool centers = c.fold != Fold::none && config["model_type"] == "gpt2";
+    const double unit = !centers                           ? 0x1p-24
+                        : dtype.find("BF16") != dtype.npos ? 0x1p-9
+                        : dtype.find("F16") != dtype.npos  ? 0x1p-12
+                                                           : 0x1p-24;
+    const double allowed = allowed_by_rounding(own, max_magnitude(truth), unit);
     if (!(error <= allowed))
         fail(
             "%s: what would be exported is not the model: its logits differ by %.3g, but rounding explains only %.3g; nothing was written%s",
