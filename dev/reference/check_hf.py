@@ -5,6 +5,7 @@ downloaded. Build the programs first.
     dev/.venv/bin/python dev/reference/check_hf.py import    # models of others, read by us
     dev/.venv/bin/python dev/reference/check_hf.py export    # ours, read by transformers
     dev/.venv/bin/python dev/reference/check_hf.py hellaswag # scores of tests/golden/hf/hellaswag.jsonl
+    dev/.venv/bin/python dev/reference/check_hf.py real      # a pretrained model, where its wheel is
     dev/.venv/bin/python dev/reference/check_hf.py           # all
     dev/.venv/bin/python dev/reference/check_hf.py --write   # makes tests/golden/hf anew
 
@@ -16,7 +17,8 @@ import  GPT-2s of several shapes, with every parameter away from its usual start
 
 export  Models trained for a few updates at a high rate in every mode, of both kinds of norm, folded and not, with bytes
         and with a small BPE: `train_gpt export`, then from_pretrained; GPT2LMHeadModel where the export says so, else
-        AutoModelForCausalLM with the modeling file. Logits, ids of the tokenizer, and reading the folder back.
+        AutoModelForCausalLM with the modeling file. Logits, ids of the tokenizer, and reading the folder back, also as
+        save_pretrained writes it again.
 
 hellaswag  `infer --hellaswag` on the items as JSON lines and in llm.c's format, against scores computed here from
         transformers' logits.
@@ -30,6 +32,7 @@ In fp32 max |dlogit| below 64 half-units in the last place of the largest logit 
 import argparse
 import copy
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -37,6 +40,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import zipfile
 
 import numpy as np
 import torch
@@ -265,6 +269,9 @@ def check_exported(folder, model, plain, dtype="fp32"):
     assert len(tokenizer) <= hf.config.vocab_size
     if hf.config.vocab_size == 256:
         assert ids == list(TEXT.encode())
+        for text in ("\u0100 is no end", "a zero\0byte"):
+            assert tokenizer(text)["input_ids"] == list(text.encode()) and tokenizer.decode(list(text.encode())) == text
+    assert tokenizer.eos_token_id == tokenizer.pad_token_id == hf.generation_config.eos_token_id is not None
     tokens = ids[:24]
     theirs = logits_of(hf.eval(), tokens)
     limit = None if dtype == "fp32" else 0.05 * np.abs(theirs).max()  # weights of 8 bits
@@ -389,6 +396,39 @@ def check_hellaswag(folder):
                 sys.exit("expected the same scores")
 
 
+def check_real(folder):
+    """A GPT-2 with real weights: MicroFormer's, of the package microformer-mgm (MIT; 8 layers, 256 channels, 9,669 tokens), whose
+    wheel must be in the folder WHEELS. It has no text: what transformers samples from it is its corpus."""
+    wheels = sorted(pathlib.Path(os.environ.get("WHEELS", ".")).glob("microformer_mgm-*.whl"))
+    if not wheels:
+        return print("real: skipped, no microformer_mgm-*.whl in the folder WHEELS (pip download --no-deps microformer-mgm)")
+    with zipfile.ZipFile(wheels[-1]) as wheel:
+        for name in wheel.namelist():
+            if "/general_model/" in name and name.endswith((".json", ".bin")):
+                (folder / pathlib.Path(name).name).write_bytes(wheel.read(name))
+    model = GPT2LMHeadModel.from_pretrained(folder).eval()
+    torch.manual_seed(0)
+    texts = model.generate(torch.tensor([[model.config.bos_token_id or 0]] * 40), do_sample=True, max_length=128, min_length=128,
+                           pad_token_id=0)
+    tokens = texts[0, :64].tolist()
+    model.save_pretrained(folder / "saved")
+    report("real, torch.save", our_logits(folder / "pytorch_model.bin", tokens, folder), logits_of(model, tokens))
+    report("real, save_pretrained", our_logits(folder / "saved", tokens, folder), logits_of(model, tokens))
+    for name, rows in (("train", texts[:36]), ("val", texts[36:])):  # llm.c's shards: header, then uint16
+        stream = rows.reshape(-1).numpy().astype(np.uint16)
+        (folder / f"{name}.bin").write_bytes(struct.pack("<256i", 20240520, 1, len(stream), *[0] * 253) + stream.tobytes())
+    said = run(ROOT / "infer", folder / "saved", "--eval", "val.bin", "--device", "cpu", cwd=folder)
+    print(said.strip().splitlines()[-1])
+    for gate in ("norm", "taper", "taper-all"):
+        run(ROOT / "train_gpt", "--init", folder / "saved", "-i", "train.bin", "-j", "val.bin", "-b", 2, "-t", 64, "-x", 6, "--gate-warmup",
+            2, "--gate-end", 5, "-l", 1e-5, "--device", "cpu", "-g", gate, "-o", f"{gate}.bin", cwd=folder)
+        run(ROOT / "fold", f"{gate}.bin", f"{gate}-folded.bin", cwd=folder)
+        for name in (f"{gate}.bin", f"{gate}-folded.bin"):
+            run(ROOT / "train_gpt", "export", name, f"hf-{name}", cwd=folder)
+            hf = transformers.AutoModelForCausalLM.from_pretrained(folder / f"hf-{name}", trust_remote_code=True).eval()
+            report(f"real, {name}", our_logits(folder / name, tokens, folder), logits_of(hf, tokens))
+
+
 def write_goldens(folder):
     golden = ROOT / "tests" / "golden" / "hf"
     text = list(b"The cat number 7 sat")
@@ -422,7 +462,7 @@ def write_torch_golden():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"import": check_import, "export": check_export, "hellaswag": check_hellaswag}
+    parts = {"import": check_import, "export": check_export, "hellaswag": check_hellaswag, "real": check_real}
     parser.add_argument("part", nargs="?", choices=parts)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
