@@ -730,10 +730,12 @@ constexpr const char* kMemoryHint = "use a smaller -b (batch) or -t (sequence le
     Checkpoints checkpoints(state_path(s.out));
     std::optional<RunLock> lock;  // before the state is read: who has the lock may be writing it
     if (ranks.first() && !s.dry_run) lock.emplace(s.out);
-    Start start = find_start(s, options, arguments, checkpoints, ranks, [&] { return this_machine(s, ranks); });
+    std::optional<Machine> machine;
+    const auto look_at_machine = [&] { return machine = this_machine(s, ranks), *machine; };
+    Start start = find_start(s, options, arguments, checkpoints, ranks, look_at_machine);
     ranks.set_time_limit(s.rank_timeout);
     ranks.agree(common_settings(s, start));
-    if (ranks.first()) check_outputs(s);
+    if (ranks.first() && !s.dry_run) check_outputs(s);
     Cpu cpu{int(s.threads)};
     cpu.memory_hint = kMemoryHint;
     std::string device;
@@ -745,6 +747,8 @@ constexpr const char* kMemoryHint = "use a smaller -b (batch) or -t (sequence le
     run.arguments = arguments, run.checkpoints = checkpoints, run.lock = lock ? &*lock : nullptr;
     run.computed_with = gpu ? "CUDA" : isa_name(cpu.isa), run.device = device;
     if (ranks.first() && !s.dry_run) check_run(s, run);
+    check_memory(s, run.config, machine ? *machine : look_at_machine(), ranks);
+    std::fflush(stdout);  // what follows may take minutes
 #ifdef TN_CUDA
     if (gpu) {
         Cuda cuda(ranks.local_rank, kMemoryHint);

@@ -246,17 +246,21 @@ void write_token_shard(const std::string& path, std::span<const uint16_t> tokens
     file.commit();
 }
 
+void check_holds_sequence(const TokenSource& source, size_t T) {
+    if (source.size() < T + 1)
+        fail(
+            "%s has %s, but one sequence needs %zu (%zu and the last target); use a longer text or shorter "
+            "sequences (-t)",
+            source.name().c_str(), counted(source.size(), "token").c_str(), T + 1, T);
+}
+
 Loader::Loader(TokenSource source, size_t B, size_t T, const LoaderOptions& options)
     : source_(std::move(source)), B_(B), T_(T), options_(options), row_(T + 1) {
     const size_t N = source_.size();
     if (B < 1 || T < 1)
         fail("expected batches of at least 1 sequence of at least 1 token, found %s of %s",
              counted(B, "sequence").c_str(), counted(T, "token").c_str());
-    if (N < T + 1)
-        fail(
-            "%s has %s, but one sequence needs %zu (%zu and the last target); use a longer text or shorter "
-            "sequences (-t)",
-            source_.name().c_str(), counted(N, "token").c_str(), T + 1, T);
+    check_holds_sequence(source_, T);
     if (options.rank >= options.world_size)
         fail("expected a rank below the number of ranks, found rank %zu of %zu; ranks count from 0", options.rank,
              options.world_size);

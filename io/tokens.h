@@ -79,6 +79,9 @@ TokenSource open_tokens(const std::string& path_or_pattern, const Tokenize& toke
 bool is_token_shard(const std::string& path);  // by its magic number
 void write_token_shard(const std::string& path, std::span<const uint16_t> tokens);
 
+// Fails unless it has the tokens of a sequence of T inputs and their targets.
+void check_holds_sequence(const TokenSource& source, size_t T);
+
 struct LoaderOptions {
     bool shuffle = false;
     uint64_t seed = 0;

@@ -3,8 +3,10 @@
 #include "train_gpt.cu"
 
 #include <doctest/doctest.h>
+#include <sys/resource.h>
 
 #include "data/stories.h"
+#include "tests/errors.h"
 #include "tests/model_in.h"
 #include "tests/run_program.h"
 #include "train/shape.h"
@@ -92,6 +94,50 @@ TEST_CASE("recipe: a -d that no -b divides is refused with the numbers that go")
     }
 }
 
+TEST_CASE("recipe: any length of sequences, any number of ranks gets about as many updates") {
+    for (const size_t ranks : {1, 3, 7})
+        for (const char* flags : {"-e d6 -t 1000", "-e d6 -t 7", "-e d6 -t 16", "-e d6 -t 16 -b 5", "-e d12 -t 333"}) {
+            CAPTURE(flags);
+            CAPTURE(ranks);
+            RecipeFacts facts = kWeb;
+            facts.ranks = ranks, facts.corpus_tokens = 20000000, facts.gpu = false;
+            Chosen c = chosen(flags, facts);
+            c.insert({{"--batch", "5"}, {"--seq-len", "16"}});  // where they are given
+            const double T = std::atof(std::strstr(flags, "-t ") + 3), batch = number(c, "--total-batch");
+            CHECK(std::fmod(batch, T * double(ranks) * number(c, "--batch")) == 0);
+            CHECK(batch <
+                  1.2 * 80e6 / 1000);  // 4 epochs in 1000 updates, and a sixth for rounding (from 3.5 sequences on)
+            CHECK(batch > 0.4 * 80e6 / 1000);
+        }
+}
+
+TEST_CASE("recipe: whether a run has room is said before it takes any") {
+    const auto check = [](bool dry, double free) {
+        Settings s;
+        s.dry_run = dry, s.batch = 4, s.T = 64;
+        Config c;
+        c.V = 256, c.T = 64, c.L = 2, c.NH = 2, c.C = 64;
+        Ranks alone;
+        return error_of([&] { check_memory(s, c, {.gpu = false, .free_bytes = free}, alone); });
+    };
+    CHECK(check(true, 1e9) == "");
+    CHECK(check(true, 0) == "");     // not known
+    CHECK(check(false, 1e6) == "");  // a warning
+    const std::string small = check(true, 1e5), short_of = check(true, 4e6);
+    CHECK_MESSAGE(small.find("choose a smaller shape") != std::string::npos, small);
+    CHECK_MESSAGE(short_of.find("choose a smaller -b or -t") != std::string::npos, short_of);
+    rlimit before, less;
+    REQUIRE(getrlimit(RLIMIT_AS, &before) == 0);
+    less = before;
+    const double free = free_memory();
+    CHECK(free > 0);
+    less.rlim_cur = rlim_t(1) << 20;  // less than the process has already
+    REQUIRE(setrlimit(RLIMIT_AS, &less) == 0);
+    const double none = free_memory();
+    REQUIRE(setrlimit(RLIMIT_AS, &before) == 0);
+    CHECK(none < 1e6);
+}
+
 TEST_CASE("recipe: a small corpus gets small updates, and is read four times at most") {
     for (const size_t tokens : {size_t(3000), size_t(1000000), size_t(2700000), size_t(300000000)}) {
         CAPTURE(tokens);
@@ -155,7 +201,7 @@ TEST_CASE("recipe: -e chooses it, shows it, keeps it; --dry-run writes nothing")
     CHECK(files() == before);
     CHECK(dry.find(" tok/s, ") != std::string::npos);
     for (const char* part : {"recipe    d6", "--lr ", "0.46 / channels", "estimate  2 updates of 1 micro-batch ",
-                             "FLOPs", "each dollar", "dry run: nothing was written"})
+                             "FLOPs", "needs ", "at $1 for an hour of this machine: $", "dry run: nothing was written"})
         CHECK_MESSAGE(dry.find(part) != std::string::npos, part);
     const std::string out = w.ok(small);
     CHECK(out.find("recipe    d6") != std::string::npos);
@@ -171,6 +217,9 @@ TEST_CASE("recipe: -e chooses it, shows it, keeps it; --dry-run writes nothing")
     CHECK(more.find("recipe  ") == std::string::npos);
     CHECK(read_file(w.at("six.toml")).find("\nlr = 0.0012\n") != std::string::npos);
     w.refused("train_gpt -y -o six --dry-run", {"--dry-run", "--resume"});
+    w.refused("train_gpt -i corpus.txt -e d6 -d 0", {"--total-batch: expected tokens, found 0 beside --model"});
+    write_file(w.at("short.txt"), "a text");
+    w.refused("train_gpt -i short.txt -e d6 --dry-run", {"but one sequence needs 513"});
 }
 
 TEST_CASE("train_gpt: every short run is finite, and its loss never far above that of random weights") {

@@ -83,6 +83,25 @@ inline void print_recipe(const Settings& s, const std::vector<RecipeLine>& lines
     std::printf("\n");
 }
 
+// Before anything is allocated: whether there is room for what a trainer will hold. Where memory is promised to more than it has,
+// the system ends the program without a word later on. A dry run says what it needs, and fails where it cannot go on.
+inline void check_memory(const Settings& s, const Config& config, const Machine& machine, const Ranks& ranks) {
+    const size_t parts = s.zero ? size_t(ranks.size) : 1;
+    Settings without = s;
+    without.batch = 0;
+    const double all = training_bytes(config, s, machine.gpu, parts) / 0x1p30, free = machine.free_bytes / 0x1p30,
+                 fixed = training_bytes(config, without, machine.gpu, parts) / 0x1p30;
+    const std::string needs =
+        strprintf("%.2f GiB%s: %.2f for parameters, gradients and the optimizer, %.2f for activations", all,
+                  ranks.size > 1 ? " for each rank" : "", fixed, all - fixed);
+    if (s.dry_run && ranks.first()) std::printf("needs     %s\n", needs.c_str()), std::fflush(stdout);
+    if (free == 0 || all < free) return;
+    const std::string problem = strprintf("needs %s; %.2f are free; choose a smaller %s", needs.c_str(), free,
+                                          fixed > free ? "shape" : "-b or -t, or recompute more (-r 1, -r 2)");
+    if (s.dry_run) fail("this run %s", problem.c_str());
+    if (ranks.first()) std::fprintf(stderr, "warning: this run %s, or the system may end it\n", problem.c_str());
+}
+
 // Trains two micro-batches, of which the second is measured: the first also brings memory and files in.
 template <class Device, class Real>
 void print_estimate(Trainer<Device, Real>& t, const Run& run) {
@@ -101,7 +120,7 @@ void print_estimate(Trainer<Device, Real>& t, const Run& run) {
                 duration(all_seconds).c_str());
     std::printf("          %.4g FLOPs per token x %.4g tokens = %.3g FLOPs, at %s; validation is not counted\n", flops,
                 all, flops * all, in_words(speed).c_str());
-    std::printf("          each dollar that an hour of this machine costs makes $%.2f\n", all_seconds / 3600);
+    std::printf("          at $1 for an hour of this machine: $%.2f\n", all_seconds / 3600);
     std::printf("dry run: nothing was written\n");
 }
 

@@ -1,5 +1,8 @@
 #include "train/recipe.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -40,11 +43,18 @@ const ShapeRecipe& recipe_of(size_t L) {
     fail("--model: d%zu has no recipe", L);
 }
 
-// The largest power of two that divides `sequences` and is at most `most`.
+// The largest divisor of `sequences` that is at most `most`.
 size_t micro_batch(size_t sequences, double most) {
-    size_t B = 1;
-    while (sequences % (2 * B) == 0 && double(2 * B) <= most) B *= 2;
+    size_t B = size_t(std::clamp(most, 1.0, double(sequences)));
+    while (sequences % B != 0) B--;
     return B;
+}
+
+// About so many tokens in whole sequences of each rank, from 16 on in eights, which have divisors. grain: tokens of one sequence
+// of each rank; or of one micro-batch, where its size is given.
+size_t whole_batch(double tokens, size_t grain, bool of_sequences) {
+    const double sequences = std::max(1.0, std::round(tokens / double(grain)));
+    return size_t(of_sequences && sequences >= 16 ? 8 * std::round(sequences / 8) : sequences) * grain;
 }
 
 std::string in_words(double count) {
@@ -69,20 +79,28 @@ std::vector<RecipeLine> recipe(const Settings& given_settings, const Options& gi
     const double parameters = double(parameter_count(c)), epochs = kMostEpochs * double(f.corpus_tokens);
 
     // The batch: halved while the run would have too few updates, or too many epochs.
-    const size_t grain = s.T * f.ranks;
+    const size_t sequence = s.T * f.ranks, grain = given.given("--batch") ? s.batch * sequence : sequence;
     const size_t wanted = given.given("--steps") ? s.steps : kFewestUpdates;
     const double budget = given.given("--steps") ? epochs : std::min(kTokensPerParameter * parameters, epochs);
-    size_t batch = (r.batch + grain - 1) / grain * grain;
-    while (batch / 2 >= grain && batch / 2 % grain == 0 && double(batch) * double(wanted) > budget) batch /= 2;
-    if (given.given("--batch")) batch = (batch + s.batch * grain - 1) / (s.batch * grain) * (s.batch * grain);
-    const std::string shrunk = batch < r.batch ? strprintf(" (%zu) halved until %zu updates are no more than %g epochs",
-                                                           r.batch, wanted, kMostEpochs)
-                                               : "";
-    if (decide("--total-batch", std::to_string(batch), r.source + shrunk)) s.total_batch = batch;
+    double tokens = double(r.batch);
+    while (tokens > double(grain) && tokens * double(wanted) > budget) tokens /= 2;
+    const size_t batch = whole_batch(tokens, grain, !given.given("--batch"));
+    std::string why = r.source;
+    if (tokens < double(r.batch))
+        why += strprintf(" (%zu) halved until %s are no more than %g epochs", r.batch,
+                         counted(wanted, "update").c_str(), kMostEpochs);
+    if (double(batch) != tokens)
+        why += strprintf("; in whole %s", given.given("--batch") ? "micro-batches" : "sequences");
+    // -d 0 is one micro-batch, which is not known yet.
+    if (given.given("--total-batch") && s.total_batch == 0)
+        fail(
+            "--total-batch: expected tokens, found 0 beside --model, which chooses the micro-batch by them; leave it out, or give "
+            "a number");
+    if (decide("--total-batch", std::to_string(batch), why)) s.total_batch = batch;
 
     if (!given.given("--batch")) {
         double most = double(f.gpu ? kMostSequences : std::max<size_t>(1, kCpuTokens / s.T));
-        std::string why = f.gpu ? "as many as are of use" : "more make nothing faster on a CPU";
+        why = f.gpu ? "as many as are of use" : "more make nothing faster on a CPU";
         if (f.free_bytes > 0) {
             Settings one = s, two = s;
             one.batch = 1, two.batch = 2;
@@ -94,9 +112,9 @@ std::vector<RecipeLine> recipe(const Settings& given_settings, const Options& gi
                 most = fit, why = strprintf("what fits into %.1f GiB of free memory", f.free_bytes / 0x1p30);
         }
         // A -d that no number of such sequences makes is refused afterwards, with those next to it.
-        s.batch = s.total_batch % grain ? 1 : micro_batch(std::max<size_t>(1, s.total_batch / grain), most);
+        s.batch = s.total_batch % sequence ? 1 : micro_batch(std::max<size_t>(1, s.total_batch / sequence), most);
         decide("--batch", std::to_string(s.batch),
-               why + strprintf("; an update has %zu such micro-batches", s.total_batch / (s.batch * grain)));
+               why + "; an update has " + counted(s.total_batch / (s.batch * sequence), "such micro-batch"));
     }
     if (!given.given("--steps")) {
         s.steps = std::max<size_t>(1, size_t(budget / double(s.total_batch)));
@@ -148,6 +166,12 @@ double free_memory() {
     double limit = 0, used = 0;
     if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit && std::ifstream("/sys/fs/cgroup/memory.current") >> used)
         free = free > 0 ? std::min(free, std::max(0.0, limit - used)) : limit - used;
+    double pages = 0;  // ulimit -v
+    if (rlimit most; getrlimit(RLIMIT_AS, &most) == 0 && most.rlim_cur != RLIM_INFINITY &&
+                     std::ifstream("/proc/self/statm") >> pages) {
+        const double left = std::max(0.0, double(most.rlim_cur) - pages * double(sysconf(_SC_PAGESIZE)));
+        free = free > 0 ? std::min(free, left) : left;
+    }
     return free;
 }
 

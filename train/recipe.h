@@ -34,7 +34,8 @@ double training_flops(const Config& c, size_t T);
 // with master weights of 4. ranks: among which --zero 1 divides the optimizer's state; 1 without it.
 double training_bytes(const Config& c, const Settings& s, bool gpu, size_t ranks);
 
-// Memory that a process may still take, in bytes: what the machine has left, or the limit of its control group. 0: not known.
+// Memory that a process may still take, in bytes: what the machine has left, or less by the limits of its
+// control group or its own (ulimit -v). 0: not known.
 double free_memory();
 
 }  // namespace tapernorm::train

@@ -260,6 +260,7 @@ void follow_recipe(Settings& s, Options& options, Start& start, const Ranks& ran
     start.recipe =
         recipe(s, options, {V, start.corpora->train.size(), size_t(ranks.size), machine.gpu, machine.free_bytes});
     for (const RecipeLine& line : start.recipe) options.choose(line.flag, line.value);
+    check_holds_sequence(start.corpora->train, s.T);
 }
 
 }  // namespace
@@ -343,8 +344,8 @@ std::string provenance(const Run& run, size_t updates, size_t tokens, const std:
 
 void check_state(const SafetensorsFile& state) {
     if (const std::string& version = state_metadata(state, "state_version");
-        version < "1" || version > "4" || version.size() > 1)
-        fail("%s: state version: expected 1 to 4, found %s; use the version of this program that wrote the file",
+        version < "1" || version > "5" || version.size() > 1)
+        fail("%s: state version: expected 1 to 5, found %s; use the version of this program that wrote the file",
              state.path().c_str(), in_quotes(version).c_str());
     const Config c = read_config(state);
     if (c.fold != Fold::none)

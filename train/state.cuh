@@ -107,9 +107,7 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
     for (const std::string& a : arguments) lines += escaped(a) + "\n";
     metadata = config_metadata(t.model.config);
     metadata.insert(more.begin(), more.end());
-    metadata.insert({{"state_version", t.model.config.first_apart ? "4"
-                                       : t.model.config.bound > 0 ? "3"
-                                                                  : "2"},
+    metadata.insert({{"state_version", "5"},
                      {"step", std::to_string(t.step)},
                      {"lr", strprintf("%.17g", t.lr_now())},
                      {"peak_lr", strprintf("%.17g", t.settings.lr)},
