@@ -13,9 +13,7 @@
 .PHONY: test-rest help-check fuzz fuzz-corpus fuzz-coverage fuzz-replay-programs fuzz-replay tsan torture o0-test
 test-rest: export NVCC_STRICT = $(STRICT)
 test-rest:
-	$(MAKE) o0-test
-	$(MAKE) fuzz-replay RUNS=2000
-	$(MAKE) emu-programs
+	OMP_WAIT_POLICY=passive $(MAKE) --output-sync=target o0-test fuzz-replay emu-programs RUNS=2000
 	OMP_WAIT_POLICY=passive $(MAKE) --output-sync=target emu-schedules emu-asan emu-tsan
 	$(if $(HAVE_CUDA),$(MAKE) cuda-compile-check)
 	$(if $(shell command -v python3),$(MAKE) help-check)
@@ -124,6 +122,9 @@ $(eval $(call objects,$(O0),$(CXX) $(CPPFLAGS) $(O0_FLAGS),$(CXX) $(CPPFLAGS) $(
 $(O0)/train/ranks/mpi_link.o: EXTRA = $(MPI)
 $(O0)/run_tests: $(patsubst %.cpp,$(O0)/%.o,$(wildcard tests/*.cpp) $(LIBRARY_SOURCES) $(TRAIN_SOURCES)) $(LEAVES:%=$(BUILD)/%) | $(SHIM)
 	$(CXX) $(LDFLAGS) -O0 -flto=auto -Wodr -Wlto-type-mismatch -Werror=odr -Werror=lto-type-mismatch $^ $(LDLIBS) $(MPI_LIBS) -o $@
-# Without the slowest of what only starts the shipped programs.
-o0-test: $(PROGRAMS) bench_infer $(O0)/run_tests
-	OMP_WAIT_POLICY=passive $(O0)/run_tests -tce="crash*,torture*,mpirun*"
+# Without the files of tests that only start programs; where nvcc built these, make test used others, and here they train and run.
+comma_list = $(subst $(eval) ,$(comma),$(1))
+ONLY_PROGRAMS = $(shell grep -L '^.include ".*\.cu' $$(grep -l 'tests/run_program.h' $(TEST_SOURCES)))
+o0-test: $(PROGRAMS) bench_infer $(O0)/run_tests $(BUILD)/run_tests
+	OMP_WAIT_POLICY=passive $(O0)/run_tests -sfe="$(call comma_list,$(ONLY_PROGRAMS:%=*%))" -tce="crash*,torture*,mpirun*,sampler*,recipe: -e*"
+	$(if $(HAVE_CUDA),OMP_WAIT_POLICY=passive $(BUILD)/run_tests -tc="programs: train*$(comma)bench_infer*$(comma)infer*")

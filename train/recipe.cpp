@@ -163,9 +163,14 @@ double free_memory() {
         double kib = 0;
         if (std::sscanf(line.c_str(), "MemAvailable: %lf", &kib) == 1) free = kib * 1024;
     }
-    double limit = 0, used = 0;
-    if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit && std::ifstream("/sys/fs/cgroup/memory.current") >> used)
+    double limit = 0, used = 0, cached = 0;
+    std::ifstream stat("/sys/fs/cgroup/memory.stat");
+    while (std::getline(stat, line))
+        if (std::sscanf(line.c_str(), "inactive_file %lf", &cached) == 1) break;
+    if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit && std::ifstream("/sys/fs/cgroup/memory.current") >> used) {
+        used -= cached;
         free = free > 0 ? std::min(free, std::max(0.0, limit - used)) : limit - used;
+    }
     double pages = 0;  // ulimit -v
     if (rlimit most; getrlimit(RLIMIT_AS, &most) == 0 && most.rlim_cur != RLIM_INFINITY &&
                      std::ifstream("/proc/self/statm") >> pages) {
