@@ -1,6 +1,7 @@
 // Downloads by curl, and the bytes of files, packed or not.
 #pragma once
 #include <fcntl.h>
+#include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -107,6 +108,9 @@ class ByteSource {
         waitpid(child_, &status, 0);
         child_ = 0;
         file_.check();
+        if (WIFSIGNALED(status))
+            fail("%s: %s was ended by signal %d%s; try again", name_.c_str(), command_.c_str(), WTERMSIG(status),
+                 WTERMSIG(status) == SIGKILL ? " (out of memory?)" : "");
         if (status != 0)
             fail(
                 "%s: %s failed (status %d, its own message is above); the file may be damaged: remove it and get it again",

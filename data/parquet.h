@@ -30,12 +30,14 @@ except ImportError as error:
     give_up("reading Parquet needs Apache Arrow for the python3 on the PATH (%s); pip install pyarrow" % error)
 try:
     file = pyarrow.parquet.ParquetFile(path)
-    is_text = lambda type: any(is_kind(type) for is_kind in (pyarrow.types.is_string, pyarrow.types.is_large_string))
-    texts = [f.name for f in file.schema_arrow
-             if is_text(f.type.value_type if pyarrow.types.is_dictionary(f.type) else f.type)]
+    types = pyarrow.types
+    kinds = [getattr(types, kind, lambda type: False)
+             for kind in ("is_string", "is_large_string", "is_string_view", "is_binary", "is_large_binary")]
+    of = {f.name: f.type.value_type if types.is_dictionary(f.type) else f.type for f in file.schema_arrow}
+    texts = [name for name, type in of.items() if any(is_kind(type) for is_kind in kinds)]
     if field not in texts:
-        give_up("no column of texts is named %r; name one of these with --field: %s" %
-                (field, ", ".join(map(repr, texts)) or "(it has none)"))
+        give_up("expected a column of texts named %r (--field), found %s; columns of texts: %s" %
+                (field, "one of type %s" % of[field] if field in of else "none", ", ".join(map(repr, texts)) or "none"))
     for batch in file.iter_batches(batch_size=256, columns=[field]):
         column = batch.column(0).cast(pyarrow.large_string()).drop_null()
         first, count = column.offset, len(column)

@@ -302,17 +302,34 @@ const char* place_of_model(const std::string& name) {
 }
 
 void prepare_model(const std::string& place, const PrepareConfig& config, OutputFolder& folder) {
+    // What is there is not fetched again, and so must be of this model.
+    const std::string origin = (fs::path(config.out) / "downloaded-from").string();
+    const std::string ours = "https://huggingface.co/" + place + "\n";
+    if (fs::exists(origin) ? read_text(origin, 1 << 10) != ours : !fs::is_empty(config.out))
+        fail(
+            "--out: expected a new folder, or one that holds %s already, found %s, which holds something else; name another one",
+            config.corpus.c_str(), in_quotes(config.out).c_str());
+    write_text(folder.file("downloaded-from"), ours);
     // The weights come last: before them are files that tell in a second whether the host can be reached.
     for (const char* file : {"config.json", "vocab.json", "merges.txt", "model.safetensors"}) {
         download("https://huggingface.co/" + place + "/resolve/main/" + file, (fs::path(config.out) / file).string(),
                  "", config.mirror);
         folder.keep();
     }
+    std::string found;
+    try {
+        found = describe(ModelFile::open(config.out)->info());
+    } catch (const Error& error) {
+        fail(
+            "%s; either the download was damaged, or the host has it so: remove the folder %s, and try again or with another "
+            "--mirror",
+            error.what(), in_quotes(config.out).c_str());
+    }
     const std::string out = shell_word(config.out);
     std::printf(
         "%s: %s\nTo run it, and to remove its norms (dev/guides/remove-layernorms.md):\n"
         "  ./infer %s -p \"It was\"\n  ./train_gpt -g taper --init %s -i CORPUS\n",
-        printable(config.out).c_str(), describe(ModelFile::open(config.out)->info()).c_str(), out.c_str(), out.c_str());
+        printable(config.out).c_str(), found.c_str(), out.c_str(), out.c_str());
 }
 
 // ----------------------------------------------------------------------------------------------------------
@@ -327,9 +344,15 @@ std::unique_ptr<DocumentReader> open_reader(const std::string& path, const std::
     std::string plain = path;
     for (const char* packed : {".gz", ".xz", ".zst"})
         if (plain.ends_with(packed)) plain.resize(plain.size() - std::strlen(packed));
+    const bool packed = plain.size() < path.size();
+    for (char& c : plain) c = char(std::tolower(static_cast<unsigned char>(c)));
     if (format == "nested-tar") return std::make_unique<NestedTarReader>(path);
-    if (format == "parquet" || (format == "auto" && path.ends_with(".parquet")))
+    if (format == "parquet" || (format == "auto" && plain.ends_with(".parquet"))) {
+        if (packed)
+            fail("%s: expected a Parquet file as it is, found one that is packed; unpack it first",
+                 in_quotes(path).c_str());
         return std::make_unique<ParquetReader>(path, field);
+    }
     auto source = std::make_unique<ByteSource>(path);
     if (format == "jsonl" || (format == "auto" && (plain.ends_with(".jsonl") || plain.ends_with(".json"))))
         return std::make_unique<LineReader>(std::move(source));
@@ -497,6 +520,9 @@ static int run_prepare(int argc, char** argv) {
         if (!options.parse(argc, argv)) return 0;
         if (printable(config.mirror) != config.mirror)  // curl prints it as it is
             fail("--mirror: expected a URL without control characters, found %s", in_quotes(config.mirror).c_str());
+        if (options.given("--mirror") && !config.mirror.starts_with("https://") &&
+            !config.mirror.starts_with("http://") && !config.mirror.starts_with("file:///"))
+            fail("--mirror: expected https://HOST or file:///DIR, found %s", in_quotes(config.mirror).c_str());
         config.has_val_tokens = options.given("--val-tokens");
         for (const char* flag :
              {"--tokenizer", "--format", "--field", "--shard-tokens", "--val-tokens", "--max-tokens"})

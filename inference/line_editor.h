@@ -10,6 +10,7 @@
 #include <clocale>
 #include <cstdio>
 #include <cwchar>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -22,8 +23,8 @@ struct EditLine;
 
 namespace tapernorm::infer {
 
-// Whether Ctrl-C was pressed since this was last set to 0.
-inline volatile sig_atomic_t interrupted = 0;
+// Whether Ctrl-C was pressed since this was last set to 0; the signal that is to end the program, once there was one.
+inline volatile sig_atomic_t interrupted = 0, ended_by = 0;
 
 class LineEditor {
   public:
@@ -65,7 +66,7 @@ class LineEditor {
     std::optional<std::string> next() {
         for (;;) {
             interrupted = 0;
-            std::optional<std::string> line = read();
+            std::optional<std::string> line = read_or_end();
             if (!interrupted) return line;
             std::printf("\n");
         }
@@ -76,7 +77,7 @@ class LineEditor {
     static bool read_byte(char& byte, [[maybe_unused]] EditLine* edit) {
         for (;;) {
             struct pollfd input = {STDIN_FILENO, POLLIN, 0};
-            if (interrupted) return false;
+            if (interrupted || ended_by) return false;
             if (poll(&input, 1, -1) >= 0) return ::read(STDIN_FILENO, &byte, 1) == 1;
             if (errno != EINTR) return false;
 #ifdef TAPERNORM_HAS_EDITOR
@@ -87,6 +88,21 @@ class LineEditor {
             el_set(edit, EL_REFRESH);
 #endif
         }
+    }
+
+    // A line is read with the terminal in a mode of libedit's own, which signals that end the program must not leave behind.
+    std::optional<std::string> read_or_end() {
+        constexpr int kEnds[] = {SIGTERM, SIGHUP, SIGQUIT};
+        struct sigaction action{}, before[std::size(kEnds)];
+        action.sa_handler = [](int signal) { ended_by = signal; };
+        for (size_t i = 0; i < std::size(kEnds); i++) {
+            sigaction(kEnds[i], nullptr, &before[i]);
+            if (before[i].sa_handler != SIG_IGN) sigaction(kEnds[i], &action, nullptr);
+        }
+        std::optional<std::string> line = read();
+        for (size_t i = 0; i < std::size(kEnds); i++) sigaction(kEnds[i], &before[i], nullptr);
+        if (ended_by) raise(ended_by);
+        return line;
     }
 
     std::optional<std::string> read() {

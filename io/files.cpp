@@ -70,7 +70,7 @@ constexpr FileKind kKinds[] = {
     {0, "version https://git-lfs.github.com/spec/"sv,
      "a pointer of Git LFS in place of the file (git lfs pull fetches it)", kTexts},
     {257, "ustar"sv, "a tar archive", "unpack it first (tar -x), or give it to ./prepare"},
-    {0, "PAR1\x15"sv, "a Parquet file", "./prepare reads it (data/README.md)"},
+    {0, "PAR1\x15"sv, "a Parquet file", "./prepare FILE --format parquet reads it, not packed (data/README.md)"},
     {0, "ARROW1\0"sv, "an Arrow file", "turn it into JSON lines first"},
     {0, "%PDF-"sv, "a PDF", "extract its text first (pdftotext)"},
     {0, "\xff\xfe\0\0"sv, "text in UTF-32", "convert it to UTF-8 first: iconv -f UTF-32 -t UTF-8"},

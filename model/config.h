@@ -25,10 +25,9 @@ struct Config {
     double eps = 1e-5;
     GateMode mode = GateMode::taper;
     Fold fold = Fold::none;
-    double bound = 0;        // kappa of every tapering or folded site (tapernorm.cuh); 0: none
-    double final_bound = 0;  // that of the final site, where it tapers; 0: the same
-    bool own_head =
-        false;  // not folded, with a head that is not wte: other programs make such models, and the trainer takes none
+    double bound = 0;          // kappa of every tapering or folded site (tapernorm.cuh); 0: none
+    double final_bound = 0;    // that of the final site, where it tapers; 0: the same
+    bool own_head = false;     // not folded, with a head that is not wte: only other programs make such models
     bool first_apart = false;  // with a bound: rows of first positions have a factor of their own (tapernorm.cuh: c_0)
 
     size_t head_size() const { return C / NH; }

@@ -8,6 +8,7 @@
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -109,6 +110,11 @@ class Program {
     // Into its terminal.
     void type(const std::string& keys) const {
         if (write(fds_[0], keys.data(), keys.size()) != ssize_t(keys.size())) throw std::runtime_error("cannot type");
+    }
+    // Whether its terminal shows what is typed, and hands it on line by line, as a shell leaves it.
+    bool terminal_is_plain() const {
+        termios mode{};
+        return tcgetattr(fds_[0], &mode) == 0 && (mode.c_lflag & ICANON) && (mode.c_lflag & ECHO);
     }
     pid_t pid() const { return pid_; }
 

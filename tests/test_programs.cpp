@@ -704,6 +704,22 @@ TEST_CASE(
     CHECK(shown.find("\\x") != std::string::npos);
 }
 
+TEST_CASE("infer at a terminal: a signal that ends it leaves the terminal as it was") {
+    const Workplace w;
+    w.ok(kTiny);
+    for (const int signal : {SIGTERM, SIGHUP, SIGQUIT}) {
+        CAPTURE(signal);
+        Talk talk(w, "infer model.bin -n 9");
+        talk.expect("> ");
+        talk.program.type("half a line");
+        talk.expect("half a line");
+        talk.program.send(signal);
+        for (int i = 0; i < 2000 && !talk.program.terminal_is_plain(); i++) usleep(5000);
+        CHECK(talk.program.terminal_is_plain());
+        CHECK(talk.program.finish().status == 128 + signal);
+    }
+}
+
 TEST_CASE("infer at a terminal: no loop where something else was asked for, or the output goes elsewhere") {
     const Workplace w;
     w.ok(kTiny);

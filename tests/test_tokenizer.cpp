@@ -908,8 +908,13 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: Parquet, as Arrow's program sends it
         CHECK_MESSAGE(contains(result.second, needle), result.second);
         CHECK(!fs::exists(out));
     }
-    const ProgramInFront python(dir, "python3", "exit 3");
-    CHECK(contains(run({dir + "/t.parquet"}).second, "python3 failed (status 3"));
+    for (const auto& [script, needle] : {std::pair("exit 3", "python3 failed (status 3"),
+                                         std::pair("kill -9 $$", "python3 was ended by signal 9 (out of memory?)")}) {
+        const ProgramInFront python(dir, "python3", script);
+        CHECK(contains(run({dir + "/t.parquet"}).second, needle));
+    }
+    write_file(dir + "/t.parquet.gz", "x");
+    CHECK(contains(run({dir + "/t.parquet.gz"}).second, "found one that is packed; unpack it first"));
 }
 
 TEST_CASE_FIXTURE(PrepareFixture, "prepare: Parquet, by Arrow itself") {
@@ -929,10 +934,13 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: Parquet, by Arrow itself") {
     for (int i = 0; i < 300; ++i) expected.insert(expected.end(), {261, 259, 261, 256});
     CHECK(tokens_of(out + "/ab_train_000001.bin") == expected);
     fs::remove_all(out);
-    CHECK(contains(run({dir + "/a.parquet", "--field", "n"}).second,
-                   "no column of texts is named 'n'; name one of these with --field: 'text'"));
+    CHECK(
+        contains(run({dir + "/a.parquet", "--field", "n"}).second,
+                 "expected a column of texts named 'n' (--field), found one of type int64; columns of texts: 'text'"));
     write_file(dir + "/c.parquet", "PAR1\x15");
     CHECK(contains(run({dir + "/c.parquet"}).second, "expected a Parquet file, but Arrow says: "));
+    fs::rename(dir + "/a.parquet", dir + "/A.PARQUET");
+    CHECK(run({dir + "/A.PARQUET"}).first == 0);
 }
 
 TEST_CASE_FIXTURE(PrepareFixture, "prepare: a model of the hub") {
@@ -949,7 +957,16 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: a model of the hub") {
     CHECK(fs::exists(model + "/config.json"));
     fs::remove(place + "config.json");
     write_file(place + "model.safetensors", "<html>");
-    CHECK(contains(get().second, "prepare: error: '" + model + "/"));  // a page in place of weights
+    const std::string damaged = get().second;  // a page in place of weights
+    CHECK(contains(damaged, "prepare: error: '" + model + "/"));
+    CHECK(contains(damaged, "remove the folder '" + model + "', and try again"));
+    // Another model is not taken for this one, whoever made it.
+    const auto other = run_program(run_prepare, {"gpt2-xl", "-o", model, "--mirror", "file://" + dir + "/mirror"});
+    CHECK(contains(other.second, "expected a new folder, or one that holds gpt2-xl already"));
+    const auto foreign = run_program(run_prepare, {"gpt2", "-o", vocabulary});
+    CHECK(contains(foreign.second, "which holds something else"));
+    CHECK(contains(run_program(run_prepare, {"gpt2", "--mirror", "mirror"}).second,
+                   "--mirror: expected https://HOST or file:///DIR"));
 
     CHECK(
         contains(run({"gpt2-xl", "--max-tokens", "9"}).second, "--tokenizer: is for corpora, and gpt2-xl is a model"));

@@ -33,8 +33,9 @@ std::unique_ptr<ModelFile> open_init(const std::string& path) {
     if (info.config.eps > 1 || (info.gate != 1 && file->foreign()))
         found = "free of them (its norms are fixed maps, by a huge epsilon or a gate below 1)";
     if (found)
-        fail("--init: %s: expected a model with all its norms, found one that is %s; start from a -g norm model",
-             file->path().c_str(), found);
+        fail(
+            "--init: %s: expected a model with all its norms and wte as its head, found one that is %s; start from a -g norm model",
+            file->path().c_str(), found);
     return file;
 }
 
