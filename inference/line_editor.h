@@ -138,6 +138,8 @@ class LineEditor {
     static int read_character(EditLine* edit, wchar_t* character) {
         std::mbstate_t state{};
         for (char byte; read_byte(byte, edit);) {
+            // Ctrl-D, typed while the terminal was still, or again, in the mode of the shell.
+            if (byte == '\0') byte = '\x04';
             const size_t length = std::mbrtowc(character, &byte, 1, &state);
             if (length == size_t(-2)) continue;  // the rest of it is to come
             if (length != size_t(-1)) return 1;

@@ -6,6 +6,7 @@
 
 int main(int argc, char** argv) {
     tapernorm::flush_denormals();  // as the programs do
-    signal(SIGHUP, SIG_DFL);       // the programs respect one that is ignored, as it is under nohup
+    // The programs respect one that is ignored, as it is under nohup, or by a shell for what runs in the background.
+    for (const int ends : {SIGHUP, SIGINT, SIGQUIT}) signal(ends, SIG_DFL);
     return doctest::Context(argc, argv).run();
 }

@@ -84,8 +84,6 @@ class Program {
             setrlimit(RLIMIT_CORE, &no_core);
             if (file_limit) setrlimit(RLIMIT_FSIZE, &limit);
             if (keyboard && (setsid() < 0 || ioctl(out[1], TIOCSCTTY, 0) != 0 || dup2(out[1], 0) < 0)) _exit(126);
-            // A shell starts what runs in the background with some of them ignored.
-            for (const int ends : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) signal(ends, SIG_DFL);
             if (chdir(folder.c_str()) != 0 || dup2(out[1], 1) < 0 || dup2(err[1], 2) < 0) _exit(126);
             execv(path.c_str(), argv.data());
             _exit(127);

@@ -704,6 +704,19 @@ TEST_CASE(
     CHECK(shown.find("\\x") != std::string::npos);
 }
 
+TEST_CASE("infer at a terminal: Ctrl-D typed while a text is printed ends the program behind it") {
+    const Workplace w;
+    w.ok(kTiny);
+    Talk talk(w, "infer model.bin -n 30000");
+    talk.expect("> ");
+    talk.program.type("The\n");
+    talk.program.wait_until([&](const std::string& out) { return out.size() > talk.seen + 50; });
+    CHECK(talk.program.terminal_is_plain());  // so that the terminal keeps the key as the end of a line
+    talk.program.type("\x04");
+    talk.expect("30000 generated in");
+    CHECK(talk.program.finish().status == 0);
+}
+
 TEST_CASE("infer at a terminal: a signal that ends it leaves the terminal as it was") {
     const Workplace w;
     w.ok(kTiny);
