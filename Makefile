@@ -1,7 +1,7 @@
 # make             builds train_gpt, fold and infer (so does make train_gpt): with nvcc where there is one, else for the CPU alone
 # make demo        installs what is missing, builds, trains, folds, runs (6 minutes)
 # make test        installs what is missing, builds and runs the tests (10 minutes on 2 cores)
-# make test-all    these and what takes longer: other orders of threads, sanitizers, -O0, nvcc (CONTRIBUTING.md)
+# make test-all    these and what takes longer: other orders of threads, sanitizers, nvcc (CONTRIBUTING.md)
 # make install     copies train_gpt, fold and infer to PREFIX/bin; PREFIX=/usr/local, DESTDIR= goes in front
 # make data-tools  prepare, bpe_train, make_stories: corpora and vocabularies (data/README.md)
 # make deps        installs what is missing from the system's packages (MPI=1: Open MPI, too); make clean removes what was built
@@ -15,7 +15,7 @@ OPT ?= -O3
 PREFIX ?= /usr/local
 CPPFLAGS += -I.
 # Ubuntu's GCC warns of formats without arguments by default; ours come through templates whose callers write literals.
-WARNINGS = -Wall -Wextra -Wno-format-security -Werror
+WARNINGS = -Wall -Wextra -Wmissing-declarations -Wno-format-security -Werror
 CXXFLAGS += -std=c++20 $(OPT) -fno-math-errno -fopenmp $(WARNINGS)
 LDFLAGS += -fopenmp
 ifdef SANITIZE
@@ -110,7 +110,7 @@ $(BUILD)/run_tests: $(TEST_SOURCES:%.cpp=$(BUILD)/%.o) $(TRAIN) $(LIBRARY) | $(S
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) -o $@
 # Recursive, so that what deps installs is seen by the build. Runs side by side: threads that wait must not spin then.
 test: deps
-	tests/check_includes.sh
+	tests/check_sources.sh
 	$(MAKE) $(TESTED) $(BUILD)/run_tests fuzz-replay-programs emu-kernels
 	OMP_WAIT_POLICY=passive $(MAKE) --output-sync=target cpu-test fuzz-replay emu-test RUNS=200
 cpu-test: $(TESTED) $(BUILD)/run_tests

@@ -2,9 +2,10 @@
 #
 # make emu-test            every kernel on the CPU, through the stand-in of tests/emu; needs the CUDA Toolkit's headers, no GPU
 # make emu-schedules       the programs too, and all of it in other orders of threads, with streams that run as late as they may
-# make emu-asan            all of it but the longest runs under AddressSanitizer
+# make emu-asan            the kernels and all but the longest training runs under AddressSanitizer
 # make emu-tsan            the kernels, without training runs, under ThreadSanitizer
 # make cuda-compile-check  all that nvcc ever compiles, warnings as errors, and the table of registers of every kernel
+# make program-test        some tests of the programs, with those that nvcc built, where there is one, and with bench_infer
 # make kernel-table        writes that table to dev/results/kernel-resources.md
 # make gpu-test            on a GPU: the tests, the programs, both under compute-sanitizer
 
@@ -31,7 +32,8 @@ gencode = -gencode arch=compute_$(1),code=sm_$(1)
 newest = $(lastword $(GPU))
 GPU_FLAGS = $(if $(filter native,$(GPU)),-arch=native,$(foreach g,$(GPU),$(call gencode,$(g))) \
             -gencode arch=compute_$(newest)$(comma)code=compute_$(newest))
-NVCC_HOST = $(foreach f,$(filter-out -std=% -O% -Werror,$(CXXFLAGS)),-Xcompiler=$(f))
+# (What nvcc makes of a kernel for the host is declared nowhere.)
+NVCC_HOST = $(foreach f,$(filter-out -std=% -O% -Werror -Wmissing-declarations,$(CXXFLAGS)),-Xcompiler=$(f))
 NVCC_FLAGS = -std=c++20 --threads 0 -DTN_CUDA $(NCCL) $(CPPFLAGS) $(NVCC_HOST) -ccbin $(lastword $(CXX))
 # How the programs are compiled and linked, and what --version says.
 ifdef HAVE_CUDA
@@ -44,7 +46,7 @@ endif
 
 # ---- on the CPU, by programs for the CPU --------------------------------------------------------------------------------
 # make test uses these where nvcc would build the others: that takes minutes, and without a GPU they do the same, but take a
-# tenth of a second to start. (make o0-test runs the others.)
+# tenth of a second to start. (make program-test runs the others.)
 ifdef HAVE_CUDA
 BIN = $(BUILD)/cpu
 $(eval $(call objects,$(BIN),$(CXX) $(CPPFLAGS) $(CXXFLAGS),$(CXX) $(CPPFLAGS) $(CXXFLAGS) -x c++))
@@ -61,7 +63,7 @@ TESTED = $(addprefix $(BIN)/,$(PROGRAMS))
 # ---- on the CPU, through the stand-in -------------------------------------------------------------------------------
 # tests/emu is a project of its own: a static library that stands in for CUDA's, with its own tests. EMU_SANITIZE=address or
 # thread builds it, the kernels and their tests for that sanitizer.
-.PHONY: emu-kernels emu-programs emu-test emu-schedules emu-asan emu-tsan cuda-compile-check kernel-table gpu-test
+.PHONY: emu-kernels emu-test emu-schedules emu-asan emu-tsan cuda-compile-check program-test kernel-table gpu-test
 EMU_SANITIZE ?= $(SANITIZE)
 EMU = $(BUILD)/emu$(EMU_SANITIZE:%=-%)
 # Relative paths: a checkout may be in a folder whose name has a space, which no target of make may have.
@@ -100,23 +102,23 @@ emu_run = $(1) $(2)/run_emu_tests && $(1) $(2)/run_cuda_tests
 HAVE_EMU := $(call have_headers,cublasLt.h nccl.h,-isystem $(CUDA_INCLUDE))
 ifeq ($(HAVE_EMU),1)
 emu-kernels: $(EMU)/run_kernel_tests $(EMU)/run_emu_tests
-emu-programs: $(EMU)/run_cuda_tests $(EMU)/run_emu_tests
 emu-test: emu-kernels
 	$(EMU)/run_emu_tests
 	$(EMU)/run_kernel_tests
-emu-schedules: emu-programs
+emu-schedules: $(EMU)/run_cuda_tests $(EMU)/run_emu_tests
 	$(EMU)/run_cuda_tests -sf="*test_cuda_infer*,*test_cuda_ranks*"
 	$(call emu_run,EMU_ORDER=backward EMU_LAZY=1,$(EMU)) -tce="$(EMU_LONG)"
 	$(call emu_run,EMU_ORDER=1 EMU_LAZY=1,$(EMU)) -tce="$(EMU_LONG)"
 emu-asan:
-	$(MAKE) emu-programs EMU_SANITIZE=address
-	$(call emu_run,,$(BUILD)/emu-address) -tce="$(EMU_LONG)"
+	$(MAKE) emu-kernels EMU_SANITIZE=address
+	$(BUILD)/emu-address/run_emu_tests
+	$(BUILD)/emu-address/run_kernel_tests -tce="$(EMU_LONG)"
 emu-tsan:
 	$(MAKE) emu-kernels EMU_SANITIZE=thread
 	$(BUILD)/emu-thread/run_emu_tests
 	$(BUILD)/emu-thread/run_kernel_tests -tce="$(EMU_LONG)"
 else
-emu-kernels emu-programs emu-test emu-schedules emu-asan emu-tsan:
+emu-kernels emu-test emu-schedules emu-asan emu-tsan:
 	@echo "$@: skipped: no cublasLt.h and nccl.h in $(CUDA_INCLUDE); set CUDA_HOME to a CUDA Toolkit (12 or later)"
 endif
 
@@ -133,8 +135,10 @@ $(CHECKED): | need-tests
 $(CHECK)/train_gpt.o: EXTRA = -O3 -fatbin $(foreach g,80 90 100,$(call gencode,$(g))) -Xptxas -v \
                           2> $(CHECK)/kernels.log || (cat $(CHECK)/kernels.log; false)
 COMMITTED_TABLE = dev/results/kernel-resources.md
-cuda-compile-check: $(CHECKED) $(CHECK)/kernel-resources.md
-	$(MAKE) $(PROGRAMS) bench_infer NVCC_STRICT="$(STRICT)"
+$(if $(filter cuda-compile-check,$(MAKECMDGOALS)),$(eval NVCC_STRICT = $(STRICT)))
+cuda-compile-check: $(CHECKED) $(CHECK)/kernel-resources.md $(PROGRAMS) bench_infer
+program-test: $(PROGRAMS) bench_infer $(BUILD)/run_tests
+	OMP_WAIT_POLICY=passive $(BUILD)/run_tests -tc="programs: train*$(comma)bench_infer*$(comma)infer*"
 $(CHECK)/kernel-resources.md: $(CHECK)/train_gpt.o dev/kernel_resources.py $(COMMITTED_TABLE)
 	dev/kernel_resources.py $(CHECK)/kernels.log $@ $(COMMITTED_TABLE)
 kernel-table: $(CHECK)/train_gpt.o

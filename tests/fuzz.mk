@@ -13,10 +13,8 @@
 .PHONY: test-rest help-check fuzz fuzz-corpus fuzz-coverage fuzz-replay-programs fuzz-replay tsan torture o0-test
 test-rest: export NVCC_STRICT = $(STRICT)
 test-rest:
-	OMP_WAIT_POLICY=passive $(MAKE) --output-sync=target o0-test fuzz-replay emu-programs RUNS=2000
-	OMP_WAIT_POLICY=passive $(MAKE) --output-sync=target emu-schedules emu-asan emu-tsan
-	$(if $(HAVE_CUDA),$(MAKE) cuda-compile-check)
-	$(if $(shell command -v python3),$(MAKE) help-check)
+	OMP_WAIT_POLICY=passive $(MAKE) --output-sync=target RUNS=1000 fuzz-replay emu-tsan emu-asan emu-schedules \
+	    $(if $(HAVE_CUDA),cuda-compile-check) program-test $(if $(shell command -v python3),help-check)
 
 help-check: $(PROGRAMS) $(DATA_TOOLS) bench_infer
 	dev/readme.py --check
@@ -122,9 +120,8 @@ $(eval $(call objects,$(O0),$(CXX) $(CPPFLAGS) $(O0_FLAGS),$(CXX) $(CPPFLAGS) $(
 $(O0)/train/ranks/mpi_link.o: EXTRA = $(MPI)
 $(O0)/run_tests: $(patsubst %.cpp,$(O0)/%.o,$(wildcard tests/*.cpp) $(LIBRARY_SOURCES) $(TRAIN_SOURCES)) $(LEAVES:%=$(BUILD)/%) | $(SHIM)
 	$(CXX) $(LDFLAGS) -O0 -flto=auto -Wodr -Wlto-type-mismatch -Werror=odr -Werror=lto-type-mismatch $^ $(LDLIBS) $(MPI_LIBS) -o $@
-# Without the files of tests that only start programs; where nvcc built these, make test used others, and here they train and run.
+# Without the files of tests that only start programs.
 comma_list = $(subst $(eval) ,$(comma),$(1))
 ONLY_PROGRAMS = $(shell grep -L '^.include ".*\.cu' $$(grep -l 'tests/run_program.h' $(TEST_SOURCES)))
-o0-test: $(PROGRAMS) bench_infer $(O0)/run_tests $(BUILD)/run_tests
-	OMP_WAIT_POLICY=passive $(O0)/run_tests -sfe="$(call comma_list,$(ONLY_PROGRAMS:%=*%))" -tce="crash*,torture*,mpirun*,sampler*,recipe: -e*"
-	$(if $(HAVE_CUDA),OMP_WAIT_POLICY=passive $(BUILD)/run_tests -tc="programs: train*$(comma)bench_infer*$(comma)infer*")
+o0-test: $(TESTED) $(O0)/run_tests
+	TAPERNORM_BIN=$(BIN) OMP_WAIT_POLICY=passive $(O0)/run_tests -sfe="$(call comma_list,$(ONLY_PROGRAMS:%=*%))" -tce="crash*,torture*,mpirun*,sampler*,recipe: -e*,bench_infer*"

@@ -283,7 +283,7 @@ CUDA_TEST("cuda: the model file of a GPU run, normalized, tapering, tapered and 
 // Sequences of different lengths together, then one token each, against each alone. The other orders of sums of products
 // with more rows cost two blocks of about 20 roundings each.
 template <class Real>
-void batch_agrees() {
+static void batch_agrees() {
     Cuda dev;
     Cpu cpu;
     const RandomModel<float> model(cpu, small_config(Fold::internal));

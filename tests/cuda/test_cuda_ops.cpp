@@ -570,9 +570,11 @@ CUDA_TEST("cuda matmul: epilogues that the library refuses run behind the produc
 }
 #endif
 
+namespace {
 struct Logits {
     size_t N, V, ld;
 };
+}  // namespace
 static const Logits kLogits[] = {{5, 1, 1}, {5, 37, 37}, {5, 513, 513}, {5, 5000, 5000}, {3, 37, 128}, {3, 513, 576}};
 
 template <class Real>

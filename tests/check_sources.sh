@@ -1,6 +1,7 @@
 #!/bin/sh
-# Who may include whom (CONTRIBUTING.md, House rules), by the #include lines of all sources but tests/ and dev/.
-#   tests/check_includes.sh [FOLDER OF THE PROJECT]
+# The house rules (CONTRIBUTING.md) that can be read off the sources.
+#   tests/check_sources.sh [FOLDER OF THE PROJECT]
+# Who may include whom, by the #include lines of all sources but tests/ and dev/.
 # inference/ and ops/ may serve one program alone: they are the room of infer, and one op per file.
 set -eu
 cd "${1:-$(dirname "$0")/..}"
@@ -75,3 +76,28 @@ for file in $(grep -rlE '^int main\(' --include='*.cpp' --include='*.cu' . --exc
     echo "$file: main must begin with start_program() (runtime/exit_status.h)" >&2
     exit 1
 done
+
+# A type of one name is one type, in whichever files are linked together (the ODR: the linker takes any of the two, silently); and
+# what is no type and is defined in a .cpp or .cu file is of that file alone (-Wmissing-declarations has what is no template either).
+awk '
+FNR == 1 { anonymous = 0; space = of_template = "" }
+/^namespace \{/ { anonymous = 1 }
+/^}  \/\/ namespace$/ { anonymous = 0 }
+/^namespace [a-z]/ { space = $2 "::" }
+/^}  \/\/ namespace [a-z]/ { space = "" }
+/^template <[^>]*[a-zA-Z].*>$/ { of_template = $0 " "; next }
+{ text = of_template $0; of_template = "" }
+anonymous || text ~ /^template <>/ { next }
+match(text, /^(template <.*> )?(struct|class|union|enum|enum class) [A-Za-z_0-9]+( final)?( :.*)? \{/) {
+    name = text
+    sub(/^(template <.*> )?(struct|class|union|enum|enum class) /, "", name)
+    sub(/[^A-Za-z_0-9].*/, "", name)
+    name = space name
+    if (name in first && first[name] != FILENAME) {
+        print FILENAME ":" FNR ": " name " is another type in " first[name] "; put one into an unnamed namespace" > "/dev/stderr"
+        failed = 1
+    }
+    first[name] = FILENAME
+}
+END { exit failed }' $(find . -type f \( -name '*.h' -o -name '*.hpp' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' \) |
+    sed 's,^\./,,' | grep -vE '^(build[^/]*|scratch)/' | sort)
