@@ -105,14 +105,16 @@ class LiveLine {
     }
 
   private:
-    // How much of a line the terminal shows in one row: of a longer one, only the last row would be overwritten.
+    // How much of a line the terminal shows in one row: of a longer one, only the last row would be overwritten. It ends before a
+    // " | ", where there is one: half a number would be another number.
     size_t bytes_that_fit(std::string_view text) const {
         struct winsize size{};
         if (ioctl(fileno(stream_), TIOCGWINSZ, &size) != 0 || size.ws_col < 2) return text.size();
         size_t columns = 0, at = 0;
         for (; at < text.size(); at++)
             if ((text[at] & 0xc0) != 0x80 && ++columns == size.ws_col) break;  // the last column stays free
-        return at;
+        const size_t bar = at < text.size() ? text.rfind(" | ", at) : text.npos;
+        return bar == text.npos ? at : bar;
     }
 
     using Clock = std::chrono::steady_clock;

@@ -56,14 +56,17 @@ const TensorEntry& checked_tensor(const TensorFile& file, const std::string& nam
     return *entry;
 }
 
+// dtype: of the file's numbers, "" where that does not matter.
 template <class Real>
-static void require_finite(const std::string& path, const std::string& name, const Real* numbers, size_t n) {
+static void require_finite(const std::string& path, const std::string& name, const Real* numbers, size_t n,
+                           const std::string& dtype = "") {
     for (size_t i = 0; i < n; i++)
         if (!std::isfinite(numbers[i]))
-            fail(
-                "%s: tensor %s: expected finite numbers, found %g at index %zu; the file is damaged or its training "
-                "diverged",
-                path.c_str(), name.c_str(), double(numbers[i]), i);
+            fail("%s: tensor %s: expected finite numbers, found %g at index %zu; %s", path.c_str(), name.c_str(),
+                 double(numbers[i]), i,
+                 std::isinf(numbers[i]) && dtype.starts_with("F16")
+                     ? "fp16 ends at 65504: save the model in bf16 or fp32"
+                     : "the file is damaged or its training diverged");
 }
 
 template <class Real>
@@ -77,7 +80,7 @@ template void read_tensor<double>(const SafetensorsFile&, const std::string&, co
 
 template <class Real>
 void ModelFile::check_finite(const TensorSpec& spec, const Real* numbers) const {
-    require_finite(path_, spec.name, numbers, spec.count());
+    require_finite(path_, spec.name, numbers, spec.count(), info().dtype);
 }
 template void ModelFile::check_finite<float>(const TensorSpec&, const float*) const;
 template void ModelFile::check_finite<double>(const TensorSpec&, const double*) const;

@@ -442,6 +442,22 @@ void save_again(const std::string& from, const std::string& to, size_t files, co
 
 }  // namespace
 
+TEST_CASE("foreign models: a number that fp16 could not hold is said to be that") {
+    Base w;
+    w.hugging_face("half", config_of_base(), "model.safetensors", Dtype::F16);
+    std::string file = read_file(w.at("half/model.safetensors"));
+    uint64_t header = 0;
+    std::memcpy(&header, file.data(), sizeof header);
+    const size_t first = 8 + header;
+    CHECK(w.run("infer half --last-token --tokens 1").status == 0);
+    file[first] = 0, file[first + 1] = 0x7c;  // infinity
+    write_file(w.at("half/model.safetensors"), file);
+    w.refused("infer half --last-token --tokens 1", {"half/model.safetensors", "found inf", "fp16 ends at 65504"});
+    file[first + 1] = 0x7e;  // NaN
+    write_file(w.at("half/model.safetensors"), file);
+    w.refused("infer half --last-token --tokens 1", {"half/model.safetensors", "found nan", "damaged"});
+}
+
 TEST_CASE("foreign models: what transformers saves of an export is the model that was exported") {
     const Workplace w;
     const std::string kinds[] = {"-g taper",

@@ -528,10 +528,13 @@ TEST_CASE("trainer: the step line has the log's loss, the scale loss where it co
     // 94.3 GFLOPs per token x 1000 tokens/s = 94.3 TFLOP/s, 30.2% of 312.
     CHECK(in_words(Speed{1000, 94.3e9, 0}) == "  1000 tok/s, 94.3 TFLOP/s");
     CHECK(in_words(Speed{1000, 94.3e6, 0}) == "  1000 tok/s, 94.3 GFLOP/s");
+    CHECK(in_words(Speed{1000, 9.43e6, 0}) == "  1000 tok/s, 9.43 GFLOP/s");
+    CHECK(in_words(Speed{1000, 943e6, 0}) == "  1000 tok/s,  943 GFLOP/s");  // no wider, no narrower
     CHECK(in_words(Speed{1000, 94.3e9, 312e12}) == "  1000 tok/s, MFU 30.2%");
     CHECK(peak_flops("cuda: NVIDIA A100-SXM4-80GB (sm_80, 79.3 GiB), bf16") == 312e12);
     CHECK(peak_flops("cuda: NVIDIA H100 PCIe (sm_90, 79.3 GiB), bf16") == 756e12);
     CHECK(peak_flops("cuda: NVIDIA H100 80GB HBM3 (sm_90, 79.3 GiB), bf16") == 989e12);
+    CHECK(peak_flops("cuda: NVIDIA H200 NVL (sm_90, 139.8 GiB), bf16") == 835e12);
     CHECK(peak_flops("cuda: NVIDIA H100 80GB HBM3 (sm_90, 79.3 GiB), fp32") == 0);
     CHECK(peak_flops("cuda: NVIDIA GeForce RTX 4090 Laptop GPU (sm_89, 15.7 GiB), bf16") == 0);
     CHECK(peak_flops("cpu: 8 threads, AVX2; built without CUDA") == 0);

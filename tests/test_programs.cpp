@@ -764,6 +764,7 @@ TEST_CASE("a progress line on a terminal is no longer than its row") {
     {
         LiveLine live(true, terminal);
         live.show(line, false), live.show(line, true), live.show("short", false);
+        live.show("step 3 | loss 2.5678 | g 1", false);
     }
     std::fclose(terminal);
     char buffer[1000];
@@ -774,7 +775,7 @@ TEST_CASE("a progress line on a terminal is no longer than its row") {
           "\r\033[K0123456789\xc3\xa9"
           "12345678"
           "\r\033[K" +
-              line + "\r\n\r\033[Kshort\r\n");
+              line + "\r\n\r\033[Kshort\r\033[Kstep 3\r\n");
 }
 
 }  // namespace tapernorm

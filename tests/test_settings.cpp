@@ -347,6 +347,8 @@ TEST_CASE("programs: what is typed wins over what excludes it in a file of setti
     write_file(w.at("depth.toml"), "model = 'd6'\n");
     write_file(w.at("both.toml"), "model = 'd6'\nn-layer = 3\n");
     w.refused("train_gpt --config both.toml", {"--model", "--n-layer"});
+    for (const std::string name : {"d06", "d+6", "d", "6", "d6 "})
+        w.refused("train_gpt --model", {"--model", "such as d12", "'" + name + "'"}, {name});
     w.refused("train_gpt --config depth.toml --n-layer 1000 -t 1048576 -b 1048576", {"1000 layers of 384 channels"});
     w.ok("train_gpt --config depth.toml --n-layer 1 --n-head 2 --n-embd 16 -t 16 -b 2 -i corpus.txt -x 6");
     write_file(w.at("again.toml"), "overwrite = true\ninit = 'model.bin'\n");

@@ -57,10 +57,9 @@ inline Machine this_machine(const Settings& s, Ranks& ranks) {
 // not known. device: as choose_gpu prints it.
 inline double peak_flops(const std::string& device) {
     // The longer names first: "H100 PCIe" is another one than "H100 80GB HBM3".
-    constexpr std::pair<const char*, double> kPeaks[] = {{"H100 PCIe", 756e12},  {"H100 NVL", 835e12},
-                                                         {"H100", 989e12},       {"H200", 989e12},
-                                                         {"H20 ", 148e12},       {"A100", 312e12},
-                                                         {"A30 ", 165e12},       {"L40S", 362e12},
+    constexpr std::pair<const char*, double> kPeaks[] = {{"H100 PCIe", 756e12},  {"H100 NVL", 835e12}, {"H100", 989e12},
+                                                         {"H200 NVL", 835e12},   {"H200", 989e12},     {"H20 ", 148e12},
+                                                         {"A100", 312e12},       {"A30 ", 165e12},     {"L40S", 362e12},
                                                          {"RTX 4090 (", 165e12}, {"RTX 3090 (", 71e12}};
     if (!device.ends_with(", bf16")) return 0;
     for (const auto& [name, peak] : kPeaks)

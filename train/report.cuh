@@ -73,7 +73,7 @@ inline std::string in_words(const Speed& s) {
     const std::string tokens = strprintf("%6.0f tok/s", s.tokens_per_second);
     if (flops == 0) return tokens;
     if (s.peak > 0) return tokens + strprintf(", MFU %.1f%%", 100 * flops / s.peak);
-    return tokens + (giga < 1000 ? strprintf(", %.3g GFLOP/s", giga) : strprintf(", %.3g TFLOP/s", giga * 1e-3));
+    return tokens + (giga < 1000 ? strprintf(", %4.3g GFLOP/s", giga) : strprintf(", %4.3g TFLOP/s", giga * 1e-3));
 }
 
 // "step 1/10 | loss ...": the log's loss, with the scale loss beside it where that is more than rounding of what is

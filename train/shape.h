@@ -16,9 +16,8 @@ inline void set_shape_by_depth(const std::string& depth, size_t& L, size_t& NH, 
         size_t L, C, NH;
     };
     static const Shape kShapes[] = {{6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
-    char* end = nullptr;
-    const long layers = depth[0] == 'd' ? std::strtol(depth.c_str() + 1, &end, 10) : 0;
-    if (layers < 1 || layers > 1000 || *end)
+    const long layers = depth[0] == 'd' ? std::strtol(depth.c_str() + 1, nullptr, 10) : 0;
+    if (layers < 1 || layers > 1000 || depth.substr(1) != std::to_string(layers))
         fail("--model: expected d and a number of layers, such as d12, found %s", in_quotes(depth).c_str());
     for (const Shape& s : kShapes)
         if (s.L == size_t(layers)) return void((L = s.L, NH = s.NH, C = s.C));

@@ -7,7 +7,8 @@
 
 For every model that a GGUF file can hold (-g norm; -g taper-all at gate 0; both folded too; bytes and BPE; fp32 and bf16):
 
-* gguf.GGUFReader: each tensor, bit for bit, against the folder that `export MODEL DIR` writes for transformers; the metadata
+* gguf.GGUFReader: each tensor, bit for bit, against the folder that `export MODEL DIR` writes for transformers (with bf16, what stays
+  fp32 in the GGUF file is compared after rounding); the metadata
   against that folder's config.json, vocab.json and merges.txt;
 * transformers.AutoModelForCausalLM.from_pretrained(gguf_file=...), which turns it into a GPT2LMHeadModel: logits against `infer`;
 * llama.cpp: the ids of a text against transformers' tokenizer, and the five largest log-probabilities of each position against
@@ -25,7 +26,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from check_hf import LIMIT, ROOT, TEXT, our_logits, report, run, small_bpe, train
+from check_hf import ROOT, TEXT, limit_for, our_logits, report, run, small_bpe, train
 
 NAMES = {"transformer.wte": "token_embd", "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm",
          "lm_head": "output", "transformer.h.": "blk.", "ln_1": "attn_norm", "ln_2": "ffn_norm",
@@ -95,7 +96,7 @@ def check_model(folder, name, llama):
         with torch.no_grad():
             theirs = hf(torch.tensor([tokens])).logits[0].numpy()
         size = max(10, np.abs(ours).max())  # rounding is in proportion to it; taper-all's logits run off on ids this random
-        limit = (LIMIT / 10 if dtype == "fp32" else 0.05) * size  # weights of 8 bits
+        limit = limit_for(ours) if dtype == "fp32" else 0.05 * size  # weights of 8 bits
         report(f"{name} {dtype}: from_pretrained(gguf_file)", ours, theirs, limit)
         if llama:
             check_llama(path, folder / f"{name}.bin", folder, (0.002 if dtype == "fp32" else 0.05) * size)

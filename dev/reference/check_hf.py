@@ -20,6 +20,8 @@ export  Models trained for a few updates at a high rate in every mode, of both k
         AutoModelForCausalLM with the modeling file. Logits, ids of the tokenizer, and reading the folder back, also as
         save_pretrained writes it again.
 
+real    MicroFormer's weights, of the package microformer-mgm: read, fine-tuned a little in each mode, folded, exported.
+
 hellaswag  `infer --hellaswag` on the items as JSON lines and in llm.c's format, against scores computed here from
         transformers' logits.
 
@@ -51,7 +53,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 def limit_for(logits):
-    """64 half-units in the last place of the largest fp32 logit, as in tests/test_export.cpp: both sides round about C + 4C sums."""
+    """64 half-units in the last place of the largest fp32 logit, as in tests/test_export.cpp: a logit is the end of some hundreds of
+    sums after each other, whose rounding errors have either sign."""
     return 64 * 2.0**-24 * np.abs(logits).max()
 
 

@@ -48,12 +48,26 @@ struct LogitsCase {
     }
 };
 
-// What fp32 may differ from double: rounding of 2^-24 per operation, some hundreds of them after each other in these models,
-// relative to the largest logit.
-inline double logits_bound(const std::vector<double>& logits) {
-    double largest = 1;
-    for (const double x : logits) largest = std::max(largest, std::abs(x));
-    return 1e-4 * largest;
+// A case's logits by double, of weights that fp32 can hold, and how far those of fp32 may be from them.
+struct ExactLogits {
+    std::vector<double> logits;
+    double allowed;
+};
+
+// Rounding every weight once, by at most half a unit, changes the logits by `once`: that is how much these norms magnify rounding.
+// fp32 rounds not only the weights but each of its results, some hundreds of them after each other.
+inline ExactLogits exact_logits(Cpu& dev, const LogitsCase& c) {
+    constexpr double kRoundings = 64;
+    RandomModel<double> model(dev, c.config);
+    const std::vector<double> unrounded = c.logits<Cpu, double>(dev, model.tensors, model.scales);
+    for (const Tensor<double>& t : tensor_list(c.config, model.tensors))
+        for (size_t i = 0; i < t.spec.count(); i++) t.data[i] = float(t.data[i]);
+    ExactLogits exact{c.logits<Cpu, double>(dev, model.tensors, model.scales), 0};
+    double once = 0;
+    for (size_t i = 0; i < unrounded.size(); i++)
+        once = std::max({once, std::abs(exact.logits[i] - unrounded[i]), 0x1p-24 * std::abs(unrounded[i])});
+    exact.allowed = kRoundings * once;
+    return exact;
 }
 
 }  // namespace tapernorm
