@@ -30,12 +30,12 @@ struct TensorEntry {
     std::string name;
     Dtype dtype;
     std::vector<size_t> shape;
-    size_t begin, end;  // bytes from the start of the data section
+    size_t begin, end;  // bytes from the start of the file's data
 
     size_t count() const { return (end - begin) / dtype_bytes(dtype); }
 };
 
-// The numbers are in the mapped file; what derives from this fills in the table, and has checked it: no access leaves the file.
+// The numbers are in the mapped file. A derived class fills in the table and checks it: no access leaves the file.
 class TensorFile {
   public:
     const std::string& path() const { return path_; }

@@ -33,7 +33,7 @@ T number_at(std::string_view bytes, size_t at) {
     return x;
 }
 
-// The table of a zip archive (APPNOTE.TXT 6.3), every entry of which lies in the file, apart from the others.
+// The table of a zip archive (APPNOTE.TXT 6.3), every entry of which lies in the file; no two overlap.
 class Archive {
   public:
     struct Entry {
@@ -82,7 +82,7 @@ class Archive {
         if (at >= kLocator && has(at - kLocator, "PK\6\7"sv, kLocator)) {  // Zip64
             const uint64_t end64 = number_at<uint64_t>(file_, at - kLocator + 8);
             if (end64 > at - kLocator || !has(end64, "PK\6\6"sv, kEnd64))
-                damaged("its Zip64 directory should end at byte %llu, and does not", (unsigned long long)end64);
+                damaged("its Zip64 end record should begin at byte %llu, and does not", (unsigned long long)end64);
             d = {number_at<uint64_t>(file_, end64 + 48), number_at<uint64_t>(file_, end64 + 40),
                  number_at<uint64_t>(file_, end64 + 32)};
             limit = end64;
@@ -97,27 +97,30 @@ class Archive {
     size_t read_entry(size_t at, const Directory& directory) {
         constexpr size_t kHeader = 46, kLocalHeader = 30;
         if (at > directory.end || directory.end - at < kHeader || !has(at, "PK\1\2"sv, kHeader))
-            damaged("entry %zu of %zu is missing in the archive's directory", entries_.size(), directory.entries);
+            damaged("entry %zu of %zu is missing in the archive's directory", entries_.size() + 1, directory.entries);
         const size_t name_bytes = number_at<uint16_t>(file_, at + 28), extra = number_at<uint16_t>(file_, at + 30);
         const size_t next = at + kHeader + name_bytes + extra + number_at<uint16_t>(file_, at + 32);
-        if (next > directory.end) damaged("entry %zu of the archive's directory goes beyond its end", entries_.size());
+        if (next > directory.end)
+            damaged("entry %zu of the archive's directory goes beyond its end", entries_.size() + 1);
         const std::string_view name = file_.substr(at + kHeader, name_bytes);
         const std::string quoted = in_quotes(name);
         size_t packed = number_at<uint32_t>(file_, at + 20), bytes = number_at<uint32_t>(file_, at + 24),
                header = number_at<uint32_t>(file_, at + 42);
         read_zip64(file_.substr(at + kHeader + name_bytes, extra), quoted, {&bytes, &packed, &header});
         if (number_at<uint16_t>(file_, at + 8) & 1) reject(path_, "its entry %s is encrypted", quoted.c_str());
-        if (number_at<uint16_t>(file_, at + 10) != 0 || packed != bytes)
+        if (number_at<uint16_t>(file_, at + 10) != 0)
             reject(
                 path_,
                 "its entry %s is compressed; expected it stored as it is; unzip the file and zip it again with zip -0 -r",
                 quoted.c_str());
+        if (packed != bytes)
+            damaged("its entry %s has %zu bytes in the archive and %zu outside it", quoted.c_str(), packed, bytes);
         if (header > directory.begin || directory.begin - header < kLocalHeader || !has(header, kZip, kLocalHeader))
             damaged("its entry %s should begin at byte %zu, and does not", quoted.c_str(), header);
         const size_t own_name = number_at<uint16_t>(file_, header + 26);
         const size_t begin = header + kLocalHeader + own_name + number_at<uint16_t>(file_, header + 28);
         if (begin > directory.begin || bytes > directory.begin - begin)
-            damaged("its entry %s ends at byte %zu + %zu, behind the archive's data", quoted.c_str(), begin, bytes);
+            damaged("its entry %s ends at byte %zu + %zu, beyond the archive's data", quoted.c_str(), begin, bytes);
         if (file_.substr(header + kLocalHeader, own_name) != name)
             damaged("its entry %s has another name at byte %zu", quoted.c_str(), header);
         if (!index_.emplace(name, entries_.size()).second) damaged("its entry %s is there twice", quoted.c_str());
@@ -194,7 +197,7 @@ class Pickle {
     Pickle(const std::string& path, const Archive& archive, const std::string& folder)
         : path_(path), archive_(archive), folder_(folder), bytes_(archive.data(*archive.find(folder + "/data.pkl"))) {
         if (bytes_.size() > kLongestPickle)
-            reject(path_, "its data.pkl has %zu bytes; expected at most %zu, as more than any list of tensors needs",
+            reject(path_, "its data.pkl has %zu bytes; expected at most %zu; no list of tensors needs more",
                    bytes_.size(), kLongestPickle);
     }
 
@@ -270,7 +273,7 @@ class Pickle {
         const size_t n = take<uint8_t>();
         if (n > 8) bad("has a number of %zu bytes; expected at most 8", n);
         const std::string_view digits = take(n);
-        uint64_t x = n > 0 && digits.back() < 0 ? ~uint64_t(0) : 0;
+        uint64_t x = n > 0 && (uint8_t(digits.back()) & 0x80) ? ~uint64_t(0) : 0;
         std::memcpy(&x, digits.data(), n);
         return x;
     }
@@ -357,11 +360,13 @@ class Pickle {
         const std::string_view module = take_line(), name = take_line();
         for (size_t i = 0; i < std::size(kFunctions); i++)
             if (kFunctions[i].module == module && kFunctions[i].name == name) return push(Kind::function, i);
-        if (module == "torch" && name.ends_with("Storage"))
+        // Newer kinds of numbers (float8, unsigned ones) have no storage of their own.
+        if (((module == "torch" || module == "torch.storage") && name.ends_with("Storage")) ||
+            (module == "torch._utils" && name == "_rebuild_tensor_v3"))
             fail(
-                "%s: it has numbers of a kind that is not read (torch.%s); expected floating-point ones: "
+                "%s: it has numbers of a kind that is not read (%s); expected fp64, fp32, fp16 or bf16: "
                 "torch.save(model.float().state_dict(), ...)",
-                in_quotes(path_).c_str(), printable(name).c_str());
+                in_quotes(path_).c_str(), in_quotes(name).c_str());
         fail(
             "%s: its pickle asks for %s.%s of Python, which could run anything and was not run; expected nothing but tensors: "
             "torch.save(model.state_dict(), ...)",
@@ -459,7 +464,8 @@ class Pickle {
             step(op);
         }
         const uint32_t root = pop();
-        if (!stack_.empty() || !marks_.empty()) bad("ends with %zu values too many", stack_.size());
+        if (!stack_.empty()) bad("ends with %zu values too many", stack_.size());
+        if (!marks_.empty()) bad("ends within a list of values");
         return root;
     }
 
@@ -547,7 +553,7 @@ class Pickle {
     std::vector<Tensor> tensors_;
 };
 
-// The one folder in which all entries are.
+// The folder of the one data.pkl; what lies in others is left alone.
 std::string folder_of(const std::string& path, const Archive& archive) {
     constexpr std::string_view kPickle = "/data.pkl";
     std::string folder;

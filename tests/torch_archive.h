@@ -7,6 +7,7 @@
 
 namespace tapernorm {
 
+// Its bytes, the lowest first, as all numbers in these files have them.
 template <class T>
 std::string raw(T x) {
     return {reinterpret_cast<const char*>(&x), sizeof x};

@@ -21,7 +21,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         const TorchFile file(path);
         for (const TensorEntry& e : file.entries()) {
             require(e.begin <= e.end && e.end <= archive.size(), "a tensor outside the file");
-            if (e.dtype != Dtype::F32 && e.dtype != Dtype::F16) continue;
+            if (e.dtype != Dtype::F64 && e.dtype != Dtype::F32 && e.dtype != Dtype::F16 && e.dtype != Dtype::BF16)
+                continue;
             std::vector<float> numbers(e.count());
             file.read(e, numbers.data());
         }
