@@ -77,8 +77,7 @@ for file in $(grep -rlE '^int main\(' --include='*.cpp' --include='*.cu' . --exc
     exit 1
 done
 
-# A type of one name is one type, in whichever files are linked together (the ODR: the linker takes any of the two, silently); and
-# what is no type and is defined in a .cpp or .cu file is of that file alone (-Wmissing-declarations has what is no template either).
+# Two types of one name are not in two files: of the functions that both give rise to, the linker takes one, silently (the ODR).
 awk '
 FNR == 1 { anonymous = 0; space = of_template = "" }
 /^namespace \{/ { anonymous = 1 }

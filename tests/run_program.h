@@ -201,8 +201,9 @@ struct Workplace : TemporaryFolder {
     // The words of a line and some that may have spaces; on one thread of the CPU, also where there is a GPU.
     static std::vector<std::string> command(const std::string& line, const std::vector<std::string>& more = {}) {
         std::vector<std::string> all = words(line);
-        all.insert(all.begin() + 1, {"--threads", "1"});
-        if (all[0] != "fold") all.insert(all.begin() + 1, {"--device", "cpu"});
+        const bool exports = all.size() > 1 && all[1] == "export";  // which has neither flag
+        if (!exports) all.insert(all.begin() + 1, {"--threads", "1"});
+        if (!exports && all[0] != "fold") all.insert(all.begin() + 1, {"--device", "cpu"});
         all.insert(all.end(), more.begin(), more.end());
         return all;
     }

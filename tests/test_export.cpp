@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "inference/hellaswag.h"
+#include "tests/model_in.h"
 #include "tests/run_program.h"
 #include "tests/vocabulary.h"
 
@@ -27,46 +28,22 @@ struct Exports : Workplace {
         for (const std::string gate : {"norm", "taper", "taper-all"})
             fs::copy("tests/golden/hf/" + gate + ".bin", at(gate + ".bin"));
     }
-    // export takes no flags of the trainer's
-    // One line that has the needles; nothing is written.
-    void refuses(const std::string& line, const std::vector<std::string>& needles) const {
-        const auto before = contents();
-        const Outcome outcome = run_export(line);
-        CAPTURE(line);
-        CAPTURE(outcome.err);
-        CHECK(outcome.status == 1);
-        CHECK(outcome.err.starts_with("train_gpt: error: "));
-        CHECK(outcome.err.find('\n') + 1 == outcome.err.size());
-        for (const std::string& needle : needles) CHECK(outcome.err.find(needle) != std::string::npos);
-        CHECK(contents() == before);
-    }
-    Outcome run_export(const std::string& line) const {
-        return run_program_in(path, words("train_gpt export " + line));
-    }
-    std::string ok_export(const std::string& line) const {
-        const Outcome outcome = run_export(line);
-        CHECK_MESSAGE(outcome.status == 0, outcome.err);
-        return outcome.out;
-    }
-    std::vector<float> last_logits(const std::string& model, const json& tokens) const {
+    std::vector<double> last_logits(const std::string& model, const json& tokens) const {
         std::string ids;
         for (int id : tokens) ids += strprintf(ids.empty() ? "%d" : ",%d", id);
         ok("infer " + model + " --last-token --tokens " + ids + " --dump logits.st");
-        const SafetensorsFile file(at("logits.st"));
-        std::vector<float> logits(file.find("logits")->count());
-        file.read(*file.find("logits"), logits.data());
-        return logits;
+        return read_dump(at("logits.st")).logits;
     }
 };
 
 // The logits are within `units` half-units of the largest one's last place: both sides compute in fp32, about C + 4C
 // rounded additions deep.
-void check_logits(const std::vector<float>& ours, const json& theirs, double units) {
+void check_logits(const std::vector<double>& ours, const json& theirs, double units) {
     REQUIRE(ours.size() == theirs.size());
     double largest = 0, error = 0;
     for (size_t i = 0; i < ours.size(); i++) {
         largest = std::max(largest, std::abs(double(theirs[i])));
-        error = std::max(error, std::abs(double(ours[i]) - double(theirs[i])));
+        error = std::max(error, std::abs(ours[i] - double(theirs[i])));
     }
     CHECK(largest > 1);
     CHECK(error <= units * largest * 0x1p-24);
@@ -79,10 +56,12 @@ void check_card(const std::string& card, const std::string& info, bool plain) {
     CHECK((card.find("trust_remote_code=True") == card.npos) == plain);
     std::istringstream lines(info);
     size_t facts = 0;
-    for (std::string line; std::getline(lines, line);)
-        if (line.starts_with("  ") && line.find("dtype fp32") != line.npos)
-            facts += card.find("\n    " + line + "\n") != card.npos;
-    CHECK(facts >= 1);
+    for (std::string line; std::getline(lines, line);) {
+        if (!line.starts_with("  ")) continue;
+        facts++;
+        CHECK_MESSAGE(card.find("\n    " + line + "\n") != card.npos, line);
+    }
+    CHECK(facts >= 2);  // the model that was exported, and how
     CHECK(card.find("## License\n\nNone was chosen") != card.npos);
 }
 
@@ -95,7 +74,7 @@ TEST_CASE("export: the folder, read again, has the logits that transformers give
     const json expected = golden();
     for (const std::string gate : {"norm", "taper", "taper-all"}) {
         CAPTURE(gate);
-        const std::string out = w.ok_export(gate + ".bin hf");
+        const std::string out = w.ok("train_gpt export " + gate + ".bin hf");
         const bool plain = gate != "taper";
         CHECK((out.find(" GPT2LMHeadModel.from_pretrained(\"hf\")") != out.npos) == plain);
         const json config = config_in(w.at("hf"));
@@ -124,7 +103,7 @@ TEST_CASE("export: the folder, read again, has the logits that transformers give
             CHECK(SafetensorsFile(w.at("clamped.bin")).metadata().contains("bound"));
             for (const std::string model : {"folded.bin", "clamped.bin"})
                 check_logits(w.last_logits(model, expected["tokens"]), expected[gate], 64);
-            w.ok_export("hf again");
+            w.ok("train_gpt export hf again");
             CHECK(config_in(w.at("again"))["layer_norm_epsilon"] == 1e12);
             check_logits(w.last_logits("again", expected["tokens"]), expected[gate], 64);
         }
@@ -139,13 +118,13 @@ TEST_CASE(
     w.ok(kTrain + kShape + " -g taper-all --bound 1e4 --final-bound 2e4 -o bounded.bin");
     w.ok("fold bounded.bin folded.bin");
     const json tokens = {5, 70, 33, 101};
-    const std::vector<float> own = w.last_logits("bounded.bin", tokens);
+    const std::vector<double> own = w.last_logits("bounded.bin", tokens);
     for (const std::string model : {"bounded.bin", "folded.bin"}) {
-        w.ok_export(model + " ours");
+        w.ok("train_gpt export " + model + " ours");
         CHECK(fs::exists(w.at("ours/modeling_tapernorm.py")));
         CHECK(config_in(w.at("ours"))["bound"] == 1e4);
         CHECK(config_in(w.at("ours"))["final_bound"] == 2e4);
-        const Outcome plain = w.run_export(model + " plain --without-bound");
+        const Outcome plain = w.run("train_gpt export " + model + " plain --without-bound");
         CHECK(plain.status == 0);
         CHECK_MESSAGE(plain.err.find("its bound is left out: what is exported is another model") != plain.err.npos,
                       plain.err);
@@ -166,7 +145,7 @@ TEST_CASE(
         fs::remove_all(w.at("ours")), fs::remove_all(w.at("plain"));
     }
     auto refused = [&](const std::string& line, const std::string& why) {
-        const Outcome outcome = w.run_export(line);
+        const Outcome outcome = w.run("train_gpt export " + line);
         CHECK(outcome.status == 1);
         CHECK_MESSAGE(outcome.err.find(why) != outcome.err.npos, outcome.err);
         CHECK(!fs::exists(w.at("plain")));
@@ -185,7 +164,7 @@ TEST_CASE(
 TEST_CASE("export: --hf-code writes the modeling file for a plain GPT-2 too, without numbers that fp16 cannot hold") {
     const Exports w;
     const json expected = golden();
-    w.ok_export("taper-all.bin plain");
+    w.ok("train_gpt export taper-all.bin plain");
     w.ok("fold taper-all.bin folded.bin"), w.ok("fold norm.bin norm-folded.bin");
     const std::pair<std::string, std::string> cases[] = {{"norm.bin", "norm"},
                                                          {"norm-folded.bin", "norm"},
@@ -194,7 +173,7 @@ TEST_CASE("export: --hf-code writes the modeling file for a plain GPT-2 too, wit
                                                          {"plain", "taper-all"}};
     for (const auto& [model, kind] : cases) {
         CAPTURE(model);
-        const std::string out = w.ok_export(model + " code --hf-code");
+        const std::string out = w.ok("train_gpt export " + model + " code --hf-code");
         CHECK(out.find("cannot hold") == out.npos);
         CHECK(out.find("trust_remote_code=True") != out.npos);
         CHECK(fs::exists(w.at("code/modeling_tapernorm.py")));
@@ -208,14 +187,14 @@ TEST_CASE("export: --hf-code writes the modeling file for a plain GPT-2 too, wit
             for (size_t i = 0; i < t.spec.count(); i++) CHECK(std::abs(t.data[i]) < 65504);
         fs::remove_all(w.at("code"));
     }
-    CHECK(w.ok_export("taper-all.bin hinted").find("--hf-code") != std::string::npos);
-    CHECK(w.ok_export("norm.bin plainer").find("--hf-code") == std::string::npos);
-    w.refuses("norm.bin m.gguf --hf-code", {"--hf-code", "m.gguf", "folder"});
+    CHECK(w.ok("train_gpt export taper-all.bin hinted").find("--hf-code") != std::string::npos);
+    CHECK(w.ok("train_gpt export norm.bin plainer").find("--hf-code") == std::string::npos);
+    w.refused("train_gpt export norm.bin m.gguf --hf-code", {"--hf-code", "m.gguf", "folder"});
 }
 
 TEST_CASE("export: what would be another model is refused before anything is written") {
     const Exports w;
-    w.ok_export("taper-all.bin large");
+    w.ok("train_gpt export taper-all.bin large");
     // A stream of size 1e6: sqrt(var + 1e12) is far from 1e6, and the exact map that infer and fold read is not what
     // GPT2LMHeadModel computes.
     {
@@ -233,15 +212,16 @@ TEST_CASE("export: what would be another model is refused before anything is wri
         fs::copy(w.at("large/config.json"), w.at("larger/config.json"));
     }
     for (const char* out : {"out --tokenizer bytes", "out.gguf --tokenizer bytes"})
-        w.refuses("larger " + std::string(out), {"larger", "is not the model", "nothing was written", "--hf-code"});
-    w.ok_export("larger out --hf-code");
+        w.refused("train_gpt export larger " + std::string(out),
+                  {"larger", "is not the model", "nothing was written", "--hf-code"});
+    w.ok("train_gpt export larger out --hf-code");
 }
 
 TEST_CASE("export: taper-all weights are 1e6 c gamma~, and a folded head carries its bias in the mean direction") {
     const Exports w;
-    w.ok_export("taper-all.bin plain");
+    w.ok("train_gpt export taper-all.bin plain");
     w.ok("fold taper-all.bin folded.bin");
-    w.ok_export("folded.bin untied");
+    w.ok("train_gpt export folded.bin untied");
     CHECK(config_in(w.at("plain"))["tie_word_embeddings"] == true);
     CHECK(config_in(w.at("untied"))["tie_word_embeddings"] == false);
     Cpu dev(1);
@@ -357,27 +337,29 @@ struct Gguf {
 
 // The tensors of the folder that is exported from the same model, which transformers reads (above), by llama.cpp's names:
 // their numbers, bit for bit, matrices of blocks transposed; with bf16, vectors and positions stay fp32.
-void check_same_tensors(const Gguf& gguf, const std::string& folder, const std::string& folder_fp32) {
+void check_same_tensors(const Gguf& gguf, const std::string& folder, const std::string& folder_fp32, size_t layers) {
     const SafetensorsFile file(folder + "/model.safetensors"), exact(folder_fp32 + "/model.safetensors");
     CHECK(gguf.tensors.size() == file.entries().size());
-    const std::vector<std::array<std::string, 3>> names =
-        {{"transformer.wte.weight", "token_embd.weight", "matrix"},
-         {"transformer.wpe.weight", "position_embd.weight", "exact"},
-         {"transformer.ln_f.weight", "output_norm.weight", "exact"},
-         {"transformer.ln_f.bias", "output_norm.bias", "exact"},
-         {"lm_head.weight", "output.weight", "matrix"},
-         {"transformer.h.0.ln_1.weight", "blk.0.attn_norm.weight", "exact"},
-         {"transformer.h.0.ln_1.bias", "blk.0.attn_norm.bias", "exact"},
-         {"transformer.h.0.attn.c_attn.weight", "blk.0.attn_qkv.weight", "block"},
-         {"transformer.h.0.attn.c_attn.bias", "blk.0.attn_qkv.bias", "exact"},
-         {"transformer.h.0.attn.c_proj.weight", "blk.0.attn_output.weight", "block"},
-         {"transformer.h.0.attn.c_proj.bias", "blk.0.attn_output.bias", "exact"},
-         {"transformer.h.0.ln_2.weight", "blk.0.ffn_norm.weight", "exact"},
-         {"transformer.h.0.ln_2.bias", "blk.0.ffn_norm.bias", "exact"},
-         {"transformer.h.0.mlp.c_fc.weight", "blk.0.ffn_up.weight", "block"},
-         {"transformer.h.0.mlp.c_fc.bias", "blk.0.ffn_up.bias", "exact"},
-         {"transformer.h.0.mlp.c_proj.weight", "blk.0.ffn_down.weight", "block"},
-         {"transformer.h.0.mlp.c_proj.bias", "blk.0.ffn_down.bias", "exact"}};
+    std::vector<std::array<std::string, 3>> names = {{"transformer.wte.weight", "token_embd.weight", "matrix"},
+                                                     {"transformer.wpe.weight", "position_embd.weight", "exact"},
+                                                     {"transformer.ln_f.weight", "output_norm.weight", "exact"},
+                                                     {"transformer.ln_f.bias", "output_norm.bias", "exact"},
+                                                     {"lm_head.weight", "output.weight", "matrix"}};
+    for (size_t l = 0; l < layers; l++)
+        for (const auto& [theirs, ours, kind] :
+             std::vector<std::array<std::string, 3>>{{"ln_1.weight", "attn_norm.weight", "exact"},
+                                                     {"ln_1.bias", "attn_norm.bias", "exact"},
+                                                     {"attn.c_attn.weight", "attn_qkv.weight", "block"},
+                                                     {"attn.c_attn.bias", "attn_qkv.bias", "exact"},
+                                                     {"attn.c_proj.weight", "attn_output.weight", "block"},
+                                                     {"attn.c_proj.bias", "attn_output.bias", "exact"},
+                                                     {"ln_2.weight", "ffn_norm.weight", "exact"},
+                                                     {"ln_2.bias", "ffn_norm.bias", "exact"},
+                                                     {"mlp.c_fc.weight", "ffn_up.weight", "block"},
+                                                     {"mlp.c_fc.bias", "ffn_up.bias", "exact"},
+                                                     {"mlp.c_proj.weight", "ffn_down.weight", "block"},
+                                                     {"mlp.c_proj.bias", "ffn_down.bias", "exact"}})
+            names.push_back({strprintf("transformer.h.%zu.", l) + theirs, strprintf("blk.%zu.", l) + ours, kind});
     size_t found = 0;
     for (const auto& row : names) {
         const std::string &theirs = row[0], &ours = row[1], &kind = row[2];
@@ -414,11 +396,12 @@ TEST_CASE("export: a GGUF file has the numbers of the folder, the tokenizer, and
         for (const std::string dtype : {"fp32", "bf16"}) {
             CAPTURE(model);
             CAPTURE(dtype);
-            w.ok_export(model + " exact"), w.ok_export(model + " folder --dtype " + dtype);
-            CHECK(w.ok_export(model + " m.gguf --dtype " + dtype).find("wrote     m.gguf: GGUF, " + dtype) !=
-                  std::string::npos);
+            w.ok("train_gpt export " + model + " exact"),
+                w.ok("train_gpt export " + model + " folder --dtype " + dtype);
+            CHECK(w.ok("train_gpt export " + model + " m.gguf --dtype " + dtype)
+                      .find("wrote     m.gguf: GGUF, " + dtype) != std::string::npos);
             const Gguf gguf(w.at("m.gguf"));
-            check_same_tensors(gguf, w.at("folder"), w.at("exact"));
+            check_same_tensors(gguf, w.at("folder"), w.at("exact"), 1);
             CHECK(gguf.tensors.count("output.weight") == (model.find("folded") != model.npos));
             auto key = [&](const char* name) { return gguf.keys.at(name); };
             CHECK(gguf.order[0] == "general.architecture");
@@ -449,7 +432,7 @@ TEST_CASE("export: a GGUF file has the numbers of the folder, the tokenizer, and
     // A BPE, in a vocabulary that is padded.
     write_vocabulary(w.at("words"));
     w.ok(kTiny + " -g norm --tokenizer words -o words.bin");
-    w.ok_export("words.bin words.gguf"), w.ok_export("words.bin hf");
+    w.ok("train_gpt export words.bin words.gguf"), w.ok("train_gpt export words.bin hf");
     const Gguf gguf(w.at("words.gguf"));
     const json vocab = json::parse(read_file(w.at("hf/vocab.json"))), tokens = gguf.keys.at("tokenizer.ggml.tokens");
     REQUIRE(tokens.size() == 259);
@@ -471,7 +454,10 @@ TEST_CASE("export: a GGUF file has the numbers of the folder, the tokenizer, and
     }
     for (const char* name : {"vocab.json", "merges.txt"}) fs::copy(w.at("hf/") + name, w.at("padded/") + name);
     write_file(w.at("padded/config.json"), config.dump());
-    w.ok_export("padded padded.gguf");
+    w.ok(kTrain + " -g norm --n-layer 2 --n-embd 16 --n-head 2 -t 16 -o two.bin");
+    w.ok("train_gpt export two.bin two.gguf"), w.ok("train_gpt export two.bin two");
+    check_same_tensors(Gguf(w.at("two.gguf")), w.at("two"), w.at("two"), 2);
+    w.ok("train_gpt export padded padded.gguf");
     const Gguf more(w.at("padded.gguf"));
     REQUIRE(more.keys.at("tokenizer.ggml.tokens").size() == 384);
     CHECK(more.keys.at("tokenizer.ggml.tokens")[383] == "[PAD383]");
@@ -495,17 +481,17 @@ TEST_CASE("export: what a GGUF file cannot hold is refused with the reason; noth
         {"nameless m.gguf", {"nameless", "--tokenizer"}}, {"norm.bin there.gguf", {"there.gguf", "exists", "a new file"}},
         {"norm.bin nowhere/m.gguf", {"nowhere/m.gguf"}}};
     // clang-format on
-    for (const auto& [command, needles] : cases) w.refuses(command, needles);
+    for (const auto& [command, needles] : cases) w.refused("train_gpt export " + command, needles);
     CHECK(run_program_in(w.path, words("train_gpt export norm.bin m.gguf"), 5000).status == 1);  // a full disk
     CHECK(w.contents() == before);
-    CHECK(w.run_export("bounded.bin free.gguf --without-bound").status == 0);
+    CHECK(w.run("train_gpt export bounded.bin free.gguf --without-bound").status == 0);
     CHECK(Gguf(w.at("free.gguf")).keys.at("gpt2.attention.layer_norm_epsilon") == 1e12f);
-    w.ok_export("nameless named.gguf --tokenizer bytes");
+    w.ok("train_gpt export nameless named.gguf --tokenizer bytes");
 }
 
 TEST_CASE("export: bf16, another tokenizer, and what it refuses") {
     const Exports w;
-    w.ok_export("norm.bin half --dtype bf16");
+    w.ok("train_gpt export norm.bin half --dtype bf16");
     CHECK(SafetensorsFile(w.at("half/model.safetensors")).entries()[0].dtype == Dtype::BF16);
     CHECK(config_in(w.at("half"))["torch_dtype"] == "bfloat16");
     w.ok("fold taper.bin folded.bin --dtype bf16");
@@ -518,7 +504,7 @@ TEST_CASE("export: bf16, another tokenizer, and what it refuses") {
         {"norm.bin nowhere/out", {"nowhere/out"}}, {"norm.bin out --dtype int8", {"--dtype", "int8"}},
         {"norm.bin out --tokenizer nowhere", {"nowhere"}}, {"norm.bin out surplus", {"surplus"}}};
     // clang-format on
-    for (const auto& [command, needles] : cases) w.refuses(command, needles);
+    for (const auto& [command, needles] : cases) w.refused("train_gpt export " + command, needles);
     // A disk that is full: nothing is left, whether the folder was there or not.
     for (const bool there : {false, true}) {
         if (there) std::filesystem::create_directory(w.at("out"));
@@ -526,7 +512,7 @@ TEST_CASE("export: bf16, another tokenizer, and what it refuses") {
         CHECK(run_program_in(w.path, words("train_gpt export norm.bin out"), 5000).status == 1);
         CHECK(w.contents() == files);
     }
-    CHECK(w.ok_export("--help").find("usage: train_gpt export MODEL DIR") != std::string::npos);
+    CHECK(w.ok("train_gpt export --help").find("usage: train_gpt export MODEL DIR") != std::string::npos);
 }
 
 namespace {

@@ -7,6 +7,7 @@
 
 #include "io/tokenizer.h"
 #include "model/model_file.h"
+#include "tests/model_in.h"
 #include "tests/run_program.h"
 #include "tests/vocabulary.h"
 
@@ -259,12 +260,6 @@ TEST_CASE("foreign models: tensors that nobody would read are refused by name; m
     w.hugging_face("hf", config);
     const std::string weights = w.at("hf/model.safetensors");
     w.ok("infer base.bin --tokens 1,2,3 -n 1 --dump base.st");
-    auto logits_in = [](const std::string& path) {
-        const SafetensorsFile file(path);
-        std::vector<float> logits(file.find("logits")->count());
-        file.read(*file.find("logits"), logits.data());
-        return logits;
-    };
     const SafetensorsFile base(w.at("base.bin"));
     auto with = [&](const std::vector<std::pair<std::string, std::string>>& more,
                     const json& settings) {  // name, copied from
@@ -307,10 +302,9 @@ TEST_CASE("foreign models: tensors that nobody would read are refused by name; m
         CHECK(read_file(w.at("own.st")) != read_file(w.at("base.st")));
         for (const char* flags : {"", " --hf-code"}) {
             fs::remove_all(w.at("out"));
-            REQUIRE(run_program_in(w.path, words(std::string("train_gpt export hf out --tokenizer bytes") + flags))
-                        .status == 0);
+            REQUIRE(w.run(std::string("train_gpt export hf out --tokenizer bytes") + flags).status == 0);
             w.ok("infer out --tokens 1,2,3 -n 1 --dump again.st");
-            CHECK(logits_in(w.at("again.st")) == logits_in(w.at("own.st")));
+            CHECK(read_dump(w.at("again.st")).logits == read_dump(w.at("own.st")).logits);
         }
         w.ok("infer out/model.safetensors --info"), w.ok("infer folded.bin -n 1 --tokens 1");
         for (const char* model : {"hf", "out"})
@@ -475,7 +469,7 @@ TEST_CASE("foreign models: what transformers saves of an export is the model tha
         for (const std::string model : {"a.bin", "b.bin"}) {
             if (blends && model == "b.bin") continue;
             fs::remove_all(w.at("hf"));
-            REQUIRE(run_program_in(w.path, words("train_gpt export " + model + " hf")).status == 0);
+            w.ok("train_gpt export " + model + " hf");
             w.ok("infer " + model + " --tokens 1,2,3 -n 1 --dump own.st");
             const auto own = ModelFile::open(w.at(model));
             for (const size_t files : {1, 2}) {
@@ -487,12 +481,12 @@ TEST_CASE("foreign models: what transformers saves of an export is the model tha
                 CHECK(read_file(w.at("back.st")) == read_file(w.at("own.st")));
             }
             fs::remove_all(w.at("out"));
-            CHECK(run_program_in(w.path, words("train_gpt export back out")).status == 0);
+            w.ok("train_gpt export back out");
             CHECK(read_file(w.at("out/config.json")) == read_file(w.at("hf/config.json")));
         }
         if (blends) continue;
         fs::remove_all(w.at("hf")), fs::remove(w.at("c.bin"));
-        REQUIRE(run_program_in(w.path, words("train_gpt export a.bin hf")).status == 0);
+        w.ok("train_gpt export a.bin hf");
         save_again(w.at("hf"), w.at("back"), 2);
         w.ok("fold back c.bin");
         CHECK(SafetensorsFile(w.at("c.bin")).metadata().at("content").size() > 0);
@@ -501,8 +495,7 @@ TEST_CASE("foreign models: what transformers saves of an export is the model tha
     }
     // Settings that make no model, and those that make another one of the same tensors.
     w.ok(kTiny + " -g taper-all -o d.bin"), w.ok("fold d.bin e.bin");
-    for (const std::string model : {"d", "e"})
-        REQUIRE(run_program_in(w.path, words("train_gpt export " + model + ".bin " + model)).status == 0);
+    for (const std::string model : {"d", "e"}) w.ok("train_gpt export " + model + ".bin " + model);
     // clang-format off
     const std::vector<std::tuple<std::string, std::string, json>> settings = {
         {"d", "norm", "batchnorm"}, {"d", "gate_mode", "tapered"}, {"d", "folded", 1}, {"d", "gate", 1.5}, {"d", "gate", "0"},

@@ -14,6 +14,7 @@
 #include "io/tokenizer.h"
 #include "io/tokens.h"
 #include "tests/errors.h"
+#include "tests/model_in.h"
 #include "tests/run_program.h"
 #include "tests/vocabulary.h"
 
@@ -29,17 +30,6 @@ const std::string kHostile = "a\x1b[2J\xc2\x9b\x33m\xe2\x80\xae\x62\xff";
 bool is_printable(const std::string& text) { return printable(text, "\n\t") == text; }
 
 std::string brackets(size_t n) { return std::string(n, '['); }
-
-// A copy of a model with other metadata.
-void with_metadata(const std::string& from, const std::string& to, const std::map<std::string, std::string>& changes) {
-    const SafetensorsFile file(from);
-    std::map<std::string, std::string> metadata = changes;
-    metadata.insert(file.metadata().begin(), file.metadata().end());
-    metadata.erase("checksum");
-    std::vector<TensorOut> out;
-    for (const TensorEntry& e : file.entries()) out.push_back({e.name, e.dtype, e.shape, file.data(e)});
-    write_safetensors(to, metadata, out, {.checksum = true});
-}
 
 double loss_in(const std::string& out) {
     const size_t at = out.find("loss      ");
@@ -130,7 +120,8 @@ TEST_CASE("programs: hostile names of files are printable on success, too") {
     with_metadata(w.at(model), w.at("$(id) \x1b.bin"), {{"gate", "0.5"}});
     w.refused("fold", {"-o $'\\x24\\x28id\\x29\\x20\\x1b.bin'"}, {"$(id) \x1b.bin", "out.bin"});
     fs::create_directory(w.at("it's $(id)"));
-    write_file(w.at("it's $(id)/pytorch_model.bin"), "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19");  // of an old PyTorch
+    write_file(w.at("it's $(id)/pytorch_model.bin"),
+               "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19");  // of an old PyTorch
     write_file(w.at("it's $(id)/config.json"), "{}");
     w.refused("fold", {"'it'\\''s $(id)/pytorch_model.bin'"}, {"it's $(id)", "out.bin"});
     // Exceptions of the library name paths as they are.

@@ -10,6 +10,7 @@
 #include "io/safetensors.h"
 #include "io/tokenizer.h"
 #include "tests/errors.h"
+#include "tests/model_in.h"
 #include "tests/run_program.h"
 #include "tests/vocabulary.h"
 
@@ -28,9 +29,7 @@ double number_after(const std::string& out, const std::string& key) {
 // -log p of the text's bytes but the first, from the logits of all positions that infer writes.
 std::vector<double> losses_from_logits(const Workplace& w, const std::string& model, const std::string& text) {
     w.ok("infer " + model + " -n 0 --dump d.st --prompt", {text.substr(0, text.size() - 1)});
-    const SafetensorsFile file(w.at("d.st"));
-    std::vector<double> z(file.find("logits")->count());
-    file.read(*file.find("logits"), z.data());
+    const std::vector<double> z = read_dump(w.at("d.st")).logits;
     std::vector<double> losses;
     for (size_t t = 0; t + 1 < text.size(); t++) {
         double sum = 0;

@@ -38,20 +38,6 @@ std::time_t seconds(const std::string& date) {
     return timegm(&utc);
 }
 
-// Copies a model with other metadata, and a checksum that is right.
-void change_metadata(const std::string& from, const std::string& to, const std::string& key, const std::string& value) {
-    const SafetensorsFile file(from);
-    auto metadata = file.metadata();
-    metadata[key] = value;
-    std::vector<TensorOut> tensors;
-    for (const TensorEntry& e : file.entries()) tensors.push_back({e.name, e.dtype, e.shape, file.data(e)});
-    write_safetensors(to, metadata, tensors, {.checksum = true});
-}
-
-void export_to(const Workplace& w, const std::string& model, const std::string& folder) {
-    CHECK(run_program_in(w.path, {"train_gpt", "export", model, folder}).status == 0);
-}
-
 }  // namespace
 
 TEST_CASE("provenance: a model says what it was made from, by what, when, and how good it is") {
@@ -131,13 +117,14 @@ TEST_CASE("provenance: the same run again is the same model but for its provenan
 
 TEST_CASE("provenance: lengths are the updates that they came to") {
     const Workplace w;
-    // Of 30 updates: a warm-up of 10, for less than 50; gate-warmup 50% is 15 and gate-end 80% is 24, or as said.
+    // Of 30 updates: a warm-up of 50, as if the run were longer; gate-warmup 50% is 15 and gate-end 80% is 24, or as said.
     const auto lengths = [&](const std::string& flags) {
         w.ok("train_gpt -i corpus.txt -b 2 -x 30 --overwrite" + kShape + flags);
         const json s = provenance_of(w.at("model.bin"))[0]["settings"];
         return s["warmup"].get<std::string>() + " " + s["gate-warmup"].get<std::string>() + " " +
                s["gate-end"].get<std::string>();
     };
+    CHECK(lengths("") == "50 15 24");
     CHECK(lengths(" -u 10%") == "3 15 24");
     CHECK(lengths(" -u 7 --gate-warmup 20% --gate-end 40%") == "7 6 12");
     CHECK(lengths(" -u 0 --gate-warmup 9 --gate-end 50%") == "0 9 15");
@@ -219,9 +206,9 @@ TEST_CASE("provenance: each program that makes a model of another adds itself") 
     w.ok(kTiny + " -g norm -o base.bin");
     w.ok(kTrain + " -g taper-all --bound 0 --init base.bin -o tuned.bin");
     w.ok("fold tuned.bin folded.bin --dtype bf16");
-    export_to(w, "folded.bin", "hf");
+    w.ok("train_gpt export folded.bin hf");
     w.ok("fold base.bin affine.bin");
-    export_to(w, "base.bin", "plain");
+    w.ok("train_gpt export base.bin plain");
     w.ok("fold plain again.bin");
     const auto content = [&](const char* name) { return SafetensorsFile(w.at(name)).metadata().at("content"); };
     const json steps = provenance_of(w.at("hf/model.safetensors"));
@@ -254,7 +241,7 @@ TEST_CASE("provenance: one that cannot be read is no reason to refuse a model, a
     const std::string deep(1000, '[');
     for (const std::string& bad : {std::string("made by hand"), std::string("[1]"), std::string("{}"), deep,
                                    std::string("[{\"program\": 1}]"), "[\"" + std::string(2 << 20, 'x') + "\"]"}) {
-        change_metadata(w.at("model.bin"), w.at("bad.bin"), "provenance", bad);
+        with_metadata(w.at("model.bin"), w.at("bad.bin"), {{"provenance", bad}});
         const std::string info = w.ok("infer bad.bin --info");
         CHECK(info.find("does not say where it comes from") != std::string::npos);
         CHECK(info.find("\nnote      its provenance cannot be read") != std::string::npos);
@@ -264,8 +251,9 @@ TEST_CASE("provenance: one that cannot be read is no reason to refuse a model, a
         w.warned("fold bad.bin folded.bin", "bad.bin': its provenance cannot be read");
         CHECK(provenance_of(w.at("folded.bin")).size() == 1);
     }
-    change_metadata(w.at("model.bin"), w.at("bad.bin"), "provenance",
-                    json({{{"program", "\x1b[2J"}, {"\x1b]0;", {"\x07", 1, nullptr}}, {"sessions", 5}}}).dump());
+    with_metadata(w.at("model.bin"), w.at("bad.bin"),
+                  {{"provenance",
+                    json({{{"program", "\x1b[2J"}, {"\x1b]0;", {"\x07", 1, nullptr}}, {"sessions", 5}}}).dump()}});
     const std::string info = w.ok("infer bad.bin --info");
     CHECK(std::none_of(info.begin(), info.end(), [](char c) { return c != '\n' && c < ' '; }));
     CHECK(info.find("\\x1b[2J") != std::string::npos);
@@ -275,21 +263,21 @@ TEST_CASE("provenance: one that cannot be read is no reason to refuse a model, a
          {std::string("[]"), json({{{"program", "x"}, {"model", 1}, {"sessions", {1, {{"ranks", -1}}}}}}).dump()}) {
         const Workplace other;
         other.ok(kTiny + " -x 4");
-        change_metadata(other.at("model.state.bin"), other.at("model.state.bin"), "provenance", bad);
+        with_metadata(other.at("model.state.bin"), other.at("model.state.bin"), {{"provenance", bad}});
         other.ok("train_gpt -y -x 6");
         CHECK(provenance_of(other.at("model.bin")).size() == 1);
-        change_metadata(other.at("model.state.bin"), other.at("model.state.bin"), "provenance", "{}");
+        with_metadata(other.at("model.state.bin"), other.at("model.state.bin"), {{"provenance", "{}"}});
         other.warned("train_gpt -y -x 8", "model.state.bin': its provenance cannot be read");
     }
     // None at all, and an empty list, are nothing to speak of.
     for (const std::string& none : {std::string(), std::string("[]")}) {
-        change_metadata(w.at("model.bin"), w.at("none.bin"), "provenance", none);
+        with_metadata(w.at("model.bin"), w.at("none.bin"), {{"provenance", none}});
         CHECK(w.ok("infer none.bin --info").find("note") == std::string::npos);
         w.ok("fold none.bin folded.bin");
     }
     // Where a model is carried on by others.
     w.ok(kTiny + " -g norm -o base.bin");
-    change_metadata(w.at("base.bin"), w.at("bad.bin"), "provenance", "{}");
+    with_metadata(w.at("base.bin"), w.at("bad.bin"), {{"provenance", "{}"}});
     w.warned(kTrain + " --init bad.bin -o tuned.bin", "bad.bin': its provenance");
     const Outcome exported = run_program_in(w.path, {"train_gpt", "export", "bad.bin", "hf"});
     CHECK(exported.status == 0);
@@ -324,7 +312,7 @@ TEST_CASE("infer --info: what a model is, of any kind, without running it") {
     w.ok(kTiny + " -g taper-all");
     w.ok("fold model.bin folded.bin --dtype bf16");
     w.ok(kTiny + " -g norm -o base.bin");
-    export_to(w, "base.bin", "hf");
+    w.ok("train_gpt export base.bin hf");
     const json info = json::parse(w.ok("infer folded.bin --info --json"));
     const json expected = {{"model", "folded.bin"},
                            {"foreign", false},

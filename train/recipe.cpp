@@ -156,7 +156,7 @@ double training_bytes(const Config& c, const Settings& s, bool gpu, size_t ranks
 }
 
 double free_memory() {
-    double free = 0;
+    double free = INFINITY;
     std::ifstream info("/proc/meminfo");
     std::string line;
     while (std::getline(info, line)) {
@@ -169,15 +169,14 @@ double free_memory() {
         if (std::sscanf(line.c_str(), "inactive_file %lf", &cached) == 1) break;
     if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit && std::ifstream("/sys/fs/cgroup/memory.current") >> used) {
         used -= cached;
-        free = free > 0 ? std::min(free, std::max(0.0, limit - used)) : limit - used;
+        free = std::min(free, limit - used);
     }
     double pages = 0;  // ulimit -v
     if (rlimit most; getrlimit(RLIMIT_AS, &most) == 0 && most.rlim_cur != RLIM_INFINITY &&
                      std::ifstream("/proc/self/statm") >> pages) {
-        const double left = std::max(0.0, double(most.rlim_cur) - pages * double(sysconf(_SC_PAGESIZE)));
-        free = free > 0 ? std::min(free, left) : left;
+        free = std::min(free, double(most.rlim_cur) - pages * double(sysconf(_SC_PAGESIZE)));
     }
-    return free;
+    return std::isinf(free) ? 0 : std::max(free, 1.0);
 }
 
 }  // namespace tapernorm::train
