@@ -4,6 +4,9 @@
 #include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 #include <unistd.h>
 
 #include <algorithm>
@@ -166,17 +169,28 @@ inline int run_curl(const std::string& url, const std::string& part, const std::
     std::vector<char*> argv;
     for (std::string& word : command) argv.push_back(word.data());
     argv.push_back(nullptr);
-    pid_t child;
-    const int error = posix_spawnp(&child, "curl", nullptr, nullptr, argv.data(), environ);
-    if (error) fail("downloads need the program curl, which cannot run: %s; install it", std::strerror(error));
+    constexpr int kCannotRun = 127;
+    const pid_t child = fork();
+    if (child < 0) fail("downloads need the program curl, which cannot run: %s", std::strerror(errno));
+    if (child == 0) {
+#ifdef __linux__
+        prctl(PR_SET_PDEATHSIG, SIGTERM);  // else it would go on writing where the next prepare begins
+#endif
+        execvp("curl", argv.data());
+        _exit(kCannotRun);
+    }
     int status = 0;
     waitpid(child, &status, 0);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == kCannotRun)
+        fail("downloads need the program curl, which cannot run; install it");
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
 // Downloads to `path` unless it exists. An interrupted download continues from `path`.part. The checksum is ours or the
 // one that Hugging Face sends along (SHA-256 with large files, git's with small ones); without either, only the length is checked.
-inline void download(std::string url, const std::string& path, std::string sha256, const std::string& mirror) {
+// by_hand: whether the file may be put there by hand instead.
+inline void download(std::string url, const std::string& path, std::string sha256, const std::string& mirror,
+                     bool by_hand = true) {
     if (fs::exists(path)) return;
     if (!mirror.empty()) url = mirror + url.substr(url.find('/', url.find("//") + 2));
     OutputFolder folder(fs::path(path).parent_path().string());
@@ -191,9 +205,9 @@ inline void download(std::string url, const std::string& path, std::string sha25
     }
     if (status != 0 || !fs::exists(part))
         fail(
-            "cannot download %s (curl's status %d); try again, which continues where it stopped, or put the file at %s "
-            "yourself, or name another host with --mirror",
-            url.c_str(), status, path.c_str());
+            "cannot download %s (curl's status %d); try again, which continues where it stopped, or %sname another host "
+            "with --mirror",
+            url.c_str(), status, by_hand ? ("put the file at " + path + " yourself, or ").c_str() : "");
     std::string expected = std::move(sha256);
     if (expected.empty()) expected = header_value(headers, "x-linked-etag");
     if (expected.empty()) expected = header_value(headers, "etag");

@@ -313,12 +313,14 @@ void prepare_model(const std::string& place, const PrepareConfig& config, Output
     // The weights come last: before them are files that tell in a second whether the host can be reached.
     for (const char* file : {"config.json", "vocab.json", "merges.txt", "model.safetensors"}) {
         download("https://huggingface.co/" + place + "/resolve/main/" + file, (fs::path(config.out) / file).string(),
-                 "", config.mirror);
+                 "", config.mirror, false);
         folder.keep();
     }
     std::string found;
     try {
-        found = describe(ModelFile::open(config.out)->info());
+        const ModelInfo info = ModelFile::open(config.out)->info();
+        if (!info.vocabulary_problem.empty()) fail("%s", info.vocabulary_problem.c_str());
+        found = describe(info);
     } catch (const Error& error) {
         fail(
             "%s; either the download was damaged, or the host has it so: remove the folder %s, and try again or with another "

@@ -12,6 +12,7 @@
 
 #include "io/files.h"
 #include "io/tokenizer.h"
+#include "io/torch_file.h"
 #include "io/words.h"
 #include "runtime/random.h"
 #include "tests/errors.h"
@@ -953,13 +954,37 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: Parquet, by Arrow itself") {
     CHECK(run({dir + "/A.PARQUET"}).first == 0);
 }
 
+TEST_CASE_FIXTURE(PrepareFixture, "prepare: a download ends with the program that asked for it") {
+    const ProgramInFront curl(dir, "curl",
+                              "echo $$ > '" + dir + "/new' && mv '" + dir + "/new' '" + dir +
+                                  "/pid'; exec sleep 1000\n");
+    const pid_t child = fork();
+    if (child == 0) _exit(run({"openwebtext"}).first);
+    for (int i = 0; i < 5000 && !fs::exists(dir + "/pid"); i++) usleep(1000);
+    REQUIRE(fs::exists(dir + "/pid"));
+    const pid_t pid = std::atoi(read_text(dir + "/pid").c_str());
+    REQUIRE(pid > 0);
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+    const auto runs = [&] {  // or is a zombie, where nobody waits for orphans
+        std::string stat;
+        std::getline(std::ifstream("/proc/" + std::to_string(pid) + "/stat"), stat);
+        return !stat.empty() && stat.find(") Z") == stat.npos;
+    };
+    for (int i = 0; i < 5000 && runs(); i++) usleep(1000);
+    CHECK(!runs());
+    kill(pid, SIGKILL);
+}
+
 TEST_CASE_FIXTURE(PrepareFixture, "prepare: a model of the hub") {
     if (!has_curl()) return;
     const std::string place = dir + "/mirror/openai-community/gpt2/resolve/main/", model = dir + "/gpt2";
     const auto get = [&] {
         return run_program(run_prepare, {"gpt2", "-o", model, "--mirror", "file://" + dir + "/mirror"});
     };
-    CHECK(contains(get().second, "cannot download file://"));
+    const std::string unreachable = get().second;
+    CHECK(contains(unreachable, "cannot download file://"));
+    CHECK(!contains(unreachable, "yourself"));  // the folder, which says whose files these are, does not stay
     CHECK(!fs::exists(model));
     write_file(place + "config.json", "{}");
     write_file(place + "vocab.json", hello.vocab());
@@ -971,6 +996,21 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: a model of the hub") {
     const std::string damaged = get().second;  // a page in place of weights
     CHECK(contains(damaged, "prepare: error: '" + model + "/"));
     CHECK(contains(damaged, "remove the folder '" + model + "', and try again"));
+    // A page in place of the vocabulary.
+    fs::remove_all(model);
+    fs::remove_all(place), fs::create_directories(place);
+    for (const auto& file : fs::directory_iterator("tests/golden/torch")) fs::copy(file, place);
+    {
+        const TorchFile torch(place + "pytorch_model.bin");
+        std::vector<TensorOut> tensors;
+        for (const TensorEntry& e : torch.entries())
+            if (e.dtype == Dtype::F32 && !e.shape.empty()) tensors.push_back({e.name, e.dtype, e.shape, torch.data(e)});
+        write_safetensors(place + "model.safetensors", {}, tensors);
+    }
+    write_file(place + "vocab.json", "<html>"), write_file(place + "merges.txt", "<html>");
+    const std::string page = get().second;
+    CHECK_MESSAGE(contains(page, "vocab.json"), page);
+    CHECK_MESSAGE(contains(page, "remove the folder '" + model + "', and try again"), page);
     // Another model is not taken for this one, whoever made it.
     const auto other = run_program(run_prepare, {"gpt2-xl", "-o", model, "--mirror", "file://" + dir + "/mirror"});
     CHECK(contains(other.second, "expected a new folder, or one that holds gpt2-xl already"));
