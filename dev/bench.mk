@@ -26,6 +26,8 @@ gpu-bench:
 	dev/gpu_bench.sh $(BUILD)/gpu/bench_gpu
 
 plot-env dev-env: %-env:
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo '$@ needs python3 and its venv (Debian, Ubuntu: apt-get install python3-venv)' >&2; exit 1; }
 	python3 -m venv dev/.venv
 	dev/.venv/bin/pip install -r dev/requirements$(if $(filter plot,$*),-plot).txt
 
