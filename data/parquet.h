@@ -39,7 +39,13 @@ try:
         give_up("expected a column of texts named %r (--field), found %s; columns of texts: %s" %
                 (field, "one of type %s" % of[field] if field in of else "none", ", ".join(map(repr, texts)) or "none"))
     for batch in file.iter_batches(batch_size=256, columns=[field]):
-        column = batch.column(0).cast(pyarrow.large_string()).drop_null()
+        column = batch.column(0)
+        if types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if not any(is_kind(column.type) for is_kind in (types.is_string, types.is_large_string, types.is_binary,
+                                                            types.is_large_binary)):
+            column = column.cast(pyarrow.large_string())  # a view
+        column = column.cast(pyarrow.large_binary()).drop_null()  # bytes as they are, UTF-8 or not
         first, count = column.offset, len(column)
         if count == 0:
             continue

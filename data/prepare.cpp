@@ -309,7 +309,7 @@ void prepare_model(const std::string& place, const PrepareConfig& config, Output
         fail(
             "--out: expected a new folder, or one that holds %s already, found %s, which holds something else; name another one",
             config.corpus.c_str(), in_quotes(config.out).c_str());
-    write_text(folder.file("downloaded-from"), ours);
+    if (!fs::exists(origin)) write_text(folder.file("downloaded-from"), ours);
     // The weights come last: before them are files that tell in a second whether the host can be reached.
     for (const char* file : {"config.json", "vocab.json", "merges.txt", "model.safetensors"}) {
         download("https://huggingface.co/" + place + "/resolve/main/" + file, (fs::path(config.out) / file).string(),

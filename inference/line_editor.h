@@ -81,7 +81,7 @@ class LineEditor {
             if (poll(&input, 1, -1) >= 0) return ::read(STDIN_FILENO, &byte, 1) == 1;
             if (errno != EINTR) return false;
 #ifdef TAPERNORM_HAS_EDITOR
-            if (!edit || interrupted) continue;
+            if (!edit || interrupted || ended_by) continue;
             // The terminal has another size, or the program was stopped and comes back to a terminal that the shell has set.
             el_set(edit, EL_PREP_TERM, 0), el_set(edit, EL_PREP_TERM, 1);
             el_resize(edit);
@@ -101,7 +101,7 @@ class LineEditor {
         }
         std::optional<std::string> line = read();
         for (size_t i = 0; i < std::size(kEnds); i++) sigaction(kEnds[i], &before[i], nullptr);
-        if (ended_by) raise(ended_by);
+        if (ended_by) std::printf("\n"), std::fflush(stdout), raise(ended_by);
         return line;
     }
 

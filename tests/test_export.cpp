@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "inference/hellaswag.h"
+#include "tests/errors.h"
 #include "tests/model_in.h"
 #include "tests/run_program.h"
 #include "tests/vocabulary.h"
@@ -187,6 +188,9 @@ TEST_CASE("export: --hf-code writes the modeling file for a plain GPT-2 too, wit
             for (size_t i = 0; i < t.spec.count(); i++) CHECK(std::abs(t.data[i]) < 65504);
         fs::remove_all(w.at("code"));
     }
+    CHECK(contains(w.run("train_gpt export norm.bin", {"two \"words\""}).out, R"(from_pretrained("two \"words\""))"));
+    CHECK(
+        contains(w.run("train_gpt export taper.bin", {"\x1b\\\xc3\xa9"}).out, R"(from_pretrained("\u001b\\\u00e9", )"));
     CHECK(w.ok("train_gpt export taper-all.bin hinted").find("--hf-code") != std::string::npos);
     CHECK(w.ok("train_gpt export norm.bin plainer").find("--hf-code") == std::string::npos);
     w.refused("train_gpt export norm.bin m.gguf --hf-code", {"--hf-code", "m.gguf", "folder"});

@@ -933,7 +933,11 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: Parquet, by Arrow itself") {
         "import pyarrow as pa, pyarrow.parquet as pq, sys\n"
         "a = ['hello', None, '', 'he'] * 150\n"
         "pq.write_table(pa.table({'n': list(range(600)), 'text': a}), sys.argv[1] + '/a.parquet', row_group_size=7)\n"
-        "pq.write_table(pa.table({'text': pa.array(a).dictionary_encode()}), sys.argv[1] + '/b.parquet')\n";
+        "pq.write_table(pa.table({'text': pa.array(a).dictionary_encode()}), sys.argv[1] + '/b.parquet')\n"
+        "b = [b'he\\xff', None]\n"
+        "for i, column in enumerate([pa.array(b), pa.array(b, pa.large_binary()), pa.array(b).dictionary_encode(),\n"
+        "                            pa.array(['hello', None], pa.large_string())]):\n"
+        "    pq.write_table(pa.table({'text': column}), sys.argv[1] + '/type%d.parquet' % i)\n";
     write_file(dir + "/write.py", write);
     if (std::system(("python3 '" + dir + "/write.py' '" + dir + "' 2>/dev/null").c_str()) != 0) {
         MESSAGE("skipped: python3 has no pyarrow");
@@ -948,6 +952,12 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: Parquet, by Arrow itself") {
     CHECK(
         contains(run({dir + "/a.parquet", "--field", "n"}).second,
                  "expected a column of texts named 'n' (--field), found one of type int64; columns of texts: 'text'"));
+    // Bytes are kept, UTF-8 or not.
+    const auto types = run({dir + "/type*.parquet", "--val-tokens", "0"});
+    CHECK_MESSAGE(types.first == 0, types.second);
+    CHECK(tokens_of(out + "/type_train_000001.bin") ==
+          Ids{261, 256, 187, 261, 256, 187, 261, 256, 187, 261, 259});
+    fs::remove_all(out);
     write_file(dir + "/c.parquet", "PAR1\x15");
     CHECK(contains(run({dir + "/c.parquet"}).second, "expected a Parquet file, but Arrow says: "));
     fs::rename(dir + "/a.parquet", dir + "/A.PARQUET");

@@ -345,16 +345,16 @@ void check_fits_gguf(const std::string& in, const ModelInfo& info, const std::st
 }
 
 void print_result(const std::string& dir, const ModelInfo& info, bool plain, double eps) {
+    const std::string python = json(dir).dump(-1, ' ', printable(dir) != dir, json::error_handler_t::replace);
     if (plain) {
-        std::printf("load      GPT2LMHeadModel.from_pretrained(\"%s\")\n", printable(dir).c_str());
+        std::printf("load      GPT2LMHeadModel.from_pretrained(%s)\n", python.c_str());
         if (eps >= kLnFreeEps)
             std::printf(
                 "          (Its LayerNorms divide by 1e6 what their weights multiply by 1e6: fp16 makes it NaN, and fine-tuning "
                 "hardly moves them. --hf-code exports a folder without that.)\n");
         return;
     }
-    std::printf("load      AutoModelForCausalLM.from_pretrained(\"%s\", trust_remote_code=True)\n",
-                printable(dir).c_str());
+    std::printf("load      AutoModelForCausalLM.from_pretrained(%s, trust_remote_code=True)\n", python.c_str());
     if (!fits_gpt2_lm_head_model(info))
         std::printf(
             "          (GPT2LMHeadModel cannot hold this model: it %s. The folder's modeling_tapernorm.py can.)\n",

@@ -86,7 +86,10 @@ std::vector<RecipeLine> recipe(const Settings& given_settings, const Options& gi
     while (tokens > double(grain) && tokens * double(wanted) > budget) tokens /= 2;
     const size_t batch = whole_batch(tokens, grain, !given.given("--batch"));
     std::string why = r.source;
-    if (tokens < double(r.batch))
+    if (tokens * double(wanted) > budget)
+        why += strprintf(" (%zu) halved as far as it goes; %s would be more than %g epochs", r.batch,
+                         counted(wanted, "update").c_str(), kMostEpochs);
+    else if (tokens < double(r.batch))
         why += strprintf(" (%zu) halved until %s are no more than %g epochs", r.batch,
                          counted(wanted, "update").c_str(), kMostEpochs);
     if (double(batch) != tokens)

@@ -68,13 +68,15 @@ def log_softmax(x):
     return torch.log_softmax(torch.tensor(np.array(x)).double(), -1)
 
 
-def check_llama(path, model, folder, limit):
-    """llama.cpp looks GELU up in a table of fp16 (2^-11 relative), where infer computes it in fp32."""
+def check_llama(path, model, folder, bits):
+    """model: the same numbers. llama.cpp looks GELU up in a table of fp16 (2^-11 relative), where infer computes it in fp32; and it
+    rounds what enters a matrix of bf16 to bf16 (2^-9)."""
     text = TEXT.replace("<|endoftext|>", "")[:22]
     out = json.loads(run(sys.executable, ROOT / "dev" / "reference" / "llama_logits.py", path, text))
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.with_suffix(""))
     assert out["tokens"] == tokenizer(text)["input_ids"], (out["tokens"], tokenizer(text)["input_ids"])
-    ours = log_softmax(our_logits(model, out["tokens"], folder))
+    logits = our_logits(model, out["tokens"], folder)
+    ours, limit = log_softmax(logits), 2 * 2.0**-bits * max(10, np.abs(logits).max())
     ids, theirs = torch.tensor(out["top"]).double().unbind(-1)
     error = (ours.gather(-1, ids.long()) - theirs)[theirs > -80].abs().max().item()  # below, its probability is 0 in fp32
     same = (ids[:, 0] == ours.argmax(-1)).double().mean().item()
@@ -99,7 +101,7 @@ def check_model(folder, name, llama):
         limit = limit_for(ours) if dtype == "fp32" else 0.05 * size  # weights of 8 bits
         report(f"{name} {dtype}: from_pretrained(gguf_file)", ours, theirs, limit)
         if llama:
-            check_llama(path, folder / f"{name}.bin", folder, (0.002 if dtype == "fp32" else 0.05) * size)
+            check_llama(path, out, folder, 11 if dtype == "fp32" else 9)
 
 
 def main():
