@@ -65,7 +65,7 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "file", .to = &s.model, .metavar = "MODEL",
            .help = "model.bin or folded.bin, the folder of a Hugging Face GPT-2, or a checkpoint of llm.c"});
     o.add({.short_name = "-p", .long_name = "--prompt", .to = &s.prompt, .metavar = "TEXT",
-           .default_text = "what is typed at a terminal, line by line; without one, or with --samples and the like, the opening of a story",
+           .default_text = "what is typed at a terminal, line by line; without one, or with --samples and the like, the opening of a story (what is piped in is not read)",
            .help = "text to continue"});
     o.add({.long_name = "--tokens", .to = &s.tokens, .metavar = "IDS", .default_text = "none",
            .help = "token ids to continue, such as 1,2,3, instead of a text"});

@@ -196,13 +196,16 @@ inline void download(std::string url, const std::string& path, std::string sha25
     OutputFolder folder(fs::path(path).parent_path().string());
     const std::string part = path + ".part", headers = folder.file(fs::path(path).filename().string() + ".headers");
     int status = run_curl(url, part, headers);
-    constexpr int kBadRange = 33, kBadResume = 36, kHttpError = 22;  // curl's exit codes
+    constexpr int kBadRange = 33, kBadResume = 36, kHttpError = 22, kCannotWrite = 23;  // curl's exit codes
     if ((status == kBadRange || status == kBadResume || status == kHttpError) && fs::exists(part) &&
         fs::file_size(part) > 0) {
         std::fprintf(stderr, "the download cannot be continued; starting over\n");
         fs::remove(part);
         status = run_curl(url, part, headers);
     }
+    if (status == kCannotWrite)
+        fail("cannot download %s: cannot write %s; is the disk full? What is there stays: make room and try again",
+             url.c_str(), part.c_str());
     if (status != 0 || !fs::exists(part))
         fail(
             "cannot download %s (curl's status %d); try again, which continues where it stopped, or %sname another host "

@@ -38,7 +38,7 @@ try:
     if field not in texts:
         give_up("expected a column of texts named %r (--field), found %s; columns of texts: %s" %
                 (field, "one of type %s" % of[field] if field in of else "none", ", ".join(map(repr, texts)) or "none"))
-    for batch in file.iter_batches(batch_size=256, columns=[field]):
+    for batch in file.iter_batches(batch_size=64, columns=[field]):
         column = batch.column(0)
         if types.is_dictionary(column.type):
             column = column.dictionary_decode()
@@ -59,6 +59,8 @@ try:
     out.flush()
 except BrokenPipeError:  # nobody wants to read on
     os._exit(0)
+except MemoryError as error:
+    give_up("there is too little memory to read it (%s)" % (str(error).splitlines() or [""])[0])
 except (pyarrow.ArrowException, OSError) as error:
     give_up("expected a Parquet file, but Arrow says: " + (str(error).splitlines() or [""])[0])
 )python";
@@ -92,7 +94,7 @@ class ParquetReader : public DocumentReader {
         if (got == 0) return false;
         if (got == sizeof count && count < 0)
             fail("%s: %s", source_.name().c_str(), printable(source_.read_all()).c_str());
-        if (got < sizeof count || count > 256) broken_off();
+        if (got < sizeof count || count > 64) broken_off();
         begins_.resize(size_t(count) + 1), at_ = 0;
         read(reinterpret_cast<char*>(begins_.data()), begins_.size() * sizeof begins_[0]);
         return true;

@@ -22,9 +22,9 @@ nlohmann::ordered_json info_json(const ModelFile& file) {
                                 {"norm_eps", c.eps},
                                 {"gate_mode", gate_mode_name(c.mode)},
                                 {"gate", info.gate},
-                                {"step", info.step},
                                 {"folded", fold_name(c.fold)},
                                 {"dtype", info.dtype}};
+    if (!file.foreign()) j["step"] = info.step;
     if (c.bound > 0) j["bound"] = c.bound;
     if (c.bound > 0 && c.final_bound > 0) j["final_bound"] = c.final_bound;
     if (c.first_apart) j["first_positions"] = "apart";
@@ -41,7 +41,7 @@ std::string info_text(const ModelFile& file) {
     const auto row = [&](const char* name, const std::string& value) {
         text += strprintf("%-10s%s\n", name, value.c_str());
     };
-    row("file", printable(file.path()) + (file.foreign() ? ", by another program" : ""));
+    row("file", printable(file.path()) + (file.foreign() ? ", in another program's format" : ""));
     row("model", describe(info));
     row("norms", strprintf("%s, epsilon %g; gate %.6g, folded: %s", norm_name(info.config.norm), info.config.eps,
                            info.gate, fold_name(info.config.fold)));

@@ -77,6 +77,13 @@ void check_place(const std::string& path, const std::string& folder) {
                  in_quotes(path).c_str(), kernel);
 }
 
+void check_folder(const std::string& path, const std::string& folder) {
+    std::error_code ignored;
+    if (!fs::exists(folder, ignored))
+        fail("cannot write %s: the directory %s does not exist; create it first (mkdir -p)", in_quotes(path).c_str(),
+             in_quotes(folder).c_str());
+}
+
 int open_regular(const std::string& path, int flags) {
     const int fd = open(path.c_str(), flags | O_CLOEXEC | O_NONBLOCK, 0666);
     struct stat info;
@@ -146,6 +153,7 @@ AtomicFile::AtomicFile(const std::string& path, double patience) : path_(path) {
     if (!exists && target_.back() == '/')
         fail("cannot write %s: it names a directory; name a file in it", in_quotes(path).c_str());
 
+    check_folder(path, directory_of(target_));
     const auto begin = std::chrono::steady_clock::now();
     while ((fd_ = open_temporary(temporary_)) < 0 && errno == EWOULDBLOCK) {
         if (std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() >= patience)
@@ -154,9 +162,6 @@ AtomicFile::AtomicFile(const std::string& path, double patience) : path_(path) {
                 in_quotes(path).c_str(), patience));
         std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
-    if (fd_ < 0 && errno == ENOENT)
-        fail("cannot write %s: the directory %s does not exist; create it first (mkdir -p)", in_quotes(path).c_str(),
-             in_quotes(directory_of(target_)).c_str());
     if (fd_ < 0 && (errno == EEXIST || errno == EISDIR || errno == ELOOP || errno == ENXIO))
         fail(
             "cannot write %s: could not create %s: %s; the programs keep this name for themselves: remove what is there",

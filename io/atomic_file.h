@@ -41,6 +41,8 @@ class AtomicFile {
 
 // Fails if `path`, to be written in `folder`, would be among devices or processes (/dev/shm holds files like any disk).
 void check_place(const std::string& path, const std::string& folder);
+// Fails if that folder does not exist.
+void check_folder(const std::string& path, const std::string& folder);
 
 // Like open() and rename(), with -1 and errno, for the few files that AtomicFile is not for. Another thing than a regular file
 // is EEXIST, and no pipe makes the program wait.

@@ -204,6 +204,10 @@ TEST_CASE("recipe: -e chooses it, shows it, keeps it; --dry-run writes nothing")
     const auto files = [&] { return std::distance(std::filesystem::directory_iterator(w.path), {}); };
     const auto before = files();
     const std::string dry = w.ok(small + " --dry-run");
+    w.refused("train_gpt -i corpus.txt -e d6 -t 16 -b 1 -d 16 -x 2 --dry-run -o nowhere/six", {"nowhere", "mkdir -p"});
+    write_file(w.at("other.bin"), "no model of ours");
+    w.refused("train_gpt -i corpus.txt -e d6 -t 16 -b 1 -d 16 -x 2 --dry-run -o other", {"other.bin", "is not a model"});
+    std::filesystem::remove(w.at("other.bin"));
     CHECK(files() == before);
     CHECK(dry.find(" tok/s, ") != std::string::npos);
     for (const char* part : {"recipe    d6", "--lr ", "0.46 / channels", "estimate  2 updates of 1 micro-batch ",

@@ -955,8 +955,7 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: Parquet, by Arrow itself") {
     // Bytes are kept, UTF-8 or not.
     const auto types = run({dir + "/type*.parquet", "--val-tokens", "0"});
     CHECK_MESSAGE(types.first == 0, types.second);
-    CHECK(tokens_of(out + "/type_train_000001.bin") ==
-          Ids{261, 256, 187, 261, 256, 187, 261, 256, 187, 261, 259});
+    CHECK(tokens_of(out + "/type_train_000001.bin") == Ids{261, 256, 187, 261, 256, 187, 261, 256, 187, 261, 259});
     fs::remove_all(out);
     write_file(dir + "/c.parquet", "PAR1\x15");
     CHECK(contains(run({dir + "/c.parquet"}).second, "expected a Parquet file, but Arrow says: "));
@@ -992,6 +991,10 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: a model of the hub") {
     const auto get = [&] {
         return run_program(run_prepare, {"gpt2", "-o", model, "--mirror", "file://" + dir + "/mirror"});
     };
+    {
+        const ProgramInFront curl(dir, "curl", "exit 23\n");
+        CHECK(contains(get().second, "cannot write " + model + "/config.json.part; is the disk full?"));
+    }
     const std::string unreachable = get().second;
     CHECK(contains(unreachable, "cannot download file://"));
     CHECK(!contains(unreachable, "yourself"));  // the folder, which says whose files these are, does not stay

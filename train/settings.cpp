@@ -502,7 +502,8 @@ void check_outputs(const Settings& s) {
     const std::string_view start = start_of(model, 9);
     if (start.size() == 9 && start[8] != '{' && start.find_first_not_of('\0') != start.npos)
         fail("--out: %s exists and is not a model; expected another name", in_quotes(s.out).c_str());
-    for (const std::string& out : {s.out, state, log, settings_file}) check_writable(out);
+    for (const std::string& out : {s.out, state, log, settings_file})
+        s.dry_run ? check_folder(out, std::filesystem::absolute(out).parent_path().string()) : check_writable(out);
     // What a run has left there is set aside; what cannot be a run's stays.
     std::error_code ignored;
     const auto in_the_way = std::filesystem::symlink_status(new_log_path(s.out), ignored);

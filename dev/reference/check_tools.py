@@ -17,7 +17,7 @@ import os
 import pathlib
 import tempfile
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1", "LMEVAL_LOG_LEVEL": "ERROR"}
 
 import numpy as np
 import torch
@@ -90,6 +90,8 @@ def check_transformer_lens(folder):
 
 
 if __name__ == "__main__":
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as temporary:
         check_lm_eval(pathlib.Path(temporary))
         check_transformer_lens(pathlib.Path(temporary))
