@@ -548,6 +548,15 @@ void replace_provenance(const std::string& path, const std::string& content, con
     write_safetensors(path, metadata, tensors, {.checksum = true});
 }
 
+bool is_finished_model(const std::string& path, const std::string& content, size_t updates) try {
+    const SafetensorsFile file(path, FileUse::own);
+    file.verify();
+    return content_checksum(file.metadata()) == content &&
+           validated_update(read_provenance(file.metadata())) == updates;
+} catch (const Error&) {
+    return false;
+}
+
 void save_model(const std::string& path, const ModelInfo& info, const GptTensors<float>& tensors, Dtype dtype) {
     ModelImage(info, tensors, dtype).write(path);
 }

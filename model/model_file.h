@@ -166,6 +166,9 @@ void save_model(const std::string& path, const ModelInfo& info, const GptTensors
 // Writes the file again, as a whole, with another provenance. Fails where it is no longer the model with this content.
 void replace_provenance(const std::string& path, const std::string& content, const std::string& provenance);
 
+// Whether the file is whole, has this content, and was validated after so many updates.
+bool is_finished_model(const std::string& path, const std::string& content, size_t updates);
+
 // The scales of all tapering sites. file_of: the file that has a tensor of this name, or whose error says that it is missing.
 std::vector<TaperScale> read_scales(const Config& config,
                                     const std::function<const TensorFile&(const std::string&)>& file_of);

@@ -142,6 +142,13 @@ std::string without_last_step(const std::string& provenance, ProvenanceStep& las
     return steps.empty() ? "" : dumped(steps);
 }
 
+size_t validated_update(const std::string& provenance) {
+    const ordered_json steps = steps_of(provenance);
+    if (steps.empty() || !steps.back().contains("validation")) return 0;
+    const ordered_json& validation = steps.back()["validation"];
+    return validation.is_object() ? count_in(validation, "update") : 0;
+}
+
 std::string provenance_text(const std::string& provenance) {
     std::string text;
     for (const ordered_json& step : steps_of(provenance)) {

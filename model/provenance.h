@@ -57,6 +57,9 @@ inline constexpr const char* kProvenanceRefused =
 // That of a run's state as before its last step, and of that step what a run that resumes keeps: its model and sessions.
 std::string without_last_step(const std::string& provenance, ProvenanceStep& last);
 
+// The updates after which its last step was validated; 0 if it was not.
+size_t validated_update(const std::string& provenance);
+
 // For people, printable, one line per fact; "" for none.
 std::string provenance_text(const std::string& provenance);
 

@@ -37,7 +37,8 @@ struct Run {
     std::string earlier_steps = {};                  // of the model that it began from
     bool provenance_refused = false;                 // of that model, or of the state
     std::string saved_content = {};                  // of the model as it was written last
-    std::string device = {};                         // in words
+    bool model_stands = false;      // it was there already, validation and all, and is not written again
+    std::string device = {};        // in words
     bool first_checkpoint = false;  // of a fresh run, still to come: until then an earlier run keeps its files
     bool newer_model = false;       // the model of the run that resumes is newer than the state: it is still to be kept
     bool new_log = false;           // there is an earlier one: until then, the log is at new_log_path

@@ -287,7 +287,7 @@ std::string provenance_now(const Trainer<Device, Real>& t, const Run& run) {
 // Adds the final validation to the model's file. Without it the model is whole: what prevents it is a warning.
 template <class Device, class Real>
 void add_validation(const Trainer<Device, Real>& t, const Run& run) {
-    if (!t.model.ranks.first()) return;
+    if (!t.model.ranks.first() || run.model_stands) return;
     try {
         replace_provenance(t.settings.out, run.saved_content, provenance_now(t, run));
     } catch (const Error& error) {
@@ -298,7 +298,7 @@ void add_validation(const Trainer<Device, Real>& t, const Run& run) {
 // The state first, which names the model that belongs to it: a crash between the two leaves a state from which the model is
 // written again, and a model that fold and infer recognize as older. Rank 0 writes; the others give it what they alone have,
 // all of it before the first file, which may fail on rank 0. last: see write_last.
-// changed: else the state on the disk is this one, and only the model is written.
+// changed: else the state on the disk is this one, and only the model is written, if it is not there as it should be.
 template <class Device, class Real>
 void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool changed = true) {
     Gpt<Device, Real>& model = t.model;
@@ -317,6 +317,7 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool
             image.emplace(info, host->tensors);
         metadata["model"] = run.saved_content = image->content();
         metadata["provenance"] = info.provenance;
+        run.model_stands = !changed && is_finished_model(out, run.saved_content, t.step);
         if (const std::string before = content_of(out); !before.empty()) metadata["model_before"] = before;
     }
     const auto state = gather_state(t, run.arguments, metadata);
@@ -336,7 +337,8 @@ void save_checkpoint(Trainer<Device, Real>& t, Run& run, bool last = false, bool
     };
     const auto write_model = [&] {
         own_name();
-        image->write(out, [&] { ready(), write_settings(settings_path(out), run.settings_file); });
+        if (!run.model_stands)
+            image->write(out, [&] { ready(), write_settings(settings_path(out), run.settings_file); });
         replace_logs(run, t.settings);
     };
     if (last) return write_last(run.checkpoints, write_state, write_model);
