@@ -430,6 +430,7 @@ void prepare(PrepareConfig config) {
         for (const char* ending : {".gz", ".xz", ".zst", ".txt", ".jsonl", ".tar", ".parquet"})
             if (name.ends_with(ending)) name.resize(name.size() - std::strlen(ending));
         std::erase_if(name, [](char c) { return std::strchr("*?[]", c) != nullptr; });
+        while (!name.empty() && std::strchr("-_.", name.back())) name.pop_back();  // of "posts_*.txt"
         if (name.empty()) name = "corpus";
     }
     if (config.out.empty()) config.out = "data/" + name;

@@ -21,7 +21,7 @@ bench: deps
 # From the trainer's own code.
 $(BUILD)/gpu/bench_gpu: $(BUILD)/gpu/dev/bench_gpu.o $(TRAIN) $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(GPU_LIBS) -o $@
-gpu-bench:
+gpu-bench: need-nvcc
 	$(MAKE) $(BUILD)/gpu/bench_gpu infer bench_infer GPU=native
 	dev/gpu_bench.sh $(BUILD)/gpu/bench_gpu
 

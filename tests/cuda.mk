@@ -63,7 +63,7 @@ TESTED = $(addprefix $(BIN)/,$(PROGRAMS))
 # ---- on the CPU, through the stand-in -------------------------------------------------------------------------------
 # tests/emu is a project of its own: a static library that stands in for CUDA's, with its own tests. EMU_SANITIZE=address or
 # thread builds it, the kernels and their tests for that sanitizer.
-.PHONY: emu-kernels emu-test emu-schedules emu-asan emu-tsan cuda-compile-check program-test kernel-table gpu-test
+.PHONY: emu-kernels emu-test emu-schedules emu-asan emu-tsan cuda-compile-check program-test kernel-table gpu-test need-nvcc
 EMU_SANITIZE ?= $(SANITIZE)
 EMU = $(BUILD)/emu$(EMU_SANITIZE:%=-%)
 # Relative paths: a checkout may be in a folder whose name has a space, which no target of make may have.
@@ -150,6 +150,8 @@ NVCC_GPU = $(NVCC) -O3 $(NVCC_FLAGS) $(GPU_FLAGS)
 $(eval $(call objects,$(BUILD)/gpu,$(NVCC_GPU) -x cu,$(NVCC_GPU)))
 $(BUILD)/gpu/run_cuda_tests: $(CUDA_TESTS:%.cpp=$(BUILD)/gpu/%.o) $(BUILD)/tests/main.o $(TRAIN) $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(GPU_LIBS) -o $@
-gpu-test:
+need-nvcc:
+	@$(if $(HAVE_CUDA),:,echo "this target needs nvcc and cuBLASLt (CUDA 12 or later), which are not in $(CUDA_HOME): set CUDA_HOME" >&2; exit 1)
+gpu-test: need-nvcc
 	$(MAKE) $(BUILD)/gpu/run_cuda_tests $(PROGRAMS) bench_infer GPU=native
 	dev/gpu_test.sh $(BUILD)/gpu/run_cuda_tests
