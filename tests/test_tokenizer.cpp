@@ -770,7 +770,7 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare and bpe_train: what a refused command
                    "cannot make the folder"));
     // Shards to train on that are whole are worth keeping.
     CHECK(run({dir + "/a_*.jsonl", "--val-tokens", "1", "--shard-tokens", "1"}).first == 1);
-    CHECK(fs::exists(out + "/a__train_000001.bin"));
+    CHECK(fs::exists(out + "/a_train_000001.bin"));
     CHECK(fs::exists(out + "/vocab.json"));
 }
 
