@@ -24,9 +24,18 @@ train_and_fold() {
     train "$@"
     "$bin/fold" "$work/model.bin" "$work/folded.bin" --threads 1 > /dev/null
 }
+exported() { # exported MODEL SEED [FLAG...]: a folder for transformers
+    rm -rf "$work/hf"
+    "$bin/train_gpt" export "$work/$1.bin" "$work/hf" "${@:3}" > /dev/null
+    seed "$work/hf/model.safetensors" "$work/weights"
+    { tr -d '\n' < "$work/hf/config.json"; printf '\xff'; cat "$work/weights"; } > "$seeds/foreign_model/exported-$2"
+}
 for norm in layernorm rmsnorm; do
     train_and_fold taper $norm --bound 0.3
-    for kind in model folded; do seed "$work/$kind.bin" "$seeds/model/bound-$norm-$kind"; done
+    for kind in model folded; do
+        seed "$work/$kind.bin" "$seeds/model/bound-$norm-$kind"
+        exported $kind bound-$norm-$kind
+    done
     seed "$work/model.state.bin" "$seeds/state/bound-$norm"
     for steps in 1 2; do
         train taper $norm --bound 0.3 --calibration channels+first --gate-warmup 2 --gate-end 6 -x $steps
@@ -34,10 +43,13 @@ for norm in layernorm rmsnorm; do
     done
     { printf B; cat "$seeds/state/bound-$norm"; } > "$seeds/state/B-bound-$norm"
 done
+train_and_fold norm layernorm
+exported folded own-head # which GPT2LMHeadModel has where lm_head is not wte
 for gate in norm taper taper-all; do
     for norm in layernorm rmsnorm; do
         train_and_fold $gate $norm
         for kind in model folded; do
+            exported $kind $gate-$norm-$kind --hf-code
             seed "$work/$kind.bin" "$seeds/model/$gate-$norm-$kind"
             cp "$work/$kind.bin" "$seeds/safetensors/$gate-$norm-$kind"
         done
