@@ -16,6 +16,9 @@ seed() { # seed <file> <seed>
     length=$(od -An -tu8 -N8 "$1" | tr -d ' ')
     { head -c $((8 + length)) "$1" | tail -c +9 | sed 's/ *$//' | tr -d '\n'; printf '\xff'; tail -c +$((9 + length)) "$1"; } > "$2"
 }
+without_metadata() { # [CHANGE OF THE HEADER], for sed: the metadata say that it is a model of this program
+    LC_ALL=C sed -E 's/"__metadata__":\{("([^"\\]|\\.)*":"([^"\\]|\\.)*",?)*\},?//' | LC_ALL=C sed "${1:-}"
+}
 train() { # train GATE NORM [FLAG...]: a tiny model and its state
     "$bin/train_gpt" --device cpu --threads 1 -i "$work/corpus.txt" -o "$work/model.bin" -b 1 -x 4 --gate-warmup 1 --gate-end 3 \
         -m 1 -g "$1" --norm "$2" --n-layer 1 --n-embd 2 --n-head 1 -t 4 "${@:3}" > /dev/null
@@ -28,7 +31,7 @@ exported() { # exported MODEL SEED [FLAG...]: a folder for transformers
     rm -rf "$work/hf"
     "$bin/train_gpt" export "$work/$1.bin" "$work/hf" "${@:3}" > /dev/null
     seed "$work/hf/model.safetensors" "$work/weights"
-    { tr -d '\n' < "$work/hf/config.json"; printf '\xff'; cat "$work/weights"; } > "$seeds/foreign_model/exported-$2"
+    { tr -d '\n' < "$work/hf/config.json"; printf '\xff'; without_metadata < "$work/weights"; } > "$seeds/foreign_model/exported-$2"
 }
 for norm in layernorm rmsnorm; do
     train_and_fold taper $norm --bound 0.3
@@ -71,7 +74,7 @@ done
 foreign() { # foreign NAME LETTERS [CHANGE OF config.json [CHANGE OF THE HEADER]], for sed
     { printf '%s' "$2"; printf '%s' '{"model_type":"gpt2","n_layer":1,"n_embd":2,"n_head":1,"n_positions":4,"vocab_size":256,' \
         '"activation_function":"gelu_new","layer_norm_epsilon":1e-05,"n_inner":null}' | sed "${3:-}"; printf '\xff'
-        LC_ALL=C sed 's/"__metadata__":{[^}]*},//'"${4:+;$4}" "$seeds/model/norm-layernorm-model"; } > "$seeds/foreign_model/$1"
+        without_metadata "${4:-}" < "$seeds/model/norm-layernorm-model"; } > "$seeds/foreign_model/$1"
 }
 foreign hugging-face ''
 foreign masks '' '' 's/"transformer.h.0.ln_1.weight":\([^}]*\)}/&,"transformer.h.0.attn.bias":\1}/'
@@ -120,7 +123,7 @@ sed 's/"type":"BPE"/&,"end_of_word_suffix":"_"/' "$seeds/tokenizer/json" > "$see
 for line in '--bound=1e-7' '--calibration=channels+first --bound=0' '--distill=1' '-b 1048576 -t 99999 --n-layer 99 --n-embd 9999 --n-head 1'; do
     printf '%s\n' $line > "$seeds/options/line-$((i += 1))"
 done
-printf '%s\n' -i corpus.txt -e d12 -d 32 --gate-warmup 5% -k wsd --no-shuffle -l=3e-4 > "$seeds/options/line"
+printf '%s\n' -i corpus.txt -b 2 -t 16 -d 64 --gate-warmup 5% -k wsd --no-shuffle --lr=3e-4 > "$seeds/options/line"
 # Bytes of tests/fuzz/logits_case.h: every norm, gate and fold, the last with a bound too.
 for norm in 0 1; do for mode in 0 1 2; do for fold in 0 1 2 3 4 6 7; do
     printf "\\x1\\x1\\x$((mode + 3))\\x$((40 + fold))\\x30\\x$norm\\x$mode\\x$fold\\x$((mode))\\x3The cat sat" > "$seeds/instruction_sets/$norm$mode$fold"

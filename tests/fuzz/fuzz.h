@@ -74,11 +74,15 @@ inline std::string with_checksum(std::string bytes) {
     return bytes.replace(place, digits, strprintf("%016llx", (unsigned long long)sum.value()));
 }
 
+inline size_t inputs_read = 0, inputs_taken = 0;  // by a reader
+
 // Runs a reader. Its error message must be one line without control characters, whatever the file held.
 template <class F>
 int expect_clean(F&& read) {
+    inputs_read++;
     try {
         read();
+        inputs_taken++;
     } catch (const Error& e) {
         if (printable(e.what()) != e.what()) {
             std::fprintf(stderr, "control character in the message: %s\n", e.what());

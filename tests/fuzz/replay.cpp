@@ -2,6 +2,8 @@
 // same.
 //
 //   fuzz_state RUNS FOLDER...
+//
+// A tenth of the first folder, the seeds, must be whole files that are taken: what is damaged from the start reaches little.
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -95,14 +97,19 @@ using namespace tapernorm;
 int main(int argc, char** argv) {
     start_program();
     if (argc < 3) return std::fprintf(stderr, "usage: %s RUNS FOLDER...\n", argv[0]), 1;
-    std::vector<std::filesystem::path> paths;
     std::error_code missing;  // not every target has a kept corpus
-    for (int i = 2; i < argc; i++)
-        for (const auto& entry : std::filesystem::directory_iterator(argv[i], missing)) paths.push_back(entry.path());
-    std::sort(paths.begin(), paths.end());
     std::vector<std::string> seeds;
-    for (const auto& path : paths) run(seeds.emplace_back(bytes_of(path)));
-    if (seeds.empty()) return std::fprintf(stderr, "%s: no file\n", argv[2]), 1;
+    for (int i = 2; i < argc; i++) {
+        std::vector<std::filesystem::path> paths;
+        for (const auto& entry : std::filesystem::directory_iterator(argv[i], missing)) paths.push_back(entry.path());
+        std::sort(paths.begin(), paths.end());
+        for (const auto& path : paths) run(seeds.emplace_back(bytes_of(path)));
+        if (seeds.empty()) return std::fprintf(stderr, "%s: no file\n", argv[2]), 1;
+        if (i == 2 && inputs_taken * 10 < inputs_read)
+            return std::fprintf(stderr, "%s: expected a tenth of its files to be taken, found %zu of %zu\n", argv[2],
+                                inputs_taken, inputs_read),
+                   1;
+    }
     const size_t runs = std::stoul(argv[1]);
     for (size_t i = 0; i < runs; i++) {
         Random random{i};
@@ -118,5 +125,5 @@ int main(int argc, char** argv) {
         }
         run(input);
     }
-    std::fprintf(stderr, "%s: %zu files, %zu changed ones\n", argv[0], seeds.size(), runs);
+    std::fprintf(stderr, "%s: %zu files, %zu changed ones; %zu taken\n", argv[0], seeds.size(), runs, inputs_taken);
 }
