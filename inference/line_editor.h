@@ -138,8 +138,11 @@ class LineEditor {
     static int read_character(EditLine* edit, wchar_t* character) {
         std::mbstate_t state{};
         for (char byte; read_byte(byte, edit);) {
-            // Ctrl-D, typed while the terminal was still, or again, in the mode of the shell.
-            if (byte == '\0') byte = '\x04';
+            if (byte == '\0') {  // Ctrl-D, typed while the terminal was still, or again, in the mode of the shell
+                const LineInfo* line = el_line(edit);
+                if (line->lastchar > line->buffer) continue;  // Ctrl-Space
+                byte = '\x04';
+            }
             const size_t length = std::mbrtowc(character, &byte, 1, &state);
             if (length == size_t(-2)) continue;  // the rest of it is to come
             if (length != size_t(-1)) return 1;

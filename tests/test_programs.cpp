@@ -696,6 +696,21 @@ TEST_CASE(
     CHECK(shown.find("\\x") != std::string::npos);
 }
 
+TEST_CASE("infer at a terminal: Ctrl-Space within a line does nothing") {
+    const Workplace w;
+    w.ok(kTiny);
+    Talk talk(w, "infer model.bin -n 9 --seed 4");
+    talk.expect("> ");
+    talk.program.type("The" + std::string(1, '\0') + " cat");
+    talk.expect("cat");
+    talk.program.type("\n");
+    talk.expect("\nThe cat");
+    talk.expect("9 generated in");
+    talk.expect("> ");
+    talk.program.type("\x04");
+    CHECK(talk.program.finish().status == 0);
+}
+
 TEST_CASE("infer at a terminal: Ctrl-D typed while a text is printed ends the program behind it") {
     const Workplace w;
     w.ok(kTiny);
