@@ -701,9 +701,9 @@ TEST_CASE("infer at a terminal: Ctrl-Space within a line does nothing") {
     w.ok(kTiny);
     Talk talk(w, "infer model.bin -n 9 --seed 4");
     talk.expect("> ");
-    talk.program.type("The" + std::string(1, '\0') + " cat");
+    talk.program.type("The cat");
     talk.expect("cat");
-    talk.program.type("\n");
+    talk.program.type(std::string("\x01\0\n", 3));  // Ctrl-A: at the first letter
     talk.expect("\nThe cat");
     talk.expect("9 generated in");
     talk.expect("> ");
