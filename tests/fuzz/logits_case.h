@@ -20,10 +20,15 @@ struct LogitsCase {
         const auto below = [&](size_t limit) {
             return at < bytes.size() ? static_cast<unsigned char>(bytes[at++]) % limit : 0;
         };
-        config.L = 1 + below(3), config.NH = 1 + below(4), config.C = config.NH * (1 + below(20));
+        // From 1 to `usual`, one time in 16 up to `limit`: tails and blocks of every size, and most cases quick.
+        const auto size = [&](size_t usual, size_t limit) {
+            const size_t byte = below(256);
+            return byte < 240 ? 1 + byte % usual : usual + (byte - 239) * (limit - usual) / 16;
+        };
+        config.L = size(2, 3), config.NH = size(3, 4), config.C = config.NH * size(9, 20);
         // A norm of one or two channels is a step, from -1 to 1 where the first is zero: there rounding has no bound.
         if (config.C < 3) config.C = 3 * config.NH;
-        config.V = 2 + below(150), config.T = 1 + below(200);
+        config.V = 1 + size(35, 150), config.T = size(24, 200);
         config.norm = NormKind(below(2)), config.mode = GateMode(below(3));
         const size_t fold = below(8);
         config.fold = Fold(fold % 4);
