@@ -8,9 +8,9 @@
 #include <cstdlib>
 #include <new>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "runtime/cores.h"
 #include "runtime/error.h"
 
 namespace tapernorm {
@@ -72,13 +72,12 @@ struct Cpu {
 
     int threads;
     Isa isa;
+    const char* why_threads;       // so many, where that is not the user's choice; "" for all cores
     const char* memory_hint = "";  // what this program's user can do about too little memory, for the error
 
     explicit Cpu(int threads_ = 0, Isa isa_ = best_isa())
-        : threads(threads_ > 0 ? threads_ : int(std::thread::hardware_concurrency())), isa(isa_),
-          scratch_(size_t(std::max(threads, 1)) + 1) {
-        if (threads < 1) threads = 1;
-    }
+        : threads(threads_ > 0 ? threads_ : cores_to_use().count), isa(isa_),
+          why_threads(threads_ > 0 ? "" : cores_to_use().why), scratch_(size_t(threads) + 1) {}
 
     // Scratch memory for one thread: at least `bytes`, 64-byte aligned, valid until that thread's next call. It grows to the
     // largest need and stays, so that the training loop allocates nothing.

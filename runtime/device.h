@@ -31,10 +31,11 @@ inline DeviceChoice choose_device(const std::string& flag, const std::string& wa
 #endif
 }
 
-// "cpu: 8 threads, AVX-512; built without CUDA"
+// "cpu: 8 threads, AVX-512; built without CUDA", "cpu: 2 threads (the control group's CPU quota), AVX-512; ..."
 inline std::string describe(const Cpu& cpu, const DeviceChoice& choice) {
-    return strprintf("cpu: %s, %s; %s", counted(size_t(cpu.threads), "thread").c_str(), isa_name(cpu.isa),
-                     choice.why.c_str());
+    const std::string why = *cpu.why_threads ? strprintf(" (%s)", cpu.why_threads) : "";
+    return strprintf("cpu: %s%s, %s; %s", counted(size_t(cpu.threads), "thread").c_str(), why.c_str(),
+                     isa_name(cpu.isa), choice.why.c_str());
 }
 
 }  // namespace tapernorm

@@ -11,6 +11,7 @@
 #include "io/claims.h"
 #include "io/files.h"
 #include "model/model_file.h"
+#include "runtime/cores.h"
 #include "runtime/error.h"
 #include "train/checkpoints.h"
 #include "train/run_files.h"
@@ -397,7 +398,7 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
     complete.settings.depth.clear();  // the sizes say the shape
     complete.settings.resume = complete.settings.overwrite = complete.settings.dry_run = false;
     settle_gate(s);
-    if (ranks.size > 1 && s.threads == 0) s.threads = size_t(threads_for_rank(ranks.local_size));
+    if (ranks.size > 1 && s.threads == 0) s.threads = size_t(cores_to_use(ranks.local_size).count);
     return complete;
 }
 

@@ -1,6 +1,5 @@
 #include "train/ranks/ranks.h"
 
-#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -229,13 +228,6 @@ void Ranks::set_time_limit(double seconds) {
 }
 
 std::string Ranks::describe() const { return strprintf("rank %d of %d", rank, size); }
-
-int threads_for_rank(int local_size) {
-    cpu_set_t allowed;
-    const int online = int(sysconf(_SC_NPROCESSORS_ONLN));
-    const int mine = sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : online;
-    return std::max(1, std::min(mine, online / local_size));
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What ranks tell one another: through rank 0

@@ -70,9 +70,6 @@ inline Ranks& single_rank() {
     return ranks;
 }
 
-// CPU threads for each of `local_size` ranks of one machine: the cores that it may use, shared out.
-int threads_for_rank(int local_size);
-
 // Where this process stands by its environment variables; size 1 where nothing started it together with others.
 struct Place {
     int rank = 0, size = 1, local_rank = 0, local_size = 1;
