@@ -400,7 +400,8 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
 
     if (!tokenizer.empty() && sample.empty())
         fail("--tokenizer: expected --clamp-sample, whose text it is for, found none; leave it out");
-    if (!sample.empty()) model = with_bounds_from(dev, *model, sample, tokenizer, in, text);
+    if (!sample.empty())
+        model = with_team(dev, [&] { return with_bounds_from(dev, *model, sample, tokenizer, in, text); });
 
     Model64 exact(dev, *model);
     ModelInfo info = model->info;
@@ -411,10 +412,13 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     fold_model(folded_exact, exact, model->info.scales);
     HostModel folded(dev, info);
     copy_tensors(tensor_list(info.config, folded_exact.tensors), tensor_list(info.config, folded.tensors));
-    const Check result = check(dev, *model, exact, folded, folded_exact, info.config.bound);
+    const auto check_with = [&](double bound) {
+        return with_team(dev, [&] { return check(dev, *model, exact, folded, folded_exact, bound); });
+    };
+    const Check result = check_with(info.config.bound);
     print(result, text);
     // Few rows of the probe reach the bound. A lower one, that most of them reach, must fold as well.
-    if (info.config.clamps()) check(dev, *model, exact, folded, folded_exact, 0.5);
+    if (info.config.clamps()) check_with(0.5);
     MappedFile::check_all();
     info.provenance = add_step(info.provenance, step);
     const ModelImage image(info, folded.tensors, dtype == "bf16" ? Dtype::BF16 : Dtype::F32);

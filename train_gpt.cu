@@ -756,7 +756,7 @@ constexpr const char* kMemoryHint = "use a smaller -b (batch) or -t (sequence le
                                      : run_training<Cuda, bf16>(cuda, s, run, ranks);
     }
 #endif
-    return run_training<Cpu, float>(cpu, s, run, ranks);
+    return with_team(cpu, [&] { return run_training<Cpu, float>(cpu, s, run, ranks); });
 }
 
 }  // namespace tapernorm::train

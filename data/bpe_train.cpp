@@ -18,10 +18,10 @@
 #include "io/mapped_file.h"
 #include "io/options.h"
 #include "io/output_folder.h"
-#include "io/parallel_each.h"
 #include "io/terminal.h"
 #include "io/tokenizer.h"
 #include "io/words.h"
+#include "runtime/cpu.h"
 #include "runtime/exit_status.h"
 
 namespace tapernorm::prepare {
@@ -58,7 +58,7 @@ WordCounts count_words(const std::vector<TextFile>& files, int threads) {
     std::vector<WordCounts> counts(Cpu(threads).threads);
     LiveLine progress(true, stderr);
     std::atomic<size_t> done = 0;
-    parallel_each(threads, parts.size(), [&](size_t i, int thread) {
+    parallel_tasks(Cpu(threads), parts.size(), [&](size_t i, int thread) {
         WordCounts& mine = counts[size_t(thread)];
         for (size_t at = 0; at <= parts[i].size();) {
             const size_t end = std::min(parts[i].find(kEndOfText, at), parts[i].size());

@@ -22,11 +22,11 @@
 #include "io/mapped_file.h"
 #include "io/options.h"
 #include "io/output_folder.h"
-#include "io/parallel_each.h"
 #include "io/terminal.h"
 #include "io/tokenizer.h"
 #include "io/tokens.h"
 #include "model/model_file.h"
+#include "runtime/cpu.h"
 #include "runtime/exit_status.h"
 
 namespace tapernorm::prepare {
@@ -164,7 +164,7 @@ class Tokenization {
   private:
     void tokenize(const std::vector<Passage>& batch) {
         std::vector<std::vector<uint16_t>> ids(batch.size());
-        parallel_each(int(config_.threads), batch.size(),
+        parallel_tasks(Cpu(int(config_.threads)), batch.size(),
                       [&](size_t i, int) { ids[i] = tokenizer_.encode(text_of(batch[i], config_.field)); });
         for (size_t i = 0; i < batch.size(); ++i) {
             if (batch[i].new_document) begin_document();

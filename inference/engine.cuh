@@ -79,8 +79,10 @@ void with_engine(const EngineSettings& s, [[maybe_unused]] const DeviceChoice& c
         return s.precision == "fp32" ? with_gpu_engine<float>(cpu, name, model, use)
                                      : with_gpu_engine<bf16>(cpu, name, model, use);
 #endif
-    const PackedModel packed(cpu, model.info.config, model.tensors, weight_type_from(s.weights));
-    use(Engine<Cpu, float>{cpu, cpu, name, model.info, model.tensors, &packed});
+    with_team(cpu, [&] {
+        const PackedModel packed(cpu, model.info.config, model.tensors, weight_type_from(s.weights));
+        use(Engine<Cpu, float>{cpu, cpu, name, model.info, model.tensors, &packed});
+    });
 }
 
 }  // namespace tapernorm

@@ -13,8 +13,8 @@
 #include "io/json.h"
 #include "io/mapped_file.h"
 #include "io/output_folder.h"
-#include "io/parallel_each.h"
 #include "io/words.h"
+#include "runtime/cpu.h"
 #include "runtime/error.h"
 #include "runtime/random.h"
 
@@ -494,7 +494,7 @@ std::vector<uint16_t> Tokenizer::encode_parallel(std::string_view text, bool all
     while (cuts.back() < text.size()) cuts.push_back(word_safe_cut(text, cuts.back() + kPartBytes));
     const size_t parts = cuts.size() - 1;
     std::vector<std::vector<uint16_t>> ids(parts);
-    parallel_each(threads, parts,
+    parallel_tasks(Cpu(threads), parts,
                   [&](size_t i, int) { ids[i] = encode(text.substr(cuts[i], cuts[i + 1] - cuts[i]), allow_special); });
     std::vector<uint16_t> all;
     size_t total = 0;

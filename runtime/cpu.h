@@ -7,11 +7,15 @@
 #include <cstddef>
 #include <cstdlib>
 #include <new>
+#include <optional>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "runtime/cores.h"
 #include "runtime/error.h"
+#include "runtime/team.h"
 
 namespace tapernorm {
 
@@ -112,64 +116,91 @@ struct Cpu {
 // then added in order: the result depends on N, not on the number of threads.
 inline size_t reduction_chunk(size_t N) { return std::max<size_t>(16, (N + 63) / 64); }
 
-// Calls f(begin, end, thread) on at most `threads` disjoint ranges that cover [0, n); inner borders are multiples of
-// `grain`. Ops write disjoint outputs per range, and reduce over fixed chunks (reduction_chunk above), so that no
-// result depends on the number of threads. Little work (n <= grain) stays on the calling thread.
+// Returns f(), called on this thread with a team of dev.threads threads at hand: parallel loops in it cost less than those that open
+// a team each. Exceptions pass through, and MPI may be called. Where a team is at hand already, or in a loop that is parallel (loops in
+// it run on its one thread), f is just called.
 template <class F>
-void parallel_ranges(const Cpu& dev, size_t n, size_t grain, F&& f) {
-    if (n == 0) return;
-    const size_t blocks = (n + grain - 1) / grain;
-    const size_t workers = blocks < size_t(dev.threads) ? blocks : size_t(dev.threads);
-    if (workers == 1) return f(size_t(0), n, 0);
-#pragma omp parallel for num_threads(int(workers)) schedule(static, 1)
-    for (size_t w = 0; w < workers; w++) {
-        const size_t begin = w * blocks / workers * grain, end = (w + 1) * blocks / workers * grain;
-        f(begin, end < n ? end : n, int(w));
+auto with_team(const Cpu& dev, F&& f) {
+    if (dev.threads == 1 || Team::led_here() || omp_in_parallel()) return f();
+    if constexpr (std::is_void_v<decltype(f())>) {
+        Team team(size_t(dev.threads));
+#pragma omp parallel num_threads(dev.threads)
+        if (omp_get_thread_num() == 0)
+            team.lead(size_t(omp_get_num_threads()), f);
+        else
+            team.follow(size_t(omp_get_thread_num()));
+        team.rethrow();
+    } else {
+        std::optional<decltype(f())> result;
+        with_team(dev, [&] { result.emplace(f()); });
+        return std::move(*result);
     }
 }
 
-// Calls f(task, thread) for every task in [0, n), handed out one by one: for tasks of unequal cost.
+// Calls f(chunk, thread) for every chunk in [0, chunks).
+template <class F>
+void parallel_chunks(const Cpu& dev, size_t chunks, F f) {
+    const auto one_by_one = [&] {
+        for (size_t chunk = 0; chunk < chunks; chunk++) f(chunk, 0);
+    };
+    if (chunks <= 1 || dev.threads == 1) return one_by_one();
+    with_team(dev, [&] {
+        Team* team = Team::led_here();
+        if (!team) return one_by_one();
+        const auto call = [](void* what, size_t chunk, size_t thread) { (*static_cast<F*>(what))(chunk, int(thread)); };
+        team->run(chunks, size_t(dev.threads), call, &f);
+    });
+}
+
+// Calls f(begin, end, thread) on disjoint ranges that cover [0, n); inner borders are multiples of `grain`. There are more ranges than
+// threads where n allows it, so that one that is slow, or has less of its core than others, leaves some of its own to them. Ops write
+// disjoint outputs per range, and reduce over fixed chunks (reduction_chunk above), so that no result depends on the number
+// of threads. Little work (n <= grain) stays on the calling thread.
+template <class F>
+void parallel_ranges(const Cpu& dev, size_t n, size_t grain, F&& f) {
+    constexpr size_t kRangesPerThread = 4;
+    if (n == 0) return;
+    const size_t blocks = (n + grain - 1) / grain;
+    const size_t ranges = std::min({blocks, size_t(dev.threads) * kRangesPerThread, Team::kMostChunks});
+    if (ranges == 1 || dev.threads == 1) return f(size_t(0), n, 0);
+    parallel_chunks(dev, ranges, [&](size_t i, int thread) {
+        f(i * blocks / ranges * grain, std::min(n, (i + 1) * blocks / ranges * grain), thread);
+    });
+}
+
+// Calls f(task, thread) for every task in [0, n): for tasks of unequal cost, which may fail (Team::run says which error is thrown).
 template <class F>
 void parallel_tasks(const Cpu& dev, size_t n, F&& f) {
-    const size_t workers = n < size_t(dev.threads) ? n : size_t(dev.threads);
-    if (workers <= 1) {
-        for (size_t task = 0; task < n; task++) f(task, 0);
-        return;
-    }
-    size_t next = 0;
-#pragma omp parallel num_threads(int(workers))
-    {
-#pragma omp for schedule(static, 1)
-        for (size_t w = 0; w < workers; w++) {
-            for (;;) {
-                size_t task;
-#pragma omp atomic capture
-                task = next++;
-                if (task >= n) break;
-                f(task, int(w));
-            }
-        }
-    }
+    const size_t chunks = std::min(n, Team::kMostChunks);
+    parallel_chunks(dev, chunks, [&](size_t i, int thread) {
+        for (size_t task = i * n / chunks; task < (i + 1) * n / chunks; task++) f(task, thread);
+    });
 }
 
 // One thread of a parallel_team.
 struct TeamMember {
     size_t thread, threads;
+    Team* team;
 
     // Waits for all others; what they wrote before the barrier is visible after it.
     void barrier() const {
-#pragma omp barrier
+        if (threads > 1) team->barrier(thread);
     }
     // This thread's part of n things: [share(n), share(n, 1)).
     size_t share(size_t n, size_t next = 0) const { return n * (thread + next) / threads; }
 };
 
-// Calls f(TeamMember) once on every thread: for many short steps in one region, each ended by a barrier, which costs less
-// than a region per step.
+// Calls f(TeamMember) once on every thread: for many short steps, each ended by a barrier, which costs less than a loop per step.
 template <class F>
-void parallel_team([[maybe_unused]] const Cpu& dev, F&& f) {
-#pragma omp parallel num_threads(dev.threads)
-    f(TeamMember{size_t(omp_get_thread_num()), size_t(omp_get_num_threads())});
+void parallel_team(const Cpu& dev, F&& f) {
+    with_team(dev, [&] {
+        Team* team = Team::led_here();
+        if (!team) return f(TeamMember{0, 1, nullptr});
+        const size_t threads = std::min(size_t(dev.threads), team->size());
+        auto member = [&](size_t thread) { f(TeamMember{thread, threads, team}); };
+        const auto call = [](void* what, size_t, size_t thread) { (*static_cast<decltype(member)*>(what))(thread); };
+        team->run(threads, threads, call, &member, true);
+    });
 }
 
 }  // namespace tapernorm

@@ -147,14 +147,17 @@ std::vector<std::pair<std::string, size_t>> memory_table(const Trainer<Device, R
     return table;
 }
 
-// "peak memory ...": of the process, or of the GPU with all that runs on it.
-inline std::string memory_in_use(Cpu&) {
+// "peak memory ...": of the process, or of the GPU with all that runs on it. On the CPU also how long threads had nothing to do.
+inline std::string in_use(Cpu&) {
     struct rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
-    return strprintf("peak memory %.1f MiB", double(usage.ru_maxrss) / 1024);
+    std::string text = strprintf("peak memory %.1f MiB", double(usage.ru_maxrss) / 1024);
+    if (Team* team = Team::led_here())
+        text = strprintf("threads waited %.0f%% of the time; ", 100 * team->counts().waited) + text;
+    return text;
 }
 #ifdef TN_CUDA
-inline std::string memory_in_use(Cuda&) {
+inline std::string in_use(Cuda&) {
     size_t free = 0, total = 0;
     CUDA_CHECK(cudaMemGetInfo(&free, &total));
     return strprintf("GPU memory %.1f of %.1f MiB", double(total - free) / 1048576, double(total) / 1048576);
@@ -222,7 +225,7 @@ void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) 
     for (const auto& [purpose, bytes] : memory_table(t)) held += bytes;
     std::printf("\nvalidation loss %.4f (%s) after %s\n", val_loss, in_bits(val_loss, run).c_str(),
                 counted(t.step, "update").c_str());
-    std::printf("%s, of which tensors %.1f MiB\n", memory_in_use(t.model.dev).c_str(), double(held) / 1048576);
+    std::printf("%s, of which tensors %.1f MiB\n", in_use(t.model.dev).c_str(), double(held) / 1048576);
     std::printf("model %s, state %s, log %s, settings %s\n", printable(s.out).c_str(),
                 printable(state_path(s.out)).c_str(), printable(log_path(s.out)).c_str(),
                 printable(settings_path(s.out)).c_str());
