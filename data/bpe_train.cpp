@@ -275,7 +275,7 @@ static int run_bpe_train(int argc, char** argv) {
     options.add({.long_name = "--threads",
                  .to = &config.threads,
                  .metavar = "N",
-                 .default_text = "all cores",
+                 .default_text = "the cores it may use",
                  .help = "threads for counting words"});
     return exit_status("bpe_train", [&] {
         if (options.parse(argc, argv)) train(config);

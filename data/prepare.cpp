@@ -1,5 +1,5 @@
 // Makes token shards for train_gpt from a corpus: downloads it if it is a known one, cuts it into documents, tokenizes
-// them on all cores and writes llm.c's shards.
+// them on the cores it may use and writes llm.c's shards.
 //   prepare tinyshakespeare | tinystories | openwebtext | fineweb-edu | FILE | "PATTERN"
 // Or downloads a model, with its vocabulary, to taper:
 //   prepare gpt2 | gpt2-medium | gpt2-large | gpt2-xl | distilgpt2
@@ -517,7 +517,7 @@ static int run_prepare(int argc, char** argv) {
     options.add({.long_name = "--threads",
                  .to = &config.threads,
                  .metavar = "N",
-                 .default_text = "all cores",
+                 .default_text = "the cores it may use",
                  .help = "threads for tokenizing"});
     return exit_status("prepare", [&] {
         if (!options.parse(argc, argv)) return 0;

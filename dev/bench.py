@@ -141,13 +141,65 @@ def inference(args):
         print(f"llama.cpp, {os.path.basename(gguf)}, decoding: {f'{1e3 / rate:.3f} ms per token' if rate else 'failed'}.")
 
 
+def with_neighbours(args):
+    """What is left of the speed beside programs that compute, too: busy loops in the same session, so that the scheduler divides
+    the cores by thread. A fair share of c cores among n of them is c / (c + n)."""
+    cores = len(os.sched_getaffinity(0))
+    small = ["--n-layer", "4", "--n-head", "4", "--n-embd", "128", "--seq-len", "256"]
+
+    def trained(*flags):
+        with tempfile.TemporaryDirectory() as folder:
+            if output(["./train_gpt", "-x", "20", "-v", "0", "--val-batches", "1", "-o", f"{folder}/run", *flags]) is None:
+                return 0
+            log = map(json.loads, pathlib.Path(folder, "run.log.jsonl").read_text().splitlines())
+            times = [1 / line["tokens_per_second"] for line in log if "step" in line][4:]
+            return len(times) / sum(times)
+
+    def evaluated(folder):
+        text = output(["./infer", f"{folder}/model.bin", "--eval", f"{folder}/text.txt", "--json"])
+        return json.loads(text)["tokens_per_second"] if text else 0
+
+    def torch(**env):
+        row = last_json(output([args.torch, "dev/reference/bench_train_torch.py", *small, "--batch", "4", "--vocab", "256",
+                                "--steps", "6"], env=os.environ | env))
+        return row["tokens_per_s"] if row else 0
+
+    with tempfile.TemporaryDirectory() as folder:
+        output(["./train_gpt", "-x", "12", "-v", "0", "--val-batches", "1", "-o", f"{folder}/model.bin"])
+        output(["./make_stories", f"{folder}/stories.txt"])
+        pathlib.Path(folder, "text.txt").write_bytes(pathlib.Path(folder, "stories.txt").read_bytes()[:200_000])
+        what = {"train_gpt": trained, "--threads 1": lambda: trained("--threads", "1"),
+                "L6 H6 C384": lambda: trained("--n-layer", "6", "--n-head", "6", "--n-embd", "384", "-x", "8"),
+                "infer --eval": lambda: evaluated(folder)}
+        if os.path.exists(args.torch):
+            what |= {"PyTorch": torch, "PyTorch, OMP_WAIT_POLICY=passive": lambda: torch(OMP_WAIT_POLICY="passive")}
+        rounds = 2 if args.quick else args.rounds
+        print(f"\n## Beside other programs\n\ntokens/s, medians of {rounds}; in brackets, over the quiet rate. PyTorch trains at "
+              f"train_gpt's shape.\n\n| busy loops | fair share | {' | '.join(what)} |\n|" + " --- |" * (len(what) + 2))
+        quiet = {}
+        for loops, nice in [(0, 0), (1, 0), (2, 0), (4, 0), (2, 10)]:
+            neighbours = [subprocess.Popen(["nice", "-n", str(nice), sys.executable, "-c", "while True: pass"])
+                          for _ in range(loops)]
+            try:
+                rates = [[rate() for rate in what.values()] for _ in range(rounds)]
+            finally:
+                for neighbour in neighbours:
+                    neighbour.kill()
+                    neighbour.wait()
+            cells = []
+            for name, rate in zip(what, map(statistics.median, zip(*rates))):
+                cells.append(f"{rate:,.0f} ({rate / (quiet.setdefault(name, rate) or 1):.2f})")
+            fair = "lower priority" if nice else f"{cores / (cores + loops):.2f}"
+            print(f"| {loops} | {fair} | {' | '.join(cells)} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="no matmul table, few rounds, no 124M inference")
     parser.add_argument("--llmc", default=os.environ.get("LLMC", ""), help="a local clone of karpathy/llm.c")
     parser.add_argument("--torch", default=str(ROOT / "dev/.venv/bin/python"), help="a python that has torch")
-    parser.add_argument("--only", choices=["training", "along", "matmul", "inference"], help="one part")
+    parser.add_argument("--only", choices=["training", "along", "neighbours", "matmul", "inference"], help="one part")
     parser.add_argument("--llamacpp", default=os.environ.get("LLAMA_BENCH", ""), help="llama.cpp's llama-bench")
     parser.add_argument("--gguf", nargs="*", default=[], help="models for it")
     args = parser.parse_args()
@@ -160,6 +212,8 @@ def main():
         training(args)
     if args.only == "along" or (args.only is None and not args.quick):
         along_a_run(args)
+    if args.only == "neighbours" or (args.only is None and not args.quick):
+        with_neighbours(args)
     if args.only in (None, "inference"):
         inference(args)
     if args.only == "matmul" or (args.only is None and not args.quick):

@@ -61,7 +61,7 @@ double run_peak(const Cpu& dev) {
     if (dev.isa == Isa::avx2) chains = fma_chains_avx2, lanes = 8;
 #endif
     if (!chains) return 0;
-    parallel_ranges(dev, size_t(dev.threads), 1, [&](size_t, size_t, int) { chains(steps); });
+    parallel_team(dev, [&](const TeamMember&) { chains(steps); });
     return 2.0 * 12 * lanes * double(steps) * dev.threads;
 }
 
@@ -158,7 +158,7 @@ int main(int argc, char** argv) {
         std::vector<double> peak, ours, other;
         const double work = 2.0 * double(p.M) * double(p.N) * double(p.K);
         for (int round = -1; round < rounds; round++) {  // one round to warm up
-            const double our_time = time_call([&] { gemm(dev, g); });
+            const double our_time = with_team(dev, [&] { return time_call([&] { gemm(dev, g); }); });
             double other_time = our_time;
 #ifdef HAVE_DNNL
             other_time = time_call([&] {

@@ -122,12 +122,21 @@ int main(int argc, char** argv) {
         const char* name;
         std::function<double()> update;
     };
+    // A team for each update, and none for the library, which has its own.
+    Team::Counts counts;
+    auto seconds_of_update = [&](Trainer<Cpu, float>& t) {
+        return with_team(dev, [&] {
+            const double seconds = t.update().seconds;
+            if (const Team* team = Team::led_here()) counts = team->counts();
+            return seconds;
+        });
+    };
     auto taper_at = [&](size_t warm, size_t end) {
         taper.gate_warmup = warm, taper.gate_end = end;
-        return taper.update().seconds;
+        return seconds_of_update(taper);
     };
     const std::vector<Phased> phases = {
-        {"norm", [&] { return norm.update().seconds; }},
+        {"norm", [&] { return seconds_of_update(norm); }},
         {"taper_g1", [&] { return taper_at(taper.step + 2, taper.step + 4); }},
         {"taper_blend", [&] { return taper_at(taper.step, taper.step + 2); }},
         {"taper_g0", [&] { return taper_at(0, 1); }},
@@ -138,7 +147,7 @@ int main(int argc, char** argv) {
     for (size_t round = 0; round <= rounds; round++) {  // the first one warms up
         double t[4];
         for (size_t i = 0; i < 4; i++) t[i] = phases[i].update();
-        const double our_time = time_products(dev, matmuls, memory, false);
+        const double our_time = with_team(dev, [&] { return time_products(dev, matmuls, memory, false); });
         double library_time = 0;
 #ifdef HAVE_DNNL
         library_time = time_products(dev, matmuls, memory, true);
@@ -159,7 +168,8 @@ int main(int argc, char** argv) {
         std::printf(", \"%s\": %.6g, \"%s_over_norm\": %.4f", phases[i].name, median(times[i]), phases[i].name,
                     median(ratio));
     }
-    std::printf(", \"our_matmuls\": %.6g", median(ours));
+    std::printf(", \"our_matmuls\": %.6g, \"parallel_loops\": %zu, \"waiting\": %.3f", median(ours), counts.jobs,
+                counts.waited);
 #ifdef HAVE_DNNL
     std::vector<double>
         floor_ratio;  // time over the floor: all FLOPs of the update at the library's rate of this round

@@ -53,7 +53,7 @@ class Tokenizer {
     // <|endoftext|> in the text becomes that token only where `allow_special`; otherwise it is plain text.
     std::vector<uint16_t> encode(std::string_view text, bool allow_special = false) const;
 
-    // The same ids, computed by several threads (0: all cores); worth it from about a megabyte on.
+    // The same ids, computed by several threads (0: as Cpu chooses); worth it from about a megabyte on.
     std::vector<uint16_t> encode_parallel(std::string_view text, bool allow_special = false, int threads = 0) const;
 
     std::string decode(std::span<const uint16_t> ids) const;
