@@ -473,19 +473,21 @@ void leaf_gemm(const Gemm<Real>& g, Band band, void* pack) {
 }  // namespace
 #else  // ---- CPU
 
-// Cuts C into bands of rows, of columns or of both, one per thread. It takes the cheapest cut, where copying an element of
-// an operand counts as much as kCopy multiply-adds. Threads do not wait for one another; each copies what it needs.
+// Cuts C into bands of rows, of columns or of both, one per thread, or two where there is much to do: a thread that has less of its
+// core than the others leaves them one. It takes the cheapest cut, where copying an element of an operand counts as much as kCopy
+// multiply-adds. Threads do not wait for one another; each copies what it needs.
 template <class Real>
 void gemm(Cpu& dev, const Gemm<Real>& g) {
-    constexpr size_t kCopy = 8, kSmallest = 1 << 17;  // multiply-adds worth a thread
+    constexpr size_t kCopy = 8, kSmallest = 1 << 17, kLarge = 1 << 22;  // multiply-adds: worth a thread, two bands
     if (g.M == 0 || g.N == 0) return;
     const size_t row_blocks = (g.M + kTileRows - 1) / kTileRows;
     const size_t column_blocks = (g.N + kColumnGrain - 1) / kColumnGrain;
     const size_t useful = 1 + g.M * g.N * g.K / kSmallest;
     const size_t threads = useful < size_t(dev.threads) ? useful : size_t(dev.threads);
+    const size_t bands = threads > 1 && g.M * g.N * g.K / threads >= kLarge ? 2 * threads : threads;
     size_t best_cost = ~size_t(0), down = 1, across = 1;
-    for (size_t a = 1; a <= threads && a <= column_blocks; a++) {
-        const size_t d = threads / a < row_blocks ? threads / a : row_blocks;
+    for (size_t a = 1; a <= bands && a <= column_blocks; a++) {
+        const size_t d = bands / a < row_blocks ? bands / a : row_blocks;
         const size_t rows = (row_blocks + d - 1) / d * kTileRows;
         const size_t columns = (column_blocks + a - 1) / a * kColumnGrain;
         const size_t cost = rows * columns + kCopy * (rows + columns);
