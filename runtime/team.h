@@ -3,11 +3,11 @@
 //
 // Why not a region for every loop: at its end, threads of an OpenMP runtime spin for milliseconds. Beside a program that also
 // computes, the thread that all wait for has no core, and the others spin on the one that it could have. Here a wait spins for
-// kSpin, which is longer than most of them last on a machine that does nothing else, and then sleeps.
+// kSpin, and then sleeps (dev/results/README.md has what other times, and other ways, were tried).
 //
 // Work comes as jobs: a loop cut into chunks. Each member of the team has its own part of them, the same one for loops over the same
 // rows, so that what it left in its caches is of use, and takes from the others when it is done. The leader goes on when all chunks
-// are done, whoever did them: a member that the scheduler keeps from running delays nothing.
+// are done, whoever did them: a member that the scheduler keeps from running delays it by no more than the chunk that it has begun.
 #pragma once
 #include <atomic>
 #include <chrono>
@@ -25,7 +25,7 @@ class Team {
     // The most chunks of one job: a queue has 16 bits for it.
     static constexpr size_t kMostChunks = 65535;
 
-    // Since the team was there. waited: the share of its threads' time that they had nothing to do.
+    // Since lead() began. waited: the share of its threads' time that they had nothing to do.
     struct Counts {
         size_t jobs = 0, barriers = 0;
         double waited = 0;
