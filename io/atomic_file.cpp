@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -219,6 +220,39 @@ std::string numbered(const std::string& path, size_t number) {
     if (number == 0) return path;
     const fs::path p(path);
     return (p.parent_path() / p.stem()).string() + "." + std::to_string(number) + p.extension().string();
+}
+
+std::optional<std::vector<std::string>> names_beside(const std::string& path) {
+    std::vector<std::string> names;
+    std::error_code error;
+    for (fs::directory_iterator file(directory_of(path), error), end; !error && file != end; file.increment(error))
+        names.push_back(file->path().filename().string());
+    if (error) return {};
+    return names;
+}
+
+std::vector<size_t> existing_numbers(const std::string& path, size_t most) {
+    std::vector<size_t> numbers;
+    const auto names = names_beside(path);
+    if (!names) {
+        std::error_code ignored;
+        for (size_t number = 0; number <= most; number++)
+            if (fs::exists(fs::symlink_status(numbered(path, number), ignored))) numbers.push_back(number);
+        return numbers;
+    }
+    const std::string file = fs::path(path).filename().string(), begin = fs::path(path).stem().string() + ".";
+    for (const std::string& name : *names) {
+        const char* const end = name.data() + name.size();
+        size_t number = 0;
+        if (name == file)
+            numbers.push_back(0);
+        else if (name.starts_with(begin) &&
+                 std::from_chars(name.data() + begin.size(), end, number).ec == std::errc() && number > 0 &&
+                 number <= most && name == numbered(file, number))
+            numbers.push_back(number);
+    }
+    std::sort(numbers.begin(), numbers.end());
+    return numbers;
 }
 
 void check_writable(const std::string& path) {

@@ -2,7 +2,9 @@
 // name in the same directory (PATH.tapernorm-tmp, which no other program uses), flushed to the disk, renamed.
 #pragma once
 #include <cstddef>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "runtime/error.h"
 
@@ -52,6 +54,11 @@ int rename_to_free(const std::string& from, const std::string& to);
 
 // "model.state.bin", 2 -> "model.state.2.bin"; number 0 is the file itself.
 std::string numbered(const std::string& path, size_t number);
+// The numbers up to `most` of the numbered files that are there, ascending; 0 is `path` itself. A link counts wherever it leads.
+std::vector<size_t> existing_numbers(const std::string& path, size_t most);
+// The names in the folder of `path`; none where it cannot be listed. Asking for each of a hundred names in turn takes as many
+// trips to the server where the folder is on a network, and listing it one or two.
+std::optional<std::vector<std::string>> names_beside(const std::string& path);
 
 // Fails if writing `path` would, before hours of work depend on it. Leaves no trace.
 void check_writable(const std::string& path);

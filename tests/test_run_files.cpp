@@ -9,6 +9,7 @@
 #include <set>
 #include <thread>
 
+#include "io/atomic_file.h"
 #include "io/safetensors.h"
 #include "io/tokens.h"
 #include "model/model_file.h"
@@ -55,6 +56,29 @@ TEST_CASE("run files: names are as different as the runs'") {
         CHECK(error_of([&] { model_path(bad); }).starts_with("--out: "));
     CHECK(model_path("estate") == "estate.bin");
     CHECK(model_path("v1.2") == "v1.2.bin");
+}
+
+TEST_CASE("numbered files: those that are there, and no other names that look like theirs") {
+    const Workplace w;
+    for (const char* name :
+         {"a.state.bin", "a.state.1.bin", "a.state.7.bin", "a.state.99.bin", "a.state.100.bin", "a.state.101.bin",
+          "a.state.0.bin", "a.state.05.bin", "a.state.+6.bin", "a.state.8.bin.x", "a.state.9", "a.state..bin",
+          "a.state.10.x.bin", "aa.state.11.bin", "a.state.99999999999999999999.bin"})
+        write_file(w.at(name), "");
+    fs::create_symlink("nowhere", w.at("a.state.3.bin"));
+    fs::create_directory(w.at("a.state.4.bin"));
+    const std::vector<size_t> there = {0, 1, 3, 4, 7, 99, 100};
+    CHECK(existing_numbers(w.at("a.state.bin"), 100) == there);
+    CHECK(existing_numbers(w.at("a.state.bin"), 3) == std::vector<size_t>{0, 1, 3});
+    CHECK(existing_numbers(w.at("b.state.bin"), 100).empty());
+    CHECK(existing_numbers(w.at("none/a.state.bin"), 100).empty());
+    const fs::path here = fs::current_path();
+    fs::current_path(w.at(""));
+    CHECK(existing_numbers("a.state.bin", 100) == there);  // without a folder in front
+    fs::current_path(here);
+    fs::permissions(w.at(""), fs::perms::owner_write | fs::perms::owner_exec);  // cannot be listed, but by root
+    CHECK(existing_numbers(w.at("a.state.bin"), 100) == there);
+    fs::permissions(w.at(""), fs::perms::owner_all);
 }
 
 TEST_CASE("run files: two runs whose names differ behind a dot keep their files apart") {

@@ -20,10 +20,10 @@ namespace tapernorm::train {
 
 std::unique_ptr<SafetensorsFile> Checkpoints::open_newest(std::string& note, const Check& check) {
     std::string problem, others;  // with the newest state; the older ones that cannot be used either
-    for (size_t number = 0; number < kMost; number++) {
+    for (const size_t number : existing_numbers(path_, kMost - 1)) {
         const std::string path = numbered(path_, number);
         std::error_code ignored;
-        if (!std::filesystem::exists(path, ignored)) continue;
+        if (!std::filesystem::exists(path, ignored)) continue;  // a link that leads nowhere
         try {
             auto file = std::make_unique<SafetensorsFile>(path, FileUse::own);
             file->verify();
@@ -77,7 +77,9 @@ std::string unescaped(const std::string& line) {
 
 bool Checkpoints::give_up_older() {
     bool any = false;
-    for (size_t number = 1; resumed_ && number < kMost; number++) any |= unlink(numbered(path_, number).c_str()) == 0;
+    if (!resumed_) return false;
+    for (const size_t number : existing_numbers(path_, kMost - 1))
+        if (number > 0) any |= unlink(numbered(path_, number).c_str()) == 0;
     return any;
 }
 

@@ -51,24 +51,19 @@ std::string old_name(const std::string& model, size_t number) {
     return run_name(model) + ".old" + (number > 1 ? std::to_string(number) : "") + ".bin";
 }
 
-// The numbers under which a run may have been set aside: those of which any file is there. Looked up at once, as a folder on a
-// network may take a millisecond for each name.
+// The numbers under which a run may have been set aside: those of which any file is there.
 std::set<size_t> numbers_set_aside(const std::string& model) {
-    const std::string folder = fs::path(model).parent_path().string();
     const std::string begin = fs::path(run_name(model)).filename().string() + ".old";
     std::set<size_t> numbers;
-    std::error_code error;
-    for (fs::directory_iterator file(folder.empty() ? "." : folder, error), end; !error && file != end;
-         file.increment(error)) {
-        const std::string name = file->path().filename().string();
+    const auto names = names_beside(model);
+    for (const std::string& name : names.value_or(std::vector<std::string>())) {
         if (!name.starts_with(begin)) continue;
         const size_t dot = name.find('.', begin.size());
         const std::string digits = name.substr(begin.size(), dot - begin.size());
         if (dot != name.npos && digits.size() <= 9 && digits.find_first_not_of("0123456789") == digits.npos)
             numbers.insert(digits.empty() ? 1 : std::stoul(digits));
     }
-    for (size_t number = 1; error && number <= Checkpoints::kMost; number++)
-        numbers.insert(number);  // cannot be listed
+    for (size_t number = 1; !names && number <= Checkpoints::kMost; number++) numbers.insert(number);
     return numbers;
 }
 
@@ -119,18 +114,23 @@ std::string lock_path(const std::string& model) { return run_name(model) + ".tap
 
 std::vector<std::string> kept_logs(const std::string& model) {
     std::vector<std::string> logs;
-    for (size_t number = 1; number <= Checkpoints::kMost; number++)
-        if (const std::string log = numbered(log_path(model), number); exists(log)) logs.push_back(log);
+    for (const size_t number : existing_numbers(log_path(model), Checkpoints::kMost))
+        if (number > 0) logs.push_back(numbered(log_path(model), number));
     return logs;
 }
 
 std::vector<std::string> existing_files(const std::string& model) {
     std::vector<std::string> files;
-    for (size_t number = Checkpoints::kMost + 1; number-- > 0;) files.push_back(numbered(state_path(model), number));
-    files.push_back(model);
+    const std::string state = state_path(model);
+    std::vector<size_t> numbers = existing_numbers(state, Checkpoints::kMost);
+    std::reverse(numbers.begin(), numbers.end());
+    for (const size_t number : numbers) files.push_back(numbered(state, number));
+    const auto add = [&](const std::string& path) {
+        if (exists(path)) files.push_back(path);
+    };
+    add(model);
     for (const std::string& log : kept_logs(model)) files.push_back(log);
-    files.insert(files.end(), {settings_path(model), log_path(model)});
-    std::erase_if(files, [](const std::string& path) { return !exists(path); });
+    add(settings_path(model)), add(log_path(model));
     return files;
 }
 
@@ -155,10 +155,12 @@ std::string aside_path(const std::string& model) {
 }
 
 void finish_set_aside(const std::string& model) {
+    const std::set<size_t> numbers = numbers_set_aside(model);
+    if (numbers.empty()) return;
     const bool here = exists(state_path(model));
     const std::string run = here ? metadata_of(state_path(model), "run") : run_of_log(log_path(model));
     if (run.empty()) return;
-    for (const size_t number : numbers_set_aside(model)) {
+    for (const size_t number : numbers) {
         const std::string to = old_name(model, number);
         if (exists(lock_path(to)) || exists(state_path(to)) == here) continue;
         const std::string &from = here ? to : model, &whole = here ? model : to;
