@@ -377,20 +377,24 @@ TEST_CASE("fold and infer: refuse models whose tensors or numbers are wrong") {
     w.refused("infer bad.bin -n 3", {"bad.bin", "finite"});
 }
 
-TEST_CASE("train_gpt -y: refuses a state whose averages have a weight that none have") {
+TEST_CASE("train_gpt -y: refuses a state with averages or a weight of them that no run has") {
     const Workplace w;
     w.ok(kTiny + " -g norm -o base.bin");
     w.ok("train_gpt -i corpus.txt -b 2 -t 16 -x 4 --init base.bin -o tuned.bin --keep 1");
     const std::string state = w.at("tuned.state.bin"), whole = read_file(state);
-    for (double weight : {0.0, -0.5, 1.5, double(NAN)}) {
+    const auto refused_with = [&](size_t from_end, double value) {
         write_file(state, whole);
         rewrite(state, state, [&](Rewritten& r) {
             const TensorOut& t = tensor(r, "state.channels");
             double* values = static_cast<double*>(const_cast<void*>(t.data));
-            values[t.shape[0] - 1] = weight;
+            values[t.shape[0] - 1 - from_end] = value;
         });
         w.refused("train_gpt -y -o tuned.bin -x 6", {"tuned.state.bin", "state.channels"});
-    }
+    };
+    for (double weight : {0.0, -0.5, 1.5, double(NAN)}) refused_with(0, weight);
+    // Of the last site's means [4, C], those of u^2 and u^2 / s.
+    const size_t C = 16;
+    for (size_t from_end : {C + 1, 2 * C, 2 * C + 1, 3 * C}) refused_with(from_end, -1e-3);
     write_file(state, whole);
     w.ok("train_gpt -y -o tuned.bin -x 6");
 }

@@ -184,7 +184,11 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
         c.channel_weight = channels.back();
         if (!(c.channel_weight > 0 && c.channel_weight <= 1))
             fail("%s: tensor state.channels: the file is damaged", file.path().c_str());
-        for (size_t i = 0; i < sites; i++) c.channels.emplace_back(&channels[i * width], &channels[i * width] + width);
+        for (size_t i = 0; i < sites; i++) {
+            c.channels.emplace_back(&channels[i * width], &channels[i * width] + width);
+            for (size_t j = t.model.config.C; j < 3 * t.model.config.C; j++)  // means of u^2 and of u^2 / s
+                if (c.channels[i][j] < 0) fail("%s: tensor state.channels: the file is damaged", file.path().c_str());
+        }
         c.first.resize(sites);
         if (t.model.config.first_apart) numbers("state.first", c.first);
         if (t.step >= t.gate_warmup) c.fits = channel_fits(t);
