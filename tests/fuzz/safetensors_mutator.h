@@ -70,8 +70,9 @@ class SafetensorsMutator {
         std::memcpy(&length, bytes.data(), sizeof length);
         if (length > bytes.size() - sizeof length) return false;
         const std::string_view data = std::string_view(bytes).substr(sizeof length + length);
+        std::vector<std::pair<size_t, Part>> parts;  // and where their data begin, in whose order they stand
         try {
-            const auto header = nlohmann::ordered_json::parse(std::string_view(bytes).substr(sizeof length, length));
+            const auto header = nlohmann::json::parse(std::string_view(bytes).substr(sizeof length, length));
             for (const auto& [name, value] : header.items()) {
                 if (name == "__metadata__") {
                     metadata_ = value.get<std::map<std::string, std::string>>();
@@ -82,26 +83,33 @@ class SafetensorsMutator {
                         if (!n.is_number_unsigned()) return false;
                 const size_t begin = value.at("data_offsets").at(0), end = value.at("data_offsets").at(1);
                 if (begin > end || end > data.size()) return false;
-                tensors_.push_back(
-                    {name, value.at("dtype"), value.at("shape"), std::string(data.substr(begin, end - begin))});
+                parts.push_back(
+                    {begin,
+                     {name, value.at("dtype"), value.at("shape"), std::string(data.substr(begin, end - begin))}});
             }
         } catch (const nlohmann::json::exception&) {
             return false;
         }
+        std::stable_sort(parts.begin(), parts.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+        for (auto& [begin, part] : parts) tensors_.push_back(std::move(part));
         return true;
     }
 
+    static std::string json(const nlohmann::json& value) {
+        return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    }
+
+    // The header is put together by hand: a tree of it took longer than to read what it says.
     std::string text() const {
-        nlohmann::ordered_json header = nlohmann::ordered_json::object();
-        if (!metadata_.empty()) header["__metadata__"] = metadata_;
-        std::string data;
+        std::string header, data;
+        if (!metadata_.empty()) header = ",\"__metadata__\":" + json(metadata_);
         for (const Part& t : tensors_) {
-            header[t.name] = {{"dtype", t.dtype},
-                              {"shape", t.shape},
-                              {"data_offsets", {data.size(), data.size() + t.bytes.size()}}};
+            header += "," + json(t.name) + ":{\"dtype\":" + json(t.dtype) + ",\"shape\":" + json(t.shape) +
+                      ",\"data_offsets\":[" + std::to_string(data.size()) + "," +
+                      std::to_string(data.size() + t.bytes.size()) + "]}";
             data += t.bytes;
         }
-        return header.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + '\xff' + data;
+        return "{" + (header.empty() ? header : header.substr(1)) + "}\xff" + data;
     }
 
     static void mutate(std::string& bytes) {
