@@ -125,12 +125,18 @@ class LineReader : public DocumentReader {
     bool begun_ = false, ended_ = false;
 };
 
-// The size in a tar header, in octal digits; fails for anything else.
+// The size in a tar header, in octal digits, or, behind a first byte of 128, as a big-endian number (GNU tar, from 8 GiB on); fails for
+// anything else.
 inline size_t tar_size(const char (&header)[512], const std::string& source) {
     const char *begin = header + 124, *end = std::find(begin, begin + 12, '\0');
     while (begin < end && *begin == ' ') begin++;
     while (begin < end && end[-1] == ' ') end--;
     size_t size = 0;
+    if (header[124] == '\x80') {
+        for (int i = 125; i < 136; i++)
+            size = size >> 48 ? size : size << 8 | static_cast<unsigned char>(header[i]);  // far above any limit
+        return size;
+    }
     const auto [after, error] = std::from_chars(begin, end, size, 8);
     if (error != std::errc() || after != end)
         fail("%s is damaged: expected the size of a file in octal digits, found %s; get it again", source.c_str(),

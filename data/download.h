@@ -33,9 +33,11 @@ namespace fs = std::filesystem;
 // The bytes of a file, unpacked by gzip, xz or zstd according to the end of its name, or the output of a program.
 class ByteSource {
   public:
+    // /dev/stdin and what the shell puts in the place of <(command). Another FIFO, or a folder, is an error.
+    static bool is_stream(const std::string& path) { return path.starts_with("/dev/"); }
+
     explicit ByteSource(const std::string& path) : name_(in_quotes(path)) {
-        // Fails for a folder or a FIFO; /dev/stdin is a stream on purpose.
-        const bool stream = path.starts_with("/dev/");
+        const bool stream = is_stream(path);
         if (!stream) file_ = MappedFile(path);
         if (path.ends_with(".gz")) {
             start({"gzip", "-dc"}, path);

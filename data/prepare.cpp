@@ -165,7 +165,7 @@ class Tokenization {
     void tokenize(const std::vector<Passage>& batch) {
         std::vector<std::vector<uint16_t>> ids(batch.size());
         parallel_tasks(Cpu(int(config_.threads)), batch.size(),
-                      [&](size_t i, int) { ids[i] = tokenizer_.encode(text_of(batch[i], config_.field)); });
+                       [&](size_t i, int) { ids[i] = tokenizer_.encode(text_of(batch[i], config_.field)); });
         for (size_t i = 0; i < batch.size(); ++i) {
             if (batch[i].new_document) begin_document();
             writer_.add(ids[i], batch[i].text.size());
@@ -405,8 +405,8 @@ double size_of(const std::vector<Input>& inputs) {
         const auto size = fs::file_size(input.path, error);
         if (error)
             fail(
-                "CORPUS: %s is not a file, so that its size is not known; name a file or a pattern of files, in quotes, or "
-                "give --val-tokens for a stream",
+                "CORPUS: the size of the stream %s is not known; give --val-tokens, or name a file or a pattern of files, in "
+                "quotes",
                 in_quotes(input.path).c_str());
         bytes += double(size) * (packed ? 3 : 1);
     }
@@ -445,6 +445,8 @@ void prepare(PrepareConfig config) {
             if (!fs::exists(path, ignored))
                 fail("%s is not a known corpus, and no file has this name; check the path (--help lists the corpora)",
                      in_quotes(path).c_str());
+            if (!ByteSource::is_stream(path))
+                MappedFile check(path);  // a folder is an error before anything is fetched
             inputs.push_back({path, config.format, nullptr});
         }
     } else {

@@ -100,11 +100,14 @@ struct EvalTokens {
 inline EvalTokens read_eval_tokens(const char* flag, const std::string& path, const std::optional<Tokenizer>& tokenizer,
                                    const Tokenize& encode, const ModelInfo& info) {
     const TokenSource source = open_tokens(path, encode);
+    bool known = true;
     if (source.from_shards())
-        check_shards(flag, source.files(), tokenizer ? tokenizer->name() : info.tokenizer.at("tokenizer"));
+        known = check_shards(flag, source.files(), tokenizer ? tokenizer->name() : info.tokenizer.at("tokenizer"),
+                             info.config.V);
     if (source.size() < 2)
         fail("%s %s: expected a text of at least 2 tokens, found %zu", flag, path.c_str(), source.size());
     EvalTokens eval{(source.from_shards() ? "shards    " : "text      ") + source.name(), {}};
+    if (!known) eval.source += " (no tokenizer beside the shards: taken for the model's)";
     eval.tokens.resize(source.size());
     source.read(0, source.size(), eval.tokens.data());
     check_ids(eval.tokens, info.config.V, [&](size_t i) { return source.where(i); });

@@ -68,8 +68,11 @@ std::vector<Choice> read_llmc(const std::string& path, const MappedFile& file) {
         const size_t bytes = next("its bytes", 0, kStart);
         next("its number", item, item);
         Choice& choice = choices.emplace_back();
-        choice.label = next("the label", 0, kMaxEndings - 1);
-        choice.endings.resize(next("the number of endings", choice.label + 1, kMaxEndings));
+        choice.label = next("the label", 0, kStart - 1);
+        choice.endings.resize(next("the number of endings", 1, kMaxEndings));
+        if (choice.label >= choice.endings.size())
+            fail("%s: item %zu: the label: expected 0 to %zu, found %zu; the file is damaged", path.c_str(), item,
+                 choice.endings.size() - 1, choice.label);
         choice.context = tokens("tokens of the context");
         for (std::vector<int>& ending : choice.endings) ending = tokens("tokens of an ending");
         if ((at - begin) * 2 != bytes)
@@ -91,7 +94,7 @@ Choice parse_line(const std::string& where, std::string_view line, const Tokeniz
     const json item = parse_json(line);
     auto refuse = [&] {
         fail("%s: expected {\"ctx\": \"...\", \"endings\": [\"...\", ...], \"label\": 0}, found %s", where.c_str(),
-             in_quotes(line).c_str());
+             item.is_discarded() ? json_found(item, line).c_str() : in_quotes(line).c_str());
     };
     if (!item.is_object() || !item.contains("ctx") || !item.contains("endings") || !item.contains("label")) refuse();
     const json &context = item["ctx"], &endings = item["endings"], &label = item["label"];
@@ -133,6 +136,11 @@ std::vector<Choice> read_hellaswag(const std::string& path, const std::optional<
     int32_t magic = 0;
     if (file.size() >= sizeof magic) std::memcpy(&magic, file.data(), sizeof magic);
     std::vector<Choice> choices = magic == kMagic ? read_llmc(path, file) : read_json_lines(path, file, tokenizer);
+    if (magic == kMagic && tokenizer && tokenizer->name() != "gpt2" && tokenizer->vocab_size() > 256)
+        std::fprintf(
+            stderr,
+            "warning: %s: its ids are those of gpt2, and the model's tokenizer is %s; give the original JSON lines\n",
+            in_quotes(path).c_str(), tokenizer->name().c_str());
     if (choices.empty()) fail("%s: expected at least one item, found none", path.c_str());
     for (size_t i = 0; i < choices.size(); i++) {
         Choice& choice = choices[i];

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <string>
 
+#include "io/files.h"
 #include "runtime/printable.h"
 
 namespace tapernorm {
@@ -58,6 +59,14 @@ json parse_json(std::string_view text) {
     if (value.is_discarded() && text.find("\\u") != text.npos)
         value = json::parse(without_half_pairs(text), nullptr, false);
     return value;
+}
+
+std::string json_found(const json& value, std::string_view text) {
+    if (!value.is_discarded()) return value.type_name();
+    if (text.empty()) return "an empty file";
+    if (too_deep(text)) return "more than " + std::to_string(kDeepestJson) + " levels of brackets";
+    const std::string kind = kind_of_file(text);
+    return kind.empty() ? "no valid JSON" : kind;
 }
 
 void print_json(const nlohmann::ordered_json& value) {

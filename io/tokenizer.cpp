@@ -72,7 +72,9 @@ constexpr size_t kMaxVocabSize = 65536;  // ids are 16 bits in memory and in tok
 // The keys of vocab.json in the order of their ids.
 std::vector<std::string> parse_vocab(std::string_view text, const std::string& source) {
     const auto json = parse_json(text);
-    if (!json.is_object()) fail("%s: expected vocab.json to be a JSON object {\"token\": id, ...}", source.c_str());
+    if (!json.is_object())
+        fail("%s: expected vocab.json to be a JSON object {\"token\": id, ...}, found %s", source.c_str(),
+             json_found(json, text).c_str());
     if (json.size() > kMaxVocabSize)
         fail("%s: expected a vocabulary of at most %zu tokens, because ids have 16 bits, found %zu", source.c_str(),
              kMaxVocabSize, json.size());
@@ -81,7 +83,7 @@ std::vector<std::string> parse_vocab(std::string_view text, const std::string& s
     for (const auto& [key, id] : json.items()) {
         if (!id.is_number_unsigned() || id.get<uint64_t>() >= keys.size() || seen[id.get<size_t>()])
             fail("%s: token %s has the id %s in vocab.json; expected each of 0 to %zu once", source.c_str(),
-                 in_quotes(key).c_str(), id.dump().c_str(), keys.size() - 1);
+                 in_quotes(key).c_str(), (id.is_number() ? id.dump() : in_quotes(id.dump())).c_str(), keys.size() - 1);
         seen[id.get<size_t>()] = true;
         keys[id.get<size_t>()] = key;
     }
@@ -495,7 +497,7 @@ std::vector<uint16_t> Tokenizer::encode_parallel(std::string_view text, bool all
     const size_t parts = cuts.size() - 1;
     std::vector<std::vector<uint16_t>> ids(parts);
     parallel_tasks(Cpu(threads), parts,
-                  [&](size_t i, int) { ids[i] = encode(text.substr(cuts[i], cuts[i + 1] - cuts[i]), allow_special); });
+                   [&](size_t i, int) { ids[i] = encode(text.substr(cuts[i], cuts[i + 1] - cuts[i]), allow_special); });
     std::vector<uint16_t> all;
     size_t total = 0;
     for (const auto& part : ids) total += part.size();

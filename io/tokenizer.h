@@ -76,8 +76,13 @@ class Tokenizer {
     std::shared_ptr<const Tables> tables_;
 };
 
-// Fails where token shards lie beside another tokenizer than the one of this name, which is used ("unknown": not checked).
-void check_shards(const char* flag, std::span<const std::string> shards, const std::string& used);
+// Whether a model with a vocabulary of V may be that of a tokenizer with n tokens: V may go up to the next multiple of 128 (padding
+// for GPU kernels).
+bool fits_vocabulary(size_t n, size_t V);
+
+// Fails where token shards lie beside another tokenizer than the one of this name, which is used; where that is "unknown", beside
+// one that fits no vocabulary of V tokens. Whether all of them lie beside a tokenizer.
+bool check_shards(const char* flag, std::span<const std::string> shards, const std::string& used, size_t V);
 
 constexpr std::string_view kEndOfText = "<|endoftext|>";
 

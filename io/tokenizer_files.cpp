@@ -24,11 +24,12 @@ struct TwoFiles {
 // ByteLevel expression and by nothing before it. Tokens besides those of the BPE (<|endoftext|>) are in added_tokens.
 TwoFiles split_tokenizer_json(const std::string& path) {
     const std::string source = in_quotes(path);
-    const json all = parse_json(read_text(path, kLargestFile));
+    const std::string text = read_text(path, kLargestFile);
+    const json all = parse_json(text);
+    if (!all.is_object()) fail("%s: expected a JSON object, found %s", source.c_str(), json_found(all, text).c_str());
     auto refuse = [&](const char* what) {
         fail("%s: %s; expected a byte-level BPE like that of GPT-2; give such a one", source.c_str(), what);
     };
-    if (!all.is_object()) refuse("it is not a JSON object");
     auto part = [](const json& object, const char* key) {
         const auto found = object.find(key);
         return found == object.end() ? json() : *found;
@@ -48,9 +49,11 @@ TwoFiles split_tokenizer_json(const std::string& path) {
         refuse("its \"pre_tokenizer\" is not ByteLevel without a prefix space");
     json vocab = part(model, "vocab"), merges = part(model, "merges"), added = part(all, "added_tokens");
     if (!vocab.is_object() || !merges.is_array()) refuse("its \"model\" has no \"vocab\" and \"merges\"");
-    for (const json& token : added)
-        if (token.is_object() && part(token, "content").is_string() && part(token, "id").is_number_unsigned())
-            vocab[part(token, "content").get<std::string>()] = part(token, "id");
+    for (const json& token : added) {
+        if (!token.is_object() || !part(token, "content").is_string() || !part(token, "id").is_number_unsigned())
+            refuse("one of its \"added_tokens\" has no \"content\" or no \"id\"");
+        vocab[part(token, "content").get<std::string>()] = part(token, "id");
+    }
     TwoFiles files{vocab.dump(), "#version: 0.2\n"};
     for (const json& merge : merges) {  // "a b", in newer files ["a", "b"]
         const bool pair = merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string();
@@ -103,16 +106,31 @@ std::optional<Tokenizer> Tokenizer::beside(const std::string& file) {
     return from_path(folder.string());
 }
 
-void check_shards(const char* flag, std::span<const std::string> shards, const std::string& used) {
+bool fits_vocabulary(size_t n, size_t V) {
+    constexpr size_t kPadding = 128;
+    return n <= V && V <= (n + kPadding - 1) / kPadding * kPadding;
+}
+
+bool check_shards(const char* flag, std::span<const std::string> shards, const std::string& used, size_t V) {
     std::set<fs::path> seen;
+    bool all = true;
     for (const std::string& shard : shards) {
-        if (used == "unknown" || !seen.insert(fs::path(shard).parent_path()).second) continue;
-        if (const auto own = Tokenizer::beside(shard); own && own->name() != used)
+        if (!seen.insert(fs::path(shard).parent_path()).second) continue;
+        const auto own = Tokenizer::beside(shard);
+        all &= own.has_value();
+        if (!own || own->name() == used || (used == "unknown" && fits_vocabulary(own->vocab_size(), V))) continue;
+        if (used == "unknown")
+            fail(
+                "%s: the tokenizer beside %s (vocab.json, merges.txt) has %zu tokens, but the model's vocabulary has %zu; name "
+                "shards that were made for it",
+                flag, in_quotes(shard).c_str(), own->vocab_size(), V);
+        else
             fail(
                 "%s: the tokenizer beside %s (vocab.json, merges.txt) is %s, expected %s, which is used here; name shards "
                 "that it made",
                 flag, in_quotes(shard).c_str(), own->name().c_str(), used.c_str());
     }
+    return all;
 }
 
 Tokenizer Tokenizer::from_metadata(const std::map<std::string, std::string>& metadata, const std::string& model_path) {

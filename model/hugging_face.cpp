@@ -31,10 +31,7 @@ json json_object(const std::string& path, const std::string& text) {
     json parsed = parse_json(text);
     if (!parsed.is_object())
         fail("%s: expected a JSON object, found %s; the file is damaged or its copy is incomplete", path.c_str(),
-             text.empty()                 ? "an empty file"
-             : !parsed.is_discarded()     ? parsed.type_name()
-             : kind_of_file(text).empty() ? "no valid JSON (or too many levels of it)"
-                                          : kind_of_file(text).c_str());
+             json_found(parsed, text).c_str());
     return parsed;
 }
 

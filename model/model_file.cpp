@@ -423,14 +423,13 @@ std::unique_ptr<HostModel> load_model(Cpu& dev, const std::string& path) {
 }
 
 void check_tokenizer(const Tokenizer& tokenizer, const ModelInfo& info, const std::string& model) {
-    constexpr size_t kPadding = 128;
     const std::string& own = info.tokenizer.at("tokenizer");
     const size_t n = tokenizer.vocab_size(), V = info.config.V;
     const bool sure = own == "bytes" || info.tokenizer.contains("tokenizer.vocab");  // otherwise often a guess
     if (sure && tokenizer.name() != own)
         fail("--tokenizer: expected %s, which %s was trained with, found %s", own.c_str(), model.c_str(),
              tokenizer.name().c_str());
-    if (n > V || V > (n + kPadding - 1) / kPadding * kPadding)
+    if (!fits_vocabulary(n, V))
         fail(
             "the tokenizer %s has %zu tokens, but the vocabulary of %s has %zu (its tokenizer is %s); name the one that it "
             "was trained with: --tokenizer DIR",

@@ -104,7 +104,7 @@ class ModelFile {
 // Fails unless the tokenizer is the model's: of its name, where the file holds or is sure of one, and of its size. model: the
 // model's file, for messages.
 //
-// The model's vocabulary may be larger, up to the next multiple of 128 (padding for GPU kernels). The ids behind the
+// The model's vocabulary may be larger (fits_vocabulary). The ids behind the
 // tokenizer's stand for no text: nothing that knows the tokenizer chooses them (ids_with_text), in a prompt of ids they are
 // shown as U+FFFD, and a loss has their probabilities in its softmax, as it had in training.
 void check_tokenizer(const Tokenizer& tokenizer, const ModelInfo& info, const std::string& model);

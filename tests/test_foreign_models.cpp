@@ -188,6 +188,13 @@ TEST_CASE("foreign models: text is cut by the tokenizer beside the model, which 
         write_file(w.at("model/tokenizer.json"), other.dump());
         w.ok("infer model -n 2");
     }
+    for (const json& token : {json{{"id", -1}, {"content", "a"}}, json{{"id", 1}}, json(7)}) {
+        json other = single;
+        other["added_tokens"].push_back(token);
+        write_file(w.at("model/tokenizer.json"), other.dump());
+        w.refused("infer model -n 2", {"model/tokenizer.json", "added_tokens"});
+    }
+    write_file(w.at("model/tokenizer.json"), single.dump());
     // To resume, neither the folder nor the flag is needed.
     fs::rename(w.at("model"), w.at("gone"));
     w.ok("train_gpt -y -o new.bin -x 6");

@@ -233,7 +233,9 @@ TEST_CASE("infer --eval: token shards are read as tokens") {
     const std::string of_text = w.ok("infer model.bin --eval text.txt"),
                       of_shards = w.ok("infer model.bin --eval a_*.bin");
     CHECK(contains(of_text, "text      'text.txt': 300 tokens, 300 bytes"));
-    CHECK(contains(of_shards, "shards    'a_0.bin' and 1 more: 300 tokens, 300 bytes"));
+    CHECK(contains(
+        of_shards,
+        "shards    'a_0.bin' and 1 more (no tokenizer beside the shards: taken for the model's): 300 tokens, 300 bytes"));
     CHECK(loss_in(of_shards) == loss_in(of_text));
     // Without a tokenizer, bits are those of a token.
     with_metadata(w.at("model.bin"), w.at("unknown.bin"), {{"tokenizer", "unknown"}});
@@ -427,6 +429,16 @@ TEST_CASE("shards beside another tokenizer are refused, and their own is train_g
     w.ok("train_gpt -i bytes/a.bin -b 2 -x 6 --gate-warmup 2 --gate-end 4" + kShape + " -o bytes.bin");
     w.ok("train_gpt -y -o bytes.bin -x 7");
     CHECK(contains(w.ok("infer bytes.bin --eval bytes/a.bin"), "bits per byte"));
+    // Models that do not say what their tokenizer is, of 256 ids.
+    w.ok("train_gpt -i bytes/a.bin -b 2 -x 6 -g norm" + kShape + " -o norm.bin");
+    fs::create_directory(w.at("unknown"));
+    with_metadata(w.at("norm.bin"), w.at("unknown/m.bin"), {{"tokenizer", "unknown"}});
+    w.ok("infer unknown/m.bin --eval bytes/a.bin");
+    for (const std::string shards : {"words", "more"}) {
+        const std::string shard = shards + "/a.bin";
+        w.refused("infer unknown/m.bin --eval " + shard, {"--eval", shard, "but the model's vocabulary has 256"});
+        w.refused("train_gpt -i " + shard + " --init unknown/m.bin -b 2 -x 6 -t 16", {"--train", shard, "has 256"});
+    }
 }
 
 // ---- JSON and settings
@@ -452,14 +464,14 @@ TEST_CASE("parse_json: what nests deeper than 100 levels is refused; half surrog
 TEST_CASE("programs: 300,000 brackets, wherever JSON or TOML is read, are one clear line") {
     const Workplace w;
     w.ok(kTiny + " -g norm");
-    const std::string deep = brackets(300'000);
+    const std::string deep = brackets(300'000), reason = "more than 100 levels of brackets";
     for (const std::string key : {"n_layer", "model_type", "tie_word_embeddings", "x"}) {
         fs::create_directory(w.at("hf"));
         fs::copy_file(w.at("model.bin"), w.at("hf/model.safetensors"), fs::copy_options::overwrite_existing);
         with_metadata(w.at("model.bin"), w.at("hf/model.safetensors"), {});
         write_file(w.at("hf/config.json"), "{\"" + key + "\": " + deep + std::string(300'000, ']') + "}");
         write_safetensors(w.at("hf/model.safetensors"), {}, {});
-        w.refused("infer hf -n 1", {"hf/config.json"});
+        w.refused("infer hf -n 1", {"hf/config.json", reason});
     }
     w.refused("fold hf out.bin", {"hf/config.json"});
     w.refused(kTiny + " --init hf", {"hf/config.json"});
@@ -468,7 +480,7 @@ TEST_CASE("programs: 300,000 brackets, wherever JSON or TOML is read, are one cl
     for (const std::string& index :
          {deep, "{\"weight_map\": " + deep, "{\"weight_map\": {\"a\": " + deep + std::string(300'000, ']') + "}}"}) {
         write_file(w.at("hf/model.safetensors.index.json"), index);
-        w.refused("infer hf -n 1", {"model.safetensors.index.json"});
+        w.refused("infer hf -n 1", {"model.safetensors.index.json", reason});
     }
     write_file(w.at("hf/model.safetensors.index.json"), std::string(11 << 20, ' '));
     w.refused("infer hf -n 1", {"model.safetensors.index.json", "at most"});
@@ -477,11 +489,11 @@ TEST_CASE("programs: 300,000 brackets, wherever JSON or TOML is read, are one cl
     fs::create_directory(w.at("words"));
     for (const std::string& text : {"{\"model\": " + closed + "}", "{\"model\": {\"type\": " + closed + "}}", deep}) {
         write_file(w.at("words/tokenizer.json"), text);
-        w.refused("infer model.bin --prompt x --tokenizer words", {"words/tokenizer.json"});
+        w.refused("infer model.bin --prompt x --tokenizer words", {"words/tokenizer.json", reason});
     }
     write_file(w.at("words/merges.txt"), "");
     write_file(w.at("words/vocab.json"), "{\"a\": " + closed + "}");
-    w.refused("infer model.bin --prompt x --tokenizer words", {"words", "vocab.json"});
+    w.refused("infer model.bin --prompt x --tokenizer words", {"words", "vocab.json", reason});
     with_metadata(w.at("model.bin"), w.at("meta.bin"),
                   {{"tokenizer", "x"}, {"tokenizer.vocab", "{\"a\": " + closed + "}"}, {"tokenizer.merges", ""}});
     w.refused("infer meta.bin --prompt x", {"meta.bin", "vocab.json"});
@@ -490,7 +502,7 @@ TEST_CASE("programs: 300,000 brackets, wherever JSON or TOML is read, are one cl
     write_file(w.at("header.bin"), std::string(reinterpret_cast<const char*>(&length), 8) + header);
     w.refused("infer header.bin -n 1", {"header.bin"});
     write_file(w.at("items.jsonl"), "{\"ctx\": " + closed + "}\n");
-    w.refused("infer model.bin --hellaswag items.jsonl", {"items.jsonl: line 1"});
+    w.refused("infer model.bin --hellaswag items.jsonl", {"items.jsonl: line 1", reason});
 
     std::string dots = "a", objects;
     for (int i = 0; i < 300'000; i++) dots += ".a";

@@ -354,7 +354,10 @@ TEST_CASE("damaged vocabularies are refused with a reason") {
         return error_of([&] { Tokenizer::from_text(vocab, merges, "FILE"); });
     };
     const std::string vocab = hello.vocab(), merges = hello.merges_text();
-    CHECK(contains(error("[1]", merges), "FILE: expected vocab.json to be a JSON object"));
+    CHECK(contains(error("[1]", merges),
+                   "FILE: expected vocab.json to be a JSON object {\"token\": id, ...}, found array"));
+    CHECK(contains(error(std::string(101, '['), merges), "found more than 100 levels of brackets"));
+    CHECK(error("{\"a\": \"" + std::string(800'000, 'x') + "\"}", merges).size() < 400);
     CHECK(contains(error("{\"a\": 0", merges), "to be a JSON object"));
     CHECK(contains(error("{\"a\": 1}", merges), "has the id 1"));
     CHECK(contains(error("{\"a\": 0, \"b\": 0}", merges), "each of 0 to"));
@@ -603,7 +606,8 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: tar archives, a document a file") {
         CHECK(contains(run({dir + "/torn.tar"}).second, "ends within a file"));
     }
     // A size that the archive does not have costs no memory, whatever it is; one that is no number is damage.
-    for (const char* size : {"77777777777", "777777777777", "-1", "\xff\xff\xff\xff\xff\xff\xff\xff", "12x", ""}) {
+    for (const char* size : {"77777777777", "777777777777", "-1", "\xff\xff\xff\xff\xff\xff\xff\xff", "12x", "",
+                             "\x80\1\1\1\1\1\1\1\1\1\1\1"}) {
         std::string lying = archive;
         std::memset(&lying[512 + 124], 0, 12);
         std::memcpy(&lying[512 + 124], size, std::strlen(size));
@@ -612,8 +616,8 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare: tar archives, a document a file") {
         out += "2";
         const auto [status, output] = run({dir + "/lying.tar"});
         CHECK(status == 1);
-        CHECK(
-            contains(output, size[0] == '7' ? "'d/1.txt': expected at most 64 MiB in a file, found " : "octal digits"));
+        const bool number = size[0] == '7' || size[0] == '\x80';
+        CHECK(contains(output, number ? "'d/1.txt': expected at most 64 MiB in a file, found " : "octal digits"));
     }
     for (const size_t at : {512u, 512u + 130, 512u + 150}) {  // a name, a size, the checksum itself
         std::string changed = archive;
@@ -657,7 +661,7 @@ TEST_CASE_FIXTURE(PrepareFixture, "prepare and bpe_train: what is no text is ref
             const auto [status, output] = run(arguments);
             CHECK(status == 1);
             CHECK_MESSAGE(contains(output, name), output);
-            if (given) CHECK_MESSAGE(contains(output, needle), output);
+            if (given || name == "folder" || name == "fifo") CHECK_MESSAGE(contains(output, needle), output);
             const auto [bpe_status, bpe_output] = run_program(run_bpe_train, {dir + "/" + name, "--out", dir + "/bpe"});
             CHECK(bpe_status == 1);
             CHECK(contains(bpe_output, name));

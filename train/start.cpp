@@ -164,8 +164,10 @@ Run open_corpora(const Settings& s, const Start& start) {
         run.tokenizer = tokenizer ? std::map<std::string, std::string>{{"tokenizer", "gpt2"}} : start.tokenizer;
         run.decode.reset();
     }
-    if (train.from_shards()) check_shards("--train", train.files(), run.tokenizer.at("tokenizer"));
-    if (val.from_shards()) check_shards("--val", val.files(), run.tokenizer.at("tokenizer"));
+    const std::string& used = run.tokenizer.at("tokenizer");
+    const size_t V = start.origin.config.V;  // where `used` is unknown, there is a model to start from
+    if (train.from_shards()) check_shards("--train", train.files(), used, V);
+    if (val.from_shards()) check_shards("--val", val.files(), used, V);
     return run;
 }
 

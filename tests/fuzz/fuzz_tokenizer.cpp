@@ -56,8 +56,8 @@ static Tokenizer read_tokenizer(const std::vector<std::string_view>& part) {
     if (is('b')) {
         const std::string model = folder / "model.bin";
         const Tokenizer tokenizer = Tokenizer::from_metadata(metadata, model);
-        check_shards("--train", {{model}}, tokenizer.name());
-        if (is('g')) check_shards("--train", {{model}}, "gpt2");
+        check_shards("--train", {{model}}, tokenizer.name(), 0);
+        if (is('g')) check_shards("--train", {{model}}, part[0].size() % 2 ? "gpt2" : "unknown", 300);
         return tokenizer;
     }
     const Tokenizer tokenizer = Tokenizer::from_path(folder.string());
