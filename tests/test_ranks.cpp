@@ -65,6 +65,18 @@ TEST_CASE("ranks: what launchers say") {
                          doctest::Contains("rank 2 of 2"), Error);
     CHECK_THROWS_WITH_AS(place({{"RANK", "1"}, {"WORLD_SIZE", "2"}}), doctest::Contains("MASTER_PORT"), Error);
     CHECK_THROWS_WITH_AS(place({{"PMI_SIZE", "2"}}), doctest::Contains("Open MPI"), Error);
+    // Half of what a launcher sets is no run of one process; SLURM's own variables have what scripts leave out.
+    const std::map<std::string, std::string> half = {{"WORLD_SIZE", "2"},
+                                                     {"LOCAL_RANK", "1"},
+                                                     {"MASTER_ADDR", "n1"},
+                                                     {"MASTER_PORT", "1"}};
+    CHECK_THROWS_WITH_AS(place(half), doctest::Contains("RANK: expected a number, found none"), Error);
+    CHECK_THROWS_WITH_AS(place({{"RANK", "1"}, {"MASTER_PORT", "1"}}),
+                         doctest::Contains("WORLD_SIZE: expected a number"), Error);
+    slurm.insert(half.begin(), half.end());
+    CHECK(place(slurm).rank == 5);
+    CHECK(place({{"WORLD_SIZE", "2"}}).size == 1);
+    CHECK(place({{"WORLD_SIZE", "1"}, {"MASTER_ADDR", "n1"}}).size == 1);
 }
 
 TEST_CASE("ranks: SLURM's lists of hosts") {

@@ -124,8 +124,9 @@ std::string said_of(const Workplace& w, const std::string& both, const std::stri
     CHECK(zero.status != 0);
     CHECK(one.status != 0);
     CHECK(!std::filesystem::exists(w.at("r0.bin")));
-    CHECK(std::ranges::count(zero.err + one.err, '\n') == 1);
-    return zero.err + one.err;
+    CHECK(std::ranges::count(zero.err, '\n') == 1);  // the reason, or who has it
+    CHECK(std::ranges::count(one.err, '\n') == (has(zero.err, "rank 1 ended the run") ? 1 : 0));
+    return one.err.empty() ? zero.err : one.err;
 }
 
 }  // namespace
@@ -177,9 +178,17 @@ TEST_CASE("rendezvous: the time limit comes while strangers knock, and they are 
         while (!over)
             if (const Peer peer; peer.connects(port)) peer.says("TNranks1");
     });
-    const std::string error = error_of([&] { join_tcp(0, 2, {"127.0.0.1", port, 0.8, ""}); });
+    const TemporaryFolder folder;
+    std::string error;
+    {
+        const StandardError standard_error(folder / "stderr");
+        error = error_of([&] { join_tcp(0, 2, {"127.0.0.1", port, 0.8, ""}); });
+        std::fflush(stderr);
+    }
     over = true;
     knocking.join();
+    CHECK(has(read_file(folder / "stderr"),
+              strprintf("waiting up to 0.8 s for rank 1 of 2 at 127.0.0.1, port %d\n", port)));
     CHECK_MESSAGE(has(error, "rank 1 of 2 did not connect to 127.0.0.1"), error);
     CHECK_MESSAGE(has(error, "1 connection that said nothing"), error);
 }
@@ -326,7 +335,7 @@ TEST_CASE("rendezvous: the secret comes from a variable or from a file that nobo
     CHECK(secret({{"TAPERNORM_SECRET", "a b"}}) == "a b");
     const Variables file = {{"TAPERNORM_SECRET_FILE", path}};
     auto error = [&](const Variables& variables) { return error_of([&] { secret(variables); }); };
-    CHECK(has(error(file), "TAPERNORM_SECRET_FILE: cannot read a line of '" + path + "'"));
+    CHECK(has(error(file), "TAPERNORM_SECRET_FILE: cannot read '" + path + "': No such file"));
     write_file(path, "swordfish\nnot this\n");
     chmod(path.c_str(), 0644);
     CHECK(has(error(file), "chmod 600"));
@@ -336,6 +345,10 @@ TEST_CASE("rendezvous: the secret comes from a variable or from a file that nobo
     write_file(path, "sword fish \t\r\n");
     CHECK(secret(file) == "sword fish");
     write_file(path, "\n");
+    CHECK(has(error(file), "expected a line of 1 to 400 letters, found 0"));
+    write_file(path, std::string("a\0b\n", 4));
+    CHECK(has(error(file), "a byte of 0"));
+    write_file(path, "");
     CHECK(has(error(file), "expected a line of 1 to 400 letters, found 0"));
     CHECK(has(error({{"TAPERNORM_SECRET", std::string(401, 'a')}}), "found 401"));
     REQUIRE(mkfifo((path + ".fifo").c_str(), 0600) == 0);
@@ -371,6 +384,22 @@ TEST_CASE("rendezvous: a rank that ends by its own will before the training says
             error);
     }
     CHECK(has(said_of(w, "", "--nonsense"), "rank 1 of 2: unknown flag '--nonsense'"));
+    // Where each rank has a log, each log has the reason or says who has it.
+    for (const std::string second : {"--nonsense", "-l 0.5"}) {
+        const int port = free_port();
+        std::vector<std::string> command = Workplace::command(kTiny + " -o r1.bin " + second);
+        command[0] = program_path("train_gpt");
+        std::string script = "exec";
+        for (const std::string& word : command) script += " " + word;
+        write_file(w.at("rank1.sh"), script + " 2> rank1.log");
+        Rank rank0(w, 0, port, ""), rank1(w, 1, port, "", {}, "/bin/sh rank1.sh");
+        const Outcome zero = rank0.finish(), one = rank1.finish();
+        CHECK((zero.status == 1 && one.status == 1));
+        const std::string log = read_file(w.at("rank1.log"));
+        CHECK_MESSAGE(has(log, second == "-l 0.5" ? "expected the same on all ranks" : "unknown flag"), log);
+        CHECK_MESSAGE(has(zero.err, second == "-l 0.5" ? "expected the same on all ranks" : "rank 1 ended the run"),
+                      zero.err);
+    }
     {
         const int port = free_port();
         Rank rank0(w, 0, port, "--help"), rank1(w, 1, port, "--help");

@@ -103,15 +103,17 @@ std::string secret_from_environment() {
         if (stat(path, &status) == 0 && !S_ISREG(status.st_mode))  // a FIFO would be waited for
             fail("TAPERNORM_SECRET_FILE: %s: expected a regular file, found something else", name.c_str());
         std::ifstream file(path);
-        if (!file || !std::getline(file, secret)) fail("TAPERNORM_SECRET_FILE: cannot read a line of %s", name.c_str());
+        if (!file) fail("TAPERNORM_SECRET_FILE: cannot read %s: %s", name.c_str(), std::strerror(errno));
+        std::getline(file, secret);
         secret.erase(secret.find_last_not_of(" \t\r\n\v\f") + 1);  // editors differ in how they end a line
         if (status.st_mode & 077)
             fail("TAPERNORM_SECRET_FILE: other users may read %s; expected a file for you alone: chmod 600 it",
                  name.c_str());
     }
-    if (secret.empty() || secret.size() > 400 || secret.find('\0') != std::string::npos)
-        fail("%s: expected a line of 1 to 400 letters, found %zu", named ? "TAPERNORM_SECRET_FILE" : "TAPERNORM_SECRET",
-             secret.size());
+    const char* variable = named ? "TAPERNORM_SECRET_FILE" : "TAPERNORM_SECRET";
+    if (secret.empty() || secret.size() > 400)
+        fail("%s: expected a line of 1 to 400 letters, found %zu", variable, secret.size());
+    if (secret.find('\0') != std::string::npos) fail("%s: expected a line of text, found a byte of 0 in it", variable);
     return secret;
 }
 
@@ -127,6 +129,8 @@ Place place_from_environment() {
         p = torchrun_place();
     } else if (has("SLURM_STEP_NUM_TASKS") && has("SLURM_PROCID") && has("SLURM_LOCALID")) {
         p = slurm_place();  // not in a batch script itself, which has no step
+    } else if ((has("MASTER_ADDR") || has("MASTER_PORT")) && (has("RANK") || number("WORLD_SIZE", 1) > 1)) {
+        p = torchrun_place();  // which says what is missing: this is no run of one process
     } else if (has("PMI_SIZE") && number("PMI_SIZE") > 1) {
         fail(
             "started by the mpirun of MPICH or a relative of it (PMI_SIZE is set), and this program knows Open MPI's; use "
@@ -331,12 +335,20 @@ void Ranks::agree(const std::vector<Fact>& facts, const char* hint) {
     if (length) fail_together(difference + "; " + hint);
 }
 
+// Whether what this process says as an error goes to a file, which may be its own (srun -o, torchrun --log-dir).
+static bool has_log() {
+    struct stat error_output{};
+    return fstat(STDERR_FILENO, &error_output) == 0 && S_ISREG(error_output.st_mode);
+}
+
 int Ranks::fail_all(const char* program, const std::exception& error) {
-    bool said = dynamic_cast<const RankStopped*>(&error) != nullptr;
-    if (!first() && link_) said |= link_->stopped_by_first_rank(3);
+    const bool stopped = dynamic_cast<const RankStopped*>(&error) != nullptr;
+    const bool said = stopped || (!first() && link_ && link_->stopped_by_first_rank(3));
     if (!said && size == 1)
         print_error(program, error_text(error).c_str());
     else if (!said)
+        print_error(program, (describe() + ": " + error_text(error)).c_str());
+    else if (stopped && (first() || has_log()))
         print_error(program, (describe() + ": " + error_text(error)).c_str());
     if (link_) link_->stop_all();
     return 1;

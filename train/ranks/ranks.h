@@ -54,7 +54,8 @@ class Ranks {
     // One process has none.
     Link* link() const { return link_.get(); }
 
-    // For main: prints the error, once where all ranks have it, ends all ranks, returns the exit status.
+    // For main: prints the error, once where all ranks have it (and in each rank's log where they have files for that), ends all
+    // ranks, returns the exit status. Rank 0 says which rank has ended the run.
     int fail_all(const char* program, const std::exception& error);
 
   private:

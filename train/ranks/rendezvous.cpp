@@ -200,6 +200,23 @@ std::vector<Socket> listen_at(const std::string& name, int port, const Addresses
     return listening;
 }
 
+// Says once what a rank waits for, before its user takes it for one that hangs.
+class SlowStart {
+  public:
+    explicit SlowStart(const Meeting& meeting) : meeting_(meeting), when_(after(std::min(5.0, meeting.seconds / 10))) {}
+    void say(const std::string& missing, const std::string& problem = "") {
+        if (said_ || Clock::now() < when_) return;
+        said_ = true;
+        std::fprintf(stderr, "waiting up to %g s for %s at %s, port %d%s%s\n", meeting_.seconds, missing.c_str(),
+                     meeting_.address.c_str(), meeting_.port, problem.empty() ? "" : ": ", problem.c_str());
+    }
+
+  private:
+    const Meeting& meeting_;
+    Time when_;
+    bool said_ = false;
+};
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Rank 0
 
@@ -220,8 +237,10 @@ class Reception {
     // ranks()[r - 1]: rank r's connection.
     std::vector<Socket> ranks() {
         const Time end = after(meeting_.seconds);
+        SlowStart slow(meeting_);
         for (missing_ = size_ - 1; missing_ > 0;) {
             if (Clock::now() > end) too_late();
+            slow.say(strprintf("rank %s of %d", absent().c_str(), size_));
             turn();
         }
         if (!dropped_.empty())
@@ -348,6 +367,7 @@ class Visit {
 
     // Tries again until rank 0 is there and has time.
     Socket to_rank_0() {
+        SlowStart slow(meeting_);
         do {
             const Addresses addresses(meeting_.address, meeting_.port);
             if (!addresses.problem.empty()) problem_ = addresses.problem;
@@ -355,6 +375,7 @@ class Visit {
                 Socket s = new_socket(address);
                 if (connects(s, address, length) && welcome(s)) return s;
             }
+            slow.say("rank 0", problem_);
             std::this_thread::sleep_for(std::chrono::milliseconds(100));
         } while (Clock::now() < end_);
         fail("cannot reach rank 0 at %s, port %d, within %g s: %s; check MASTER_ADDR and MASTER_PORT",

@@ -103,7 +103,7 @@ class SocketLink : public Link {
     }
 
     void check_header(const Flow& f) const {
-        if (f.header.kind == kStop) throw RankStopped(strprintf("rank %d stopped the run", f.message.rank));
+        if (f.header.kind == kStop) throw RankStopped(stopped_by(f.message.rank));
         if (f.header.kind != kData || f.header.bytes != f.message.bytes)
             fail("rank %d sent %llu bytes where %zu were expected: the ranks run different programs or flags",
                  f.message.rank, static_cast<unsigned long long>(f.header.bytes), f.message.bytes);
@@ -112,8 +112,10 @@ class SocketLink : public Link {
     void throw_if_stopped(int rank) const {
         Header header{};
         while (recv(sockets_[size_t(rank)], &header, sizeof header, MSG_DONTWAIT) == ssize_t(sizeof header))
-            if (header.kind == kStop) throw RankStopped(strprintf("rank %d stopped the run", rank));
+            if (header.kind == kStop) throw RankStopped(stopped_by(rank));
     }
+
+    static std::string stopped_by(int rank) { return strprintf("rank %d ended the run; it says why itself", rank); }
 
     [[noreturn]] static void gone(int rank, const char* what) {
         fail("rank %d is gone: its connection closed before %s, and it did not say why; was it killed?", rank, what);
