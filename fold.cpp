@@ -381,6 +381,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
     // clang-format on
     if (!options.parse(argc, argv)) return 0;
     claim_output("FOLDED", out);
+    check_no_run("FOLDED", out);
     std::FILE* text = json ? stderr : stdout;
 
     Cpu dev{int(threads)};

@@ -349,7 +349,7 @@ nlohmann::ordered_json run(const Settings& s, const Engine<Device, Real>& engine
 static void check_output(const Settings& s) {
     if (s.dump.empty()) return;
     check_writable(s.dump);
-    claim_output("--dump", s.dump);
+    claim_output("--dump", s.dump), check_no_run("--dump", s.dump);
     check_replaceable("--dump", s.dump, "a file of logits",
                       [](const SafetensorsFile& file) { return file.find("logits") && file.entries().size() == 1; });
 }

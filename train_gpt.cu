@@ -726,6 +726,7 @@ constexpr const char* kMemoryHint = "use a smaller -b (batch) or -t (sequence le
     signal(SIGPIPE, SIG_IGN);  // who reads what a run prints may go: the run goes on
     if (s.gpus > 1) ranks.fork_local(s.gpus);
     s.out = model_path(s.out);
+    check_inputs(s);
     std::vector<std::string> arguments = options.arguments();
     Checkpoints checkpoints(state_path(s.out));
     std::optional<RunLock> lock;  // before the state is read: who has the lock may be writing it

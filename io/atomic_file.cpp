@@ -30,13 +30,16 @@ struct FileBusy : Error {
     using Error::Error;
 };
 
-const char* remedy(int error) {
+std::string remedy(int error) {
     switch (error) {
         case ENOSPC:
         case EDQUOT:
             return "free some space or choose another place";
         case EFBIG:
-            return "the file system or the shell's limit (ulimit -f) allows no file of this size";
+            return strprintf(
+                "the file system or the shell's limit (ulimit -f) allows no file of this size; prlimit --pid %d "
+                "--fsize=unlimited lifts the limit",
+                int(getpid()));
         case EACCES:
         case EPERM:
         case EROFS:
@@ -180,7 +183,7 @@ AtomicFile::~AtomicFile() {
 void AtomicFile::fail_with(int error, const char* action) {
     try {
         fail("cannot write %s: could not %s: %s; %s", in_quotes(path_).c_str(), action, std::strerror(error),
-             remedy(error));
+             remedy(error).c_str());
     } catch (const Error& e) {
         if (error == ENOSPC || error == EDQUOT) throw DiskFull(e.what());
         throw;

@@ -1,9 +1,15 @@
 #include "io/claims.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
 #include <map>
 #include <mutex>
+#include <string_view>
 #include <utility>
 
 #include "runtime/error.h"
@@ -30,7 +36,37 @@ Claims& claims() {
          in_quotes(output).c_str(), as.c_str());
 }
 
+// "a" of a.bin, a.state.bin, a.state.2.bin, a.log.jsonl, a.log.1.jsonl and a.toml; "" where no file of a run has this name.
+std::string_view run_of(std::string_view path) {
+    const auto drop = [&](std::string_view end) {
+        const bool found = path.ends_with(end);
+        if (found) path.remove_suffix(end.size());
+        return found;
+    };
+    if (drop(".toml")) return path;
+    const char* const kind = drop(".jsonl") ? ".log" : drop(".bin") ? ".state" : nullptr;
+    if (!kind) return "";
+    const std::string_view model = path;
+    path = path.substr(0, path.find_last_not_of("0123456789") + 1);
+    if (path.size() < model.size() && !drop(".")) path = model;
+    return drop(kind) ? path : model;
+}
+
 }  // namespace
+
+void check_no_run(const std::string& flag, const std::string& path) {
+    const std::string lock = std::string(run_of(path)) + kLockEnding;
+    const int fd = open(lock.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+    if (fd < 0) return;
+    const bool held = flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    char owner[32] = {};
+    const ssize_t size = held ? read(fd, owner, sizeof owner - 1) : 0;
+    close(fd);
+    owner[size > 0 ? std::strspn(owner, "0123456789") : 0] = '\0';
+    if (held)
+        fail("%s: %s belongs to a run that is going on, process %s; give another name", flag.c_str(),
+             in_quotes(path).c_str(), *owner ? owner : "unknown");
+}
 
 void claim_input(const std::string& path, int fd) {
     struct stat info;

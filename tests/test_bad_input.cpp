@@ -97,6 +97,11 @@ TEST_CASE("train_gpt: refuses corpora and outputs that it cannot use") {
     for (const std::string name :
          {"nowhere/model.bin", "folder/", "corpus.txt/model.bin", "hard.bin", "soft.bin", "hard"})
         w.refused(kTiny + " -o " + name, {name});
+    std::filesystem::copy_file(w.at("corpus.txt"), w.at("run.bin.tapernorm-tmp"));
+    for (const std::string flag : {"-i", "-j", "--init"})  // what a save of this run might remove
+        w.refused(kTiny + " -o run " + flag + " run.bin.tapernorm-tmp", {"'run.bin.tapernorm-tmp'", "rename it"});
+    CHECK(std::filesystem::exists(w.at("run.bin.tapernorm-tmp")));
+    w.refused(kTiny + " --tensorboard corpus.txt", {"--tensorboard", "folder", "corpus.txt"});
 }
 
 TEST_CASE("programs: control characters in flags and names stay out of the message") {

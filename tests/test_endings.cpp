@@ -421,7 +421,7 @@ TEST_CASE("endings: a signal in a long update leaves it out, and where nothing w
     w.ok(kTiny + " -x 4");
     const auto before = w.contents();
     Program program(w.path, w.command("train_gpt -y -x 6 -d 32000000"));
-    wait_for_handler(program, SIGINT, true);
+    wait_for_handler(program, SIGUSR1, true);
     program.send(SIGINT);
     const Outcome outcome = program.finish();
     CHECK(outcome.status == 128 + SIGINT);
@@ -436,7 +436,7 @@ TEST_CASE("endings: a second Ctrl-C ends the run at once") {
     // A micro-batch that is far too long to end by itself.
     Program program(w.path,
                     w.command("train_gpt -i corpus.txt -b 16 --n-layer 1 --n-head 1 --n-embd 16 -t 8192 -x 10"));
-    wait_for_handler(program, SIGINT, true);
+    wait_for_handler(program, SIGUSR1, true);
     for (const long begin = cpu_ticks(program); cpu_ticks(program) < begin + 10;)  // it has begun
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
     program.send(SIGINT);

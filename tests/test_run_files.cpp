@@ -236,7 +236,7 @@ TEST_CASE("run files: a name that is taken meanwhile, a user's own files, and li
     // A file that appears under the name of a run that began with none.
     Program fresh(w.path, w.command(kLong + " -o live"));
     REQUIRE(fresh.wait_until([](const std::string& text) { return text.find("step ") != std::string::npos; }));
-    w.ok("fold m.old.bin live.bin");
+    fs::copy_file(w.at("m.old.bin"), w.at("live.bin"));
     const std::string folded = read_file(w.at("live.bin"));
     fresh.send(SIGTERM);
     CHECK(fresh.finish().status == 128 + SIGTERM);
@@ -414,6 +414,22 @@ TEST_CASE("run files: a name has one run at a time") {
         CHECK(second.err.find("process " + std::to_string(first.pid())) != std::string::npos);
     }
     CHECK(w.run("train_gpt -y -o run").status == 1);
+    // Nor does another program write what it will write, though it is not there yet.
+    w.ok(kTiny + " -o other");
+    const std::string owner = "process " + std::to_string(first.pid());
+    for (const std::string name : {"run.bin", "run.state.1.bin", "run.log.2.jsonl", "run.toml", "./run.bin"})
+        for (const std::string line : {"fold other.bin ", "infer other.bin --dump "}) {
+            const Outcome refused = w.run(line + name);
+            CHECK(refused.status == 1);
+            CHECK_MESSAGE(refused.err.find("'" + name + "' belongs to a run that is going on, " + owner) !=
+                              std::string::npos,
+                          refused.err);
+            CHECK(!fs::exists(w.at(name)));
+        }
+    for (const std::string name : {"run.folded.bin", "run.1.bin", "run", "run.old.bin", "xrun.bin", "run.states.bin"}) {
+        w.ok("fold other.bin " + name);
+        fs::remove(w.at(name));
+    }
     first.send(SIGKILL);
     first.finish();
     CHECK(fs::exists(lock_path(w.at("run.bin"))));
@@ -423,6 +439,23 @@ TEST_CASE("run files: a name has one run at a time") {
     fs::create_symlink("run.bin", w.at("link.bin"));
     const RunLock lock(w.at("run.bin"));
     CHECK(w.run(kTiny + " -o link").status == 1);
+}
+
+TEST_CASE("run files: a signal that comes before the training leaves no lock") {
+    const Workplace w;
+    for (const int signal : {SIGINT, SIGTERM}) {
+        const pid_t child = fork();
+        if (child == 0) {
+            const RunLock lock(w.at("run.bin"));
+            if (!fs::exists(lock_path(w.at("run.bin")))) _exit(1);
+            raise(signal);
+            _exit(2);
+        }
+        int status = 0;
+        waitpid(child, &status, 0);
+        CHECK((WIFSIGNALED(status) && WTERMSIG(status) == signal));
+        CHECK(!fs::exists(lock_path(w.at("run.bin"))));
+    }
 }
 
 TEST_CASE("run files: a run whose folder was moved takes nothing from the one that has its name now") {

@@ -1,6 +1,7 @@
 #include "train/run_files.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -110,7 +111,7 @@ std::string log_path(const std::string& model) { return run_name(model) + ".log.
 std::string settings_path(const std::string& model) { return run_name(model) + ".toml"; }
 std::string new_log_path(const std::string& model) { return run_name(model) + ".tapernorm-log"; }
 
-std::string lock_path(const std::string& model) { return run_name(model) + ".tapernorm-lock"; }
+std::string lock_path(const std::string& model) { return run_name(model) + kLockEnding; }
 
 std::vector<std::string> kept_logs(const std::string& model) {
     std::vector<std::string> logs;
@@ -220,16 +221,30 @@ void set_aside(const std::string& model, const std::string& to, const std::vecto
     }
 }
 
+// A signal that comes before the training, and saves nothing, takes the lock with it.
+static char lock_to_remove[4096];
+static void end_without_lock(int signal) {
+    unlink(lock_to_remove);
+    ::signal(signal, SIG_DFL);
+    raise(signal);
+}
+
 RunLock::RunLock(const std::string& model) {
     check_writable(model);  // a folder that is missing or protected is an error of its own
     const auto claim_and_lock = [&](const std::string& name) { claim_output("--out", lock_path(name)), lock(name); };
     claim_and_lock(model);
+    if (held_[0].path.size() < sizeof lock_to_remove) {
+        held_[0].path.copy(lock_to_remove, held_[0].path.size());
+        for (const int signal : {SIGINT, SIGTERM, SIGHUP})
+            if (::signal(signal, SIG_IGN) != SIG_IGN) ::signal(signal, end_without_lock);
+    }
     std::error_code error;
     const fs::path target = fs::canonical(model, error);
     if (!error && fs::is_symlink(model, error)) claim_and_lock(target.string());
 }
 
 RunLock::~RunLock() {
+    lock_to_remove[0] = '\0';
     for (const Held& h : held_) {
         if (names_file(h.path, h.fd)) unlink(h.path.c_str());
         close(h.fd);

@@ -23,6 +23,7 @@ namespace tapernorm::train {
 namespace {
 
 constexpr char kSettingsHeader[] = "# Settings of a run of train_gpt, for ./train_gpt --config";
+constexpr char kSettingsAdvice[] = "; the run writes this file anew, so change a copy";
 
 // A default that other settings change.
 template <class Value>
@@ -470,7 +471,17 @@ std::vector<std::pair<std::string, std::string>> settings_of_model(Settings s) {
 }
 
 std::string settings_text(CompleteSettings complete) {
-    return strprintf("%s\n", kSettingsHeader) + make_options(complete.settings).config(complete.implied);
+    return strprintf("%s%s\n", kSettingsHeader, kSettingsAdvice) +
+           make_options(complete.settings).config(complete.implied);
+}
+
+void check_inputs(const Settings& s) {
+    for (const auto& [flag, input] :
+         {std::pair("--train", s.train), std::pair("--val", s.val), std::pair("--init", s.init),
+          std::pair("--tokenizer", s.tokenizer), std::pair("--hellaswag", s.hellaswag)})
+        if (input.ends_with(".tapernorm-tmp"))
+            fail("%s: %s has the ending of files that the programs are writing, and may go; rename it", flag,
+                 in_quotes(input).c_str());
 }
 
 void check_outputs(const Settings& s) {
@@ -479,6 +490,9 @@ void check_outputs(const Settings& s) {
     for (size_t number = 0; number < s.keep; number++) outputs.push_back(numbered(state, number));
     if (!s.tensorboard.empty()) {
         check_place(s.tensorboard, s.tensorboard);
+        std::error_code missing;
+        if (const auto kind = std::filesystem::status(s.tensorboard, missing); exists(kind) && !is_directory(kind))
+            fail("--tensorboard: expected a folder, found the file %s; name another", in_quotes(s.tensorboard).c_str());
         outputs.push_back(next_event_file(s.tensorboard));
     }
     for (const auto& [flag, corpus] : {std::pair("--train", s.train), std::pair("--val", s.val)})

@@ -89,6 +89,8 @@ std::vector<std::pair<std::string, std::string>> settings_of_model(Settings s);
 // The file at settings_path, of what settle returned.
 std::string settings_text(CompleteSettings complete);
 
+// Before anything is written: fails where what is read has the name of a temporary file, which may be in the way.
+void check_inputs(const Settings& s);
 // Before hours of work: fails where a file of the run cannot be written, or is somebody else's; claims them as outputs.
 void check_outputs(const Settings& s);
 
