@@ -169,7 +169,7 @@ nlohmann::ordered_json last_token(const Settings& s, Decoder<Device, Real>& deco
     std::fprintf(s.text(), "prompt    %s: %s\n\nnext token, by probability:\n",
                  counted(prompt.tokens.size(), "token").c_str(),
                  printable(prompt.text.empty() ? s.tokens : prompt.text, "\n\t").c_str());
-    nlohmann::ordered_json result = {{"prompt", prompt.text}, {"prompt_tokens", prompt.tokens}};
+    auto rows = nlohmann::ordered_json::array();
     const size_t V = ids_with_text(c, tokenizer);
     const auto next = candidates(logits.data(), V, {.temperature = 1, .top_k = std::min(s.show, V)});
     double top = logits[size_t(next[0].token)], sum = 0;
@@ -180,14 +180,13 @@ nlohmann::ordered_json last_token(const Settings& s, Decoder<Device, Real>& deco
                      token_text(tokenizer, t.token).c_str());
         nlohmann::ordered_json row = {{"token", t.token}, {"probability", probability}};
         if (tokenizer) row["text"] = tokenizer->token(size_t(t.token));
-        result["next"].push_back(row);
+        rows.push_back(row);
     }
     const double speed = double(prompt.tokens.size()) / median;
     std::fprintf(s.text(), "\nlast-token mode: %.0f tokens/s (%.3f ms for %s, median of %zu)\n", speed, median * 1e3,
                  counted(prompt.tokens.size(), "token").c_str(), times.size());
     if (!s.dump.empty()) dump_logits(s.dump, logits, c.V);
-    result["tokens_per_second"] = speed;
-    return result;
+    return {{"prompt", prompt.text}, {"prompt_tokens", prompt.tokens}, {"next", rows}, {"tokens_per_second", speed}};
 }
 
 // Prints the prompt and what follows it, as it comes, until Ctrl-C where that is watched.

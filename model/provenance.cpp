@@ -47,8 +47,13 @@ ordered_json as_json(const ProvenanceStep& step) {
     if (step.model) j["model"] = as_json(*step.model);
     if (step.train) j["train"] = as_json(*step.train);
     if (step.val) j["val"] = as_json(*step.val);
-    for (const auto& [name, value] : step.settings) j["settings"][name] = value;
-    for (const Session& session : step.sessions) j["sessions"].push_back(as_json(session));
+    // Objects and lists are made as such: a null one that becomes one when something is put into it ends the program where memory
+    // ends just then (nlohmann 3.11).
+    ordered_json settings = ordered_json::object(), sessions = ordered_json::array();
+    for (const auto& [name, value] : step.settings) settings[name] = value;
+    for (const Session& session : step.sessions) sessions.push_back(as_json(session));
+    if (!settings.empty()) j["settings"] = std::move(settings);
+    if (!sessions.empty()) j["sessions"] = std::move(sessions);
     return j;
 }
 

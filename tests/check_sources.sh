@@ -40,6 +40,9 @@ function reach(file, program,    list, n, i) {
 }
 
 FNR == 1 { files[++count] = FILENAME }
+# A JSON value that is null becomes an object or a list when something is put into it; where memory ends just then, the library
+# (nlohmann 3.11) ends the program.
+/\["[a-z_]+"\](\[|\.(push|emplace)_back)/ { error(FILENAME ":" FNR ": make the JSON list or object first, then put it there") }
 /^int main\(/ { program[FILENAME] = 1 }
 /^[ \t]*#[ \t]*include[ \t]*["<]/ {
     split($0, part, "[\"<>]")

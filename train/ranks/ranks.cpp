@@ -129,8 +129,14 @@ Place place_from_environment() {
         p = torchrun_place();
     } else if (has("SLURM_STEP_NUM_TASKS") && has("SLURM_PROCID") && has("SLURM_LOCALID")) {
         p = slurm_place();  // not in a batch script itself, which has no step
-    } else if ((has("MASTER_ADDR") || has("MASTER_PORT")) && (has("RANK") || number("WORLD_SIZE", 1) > 1)) {
-        p = torchrun_place();  // which says what is missing: this is no run of one process
+    } else if ((has("MASTER_ADDR") || has("MASTER_PORT")) && !has("SLURM_JOB_ID") &&
+               (has("RANK") || number("WORLD_SIZE", 1) > 1)) {
+        // A batch script of SLURM has them for the steps that it starts.
+        const char *given = has("RANK") ? "RANK" : "WORLD_SIZE", *missing = has("RANK") ? "WORLD_SIZE" : "RANK";
+        fail(
+            "%s is set beside MASTER_ADDR or MASTER_PORT, as for one of several ranks, and %s is not; start all ranks with one "
+            "launcher, or unset %s to run alone",
+            given, missing, given);
     } else if (has("PMI_SIZE") && number("PMI_SIZE") > 1) {
         fail(
             "started by the mpirun of MPICH or a relative of it (PMI_SIZE is set), and this program knows Open MPI's; use "
