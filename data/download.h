@@ -34,7 +34,9 @@ namespace fs = std::filesystem;
 class ByteSource {
   public:
     // /dev/stdin and what the shell puts in the place of <(command). Another FIFO, or a folder, is an error.
-    static bool is_stream(const std::string& path) { return path.starts_with("/dev/"); }
+    static bool is_stream(const std::string& path) {
+        return path.starts_with("/dev/") && !path.starts_with("/dev/shm/");
+    }
 
     explicit ByteSource(const std::string& path) : name_(in_quotes(path)) {
         const bool stream = is_stream(path);

@@ -158,6 +158,7 @@ AtomicFile::AtomicFile(const std::string& path, double patience) : path_(path) {
         fail("cannot write %s: it names a directory; name a file in it", in_quotes(path).c_str());
 
     check_folder(path, directory_of(target_));
+    check_no_input("cannot write " + in_quotes(path), temporary_);
     const auto begin = std::chrono::steady_clock::now();
     while ((fd_ = open_temporary(temporary_)) < 0 && errno == EWOULDBLOCK) {
         if (std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() >= patience)

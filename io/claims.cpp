@@ -77,12 +77,19 @@ void claim_input(const std::string& path, int fd) {
     claims().inputs.emplace(Claims::File(info.st_dev, info.st_ino), path);
 }
 
-void claim_output(const std::string& flag, const std::string& path) {
+void check_no_input(const std::string& what, const std::string& path) {
     struct stat info;
     if (stat(path.c_str(), &info) != 0) return;
     const std::lock_guard lock(claims().mutex);
     if (const auto found = claims().inputs.find({info.st_dev, info.st_ino}); found != claims().inputs.end())
-        refuse(flag, path, found->second);
+        refuse(what, path, found->second);
+}
+
+void claim_output(const std::string& flag, const std::string& path) {
+    check_no_input(flag, path);
+    struct stat info;
+    if (stat(path.c_str(), &info) != 0) return;
+    const std::lock_guard lock(claims().mutex);
     claims().outputs.emplace(Claims::File(info.st_dev, info.st_ino), std::pair(flag, path));
 }
 

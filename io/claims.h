@@ -13,6 +13,9 @@ void claim_input(const std::string& path, int fd);
 // from, such as "--out".
 void claim_output(const std::string& flag, const std::string& path);
 
+// Fails where the file that `path` names is a claimed input, for a file that will not keep its name. what: "cannot write 'FILE'".
+void check_no_input(const std::string& what, const std::string& path);
+
 // Fails where `path` is the name of a file of a run of train_gpt that is going on, for programs that are no run: by the lock that a
 // run holds as long as it lasts (train/run_files.h).
 void check_no_run(const std::string& flag, const std::string& path);

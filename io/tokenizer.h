@@ -77,7 +77,7 @@ class Tokenizer {
 };
 
 // Whether a model with a vocabulary of V may be that of a tokenizer with n tokens: V may go up to the next multiple of 128 (padding
-// for GPU kernels).
+// for GPU kernels), or be larger by 1/32 (Megatron pads 50,257 to 51,200).
 bool fits_vocabulary(size_t n, size_t V);
 
 // Fails where token shards lie beside another tokenizer than the one of this name, which is used; where that is "unknown", beside

@@ -108,7 +108,7 @@ std::optional<Tokenizer> Tokenizer::beside(const std::string& file) {
 
 bool fits_vocabulary(size_t n, size_t V) {
     constexpr size_t kPadding = 128;
-    return n <= V && V <= (n + kPadding - 1) / kPadding * kPadding;
+    return n <= V && (V <= (n + kPadding - 1) / kPadding * kPadding || V - n <= n / 32);
 }
 
 bool check_shards(const char* flag, std::span<const std::string> shards, const std::string& used, size_t V) {

@@ -101,7 +101,16 @@ TEST_CASE("train_gpt: refuses corpora and outputs that it cannot use") {
     for (const std::string flag : {"-i", "-j", "--init"})  // what a save of this run might remove
         w.refused(kTiny + " -o run " + flag + " run.bin.tapernorm-tmp", {"'run.bin.tapernorm-tmp'", "rename it"});
     CHECK(std::filesystem::exists(w.at("run.bin.tapernorm-tmp")));
-    w.refused(kTiny + " --tensorboard corpus.txt", {"--tensorboard", "folder", "corpus.txt"});
+    std::filesystem::create_symlink("run.bin.tapernorm-tmp", w.at("link.txt"));
+    for (const std::string input : {"run.b*-tmp", "./*tmp", "link.txt"})
+        w.refused(kTiny + " -o run -i " + input, {"--train: ", "rename it"});
+    std::filesystem::copy_file(w.at("model.bin"), w.at("f.tapernorm-tmp"));
+    w.refused("fold f.tapernorm-tmp f", {"'f.tapernorm-tmp' would be overwritten"});
+    std::filesystem::remove(w.at("run.bin.tapernorm-tmp"));
+    std::filesystem::create_symlink("nowhere", w.at("dangling"));
+    for (const std::string board : {"corpus.txt", "corpus.txt/sub", "dangling"})
+        w.refused(kTiny + " --tensorboard " + board,
+                  {"--tensorboard", "is no folder", board.substr(0, board.find('/'))});
 }
 
 TEST_CASE("programs: control characters in flags and names stay out of the message") {
@@ -399,7 +408,8 @@ TEST_CASE("train_gpt -y: refuses a state with averages or a weight of them that 
     for (double weight : {0.0, -0.5, 1.5, double(NAN)}) refused_with(0, weight);
     // Of the last site's means [4, C], those of u^2 and u^2 / s.
     const size_t C = 16;
-    for (size_t from_end : {C + 1, 2 * C, 2 * C + 1, 3 * C}) refused_with(from_end, -1e-3);
+    for (size_t from_end : {C + 1, 2 * C, 2 * C + 1, 3 * C})
+        for (double mean : {-1e-3, double(NAN)}) refused_with(from_end, mean);
     write_file(state, whole);
     w.ok("train_gpt -y -o tuned.bin -x 6");
 }

@@ -443,19 +443,23 @@ TEST_CASE("run files: a name has one run at a time") {
 
 TEST_CASE("run files: a signal that comes before the training leaves no lock") {
     const Workplace w;
-    for (const int signal : {SIGINT, SIGTERM}) {
-        const pid_t child = fork();
-        if (child == 0) {
-            const RunLock lock(w.at("run.bin"));
-            if (!fs::exists(lock_path(w.at("run.bin")))) _exit(1);
-            raise(signal);
-            _exit(2);
+    w.ok(kTiny + " -o run");
+    fs::create_symlink("run.bin", w.at("link.bin"));
+    for (const int signal : {SIGINT, SIGTERM, SIGHUP})
+        for (const std::string name : {"run.bin", "link.bin"}) {
+            const pid_t child = fork();
+            if (child == 0) {
+                const RunLock lock(w.at(name));
+                for (const std::string& locked : {std::string("run.bin"), name})
+                    if (!fs::exists(lock_path(w.at(locked)))) _exit(1);
+                raise(signal);
+                _exit(2);
+            }
+            int status = 0;
+            waitpid(child, &status, 0);
+            CHECK((WIFSIGNALED(status) && WTERMSIG(status) == signal));
+            for (const std::string locked : {"run.bin", "link.bin"}) CHECK(!fs::exists(lock_path(w.at(locked))));
         }
-        int status = 0;
-        waitpid(child, &status, 0);
-        CHECK((WIFSIGNALED(status) && WTERMSIG(status) == signal));
-        CHECK(!fs::exists(lock_path(w.at("run.bin"))));
-    }
 }
 
 TEST_CASE("run files: a run whose folder was moved takes nothing from the one that has its name now") {

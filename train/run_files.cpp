@@ -222,9 +222,9 @@ void set_aside(const std::string& model, const std::string& to, const std::vecto
 }
 
 // A signal that comes before the training, and saves nothing, takes the lock with it.
-static char lock_to_remove[4096];
+static char locks_to_remove[2][4096];  // the second: where a link leads to
 static void end_without_lock(int signal) {
-    unlink(lock_to_remove);
+    for (const char* lock : locks_to_remove) unlink(lock);
     ::signal(signal, SIG_DFL);
     raise(signal);
 }
@@ -233,18 +233,18 @@ RunLock::RunLock(const std::string& model) {
     check_writable(model);  // a folder that is missing or protected is an error of its own
     const auto claim_and_lock = [&](const std::string& name) { claim_output("--out", lock_path(name)), lock(name); };
     claim_and_lock(model);
-    if (held_[0].path.size() < sizeof lock_to_remove) {
-        held_[0].path.copy(lock_to_remove, held_[0].path.size());
-        for (const int signal : {SIGINT, SIGTERM, SIGHUP})
-            if (::signal(signal, SIG_IGN) != SIG_IGN) ::signal(signal, end_without_lock);
-    }
     std::error_code error;
     const fs::path target = fs::canonical(model, error);
     if (!error && fs::is_symlink(model, error)) claim_and_lock(target.string());
+    for (size_t i = 0; i < held_.size(); i++)
+        if (held_[i].path.size() < sizeof locks_to_remove[i])
+            held_[i].path.copy(locks_to_remove[i], held_[i].path.size());
+    for (const int signal : {SIGINT, SIGTERM, SIGHUP})
+        if (::signal(signal, SIG_IGN) != SIG_IGN) ::signal(signal, end_without_lock);
 }
 
 RunLock::~RunLock() {
-    lock_to_remove[0] = '\0';
+    for (char* lock : {locks_to_remove[0], locks_to_remove[1]}) std::memset(lock, 0, sizeof locks_to_remove[0]);
     for (const Held& h : held_) {
         if (names_file(h.path, h.fd)) unlink(h.path.c_str());
         close(h.fd);

@@ -478,10 +478,20 @@ std::string settings_text(CompleteSettings complete) {
 void check_inputs(const Settings& s) {
     for (const auto& [flag, input] :
          {std::pair("--train", s.train), std::pair("--val", s.val), std::pair("--init", s.init),
-          std::pair("--tokenizer", s.tokenizer), std::pair("--hellaswag", s.hellaswag)})
-        if (input.ends_with(".tapernorm-tmp"))
-            fail("%s: %s has the ending of files that the programs are writing, and may go; rename it", flag,
-                 in_quotes(input).c_str());
+          std::pair("--tokenizer", s.tokenizer), std::pair("--hellaswag", s.hellaswag)}) {
+        std::vector<std::string> files;
+        try {
+            if (!input.empty()) files = matching_files(input);
+        } catch (const Error&) {
+            // Whoever reads it says what is wrong with it, behind what is worse.
+        }
+        for (const std::string& file : files) {
+            std::error_code ignored;
+            if (std::filesystem::weakly_canonical(file, ignored).extension() == ".tapernorm-tmp")
+                fail("%s: %s has the ending of files that the programs are writing, and may go; rename it", flag,
+                     in_quotes(file).c_str());
+        }
+    }
 }
 
 void check_outputs(const Settings& s) {
@@ -491,8 +501,10 @@ void check_outputs(const Settings& s) {
     if (!s.tensorboard.empty()) {
         check_place(s.tensorboard, s.tensorboard);
         std::error_code missing;
-        if (const auto kind = std::filesystem::status(s.tensorboard, missing); exists(kind) && !is_directory(kind))
-            fail("--tensorboard: expected a folder, found the file %s; name another", in_quotes(s.tensorboard).c_str());
+        std::filesystem::path there = s.tensorboard;
+        while (!there.empty() && !exists(std::filesystem::symlink_status(there, missing))) there = there.parent_path();
+        if (!there.empty() && !std::filesystem::is_directory(there, missing))
+            fail("--tensorboard: %s is no folder; name another", in_quotes(there.string()).c_str());
         outputs.push_back(next_event_file(s.tensorboard));
     }
     for (const auto& [flag, corpus] : {std::pair("--train", s.train), std::pair("--val", s.val)})

@@ -187,7 +187,8 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
         for (size_t i = 0; i < sites; i++) {
             c.channels.emplace_back(&channels[i * width], &channels[i * width] + width);
             for (size_t j = t.model.config.C; j < 3 * t.model.config.C; j++)  // means of u^2 and of u^2 / s
-                if (c.channels[i][j] < 0) fail("%s: tensor state.channels: the file is damaged", file.path().c_str());
+                if (!(c.channels[i][j] >= 0))
+                    fail("%s: tensor state.channels: the file is damaged", file.path().c_str());
         }
         c.first.resize(sites);
         if (t.model.config.first_apart) numbers("state.first", c.first);

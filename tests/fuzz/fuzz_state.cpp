@@ -2,7 +2,7 @@
 // Letters in front of it say what else there is: an older state (o), a log (l), a corpus that has changed (c); or that it is not
 // -y that finds it, but a fresh run (f), or one that replaces it (r); that the corpus is a shard (s) or too short (v); that another
 // run starts from the model that was saved (i), has left its model (m) or its log (n); that the log does not say whose it is (k);
-// that this run has left a newer model (w); that there is a teacher (d). Capital letters are flags beside -y (kFlags).
+// that this run has left a newer model (w); that -y finds a teacher (d). Capital letters are flags beside -y (kFlags).
 #define TAPERNORM_NO_MAIN
 #include <nlohmann/json.hpp>
 
@@ -73,7 +73,7 @@ void run_on(const std::string& folder, const std::string& corpus, Letters letter
     // Other files than the state itself, and sizes that its flags ask for, are the user's.
     s.train = corpus, s.val = s.tokenizer = s.hellaswag = "";
     s.batch = 1, s.T = std::min<size_t>(s.T, 8), s.total_batch = s.T, s.keep = 2;
-    if (has(letters, 'd')) s.init = folder + "/teacher.bin", s.distill = 1;
+    if (has(letters, 'd') && s.resume) s.init = folder + "/teacher.bin", s.distill = 1;
     check_outputs(s);
     Run run = open_run(s, std::move(start));
     s.distill = 0;

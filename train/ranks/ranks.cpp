@@ -110,10 +110,11 @@ std::string secret_from_environment() {
             fail("TAPERNORM_SECRET_FILE: other users may read %s; expected a file for you alone: chmod 600 it",
                  name.c_str());
     }
-    const char* variable = named ? "TAPERNORM_SECRET_FILE" : "TAPERNORM_SECRET";
+    const std::string variable = named ? "TAPERNORM_SECRET_FILE: " + name : "TAPERNORM_SECRET";
     if (secret.empty() || secret.size() > 400)
-        fail("%s: expected a line of 1 to 400 letters, found %zu", variable, secret.size());
-    if (secret.find('\0') != std::string::npos) fail("%s: expected a line of text, found a byte of 0 in it", variable);
+        fail("%s: expected a line of 1 to 400 letters, found %zu", variable.c_str(), secret.size());
+    if (secret.find('\0') != std::string::npos)
+        fail("%s: expected a line of text, found a byte of 0 in it", variable.c_str());
     return secret;
 }
 
@@ -348,13 +349,11 @@ static bool has_log() {
 }
 
 int Ranks::fail_all(const char* program, const std::exception& error) {
-    const bool stopped = dynamic_cast<const RankStopped*>(&error) != nullptr;
-    const bool said = stopped || (!first() && link_ && link_->stopped_by_first_rank(3));
-    if (!said && size == 1)
+    bool said = dynamic_cast<const RankStopped*>(&error) != nullptr;
+    if (!first() && link_) said |= link_->stopped_by_first_rank(3);
+    if (size == 1)
         print_error(program, error_text(error).c_str());
-    else if (!said)
-        print_error(program, (describe() + ": " + error_text(error)).c_str());
-    else if (stopped && (first() || has_log()))
+    else if (!said || first() || has_log())
         print_error(program, (describe() + ": " + error_text(error)).c_str());
     if (link_) link_->stop_all();
     return 1;

@@ -240,7 +240,7 @@ class Reception {
         SlowStart slow(meeting_);
         for (missing_ = size_ - 1; missing_ > 0;) {
             if (Clock::now() > end) too_late();
-            slow.say(strprintf("rank %s of %d", absent().c_str(), size_));
+            slow.say(strprintf("%s of %d", absent().c_str(), size_));
             turn();
         }
         if (!dropped_.empty())
@@ -318,7 +318,7 @@ class Reception {
             answer.proof = prove(meeting_.secret, host_of(h.rank, h.size), g.challenge.nonce, h.nonce);
         const bool told = send_now(g.socket.fd, answer);
         if (reason && !dropped_.contains(reason))  // once: strangers may come often
-            std::fprintf(stderr, "warning: port %d: turned away a connection %s; still waiting for rank %s of %d\n",
+            std::fprintf(stderr, "warning: port %d: turned away a connection %s; still waiting for %s of %d\n",
                          meeting_.port, reason, absent().c_str(), size_);
         if (reason) return drop(reason);
         if (!told) return drop("that went away");
@@ -335,15 +335,16 @@ class Reception {
         return text;
     }
 
+    // "ranks 1, 3"
     std::string absent() const {
         std::string list;
         for (int r = 1; r < size_; r++)
             if (ranks_[size_t(r) - 1].fd < 0) list += (list.empty() ? "" : ", ") + std::to_string(r);
-        return list;
+        return (missing_ > 1 ? "ranks " : "rank ") + list;
     }
 
     [[noreturn]] void too_late() const {
-        fail("rank %s of %d did not connect to %s, port %d, within %g s%s%s; check that they run and that %s",
+        fail("%s of %d did not connect to %s, port %d, within %g s%s%s; check that they run and that %s",
              absent().c_str(), size_, meeting_.address.c_str(), meeting_.port, meeting_.seconds,
              dropped_.empty() ? "" : "; turned away: ", dropped_text().c_str(),
              addresses_.loopback() ? "they are on this machine, which alone reaches that address" : "the port is open");
