@@ -67,7 +67,7 @@ train norm layernorm -o "$work/teacher.bin"
 train taper layernorm --init "$work/teacher.bin" --distill 1
 seed "$work/model.state.bin" "$seeds/state/taught"
 { printf d; cat "$seeds/state/taught"; } > "$seeds/state/d-taught"
-for letter in v k w d A B E G L N T W; do
+for letter in v k w d g A B E G L N R T W; do
     { printf $letter; cat "$seeds/state/taper-layernorm"; } > "$seeds/state/$letter"
 done
 # Hugging Face's: without the metadata that make it a model of this program; and some that are not as they should be.
@@ -78,7 +78,7 @@ foreign() { # foreign NAME LETTERS [CHANGE OF config.json [CHANGE OF THE HEADER]
 }
 foreign hugging-face ''
 foreign masks '' '' 's/"transformer.h.0.ln_1.weight":\([^}]*\)}/&,"transformer.h.0.attn.bias":\1}/'
-for letter in a p t; do foreign folder-$letter $letter; done
+for letter in a p t v n; do foreign folder-$letter $letter; done
 foreign mask '' '' 's/"transformer.h.0.ln_1.weight":/"transformer.h.0.attn.bias":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},&/'
 foreign sharded i 's/^/{"weight_map":{"transformer.wte.weight":"one.safetensors"}}\xff/'
 foreign empty-index i 's/^/{"weight_map":1}\xff/'
@@ -86,6 +86,13 @@ foreign index-of-folders i 's/^/{"weight_map":{"transformer.wte.weight":"..\/one
 for change in '"n_layer":1/"n_layer":99' '"n_embd":2,"n_head":1/"n_embd":3,"n_head":2' gelu_new/relu '"n_inner":null/"n_inner":7' \
     '1e-05/-1' '1e-05/1e12' '{/{"quantization_config":{},' '{/{"tie_word_embeddings":false,' '{/{"scale_attn_weights":7,' '"n_head":1/"n_head":"x"'; do
     foreign "config-$((i += 1))" '' "s/$change/"
+done
+# A head of its own, and config.json says that there is none, and the other way round.
+for kind in own-head taper-all-rmsnorm-folded taper-layernorm-model; do
+    for tied in true false; do
+        LC_ALL=C sed -E "s/\"tie_word_embeddings\": *[a-z]*/\"tie_word_embeddings\": $tied/" "$seeds/foreign_model/exported-$kind" \
+            > "$seeds/foreign_model/exported-$kind-$tied"
+    done
 done
 # A checkpoint of llm.c: 256 int32 (magic, version, T, V, L, heads, C, padded V), then 90 floats. Another version; 2 heads, 3 channels.
 for numbers in 3421122 4421122 3421232; do
@@ -110,7 +117,7 @@ seed "$work/words.state.bin" "$seeds/state/words"
 { printf s; cat "$seeds/state/words"; } > "$seeds/state/s-words"
 { printf i; cat "$seeds/state/words"; } > "$seeds/state/i-words"
 long=$(printf 'catsat%.0s' $(seq 60)) # longer than the words that are merged in place
-for place in f fo b bg bn m mn; do { cat "$seeds/tokenizer/bpe"; printf '%s<|endoftext|>\xff%s' "$long" $place; } > "$seeds/tokenizer/$place"; done
+for place in f fo b bg bu bn m mn; do { cat "$seeds/tokenizer/bpe"; printf '%s<|endoftext|>\xff%s' "$long" $place; } > "$seeds/tokenizer/$place"; done
 { printf '{"normalizer":null,"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false},"added_tokens":[{"id":0,"content":"!"}],'
     printf '"model":{"type":"BPE","vocab":%s,"merges":[' "$(cat "$work/bpe/vocab.json")"
     sed -n '2,$s/.*/"&"/p' "$work/bpe/merges.txt" | sed 's/\\/\\\\/g' | paste -sd, -; printf ']}}\xff\xffThe cat\xffj'; } > "$seeds/tokenizer/json"

@@ -89,6 +89,11 @@ const pcre2_code* word_expression() {
     return compiled;
 }
 
+void no_word(size_t position, int result) {
+    MappedFile::check_all();
+    fail("PCRE2 cannot cut the text into words at byte %zu (result %d)", position, result);
+}
+
 }  // namespace
 
 Words::Words(std::string_view text) : text_(text), subject_(text) {
@@ -109,11 +114,8 @@ bool Words::next(std::string_view& word) {
     const int result = pcre2_match(word_expression(), reinterpret_cast<PCRE2_SPTR>(subject_.data()), subject_.size(),
                                    position_, PCRE2_NO_UTF_CHECK, match, nullptr);
     const PCRE2_SIZE* place = pcre2_get_ovector_pointer(match);
-    // Every character starts a word, so a match is always found, and at this place.
-    if (result < 1 || place[0] != position_ || place[1] <= position_) {
-        MappedFile::check_all();  // unless the text has changed meanwhile
-        fail("PCRE2 cannot cut the text into words at byte %zu (result %d)", position_, result);
-    }
+    // Every character starts a word, so a match is always found, and at this place, unless the text has changed meanwhile.
+    if (result < 1 || place[0] != position_ || place[1] <= position_) no_word(position_, result);
     word = text_.substr(position_, place[1] - position_);
     position_ = place[1];
     return true;

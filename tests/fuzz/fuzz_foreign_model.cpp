@@ -1,6 +1,6 @@
 // A Hugging Face GPT-2: config.json, then model.safetensors, cut at a byte 0xff; or a checkpoint of llm.c, by its magic number.
 // Letters in front of config.json say what else is in the folder: an index (i; before config.json, cut at 0xff), an adapter (a),
-// PyTorch's own file (p), a tokenizer (t).
+// PyTorch's own file (p), a tokenizer (t), a broken one (v); or that the weights are not (n).
 #include <filesystem>
 
 #include "io/output_folder.h"
@@ -14,7 +14,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-size_t count_letters(std::string_view input) { return std::min(input.find_first_not_of("aipt"), input.size()); }
+size_t count_letters(std::string_view input) { return std::min(input.find_first_not_of("aiptvn"), input.size()); }
 
 // Where the weights begin.
 size_t end_of_config(std::string_view input) {
@@ -31,8 +31,10 @@ void write_folder(std::string_view input, const std::string& folder) {
     if (has('i')) file_with(part[0], "model.safetensors.index.json");
     file_with(has('i') ? part[1].substr(0, part[1].size() - part[1].ends_with('\xff')) : part[0], "config.json");
     const std::string weights = safetensors_bytes(input.substr(end_of_config(input)));
-    file_with(weights, has('i') ? "one.safetensors" : has('p') ? "pytorch_model.bin" : "model.safetensors");
+    if (!has('n'))
+        file_with(weights, has('i') ? "one.safetensors" : has('p') ? "pytorch_model.bin" : "model.safetensors");
     if (has('a')) file_with("{}", "adapter_config.json");
+    if (has('v')) file_with("[1]", "vocab.json"), file_with("", "merges.txt");
     if (!has('t')) return;
     OutputFolder files(folder);
     Tokenizer().save(files);

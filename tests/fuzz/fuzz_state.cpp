@@ -2,7 +2,7 @@
 // Letters in front of it say what else there is: an older state (o), a log (l), a corpus that has changed (c); or that it is not
 // -y that finds it, but a fresh run (f), or one that replaces it (r); that the corpus is a shard (s) or too short (v); that another
 // run starts from the model that was saved (i), has left its model (m) or its log (n); that the log does not say whose it is (k);
-// that this run has left a newer model (w); that -y finds a teacher (d). Capital letters are flags beside -y (kFlags).
+// that this run has left a newer model (w); that -y finds a teacher (d); that the state is gone (g). Capital letters are flags beside -y (kFlags).
 #define TAPERNORM_NO_MAIN
 #include <nlohmann/json.hpp>
 
@@ -17,12 +17,14 @@ namespace {
 using Letters = std::string_view;
 bool has(Letters letters, char letter) { return letters.find(letter) != letters.npos; }
 
-Letters letters_of(std::string_view input) { return input.substr(0, input.find_first_not_of("cdfiklmnorsvwABEGLNTW")); }
+Letters letters_of(std::string_view input) {
+    return input.substr(0, input.find_first_not_of("cdfgiklmnorsvwABEGLNRTW"));
+}
 
-const std::pair<char, const char*> kFlags[] = {{'A', "--norm=rmsnorm"},  {'B', "--bound=0.5"},
-                                               {'E', "--gate-end=1000"}, {'G', "--gate-mode=norm"},
-                                               {'L', "--n-layer=9"},     {'N', "--norm=layernorm"},
-                                               {'T', "--seq-len=5000"},  {'W', "--gate-warmup=2"}};
+const std::pair<char, const char*> kFlags[] =
+    {{'A', "--norm=rmsnorm"},         {'B', "--bound=0.5"},    {'E', "--gate-end=1000"},
+     {'G', "--gate-mode=norm"},       {'L', "--n-layer=9"},    {'N', "--norm=layernorm"},
+     {'R', "--tensorboard=/nowhere"}, {'T', "--seq-len=5000"}, {'W', "--gate-warmup=2"}};
 
 // A model as another run left it; its checksum, and for a newer one of this run, agree with none of the state's. Written anew after
 // it was opened: what was read may not be written (io/claims.h).
@@ -111,6 +113,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::string path = file_with(state, "model.state.bin"), folder = fs::path(path).parent_path().string();
     if (has(letters, 'o'))
         file_with(state, "model.state.1.bin"), file_with(state.substr(0, size / 2), "model.state.bin");
+    if (has(letters, 'g')) fs::remove(path);
     if (has(letters, 'l')) file_with("{\"run\": \"0123456789abcdef\"}\n{\"step\": 1}\n", "model.log.jsonl");
     if (has(letters, 'n')) file_with("{\"run\": \"0\"}\n{\"step\": 1}\n", "model.tapernorm-log");
     if (has(letters, 'm')) {

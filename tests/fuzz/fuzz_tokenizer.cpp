@@ -57,7 +57,8 @@ static Tokenizer read_tokenizer(const std::vector<std::string_view>& part) {
         const std::string model = folder / "model.bin";
         const Tokenizer tokenizer = Tokenizer::from_metadata(metadata, model);
         check_shards("--train", {{model}}, tokenizer.name(), 0);
-        if (is('g')) check_shards("--train", {{model}}, part[0].size() % 2 ? "gpt2" : "unknown", 300);
+        if (is('g')) check_shards("--train", {{model}}, "gpt2", 0);
+        if (is('u')) check_shards("--train", {{model}}, "unknown", 1000);
         return tokenizer;
     }
     const Tokenizer tokenizer = Tokenizer::from_path(folder.string());
