@@ -4,7 +4,8 @@
 set -euo pipefail
 folder=$1
 shift
-readers="io/safetensors.cpp io/torch_file.cpp io/json.cpp io/checksum.h io/tokens.cpp io/tokenizer.cpp io/tokenizer_files.cpp io/words.cpp io/options.cpp
+readers="io/safetensors.cpp io/torch_file.cpp io/json.cpp io/checksum.h io/tokens.cpp io/tokenizer.cpp io/tokenizer_files.cpp
+    io/words.cpp io/options.cpp
     model/model_file.cpp model/hugging_face.cpp model/llmc_checkpoint.cpp train/run_log.cpp train/checkpoints.cpp train/start.cpp
     train/state.cuh train/settings.cpp inference/hellaswag.cpp inference/prompts.cpp"
 llvm=$(dirname "$(readlink -f "$(command -v clang++ clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++-14 | head -1)")")
@@ -23,7 +24,8 @@ done
 others='give_up_older|write_last|space_warning|host_model|require_finite_parameters|try_checkpoint|bytes_to_write|initialize_from
     |gather_state|crc32c|make_byte_to_char|write_token_shard|write_safetensors|check_replaceable|save_model
     |save_checkpoint|write_settings|keep_old_log|word_expression|follow_recipe|numbers_checksum|source_of|replace_provenance
-    |is_finished_model|add_validation|RunLog::write_end|read_hugging_face_config|size_text|check_inputs|Options::choose|no_word|print_json'
+    |is_finished_model|add_validation|RunLog::write_end|read_hugging_face_config|size_text|check_inputs|Options::choose
+    |no_word|print_json'
 "$llvm/llvm-cov" show "${programs[@]:1}" -instr-profile="$folder/all.profdata" $readers |
     awk -F'|' -v others="(^|[ :&*])(${others//[[:space:]]/})[(]" -v missed="$folder/missed.txt" '
         /^[^ ]*:$/ { file = $1; sub(/.*\/(\.\/)?/, "", file); skip = 0 }

@@ -140,7 +140,7 @@ AtomicFile::AtomicFile(const std::string& path, double patience) : path_(path) {
     if (path.empty()) fail("cannot write a file without a name");
     check_place(path, directory_of(path));
     target_ = resolve_links(path);
-    temporary_ = target_ + ".tapernorm-tmp";
+    temporary_ = target_ + kTemporaryEnding;
     struct stat info;
     const bool exists = stat(target_.c_str(), &info) == 0;
     if (fs::path(path).extension().string().starts_with(".tapernorm-"))

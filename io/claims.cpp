@@ -54,18 +54,23 @@ std::string_view run_of(std::string_view path) {
 
 }  // namespace
 
+std::string lock_owner(int fd) {
+    char text[32] = {};
+    const ssize_t size = pread(fd, text, sizeof text - 1, 0);
+    const std::string owner(text, size > 0 ? std::strspn(text, "0123456789") : 0);
+    return owner.empty() ? "unknown" : owner;
+}
+
 void check_no_run(const std::string& flag, const std::string& path) {
     const std::string lock = std::string(run_of(path)) + kLockEnding;
     const int fd = open(lock.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
     if (fd < 0) return;
     const bool held = flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-    char owner[32] = {};
-    const ssize_t size = held ? read(fd, owner, sizeof owner - 1) : 0;
+    const std::string owner = held ? lock_owner(fd) : "";
     close(fd);
-    owner[size > 0 ? std::strspn(owner, "0123456789") : 0] = '\0';
     if (held)
         fail("%s: %s belongs to a run that is going on, process %s; give another name", flag.c_str(),
-             in_quotes(path).c_str(), *owner ? owner : "unknown");
+             in_quotes(path).c_str(), owner.c_str());
 }
 
 void claim_input(const std::string& path, int fd) {

@@ -19,6 +19,10 @@ void check_no_input(const std::string& what, const std::string& path);
 // Fails where `path` is the name of a file of a run of train_gpt that is going on, for programs that are no run: by the lock that a
 // run holds as long as it lasts (train/run_files.h).
 void check_no_run(const std::string& flag, const std::string& path);
-constexpr const char* kLockEnding = ".tapernorm-lock";  // behind a run's name
+// The process in the lock that is open as `fd`: its number, "unknown" where it has not said it yet.
+std::string lock_owner(int fd);
+
+// The endings of files in use: of a lock, behind a run's name, and of what is being written, behind the file's.
+constexpr const char *kLockEnding = ".tapernorm-lock", *kTemporaryEnding = ".tapernorm-tmp";
 
 }  // namespace tapernorm

@@ -278,12 +278,10 @@ void RunLock::lock(const std::string& model) {
                 in_quotes(path).c_str(), std::strerror(errno));
         // Some network file systems have no locks: then there is nothing to rely on but the user.
         if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-            char owner[32] = {};
-            const ssize_t size = read(fd, owner, sizeof owner - 1);
-            owner[size > 0 ? std::strspn(owner, "0123456789") : 0] = '\0';
+            const std::string owner = lock_owner(fd);
             close(fd);
             fail("--out: %s is being written by another run, process %s; wait for it, or give another name",
-                 in_quotes(model).c_str(), *owner ? owner : "unknown");
+                 in_quotes(model).c_str(), owner.c_str());
         }
         if (names_file(path, fd)) {
             if (!is_lock(fd)) {

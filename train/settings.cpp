@@ -487,7 +487,7 @@ void check_inputs(const Settings& s) {
         }
         for (const std::string& file : files) {
             std::error_code ignored;
-            if (std::filesystem::weakly_canonical(file, ignored).extension() == ".tapernorm-tmp")
+            if (std::filesystem::weakly_canonical(file, ignored).extension() == kTemporaryEnding)
                 fail("%s: %s has the ending of files that the programs are writing, and may go; rename it", flag,
                      in_quotes(file).c_str());
         }
