@@ -18,8 +18,9 @@ namespace tapernorm {
 
 namespace {
 
+using File = std::pair<dev_t, ino_t>;
+
 struct Claims {
-    using File = std::pair<dev_t, ino_t>;
     std::mutex mutex;
     std::map<File, std::string> inputs;
     std::map<File, std::pair<std::string, std::string>> outputs;  // flag, path
@@ -28,6 +29,12 @@ struct Claims {
 Claims& claims() {
     static Claims all;
     return all;
+}
+
+// Once a file is gone, its inode number is given to a new one, which nobody has claimed.
+bool still_names(const std::string& path, const File& file) {
+    struct stat info;
+    return stat(path.c_str(), &info) == 0 && File(info.st_dev, info.st_ino) == file;
 }
 
 [[noreturn]] void refuse(const std::string& flag, const std::string& output, const std::string& input) {
@@ -76,17 +83,22 @@ void check_no_run(const std::string& flag, const std::string& path) {
 void claim_input(const std::string& path, int fd) {
     struct stat info;
     if (fstat(fd, &info) != 0) return;
+    const File file(info.st_dev, info.st_ino);
     const std::lock_guard lock(claims().mutex);
-    if (const auto found = claims().outputs.find({info.st_dev, info.st_ino}); found != claims().outputs.end())
+    if (const auto found = claims().outputs.find(file);
+        found != claims().outputs.end() && still_names(found->second.second, file))
         refuse(found->second.first, found->second.second, path);
-    claims().inputs.emplace(Claims::File(info.st_dev, info.st_ino), path);
+    std::string& name = claims().inputs[file];
+    if (!still_names(name, file)) name = path;
 }
 
 void check_no_input(const std::string& what, const std::string& path) {
     struct stat info;
     if (stat(path.c_str(), &info) != 0) return;
+    const File file(info.st_dev, info.st_ino);
     const std::lock_guard lock(claims().mutex);
-    if (const auto found = claims().inputs.find({info.st_dev, info.st_ino}); found != claims().inputs.end())
+    if (const auto found = claims().inputs.find(file);
+        found != claims().inputs.end() && still_names(found->second, file))
         refuse(what, path, found->second);
 }
 
@@ -95,7 +107,9 @@ void claim_output(const std::string& flag, const std::string& path) {
     struct stat info;
     if (stat(path.c_str(), &info) != 0) return;
     const std::lock_guard lock(claims().mutex);
-    claims().outputs.emplace(Claims::File(info.st_dev, info.st_ino), std::pair(flag, path));
+    const File file(info.st_dev, info.st_ino);
+    std::pair<std::string, std::string>& claim = claims().outputs[file];
+    if (!still_names(claim.second, file)) claim = {flag, path};
 }
 
 }  // namespace tapernorm

@@ -10,6 +10,8 @@
 #include <thread>
 
 #include "io/atomic_file.h"
+#include "io/claims.h"
+#include "io/mapped_file.h"
 #include "io/safetensors.h"
 #include "io/tokens.h"
 #include "model/model_file.h"
@@ -721,6 +723,25 @@ TEST_CASE("models: a flipped byte is noticed, and so is a model that is older th
     write_file(w.at("model.bin"), read_file(w.at("other.bin")));
     const std::string err = w.run("infer model.bin -n 1 --prompt a").err;
     CHECK_MESSAGE(err.find("'model.state.bin' (update 9 of another run); ./train_gpt -y") != std::string::npos, err);
+}
+
+// A new file is often given the inode number of one that is gone; another name of it has the same number for certain.
+TEST_CASE("claims: a file that is gone claims its number no longer") {
+    const TemporaryFolder dir;
+    const std::string a = dir / "a", b = dir / "b", c = dir / "c", d = dir / "d";
+    write_file(a, "text"), fs::create_hard_link(a, b);
+    MappedFile{a};
+    CHECK(contains(error_of([&] { claim_output("--out", b); }), "is read by this program"));
+    fs::remove(a);
+    claim_output("--out", b);
+    CHECK(contains(error_of([&] { MappedFile{b}; }), "would be overwritten"));
+    fs::create_hard_link(b, c), fs::remove(b);
+    MappedFile{c};
+    fs::create_hard_link(c, d);
+    CHECK(contains(error_of([&] { claim_output("--out", d); }), "as '" + c + "'"));
+    fs::remove(c);
+    claim_output("--out", d), fs::create_hard_link(d, c);
+    CHECK(contains(error_of([&] { MappedFile{c}; }), "'" + d + "' would be overwritten"));
 }
 
 TEST_CASE("runs: folders of devices and processes are no places for files") {
