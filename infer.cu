@@ -372,12 +372,12 @@ static void check_output(const Settings& s) {
     s.converses = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO) && !options.given("--prompt") && s.tokens.empty() &&
                   !s.many() && s.eval.empty() && s.hellaswag.empty() && !s.last_token && s.dump.empty();
     const DeviceChoice choice = choose_device(s.engine, options);
-    check_output(s);
     Cpu cpu{int(s.engine.threads)};
     cpu.memory_hint = "use fewer sequences at a time, or --weights bf16 or int8";
     const std::unique_ptr<HostModel> model = load_model(cpu, s.model);
     Inputs in;
     read_inputs(s, options, model->info, in);
+    check_output(s);  // after the inputs are known as such
     const std::string device = describe(s.engine, cpu, choice);
     std::fprintf(s.text(), "model     %s: %s\ndevice    %s\n", printable(s.model).c_str(),
                  describe(model->info).c_str(), device.c_str());

@@ -538,6 +538,10 @@ TEST_CASE("claims: no program writes what it reads, by whatever name") {
     write_file(w.at("m.tapernorm-log"), read_file(w.at("corpus.txt")));
     w.refused(kTiny + " -i m.tapernorm-log -o m", {"--out", "m.tapernorm-log"});
     fs::remove(w.at("m.tapernorm-log"));
+    fs::copy_file(w.at("m.bin"), w.at("m2.tapernorm-tmp"));
+    w.refused("infer m2.tapernorm-tmp -n 1 --dump m2", {"'m2'", "m2.tapernorm-tmp", "is read by this program"});
+    w.refused("fold m2.tapernorm-tmp m2", {"'m2'", "m2.tapernorm-tmp", "is read by this program"});
+    fs::remove(w.at("m2.tapernorm-tmp"));
     write_token_shard(w.at("part.state.1.bin"), std::vector<uint16_t>(900, 9));
     w.refused(kTiny + " -n 1 -t 4 --n-embd 8 -i part.state.1.bin -o part", {"--out", "part.state.1.bin"});
     w.refused(kTiny + " -i data.* -o data", {"'data.*' also matches 'data.bin'"});
