@@ -249,7 +249,7 @@ void train(const TrainConfig& config) {
 
 }  // namespace
 
-static int run_bpe_train(int argc, char** argv) {
+[[maybe_unused]] static int run_bpe_train(int argc, char** argv) {
     TrainConfig config;
     Options options("bpe_train", "Trains a byte-level BPE vocabulary in GPT-2's format on text.");
     options.add({.long_name = "text",

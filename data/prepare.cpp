@@ -462,7 +462,7 @@ void prepare(PrepareConfig config) {
 
 }  // namespace
 
-static int run_prepare(int argc, char** argv) {
+[[maybe_unused]] static int run_prepare(int argc, char** argv) {
     PrepareConfig config;
     Options options(
         "prepare",
