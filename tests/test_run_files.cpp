@@ -107,6 +107,7 @@ TEST_CASE("run files: a fresh run keeps those of the earlier one under another n
     const std::string out = w.ok(kTiny + " -l 0.02 -o m");
     CHECK(out.find("m.bin and the files beside it are of an earlier run (6 updates)") != std::string::npos);
     CHECK(out.find("./train_gpt -y -o") != std::string::npos);
+    CHECK(contains(out, "are now m.old.bin and so on; to resume that run: ./train_gpt -y -o m.old.bin\n"));
     CHECK(run_files(w, "m.old", "m") == first);
     const auto second = run_files(w, "m");
     w.ok(kTiny + " -l 0.03 -o m.bin");
@@ -719,14 +720,20 @@ TEST_CASE("models: a flipped byte is noticed, and so is a model that is older th
         const Outcome outcome = w.run(line);
         CHECK(outcome.status == 0);
         CHECK(outcome.err.find("warning: 'model.bin' (update 6)") == 0);
-        CHECK(outcome.err.find("(update 9);") != std::string::npos);
+        CHECK(contains(outcome.err, "(update 9); ./train_gpt -y -o model.bin writes that\n"));
     }
     w.ok("train_gpt -y");
     CHECK(w.run("infer model.bin -n 1 --prompt a").err == "");
     w.ok(kTiny + " -x 9 --seed 2 -o other");
     write_file(w.at("model.bin"), read_file(w.at("other.bin")));
     const std::string err = w.run("infer model.bin -n 1 --prompt a").err;
-    CHECK_MESSAGE(err.find("'model.state.bin' (update 9 of another run); ./train_gpt -y") != std::string::npos, err);
+    CHECK_MESSAGE(contains(err, "'model.state.bin' (update 9), nor the one before it: it may be of another run; to have that "
+                                "model, move this one away, then ./train_gpt -y -o model.bin\n"),
+                  err);
+    w.refused("train_gpt -y -o model.bin", {"model.bin", "move it away"});
+    fs::rename(w.at("model.bin"), w.at("away.bin"));
+    w.ok("train_gpt -y -o model.bin");
+    CHECK(w.run("infer model.bin -n 1 --prompt a").err == "");
 }
 
 // A new file is often given the inode number of one that is gone; another name of it has the same number for certain.

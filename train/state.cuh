@@ -261,7 +261,11 @@ inline void make_room(Run& run, const Settings& s) {
     if (!s.overwrite && !files.empty()) {
         const std::string aside = aside_path(s.out);
         set_aside(s.out, aside, files);
-        std::printf("earlier   the files of the earlier run are now %s and so on\n", shell_word(aside).c_str());
+        const std::string resume = std::filesystem::exists(state_path(aside))
+                                       ? "; to resume that run: ./train_gpt -y -o " + shell_word(aside)
+                                       : "";
+        std::printf("earlier   the files of the earlier run are now %s and so on%s\n", shell_word(aside).c_str(),
+                    resume.c_str());
     }
     run.first_checkpoint = false;
 }
