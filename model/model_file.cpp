@@ -374,12 +374,14 @@ static void warn_if_older_than_state(const SafetensorsFile& model) {
     const auto before = state.find("model_before");
     const bool of_the_run = before != state.end() && before->second == content_checksum(model.metadata());
     const std::string name = shell_word(model.path());
-    std::fprintf(stderr, "warning: %s (update %s) is not the model of the newest checkpoint, %s (update %s)%s\n",
-                 in_quotes(model.path()).c_str(), mine.c_str(), in_quotes(path).c_str(), newest.c_str(),
-                 (of_the_run ? "; ./train_gpt -y -o " + name + " writes that"
-                             : ", nor the one before it: it may be of another run; to have that model, move this one away, then "
-                               "./train_gpt -y -o " + name)
-                     .c_str());
+    std::fprintf(
+        stderr, "warning: %s (update %s) is not the model of the newest checkpoint, %s (update %s)%s\n",
+        in_quotes(model.path()).c_str(), mine.c_str(), in_quotes(path).c_str(), newest.c_str(),
+        (of_the_run ? "; ./train_gpt -y -o " + name + " writes that"
+                    : ", nor the one before it: it may be of another run; to have that model, move this one away, then "
+                      "./train_gpt -y -o " +
+                          name)
+            .c_str());
 }
 
 namespace {

@@ -727,9 +727,11 @@ TEST_CASE("models: a flipped byte is noticed, and so is a model that is older th
     w.ok(kTiny + " -x 9 --seed 2 -o other");
     write_file(w.at("model.bin"), read_file(w.at("other.bin")));
     const std::string err = w.run("infer model.bin -n 1 --prompt a").err;
-    CHECK_MESSAGE(contains(err, "'model.state.bin' (update 9), nor the one before it: it may be of another run; to have that "
-                                "model, move this one away, then ./train_gpt -y -o model.bin\n"),
-                  err);
+    CHECK_MESSAGE(
+        contains(err,
+                 "'model.state.bin' (update 9), nor the one before it: it may be of another run; to have that "
+                 "model, move this one away, then ./train_gpt -y -o model.bin\n"),
+        err);
     w.refused("train_gpt -y -o model.bin", {"model.bin", "move it away"});
     fs::rename(w.at("model.bin"), w.at("away.bin"));
     w.ok("train_gpt -y -o model.bin");

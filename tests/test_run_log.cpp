@@ -175,6 +175,14 @@ TEST_CASE("run log: a log that cannot be written is one warning, and the run con
     text = stderr_of(dir / "stderr", [&] { RunLog(dir.path, 3).write(1, {}); });
     CHECK(text.find("something else has its name") != std::string::npos);
     CHECK(text.find('\n') == text.size() - 1);
+    text = stderr_of(dir / "stderr", [&] {
+        RunLog log(dir / "removed");
+        log.write(1, {});
+        fs::remove(dir / "removed");
+        for (size_t step = 2; step < 4; step++) log.write(step, {});
+    });
+    CHECK(text ==
+          "warning: cannot write the log '" + (dir / "removed") + "': it was removed; the run continues without it\n");
     // As on a disk that is full.
     struct rlimit before, limit;
     getrlimit(RLIMIT_FSIZE, &before), limit = before, limit.rlim_cur = 1000;

@@ -31,6 +31,8 @@ bool AppendedFile::empty() const { return fd_ >= 0 && lseek(fd_, 0, SEEK_END) ==
 
 void AppendedFile::append(const std::string& text) {
     if (fd_ < 0) return;
+    struct stat info;
+    if (fstat(fd_, &info) == 0 && info.st_nlink == 0) return warn("it was removed");
     const off_t before = lseek(fd_, 0, SEEK_END);
     size_t written = 0;
     ssize_t done = 0;  // where only a part was written, the next call says why
