@@ -69,6 +69,10 @@ std::string lock_owner(int fd) {
 }
 
 void check_no_run(const std::string& flag, const std::string& path) {
+    const size_t end = path.ends_with(".bin") ? 4 : path.ends_with(".jsonl") ? 6 : 0;
+    if (end > 0 && run_of(path).size() != path.size() - end)
+        fail("%s: %s would be taken for a file of the run %s; expected a name without %s", flag.c_str(),
+             in_quotes(path).c_str(), in_quotes(std::string(run_of(path))).c_str(), end == 4 ? ".state" : ".log");
     const std::string lock = std::string(run_of(path)) + kLockEnding;
     const int fd = open(lock.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
     if (fd < 0) return;

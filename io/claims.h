@@ -16,8 +16,8 @@ void claim_output(const std::string& flag, const std::string& path);
 // Fails where the file that `path` names is a claimed input, for a file that will not keep its name. what: "cannot write 'FILE'".
 void check_no_input(const std::string& what, const std::string& path);
 
-// Fails where `path` is the name of a file of a run of train_gpt that is going on, for programs that are no run: by the lock that a
-// run holds as long as it lasts (train/run_files.h).
+// For programs that are no run of train_gpt. Fails where `path` is the name of a state or log of a run, which would replace it one
+// day, and where it is any file of a run that is going on: by the lock that a run holds as long as it lasts (train/run_files.h).
 void check_no_run(const std::string& flag, const std::string& path);
 // The process in the lock that is open as `fd`: its number, "unknown" where it has not said it yet.
 std::string lock_owner(int fd);

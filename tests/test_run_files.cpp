@@ -539,6 +539,11 @@ TEST_CASE("claims: no program writes what it reads, by whatever name") {
     write_file(w.at("m.tapernorm-log"), read_file(w.at("corpus.txt")));
     w.refused(kTiny + " -i m.tapernorm-log -o m", {"--out", "m.tapernorm-log"});
     fs::remove(w.at("m.tapernorm-log"));
+    for (const std::string name : {"m.state.7.bin", "none.state.bin", "m.log.jsonl", "none.log.2.jsonl"}) {
+        const std::string part = name.find(".state") != name.npos ? "without .state" : "without .log";
+        w.refused("fold m.bin " + name, {"FOLDED", name, part});
+        w.refused("infer m.bin -n 1 --dump " + name, {"--dump", name});
+    }
     fs::copy_file(w.at("m.bin"), w.at("m2.tapernorm-tmp"));
     w.refused("infer m2.tapernorm-tmp -n 1 --dump m2", {"'m2'", "m2.tapernorm-tmp", "is read by this program"});
     w.refused("fold m2.tapernorm-tmp m2", {"'m2'", "m2.tapernorm-tmp", "is read by this program"});

@@ -165,7 +165,7 @@ volatile sig_atomic_t signal_to_pass_on = 0;
 
 // Waits for all; when one fails the others get some seconds to say why and stop.
 [[noreturn]] void supervise(const std::vector<pid_t>& children) {
-    on_stop_signals([](int s) { signal_to_pass_on = s; }, false);
+    on_stop_signals([](int s) { signal_to_pass_on = s; });
     std::vector<pid_t> left = children;
     int status = 0, patience = -1;  // turns until the rest is killed; -1: nobody failed
     while (!left.empty()) {
