@@ -693,7 +693,7 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     const auto loss = evaluate(t, run.val, 10 * s.val_batches);
     if (!loss) return stopped(t, logs, stop_signal, true);
     add_validation(t, run);
-    print_end(t, run, *loss);
+    print_end(t, run, *loss, t.step > first_step ? t.lr_now() : last_rate.value_or(t.lr_now()));
     warn_of_output();
     const auto scores = run.hellaswag.empty() ? std::nullopt : score_choices(t, run.hellaswag);
     if (scores) std::printf("hellaswag: %s\n", scores->text().c_str());

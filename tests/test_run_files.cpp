@@ -353,6 +353,15 @@ TEST_CASE("run files: -y refuses the log of another run") {
     CHECK(run_program_in(w.at("sub"), words("train_gpt -y -o a -x 10 -i ../corpus.txt")).status == 0);
 }
 
+TEST_CASE(
+    "runs: how to go on names the rate of the last update, also where -y has nothing to do under another schedule") {
+    const Workplace w;
+    const auto next = [](const std::string& out) { return out.substr(std::min(out.find("\nnext: "), out.size())); };
+    const std::string out = next(w.ok(kTiny + " -x 6 --gate-warmup 4 --gate-end 20 -o m"));
+    CHECK_MESSAGE(contains(out, "continue: ./train_gpt -y -o m.bin -x 20 -k constant -u 0 -l "), out);
+    CHECK(next(w.ok("train_gpt -y -o m -x 5 -l 0.5")) == out);
+}
+
 TEST_CASE("run files: a model that was saved alone, newer than the state, is not lost when the run goes on") {
     const Workplace w;
     w.ok(kTiny + " -x 3 -o a");

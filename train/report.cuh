@@ -218,8 +218,9 @@ void print_change_of_rate(const Trainer<Device, Real>& t, double last) {
                 last > 0 ? "; to go on at the old rate:" : "", flags_for_rate(last).c_str());
 }
 
+// rate: of the last update, whose schedule may have been another.
 template <class Device, class Real>
-void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) {
+void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss, double rate) {
     const Settings& s = t.settings;
     size_t held = 0;
     for (const auto& [purpose, bytes] : memory_table(t)) held += bytes;
@@ -234,7 +235,7 @@ void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss) 
                       out = shell_word(s.out), folded = shell_word(name);
     if (const double g = t.gate_now(); t.model.config.mode != GateMode::norm && g != 0)
         std::printf("next: the gate is still %.4g; continue: ./train_gpt -y -o %s -x %zu%s\n", g, out.c_str(),
-                    t.gate_end, flags_for_rate(t.lr_now()).c_str());
+                    t.gate_end, flags_for_rate(rate).c_str());
     else
         std::printf("next: ./fold %s %s && ./infer %s --last-token%s\n", out.c_str(), folded.c_str(), folded.c_str(),
                     run.decode ? "" : " --tokens 0");
@@ -333,7 +334,9 @@ int stopped(Trainer<Device, Real>& t, Logs& logs, int signal, bool saved) {
     ranks.sum(troubles, "the end of the run");  // nobody ends the others while rank 0 writes
     if (!t.trouble.empty())
         fail("%s%s", t.trouble.c_str(),
-             saved ? strprintf("; the run is saved after update %zu, and %s resumes it", t.step, resume.c_str()).c_str()
+             saved ? strprintf("; the run is saved after update %zu; once that is mended, %s resumes it", t.step,
+                               resume.c_str())
+                         .c_str()
                    : "");
     if (troubles[1] > 0) ranks.sum(troubles, "the reason why another rank cannot go on");  // which ends this one
     const char* lost = t.step < t.settings.steps ? ", not repeated later" : "";
