@@ -68,20 +68,21 @@ std::string lock_owner(int fd) {
     return owner.empty() ? "unknown" : owner;
 }
 
+static bool is_held(int fd) { return flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK; }
+
 void check_no_run(const std::string& flag, const std::string& path) {
-    const size_t end = path.ends_with(".bin") ? 4 : path.ends_with(".jsonl") ? 6 : 0;
-    if (end > 0 && run_of(path).size() != path.size() - end)
+    const std::string run(run_of(path)), lock = run + kLockEnding;
+    if (const int fd = open(lock.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW); fd >= 0) {
+        const std::string owner = is_held(fd) ? lock_owner(fd) : "";
+        close(fd);
+        if (!owner.empty())
+            fail("%s: %s belongs to a run that is going on, process %s; give another name", flag.c_str(),
+                 in_quotes(path).c_str(), owner.c_str());
+    }
+    const size_t ending = path.ends_with(".bin") ? 4 : path.ends_with(".jsonl") ? 6 : 0;
+    if (ending > 0 && run.size() != path.size() - ending)
         fail("%s: %s would be taken for a file of the run %s; expected a name without %s", flag.c_str(),
-             in_quotes(path).c_str(), in_quotes(std::string(run_of(path))).c_str(), end == 4 ? ".state" : ".log");
-    const std::string lock = std::string(run_of(path)) + kLockEnding;
-    const int fd = open(lock.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
-    if (fd < 0) return;
-    const bool held = flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-    const std::string owner = held ? lock_owner(fd) : "";
-    close(fd);
-    if (held)
-        fail("%s: %s belongs to a run that is going on, process %s; give another name", flag.c_str(),
-             in_quotes(path).c_str(), owner.c_str());
+             in_quotes(path).c_str(), in_quotes(run).c_str(), ending == 4 ? ".state" : ".log");
 }
 
 void claim_input(const std::string& path, int fd) {

@@ -333,12 +333,12 @@ TEST_CASE("endings: an id beyond the vocabulary, deep in a shard, ends the run w
     CHECK(one_line(outcome.err));
     CHECK_MESSAGE(contains(outcome.err, "token 1800 of 'train.bin' is the id 60000, but the vocabulary has 256 tokens"),
                   outcome.err);
-    CHECK(contains(outcome.err, "; the run is saved after update 56,"));  // of 32 tokens
+    CHECK(contains(outcome.err, "; the run is saved after update 56;"));  // of 32 tokens
     CHECK(SafetensorsFile(w.at("model.state.bin")).metadata().at("step") == "56");
     // In what is validated on, too. At the start there is nothing to save.
     outcome = w.run(line + " -i val.bin -j train.bin -v 5 -m 100 -o other.bin");
     CHECK(contains(outcome.err, "token 1800 of 'train.bin'"));
-    CHECK(contains(outcome.err, "; the run is saved after update 5,"));
+    CHECK(contains(outcome.err, "; the run is saved after update 5;"));
     ids[3] = 300;
     write_token_shard(w.at("train.bin"), ids);
     w.refused(line + " -i train.bin -o third.bin", {"token 3 of 'train.bin' is the id 300"});

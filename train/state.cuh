@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "io/atomic_file.h"
@@ -279,13 +280,16 @@ inline void replace_logs(Run& run, const Settings& s) {
     run.new_log = false;
 }
 
-// What is in the way of the settings, but for a full disk, is no reason to go without the model.
+// What is in the way of the settings, but for a full disk, is no reason to go without the model. Said once: a last save is tried
+// again and again.
 inline void write_settings(const std::string& path, const std::string& text) try {
     write_text(path, text);
 } catch (const DiskFull&) {
     throw;
 } catch (const Error& error) {
-    std::fprintf(stderr, "warning: %s; the model is written without its settings\n", error.what());
+    static std::string said;
+    if (std::exchange(said, error.what()) != error.what())
+        std::fprintf(stderr, "warning: %s; the model goes without its settings\n", error.what());
 }
 
 template <class Device, class Real>
