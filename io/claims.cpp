@@ -68,14 +68,13 @@ std::string lock_owner(int fd) {
     return owner.empty() ? "unknown" : owner;
 }
 
-static bool is_held(int fd) { return flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK; }
-
 void check_no_run(const std::string& flag, const std::string& path) {
     const std::string run(run_of(path)), lock = run + kLockEnding;
     if (const int fd = open(lock.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW); fd >= 0) {
-        const std::string owner = is_held(fd) ? lock_owner(fd) : "";
+        const bool held = flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+        const std::string owner = held ? lock_owner(fd) : "";
         close(fd);
-        if (!owner.empty())
+        if (held)
             fail("%s: %s belongs to a run that is going on, process %s; give another name", flag.c_str(),
                  in_quotes(path).c_str(), owner.c_str());
     }
