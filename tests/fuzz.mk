@@ -9,12 +9,13 @@
 # make tsan         the CPU's threads under ThreadSanitizer (clang)
 # make torture      1200 kills, torn files and failing calls (TORTURE), of which make test has 24; and make fuzz
 # make help-check   whether dev/guides quotes what the programs print (dev/readme.py)
+# make arm-test     the inner loops of 64-bit ARM (NEON), compiled by a cross compiler and run by qemu-user
 # make o0-test      the CPU's tests without optimization, where two types of one name (an ODR violation) are an error
-.PHONY: test-rest help-check fuzz fuzz-corpus fuzz-coverage fuzz-replay-programs fuzz-replay tsan torture o0-test
+.PHONY: test-rest help-check fuzz fuzz-corpus fuzz-coverage fuzz-replay-programs fuzz-replay tsan torture arm-test o0-test
 test-rest: export NVCC_STRICT = $(STRICT)
 test-rest:
 	OMP_WAIT_POLICY=passive $(MAKE) --output-sync=target RUNS=1000 fuzz-replay emu-tsan emu-asan emu-schedules \
-	    $(if $(HAVE_CUDA),cuda-compile-check) program-test $(if $(shell command -v python3),help-check)
+	    $(if $(HAVE_ARM),arm-test) $(if $(HAVE_CUDA),cuda-compile-check) program-test $(if $(shell command -v python3),help-check)
 
 help-check: $(PROGRAMS) $(DATA_TOOLS) bench_infer
 	dev/readme.py --check
@@ -98,6 +99,27 @@ tsan: $(TSAN)/run_tests
 	OMP_WAIT_POLICY=passive TSAN_OPTIONS="ignore_noninstrumented_modules=1 $$TSAN_OPTIONS" $<
 else
 	@echo "tsan: skipped: no clang with OpenMP (packages clang and libomp-dev)"
+endif
+endif
+
+# Another architecture: the tests of what has loops of its own there, without what needs its libraries (PCRE2, crypt). Static, so that
+# it runs where there is nothing else of that architecture.
+ARM = $(BUILD)/arm
+ARM_CXX ?= aarch64-linux-gnu-g++
+ARM_RUN ?= qemu-aarch64
+ARM_COMMAND = $(ARM_CXX) -I. -idirafter /usr/include $(CXXFLAGS)
+$(eval $(call objects,$(ARM),$(ARM_COMMAND),$(ARM_COMMAND) -x c++))
+ARM_TESTS = $(patsubst %,tests/%.cpp,main test_floating_point test_matmul test_ops test_panels test_tapernorm test_team)
+$(ARM)/run_tests: $(patsubst %.cpp,$(ARM)/%.o,$(ARM_TESTS) $(LIBRARY_SOURCES)) $(ARM)/ops/leaf_base.o
+	$(ARM_CXX) $(LDFLAGS) -static $^ -o $@
+HAVE_ARM = $(and $(shell command -v $(ARM_CXX)),$(shell command -v $(ARM_RUN)))
+arm-test:
+ifneq ($(filter arm-test,$(MAKECMDGOALS)),)
+ifneq ($(HAVE_ARM),)
+arm-test: $(ARM)/run_tests
+	$(ARM_RUN) $<
+else
+	@echo "arm-test: skipped: no compiler for 64-bit ARM or no emulator (packages g++-aarch64-linux-gnu and qemu-user)"
 endif
 endif
 
