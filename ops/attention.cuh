@@ -29,9 +29,9 @@ namespace tapernorm {
 namespace {
 
 // p [rows, ld]: scores in, exp(score - lse) * sum out; row r is a query that sees the keys 0 .. first + r. Columns from
-// there to first + rows become 0. lse, inverse_sum [rows].
+// there to first + rows become 0. inverse_sum [rows].
 template <class Real>
-void leaf_softmax_causal(Real* p, Real* lse, Real* inverse_sum, size_t ld, size_t rows, size_t first) {
+void leaf_softmax_rows(Real* p, Real* inverse_sum, size_t ld, size_t rows, size_t first) {
     for (size_t r = 0; r < rows; r++, p += ld) {
         const size_t n = first + r + 1;
         const Real top = row_max(p, n);
@@ -42,23 +42,53 @@ void leaf_softmax_causal(Real* p, Real* lse, Real* inverse_sum, size_t ld, size_
             sum += p[j];
         }
         for (size_t j = n; j < first + rows; j++) p[j] = 0;
-        lse[r] = top + __builtin_log(sum);
         inverse_sum[r] = 1 / sum;
     }
 }
 
-// p [rows, ld]: scores in, probabilities out. ds [rows, ld]: dp in, the gradient of q . k out.
+// Queries that the two functions below work on at a time, side by side: no sum goes across the lanes of a vector.
+constexpr size_t kQueryLanes = 16;
+
+// s [first + queries, ld], keys by queries: scores in, exp(score - lse) * sum out; query r sees the keys 0 .. first + r, and what
+// is below becomes 0. lse (may be null), inverse_sum [queries]. ld: a multiple of kQueryLanes.
 template <class Real>
-void leaf_softmax_causal_backward(Real* p, Real* ds, const Real* lse, const Real* delta, size_t ld, size_t rows,
+void leaf_softmax_causal(Real* s, Real* lse, Real* inverse_sum, size_t ld, size_t queries, size_t first) {
+    const size_t keys = first + queries, whole = (queries + kQueryLanes - 1) / kQueryLanes * kQueryLanes;
+    for (size_t j = 0; j < keys && queries < whole; j++)
+        for (size_t r = queries; r < whole; r++) s[j * ld + r] = 0;
+    for (size_t j = first + 1; j < keys; j++)
+        for (size_t r = 0; r < j - first; r++) s[j * ld + r] = -Real(__builtin_inf());
+    for (size_t r = 0; r < queries; r += kQueryLanes) {
+        Real top[kQueryLanes], sum[kQueryLanes] = {};
+        for (size_t x = 0; x < kQueryLanes; x++) top[x] = s[r + x];
+        for (size_t j = 1; j < keys; j++)
+            for (size_t x = 0; x < kQueryLanes; x++) {
+                const Real score = s[j * ld + r + x];
+                top[x] = top[x] > score ? top[x] : score;
+            }
+        for (size_t j = 0; j < keys; j++)
+            for (size_t x = 0; x < kQueryLanes; x++) {
+                Real& p = s[j * ld + r + x];
+                p = exp_r(p - top[x]);
+                sum[x] += p;
+            }
+        const size_t n = queries - r < kQueryLanes ? queries - r : kQueryLanes;
+        for (size_t x = 0; x < n; x++) inverse_sum[r + x] = 1 / sum[x];
+        for (size_t x = 0; x < n && lse; x++) lse[r + x] = top[x] + Real(__builtin_log(sum[x]));
+    }
+}
+
+// p [first + queries, ld], keys by queries: scores in, probabilities out. ds, likewise: dp in, the gradient of q . k out.
+template <class Real>
+void leaf_softmax_causal_backward(Real* p, Real* ds, const Real* lse, const Real* delta, size_t ld, size_t queries,
                                   size_t first, Real inverse_sqrt_hs) {
-    for (size_t r = 0; r < rows; r++, p += ld, ds += ld) {
-        const size_t n = first + r + 1;
-        const Real l = lse[r], d = delta[r];
-        for (size_t j = 0; j < n; j++) {
-            p[j] = exp_r(p[j] - l);
-            ds[j] = p[j] * (ds[j] - d) * inverse_sqrt_hs;
+    for (size_t j = 0; j < first + queries; j++, p += ld, ds += ld) {
+        const size_t unseen = j > first ? j - first : 0;
+        for (size_t r = 0; r < queries; r++) {
+            p[r] = exp_r(p[r] - lse[r]);
+            ds[r] = p[r] * (ds[r] - delta[r]) * inverse_sqrt_hs;
         }
-        for (size_t j = n; j < first + rows; j++) p[j] = ds[j] = 0;
+        for (size_t r = 0; r < unseen; r++) p[r] = ds[r] = 0;
     }
 }
 
@@ -66,10 +96,11 @@ void leaf_softmax_causal_backward(Real* p, Real* ds, const Real* lse, const Real
 #else  // ---- CPU
 
 // Query rows per block: enough for the matrix product to be efficient, few enough that the half of the diagonal block that
-// the causal mask throws away does not matter.
+// the causal mask throws away does not matter. Scores lie by keys and queries [T, block]: then the only operands that a product has
+// to transpose are the few queries of a block, not all of their keys.
 inline size_t attention_block(size_t T) { return T <= 128 ? 32 : 64; }
 
-// Memory for work on one head: blocks of scores [2, block, T] and two numbers per row.
+// Memory for work on one head: blocks of scores [2, T, block] and two numbers per row.
 template <class Real>
 struct AttentionScratch {
     Real *scores, *gradients, *rows;
@@ -97,14 +128,14 @@ void attention_forward(Cpu& dev, Real* out, Acc<Real>* lse, const Real* qkv, siz
         const AttentionScratch<Real> s(dev, thread, T);
         for (size_t first = 0; first < T; first += block) {
             const size_t rows = std::min(block, T - first), keys = first + rows;
-            Real *sum = s.rows, *rows_lse = lse ? lse + task * T + first : s.rows + block;
+            Real *sum = s.rows, *rows_lse = lse ? lse + task * T + first : nullptr;
             Real* o = out + (b * T + first) * C + h * hs;
             // clang-format off
-            gemm_single<Real>(dev, thread, {.M = rows, .N = keys, .K = hs, .A = q + first * 3 * C, .lda = 3 * C,
-                                            .trans_a = false, .B = k, .ldb = 3 * C, .trans_b = true, .C = s.scores,
-                                            .ldc = T, .alpha = inverse_sqrt_hs, .pack = s.pack});
-            leaf<Real>(dev).softmax_causal(s.scores, rows_lse, sum, T, rows, first);
-            gemm_single<Real>(dev, thread, {.M = rows, .N = hs, .K = keys, .A = s.scores, .lda = T, .trans_a = false,
+            gemm_single<Real>(dev, thread, {.M = keys, .N = rows, .K = hs, .A = k, .lda = 3 * C, .trans_a = false,
+                                            .B = q + first * 3 * C, .ldb = 3 * C, .trans_b = true, .C = s.scores,
+                                            .ldc = block, .alpha = inverse_sqrt_hs, .pack = s.pack});
+            leaf<Real>(dev).softmax_causal(s.scores, rows_lse, sum, block, rows, first);
+            gemm_single<Real>(dev, thread, {.M = rows, .N = hs, .K = keys, .A = s.scores, .lda = block, .trans_a = true,
                                             .B = v, .ldb = 3 * C, .trans_b = false, .C = o, .ldc = C, .pack = s.pack});
             // clang-format on
             for (size_t r = 0; r < rows; r++)
@@ -136,20 +167,20 @@ void attention_backward(Cpu& dev, Real* dqkv, const Real* dout, const Real* out,
                 for (size_t i = 0; i < hs; i++) delta[r] += d_o[r * C + i] * o[r * C + i];
             }
             auto multiply = [&](const Gemm<Real>& g) { gemm_single<Real>(dev, thread, g); };
-            // s = q k^T / sqrt(hs) and dp = do v^T, both [rows, keys]
+            // s = k q^T / sqrt(hs) and dp = v do^T, both [keys, rows]
             // clang-format off
-            multiply({.M = rows, .N = keys, .K = hs, .A = q_rows, .lda = ld, .trans_a = false, .B = k, .ldb = ld,
-                      .trans_b = true, .C = s.scores, .ldc = T, .alpha = inverse_sqrt_hs, .pack = s.pack});
-            multiply({.M = rows, .N = keys, .K = hs, .A = d_o, .lda = C, .trans_a = false, .B = v, .ldb = ld,
-                      .trans_b = true, .C = s.gradients, .ldc = T, .pack = s.pack});
-            leaf<Real>(dev).softmax_causal_backward(s.scores, s.gradients, lse + task * T + first, delta, T, rows,
+            multiply({.M = keys, .N = rows, .K = hs, .A = k, .lda = ld, .trans_a = false, .B = q_rows, .ldb = ld,
+                      .trans_b = true, .C = s.scores, .ldc = block, .alpha = inverse_sqrt_hs, .pack = s.pack});
+            multiply({.M = keys, .N = rows, .K = hs, .A = v, .lda = ld, .trans_a = false, .B = d_o, .ldb = C,
+                      .trans_b = true, .C = s.gradients, .ldc = block, .pack = s.pack});
+            leaf<Real>(dev).softmax_causal_backward(s.scores, s.gradients, lse + task * T + first, delta, block, rows,
                                                     first, inverse_sqrt_hs);
-            // dq = ds k,  dk += ds^T q,  dv += p^T do
-            multiply({.M = rows, .N = hs, .K = keys, .A = s.gradients, .lda = T, .trans_a = false, .B = k, .ldb = ld,
+            // dq = ds^T k,  dk += ds q,  dv += p do
+            multiply({.M = rows, .N = hs, .K = keys, .A = s.gradients, .lda = block, .trans_a = true, .B = k, .ldb = ld,
                       .trans_b = false, .C = dq + first * ld, .ldc = ld, .pack = s.pack});
-            multiply({.M = keys, .N = hs, .K = rows, .A = s.gradients, .lda = T, .trans_a = true, .B = q_rows,
+            multiply({.M = keys, .N = hs, .K = rows, .A = s.gradients, .lda = block, .trans_a = false, .B = q_rows,
                       .ldb = ld, .trans_b = false, .C = dk, .ldc = ld, .accumulate = true, .pack = s.pack});
-            multiply({.M = keys, .N = hs, .K = rows, .A = s.scores, .lda = T, .trans_a = true, .B = d_o, .ldb = C,
+            multiply({.M = keys, .N = hs, .K = rows, .A = s.scores, .lda = block, .trans_a = false, .B = d_o, .ldb = C,
                       .trans_b = false, .C = dv, .ldc = ld, .accumulate = true, .pack = s.pack});
             // clang-format on
         }
@@ -182,13 +213,24 @@ void attention_cached_head(Cpu& dev, int thread, Real* out, const CachedRows<Rea
     const size_t keys = p.first + begin + rows, row = p.row + begin;
     const AttentionScratch<Real> s(dev, thread, T);
     Real* o = out + row * C + h * hs;
+    const Real *q = qkv + row * 3 * C + h * hs, *k = p.k_cache + h * hs, *v = p.v_cache + h * hs;
+    const Real inverse_sqrt_hs = Real(1 / std::sqrt(double(hs)));
+    // Few queries take the keys as rows, in place.
+    const bool few = rows <= kFewRows;
     // clang-format off
-    gemm_single<Real>(dev, thread, {.M = rows, .N = keys, .K = hs, .A = qkv + row * 3 * C + h * hs, .lda = 3 * C,
-                                    .trans_a = false, .B = p.k_cache + h * hs, .ldb = C, .trans_b = true,
-                                    .C = s.scores, .ldc = T, .alpha = Real(1 / std::sqrt(double(hs))), .pack = s.pack});
-    leaf<Real>(dev).softmax_causal(s.scores, s.rows + block, s.rows, T, rows, p.first + begin);
-    gemm_single<Real>(dev, thread, {.M = rows, .N = hs, .K = keys, .A = s.scores, .lda = T, .trans_a = false,
-                                    .B = p.v_cache + h * hs, .ldb = C, .trans_b = false, .C = o, .ldc = C,
+    if (few) {
+        gemm_single<Real>(dev, thread, {.M = rows, .N = keys, .K = hs, .A = q, .lda = 3 * C, .trans_a = false, .B = k,
+                                        .ldb = C, .trans_b = true, .C = s.scores, .ldc = T, .alpha = inverse_sqrt_hs,
+                                        .pack = s.pack});
+        leaf<Real>(dev).softmax_rows(s.scores, s.rows, T, rows, p.first + begin);
+    } else {
+        gemm_single<Real>(dev, thread, {.M = keys, .N = rows, .K = hs, .A = k, .lda = C, .trans_a = false, .B = q,
+                                        .ldb = 3 * C, .trans_b = true, .C = s.scores, .ldc = block,
+                                        .alpha = inverse_sqrt_hs, .pack = s.pack});
+        leaf<Real>(dev).softmax_causal(s.scores, nullptr, s.rows, block, rows, p.first + begin);
+    }
+    gemm_single<Real>(dev, thread, {.M = rows, .N = hs, .K = keys, .A = s.scores, .lda = few ? T : block,
+                                    .trans_a = !few, .B = v, .ldb = C, .trans_b = false, .C = o, .ldc = C,
                                     .pack = s.pack});
     // clang-format on
     for (size_t r = 0; r < rows; r++)

@@ -29,6 +29,7 @@ static constexpr Leaf<Real> leaf_table() {
         .channel_sums = leaf_channel_sums<Real>,
         .cross_entropy = leaf_cross_entropy<Real>,
         .distillation = leaf_distillation<Real>,
+        .softmax_rows = leaf_softmax_rows<Real>,
         .softmax_causal = leaf_softmax_causal<Real>,
         .softmax_causal_backward = leaf_softmax_causal_backward<Real>,
         .adamw = leaf_adamw<Real>,

@@ -48,8 +48,9 @@ struct Leaf {
     Real (*cross_entropy)(Real* dz, const Real* z, size_t target, Real weight, size_t V);
     Real (*distillation)(Real* kl, Real* z, Real* t, size_t target, Real weight, Real share, size_t V);
     // ops/attention.cuh
-    void (*softmax_causal)(Real* p, Real* lse, Real* inverse_sum, size_t ld, size_t rows, size_t first);
-    void (*softmax_causal_backward)(Real* p, Real* ds, const Real* lse, const Real* delta, size_t ld, size_t rows,
+    void (*softmax_rows)(Real* p, Real* inverse_sum, size_t ld, size_t rows, size_t first);
+    void (*softmax_causal)(Real* s, Real* lse, Real* inverse_sum, size_t ld, size_t queries, size_t first);
+    void (*softmax_causal_backward)(Real* p, Real* ds, const Real* lse, const Real* delta, size_t ld, size_t queries,
                                     size_t first, Real inverse_sqrt_hs);
     // ops/adamw.cuh
     void (*adamw)(Real* w, Real* m, Real* v, const Real* grad, const AdamwArgs<Real>& args, size_t n);
