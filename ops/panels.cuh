@@ -207,10 +207,23 @@ inline void panel_product_single(Cpu& dev, int thread, const PanelProduct& p, si
     leaf<float>(dev).panel_product(p, first, last, dev.scratch(thread, kPanelScratch));
 }
 
-// The whole product, by all threads.
+// The whole product, by all threads. Where a matrix has fewer panels than there should be chunks, many rows are cut, too: else most of
+// 16 threads would have nothing to do in a layer of 128 columns.
 inline void panel_product(Cpu& dev, const PanelProduct& p) {
-    parallel_ranges(dev, p.weights->count(), 1,
-                    [&](size_t first, size_t last, int thread) { panel_product_single(dev, thread, p, first, last); });
+    constexpr size_t kLeastRows = 64;
+    const size_t panels = p.weights->count(), N = p.weights->N;
+    const size_t cuts = std::min(p.M / kLeastRows, kRangesPerThread * size_t(dev.threads) / panels);
+    if (cuts <= 1 || dev.threads == 1)
+        return parallel_ranges(dev, panels, 1, [&](size_t first, size_t last, int thread) {
+            panel_product_single(dev, thread, p, first, last);
+        });
+    parallel_tasks(dev, panels * cuts, [&](size_t task, int thread) {
+        const size_t panel = task / cuts, row = task % cuts * p.M / cuts, end = (task % cuts + 1) * p.M / cuts;
+        PanelProduct part = p;
+        part.in += row * p.ld_in, part.out += row * N, part.M = end - row;
+        if (p.residual) part.residual += row * N;
+        panel_product_single(dev, thread, part, panel, panel + 1);
+    });
 }
 #endif
 

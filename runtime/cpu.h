@@ -152,13 +152,14 @@ void parallel_chunks(const Cpu& dev, size_t chunks, F f) {
     });
 }
 
+constexpr size_t kRangesPerThread = 4;
+
 // Calls f(begin, end, thread) on disjoint ranges that cover [0, n); inner borders are multiples of `grain`. There are more ranges than
 // threads where n allows it, so that one that is slow, or has less of its core than others, leaves some of its own to them. Ops write
 // disjoint outputs per range, and reduce over fixed chunks (reduction_chunk above), so that no result depends on the number
 // of threads. Little work (n <= grain) stays on the calling thread.
 template <class F>
 void parallel_ranges(const Cpu& dev, size_t n, size_t grain, F&& f) {
-    constexpr size_t kRangesPerThread = 4;
     if (n == 0) return;
     const size_t blocks = (n + grain - 1) / grain;
     const size_t ranges = std::min({blocks, size_t(dev.threads) * kRangesPerThread, Team::kMostChunks});
