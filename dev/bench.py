@@ -8,6 +8,7 @@ clone), llama.cpp (--llamacpp, its llama-bench; --gguf, files of dev/reference/g
 turn; every figure is a median.
 """
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -21,7 +22,8 @@ import tempfile
 from reference.peer_gpt2 import places
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SHAPES = {"small: L6 H6 C384 T256 B16 V256": (6, 6, 384, 256, 16, 256), "124M: T256 B4": (12, 12, 768, 256, 4, 50257)}
+SHAPES = {"the default: L4 H4 C128 T256 B4 V256": (4, 4, 128, 256, 4, 256),
+          "small: L6 H6 C384 T256 B16 V256": (6, 6, 384, 256, 16, 256), "124M: T256 B4": (12, 12, 768, 256, 4, 50257)}
 
 
 def output(command, **kwargs):
@@ -141,6 +143,29 @@ def inference(args):
         print(f"llama.cpp, {os.path.basename(gguf)}, decoding: {f'{1e3 / rate:.3f} ms per token' if rate else 'failed'}.")
 
 
+@contextlib.contextmanager
+def quota(cores):
+    """Runs what is within by a control group that has so many cores' time; yields False where none can be made."""
+    old = pathlib.Path("/sys/fs/cgroup/cpu")  # version 1
+    root = old if (old / "tasks").exists() else pathlib.Path("/sys/fs/cgroup")
+    group, name = root / "tapernorm-bench", "tasks" if root == old else "cgroup.procs"
+    try:
+        group.mkdir()
+        if root == old:
+            (group / "cpu.cfs_quota_us").write_text(f"{int(cores * 100_000)}")
+        else:
+            (root / "cgroup.subtree_control").write_text("+cpu")
+            (group / "cpu.max").write_text(f"{int(cores * 100_000)} 100000")
+        (group / name).write_text(str(os.getpid()))
+    except OSError:
+        yield False
+    else:
+        yield True
+        (root / name).write_text(str(os.getpid()))
+    with contextlib.suppress(OSError):
+        group.rmdir()
+
+
 def with_neighbours(args):
     """What is left of the speed beside programs that compute, too: busy loops in the same session, so that the scheduler divides
     the cores by thread. A fair share of c cores among n of them is c / (c + n)."""
@@ -155,9 +180,14 @@ def with_neighbours(args):
             times = [1 / line["tokens_per_second"] for line in log if "step" in line][4:]
             return len(times) / sum(times)
 
-    def evaluated(folder):
-        text = output(["./infer", f"{folder}/model.bin", "--eval", f"{folder}/text.txt", "--json"])
-        return json.loads(text)["tokens_per_second"] if text else 0
+    def evaluated(model, text):
+        found = output(["./infer", model, "--eval", text, "--json"])
+        return json.loads(found)["tokens_per_second"] if found else 0
+
+    def decoded(model):  # one sequence: the first row of bench_infer's table, milliseconds per step in its last column of a state
+        table = output(["./bench_infer", model, "--device", "cpu", "--protocol", "decoding", "--seconds", "0"])
+        row = next((line.split("|") for line in (table or "").splitlines() if line.startswith("| decoding")), None)
+        return 1e3 / float(row[3].split()[0]) if row else 0
 
     def torch(**env):
         row = last_json(output([args.torch, "dev/reference/bench_train_torch.py", *small, "--batch", "4", "--vocab", "256",
@@ -167,30 +197,43 @@ def with_neighbours(args):
     with tempfile.TemporaryDirectory() as folder:
         output(["./train_gpt", "-x", "12", "-v", "0", "--val-batches", "1", "-o", f"{folder}/model.bin"])
         output(["./make_stories", f"{folder}/stories.txt"])
-        pathlib.Path(folder, "text.txt").write_bytes(pathlib.Path(folder, "stories.txt").read_bytes()[:200_000])
+        output(["./train_gpt", "-x", "1", "--n-layer", "8", "--n-head", "8", "--n-embd", "512", "-b", "1", "-v", "0",
+                "--val-batches", "1", "-o", f"{folder}/25M.bin"])
+        for name, size in ("text", 200_000), ("short", 16_000):
+            pathlib.Path(folder, name).write_bytes(pathlib.Path(folder, "stories.txt").read_bytes()[:size])
         what = {"train_gpt": trained, "--threads 1": lambda: trained("--threads", "1"),
                 "L6 H6 C384": lambda: trained("--n-layer", "6", "--n-head", "6", "--n-embd", "384", "-x", "8"),
-                "infer --eval": lambda: evaluated(folder)}
+                "--eval": lambda: evaluated(f"{folder}/model.bin", f"{folder}/text"),
+                "--eval, 25M": lambda: evaluated(f"{folder}/25M.bin", f"{folder}/short"),
+                "decoding, 25M": lambda: decoded(f"{folder}/25M.bin")}
         if os.path.exists(args.torch):
             what |= {"PyTorch": torch, "PyTorch, OMP_WAIT_POLICY=passive": lambda: torch(OMP_WAIT_POLICY="passive")}
         rounds = 2 if args.quick else args.rounds
         print(f"\n## Beside other programs\n\ntokens/s, medians of {rounds}; in brackets, over the quiet rate. PyTorch trains at "
               f"train_gpt's shape.\n\n| busy loops | fair share | {' | '.join(what)} |\n|" + " --- |" * (len(what) + 2))
         quiet = {}
+
+        def row(loops, fair):
+            rates = [[rate() for rate in what.values()] for _ in range(rounds)]
+            cells = []
+            for name, rate in zip(what, map(statistics.median, zip(*rates))):
+                cells.append(f"{rate:,.0f} ({rate / (quiet.setdefault(name, rate) or 1):.2f})")
+            print(f"| {loops} | {fair} | {' | '.join(cells)} |", flush=True)
+
         for loops, nice in [(0, 0), (1, 0), (2, 0), (4, 0), (2, 10)]:
             neighbours = [subprocess.Popen(["nice", "-n", str(nice), sys.executable, "-c", "while True: pass"])
                           for _ in range(loops)]
             try:
-                rates = [[rate() for rate in what.values()] for _ in range(rounds)]
+                row(loops, "lower priority" if nice else f"{cores / (cores + loops):.2f}")
             finally:
                 for neighbour in neighbours:
                     neighbour.kill()
                     neighbour.wait()
-            cells = []
-            for name, rate in zip(what, map(statistics.median, zip(*rates))):
-                cells.append(f"{rate:,.0f} ({rate / (quiet.setdefault(name, rate) or 1):.2f})")
-            fair = "lower priority" if nice else f"{cores / (cores + loops):.2f}"
-            print(f"| {loops} | {fair} | {' | '.join(cells)} |", flush=True)
+        with quota(0.75 * cores) as made:
+            if made:
+                row(0, "0.75 (quota)")
+            else:
+                print("\nNo control group can be made here: no row for a quota.")
 
 
 def main():
