@@ -27,23 +27,24 @@ inline size_t panel_bytes(size_t K, size_t N, WeightType type) {
     return p.bytes() + (type == WeightType::int8 ? p.count() * kPanelColumns * sizeof(float) : 0);
 }
 
-// Writes one row of a panel in `type`: n columns, then zeros. at(j): the number in column j; step: of int8's columns.
+// Writes row k of a panel in `type`: n columns, then zeros. at(j): the number in column j; step: of int8's columns.
 template <class At>
-void pack_panel_row(unsigned char* row, WeightType type, const float* step, size_t n, At&& at) {
+void pack_panel_row(const Panels& p, unsigned char* panel, size_t k, const float* step, size_t n, At&& at) {
+    unsigned char* const row = panel + k * p.row_bytes();
     float values[kPanelColumns] = {};
     for (size_t j = 0; j < n; j++) values[j] = at(j);
-    if (type == WeightType::fp32) {
+    if (p.type == WeightType::fp32) {
         std::memcpy(row, values, sizeof values);
-    } else if (type == WeightType::bf16) {
+    } else if (p.type == WeightType::bf16) {
         uint16_t* halves = reinterpret_cast<uint16_t*>(row);  // word w: columns w / 16 * 32 + w % 16, and 16 further
         for (size_t w = 0; w < kPanelColumns / 2; w++) {
             const size_t low = w / 16 * 32 + w % 16;
             halves[2 * w] = bf16_from_float(values[low]), halves[2 * w + 1] = bf16_from_float(values[low + 16]);
         }
     } else {
-        signed char* bytes = reinterpret_cast<signed char*>(row);
+        unsigned char* const word = panel + k / kDotWord * kDotWord * p.row_bytes() + k % kDotWord;
         for (size_t j = 0; j < kPanelColumns; j++)
-            bytes[j % 16 * 4 + j / 16] = static_cast<signed char>(std::lrint(values[j] / step[j]));
+            word[j * kDotWord] = static_cast<unsigned char>(128 + std::lrint(values[j] / step[j]));
     }
 }
 
@@ -66,8 +67,8 @@ inline Panels pack_weights(Cpu& dev, void* memory, const float* W, size_t K, siz
                     for (size_t j = 0; j < n; j++) s[j] = std::max(s[j], std::abs(w[k * k_stride + j * j_stride]));
                 for (size_t j = 0; j < kPanelColumns; j++) s[j] = s[j] / 127 > 0 ? s[j] / 127 : 1;
             }
-            for (size_t k = 0; k < K; k++)
-                pack_panel_row(data + (panel * K + k) * p.row_bytes(), type, s, n,
+            for (size_t k = 0; k < p.rows(); k++)
+                pack_panel_row(p, data + panel * p.rows() * p.row_bytes(), k, s, k < K ? n : 0,
                                [&](size_t j) { return w[k * k_stride + j * j_stride]; });
         }
     });

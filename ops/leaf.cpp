@@ -35,6 +35,7 @@ static constexpr Leaf<Real> leaf_table() {
         .adamw = leaf_adamw<Real>,
         .sum_squares = leaf_sum_squares<Real>,
         .gemm = leaf_gemm<Real>,
+        .panel_round = leaf_panel_round,
         .panel_product = leaf_panel_product,
         .gelu_forward = leaf_gelu_forward<Real>,
         .gelu_backward = leaf_gelu_backward<Real>,

@@ -58,7 +58,8 @@ struct Leaf {
     // ops/gemm.cuh
     void (*gemm)(const Gemm<Real>& g, Band band, void* pack);
     // ops/panels.cuh, fp32 in both tables
-    void (*panel_product)(const PanelProduct& p, size_t first, size_t last, void* scratch);
+    void (*panel_round)(const PanelProduct& p, size_t first, size_t last, bool instruction);
+    void (*panel_product)(const PanelProduct& p, size_t first, size_t last, bool instruction, void* scratch);
     // ops/gelu.cuh
     void (*gelu_forward)(Real* out, const Real* in, size_t n);
     void (*gelu_backward)(Real* din, const Real* dout, const Real* in, size_t n);

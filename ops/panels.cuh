@@ -3,31 +3,34 @@
 //
 //   fp32
 //   bf16   rounded to nearest; a 32-bit word holds columns c (low) and c + 16
-//   int8   q[k, n] = round(W[k, n] / step[n]), step[n] = max_k |W[k, n]| / 127: symmetric, per output channel
+//   int8   q[k, n] = round(W[k, n] / step[n]), step[n] = max_k |W[k, n]| / 127: symmetric, per output channel;
+//          stored as q + 128, a word holds 4 consecutive k of a column
 //
-// The product: out[r, n] = step[n] (sum_k in[r, k] q[k, n]) + bias[n] + residual[r, n], then GELU. The sum is one
-// chain of multiply-adds over k, whatever the number of rows or threads: the bits of a row depend on nothing but that
-// row.
+// The product: out[r, n] = step[n] (sum_k in[r, k] q[k, n]) + bias[n] + residual[r, n], then GELU. The bits of a row depend on
+// nothing but that row, whatever the number of rows or threads: the sum is one chain of multiply-adds over k; with int8, `in` is rounded
+// to int8, too, and the sum is the one of ops/dots.cuh.
 #pragma once
-#include "ops/gemm.cuh"
+#include "ops/dots.cuh"
 
 namespace tapernorm {
 
 enum class WeightType { fp32, bf16, int8 };
 
-constexpr size_t kPanelColumns = 64;
+constexpr size_t kPanelColumns = kDotColumns;
 
 struct Panels {
     size_t K = 0, N = 0;
     WeightType type = WeightType::fp32;
-    const unsigned char* data = nullptr;  // [panels, K, 64], 64-byte aligned; columns behind N are 0
+    const unsigned char* data = nullptr;  // [panels, rows, 64], 64-byte aligned; what is behind K or N is 0
     const float* step = nullptr;          // int8: quantization steps [panels, 64]
 
     static size_t element_bytes(WeightType t) { return t == WeightType::fp32 ? 4 : t == WeightType::bf16 ? 2 : 1; }
     size_t count() const { return (N + kPanelColumns - 1) / kPanelColumns; }
+    size_t rows() const { return type == WeightType::int8 ? (K + kDotWord - 1) / kDotWord * kDotWord : K; }
     size_t row_bytes() const { return kPanelColumns * element_bytes(type); }
-    size_t bytes() const { return count() * K * row_bytes(); }
-    const unsigned char* row(size_t panel, size_t k) const { return data + (panel * K + k) * row_bytes(); }
+    size_t bytes() const { return count() * rows() * row_bytes(); }
+    // Rows from k on; with int8, k is a multiple of 4.
+    const unsigned char* row(size_t panel, size_t k) const { return data + (panel * rows() + k) * row_bytes(); }
 };
 
 // in [M, K] with leading dimension ld_in, out and residual [M, N] contiguous. residual may be out.
@@ -39,6 +42,8 @@ struct PanelProduct {
     const float* bias;      // [N] or null
     const float* residual;  // or null
     bool gelu;
+    size_t first_row = 0;     // computes rows first_row .. M - 1 alone
+    void* rounded = nullptr;  // int8: room for rounded_row_bytes(K) for each row of `in`, which leaf_panel_round fills
 };
 
 // Rows that share one pass over a panel, and what one thread needs for their sums and a converted block of the panel.
@@ -48,15 +53,11 @@ constexpr size_t kPanelScratch = (kPanelRows + kBlockK) * kPanelColumns * sizeof
 #ifdef LEAF_BUILD  // ---- CPU leaf loops
 namespace {
 
-using Floats = Simd<float>::V;
-constexpr size_t kFloatLanes = Simd<float>::kLanes;
-using Integers [[gnu::vector_size(kVectorBytes)]] = int32_t;
-
 // kTileVectors vectors of one row of a panel, as floats. A vector is one of the `kParts` of the same words.
 template <WeightType type>
 struct PanelRow {
     static constexpr size_t kVectors = kTileVectors, kTiles = kPanelColumns / (kVectors * kFloatLanes);
-    static constexpr size_t kParts = type == WeightType::fp32 ? 1 : type == WeightType::bf16 ? 2 : 4;
+    static constexpr size_t kParts = type == WeightType::fp32 ? 1 : 2;
 
     // Where vector v of a tile begins: among the words of a row, and among the columns of the panel.
     static constexpr size_t word(size_t tile, size_t v) { return (tile * kVectors + v) / kParts * kFloatLanes; }
@@ -74,8 +75,6 @@ struct PanelRow {
             if constexpr (type == WeightType::fp32) out[v] = __builtin_bit_cast(Floats, w);
             if constexpr (type == WeightType::bf16)
                 out[v] = __builtin_bit_cast(Floats, part ? w & (Integers{} + int32_t(0xffff0000)) : w << 16);
-            if constexpr (type == WeightType::int8)
-                out[v] = __builtin_convertvector(w << int(24 - 8 * part) >> 24, Floats);
         }
     }
 };
@@ -182,19 +181,41 @@ void finish_panel(const PanelProduct& p, float* sums, size_t panel, size_t row0,
     }
 }
 
+// How int8 is multiplied: use(Dot or DotInstruction).
+template <class Use>
+void with_dots([[maybe_unused]] bool instruction, Use&& use) {
+#if defined(__AVX2__)
+    if (instruction) return use(DotInstruction{});
+#endif
+    use(Dot{});
+}
+
+// Rounds rows [first, last) of `in`, for int8.
+void leaf_panel_round(const PanelProduct& p, size_t first, size_t last, bool instruction) {
+    const size_t K = p.weights->K, groups = (K + kDotGroup - 1) / kDotGroup;
+    with_dots(instruction, [&](auto dots) {
+        auto* out = static_cast<DotGroup<decltype(dots)>*>(p.rounded);
+        for (size_t r = first; r < last; r++) round_row(out + r * groups, p.in + r * p.ld_in, K);
+    });
+}
+
 // Panels [first, last) of the product. scratch: kPanelScratch bytes, 64-byte aligned.
-void leaf_panel_product(const PanelProduct& p, size_t first, size_t last, void* scratch) {
+void leaf_panel_product(const PanelProduct& p, size_t first, size_t last, bool instruction, void* scratch) {
     float* const sums = static_cast<float*>(scratch);
     float* const unpacked = sums + kPanelRows * kPanelColumns;
     for (size_t panel = first; panel < last; panel++)
-        for (size_t row = 0; row < p.M; row += kPanelRows) {
+        for (size_t row = p.first_row; row < p.M; row += kPanelRows) {
             const size_t rows = p.M - row < kPanelRows ? p.M - row : kPanelRows;
             if (p.weights->type == WeightType::fp32)
                 panel_sums<WeightType::fp32>(sums, unpacked, p, panel, row, rows);
             else if (p.weights->type == WeightType::bf16)
                 panel_sums<WeightType::bf16>(sums, unpacked, p, panel, row, rows);
             else
-                panel_sums<WeightType::int8>(sums, unpacked, p, panel, row, rows);
+                with_dots(instruction, [&](auto dots) {
+                    const size_t K = p.weights->K, groups = (K + kDotGroup - 1) / kDotGroup;
+                    const auto* in = static_cast<const DotGroup<decltype(dots)>*>(p.rounded) + row * groups;
+                    dot_panel(sums, in, p.weights->row(panel, 0), K, rows);
+                });
             finish_panel(p, sums, panel, row, rows);
         }
 }
@@ -203,26 +224,37 @@ void leaf_panel_product(const PanelProduct& p, size_t first, size_t last, void* 
 #else  // ---- CPU
 
 // Panels [first, last) on one thread.
-inline void panel_product_single(Cpu& dev, int thread, const PanelProduct& p, size_t first, size_t last) {
-    leaf<float>(dev).panel_product(p, first, last, dev.scratch(thread, kPanelScratch));
+inline void panel_product_single(Cpu& dev, int thread, PanelProduct p, size_t first, size_t last) {
+    const bool round = p.weights->type == WeightType::int8 && !p.rounded;
+    char* const scratch =
+        static_cast<char*>(dev.scratch(thread, kPanelScratch + (round ? p.M * rounded_row_bytes(p.weights->K) : 0)));
+    if (round) {
+        p.rounded = scratch + kPanelScratch;
+        leaf<float>(dev).panel_round(p, 0, p.M, dev.dot_instruction);
+    }
+    leaf<float>(dev).panel_product(p, first, last, dev.dot_instruction, scratch);
 }
 
 // The whole product, by all threads. Where a matrix has fewer panels than there should be chunks, many rows are cut, too: else most of
 // 16 threads would have nothing to do in a layer of 128 columns.
-inline void panel_product(Cpu& dev, const PanelProduct& p) {
+inline void panel_product(Cpu& dev, PanelProduct p) {
     constexpr size_t kLeastRows = 64;
-    const size_t panels = p.weights->count(), N = p.weights->N;
+    if (p.weights->type == WeightType::int8) {
+        p.rounded = dev.shared_scratch(p.M * rounded_row_bytes(p.weights->K));
+        parallel_ranges(dev, p.M, 16, [&](size_t first, size_t last, int) {
+            leaf<float>(dev).panel_round(p, first, last, dev.dot_instruction);
+        });
+    }
+    const size_t panels = p.weights->count();
     const size_t cuts = std::min(p.M / kLeastRows, kRangesPerThread * size_t(dev.threads) / panels);
     if (cuts <= 1 || dev.threads == 1)
         return parallel_ranges(dev, panels, 1, [&](size_t first, size_t last, int thread) {
             panel_product_single(dev, thread, p, first, last);
         });
     parallel_tasks(dev, panels * cuts, [&](size_t task, int thread) {
-        const size_t panel = task / cuts, row = task % cuts * p.M / cuts, end = (task % cuts + 1) * p.M / cuts;
         PanelProduct part = p;
-        part.in += row * p.ld_in, part.out += row * N, part.M = end - row;
-        if (p.residual) part.residual += row * N;
-        panel_product_single(dev, thread, part, panel, panel + 1);
+        part.first_row = task % cuts * p.M / cuts, part.M = (task % cuts + 1) * p.M / cuts;
+        panel_product_single(dev, thread, part, task / cuts, task / cuts + 1);
     });
 }
 #endif

@@ -1,5 +1,8 @@
 // The CPU device: its threads and instruction set, and the parallel loops that every CPU op is built on.
 #pragma once
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <omp.h>
 #include <sys/mman.h>
 
@@ -55,6 +58,16 @@ inline Isa best_isa() {
     return isa;
 }
 
+// Whether this machine adds products of bytes by one instruction, as wide as the vectors of `isa` (VNNI).
+inline bool has_dot_instruction([[maybe_unused]] Isa isa) {
+#if defined(__x86_64__)
+    if (isa == Isa::avx512) return __builtin_cpu_supports("avx512vnni");
+    unsigned a = 0, b, c, d;  // AVX-VNNI, by its number: Clang knows its name only from version 16 on
+    if (isa == Isa::avx2) return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+#endif
+    return false;
+}
+
 // Device memory of the CPU: 64-byte aligned, contents undefined, to be freed by std::free. Large blocks ask for huge pages,
 // which makes reading them a tenth faster. hint: see Cpu::memory_hint.
 inline void* cpu_allocate(size_t bytes, const char* what, const char* hint = "") {
@@ -76,12 +89,14 @@ struct Cpu {
 
     int threads;
     Isa isa;
+    bool dot_instruction;          // (tests switch it off: no result depends on it)
     const char* why_threads;       // so many, where that is not the user's choice; "" for all cores
     const char* memory_hint = "";  // what this program's user can do about too little memory, for the error
 
     explicit Cpu(int threads_ = 0, Isa isa_ = best_isa())
         : threads(threads_ > 0 ? threads_ : cores_to_use().count), isa(isa_),
-          why_threads(threads_ > 0 ? "" : cores_to_use().why), scratch_(size_t(threads) + 1) {}
+          dot_instruction(has_dot_instruction(isa_)), why_threads(threads_ > 0 ? "" : cores_to_use().why),
+          scratch_(size_t(threads) + 1) {}
 
     // Scratch memory for one thread: at least `bytes`, 64-byte aligned, valid until that thread's next call. It grows to the
     // largest need and stays, so that the training loop allocates nothing.
