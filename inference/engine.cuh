@@ -34,7 +34,7 @@ inline void add_engine_options(Options& o, EngineSettings& s) {
     o.section("Run");
     o.add({.long_name = "--weights", .to = &s.weights, .choices = {"fp32", "bf16", "int8"},
            .help = "data type of the weight matrices on the CPU, converted while loading (int8: one quantization step per "
-                   "output channel)"});
+                   "output channel; what they are multiplied with is rounded to int8, too, in groups of 128)"});
     o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"},
            .help = "where to run; auto: on the GPU if there is one"});
     o.add({.long_name = "--precision", .to = &s.precision, .choices = {"bf16", "fp32"},

@@ -36,7 +36,7 @@ constexpr size_t kFloatLanes = Simd<float>::kLanes;
 
 // How 4 numbers of a row times 4 weights are added to each int32 of a vector. The numbers are in kWords words, by pack().
 #if defined(__AVX2__)
-// VNNI, for machines that have it (Cpu::dot_products). As assembly, because a template cannot be compiled for more instructions than
+// VNNI, for machines that have it (Cpu::dot_instruction). As assembly, because a template cannot be compiled for more instructions than
 // the rest of its file.
 struct DotInstruction {
     static constexpr size_t kWords = 1, kRows = 6;

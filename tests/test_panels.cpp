@@ -187,6 +187,14 @@ TEST_CASE("panels: products with int8 are those of integers, to the bit, on ever
         for (size_t r = 0; r < c.M; r++)  // rows of zeros, of what counts as zero, of numbers of very different sizes
             for (size_t k = 0; k < c.K; k++)
                 in[r * c.K + k] *= r % 8 == 3 ? 0 : r % 8 == 4 ? 1e-39f : r % 8 == 5 ? (k / 50 % 2 ? 1e-20f : 1e9f) : 1;
+        // Numbers next to a half of a step: the product with 127 / max |x| is rounded before it is rounded to an integer.
+        for (size_t r = 6; r < c.M; r += 8)
+            for (size_t k = 0; k < c.K; k++) {
+                const float half = (float(k % 126) + 0.5f) / (127 / 3.0f);
+                in[r * c.K + k] = k % kDotGroup == 0 ? 3
+                                  : k % 3 == 0       ? half
+                                                     : std::nextafter(half, k % 3 == 1 ? 0.0f : 3.0f);
+            }
         for (size_t k = 0; k < c.K; k++)
             if (c.N > 3) W[c.transposed ? 3 * c.K + k : k * c.N + 3] = 0;
         check_integers(c, in, W);
