@@ -186,7 +186,7 @@ TEST_CASE("panels: products with int8 are those of integers, to the bit, on ever
         std::vector<float> in = random_floats(c.M * c.K, 11), W = random_floats(c.K * c.N, 12);
         for (size_t r = 0; r < c.M; r++)  // rows of zeros, of what counts as zero, of numbers of very different sizes
             for (size_t k = 0; k < c.K; k++)
-                in[r * c.K + k] *= r % 8 == 3 ? 0 : r % 8 == 4 ? 1e-39f : r % 8 == 5 ? (k / 50 % 2 ? 1e-20f : 1e9f) : 1;
+                in[r * c.K + k] *= r % 8 == 3 ? 0 : r % 8 == 4 ? 1e-37f : r % 8 == 5 ? (k / 50 % 2 ? 1e-20f : 1e9f) : 1;
         // Numbers next to a half of a step: the product with 127 / max |x| is rounded before it is rounded to an integer.
         for (size_t r = 6; r < c.M; r += 8)
             for (size_t k = 0; k < c.K; k++) {
