@@ -41,8 +41,8 @@ constexpr size_t kFloatLanes = Simd<float>::kLanes;
 struct DotInstruction {
     static constexpr size_t kWords = 1, kRows = 6;
     static void pack(int32_t* words, const int32_t* a) {
-        signed char* bytes = reinterpret_cast<signed char*>(words);
-        for (size_t k = 0; k < kDotGroup; k++) bytes[k] = static_cast<signed char>(a[k]);
+        unsigned char* bytes = reinterpret_cast<unsigned char*>(words);
+        for (size_t k = 0; k < kDotGroup; k++) bytes[k] = static_cast<unsigned char>(a[k]);
     }
     [[gnu::always_inline]] static inline void add(Integers& sum, const Integers& weights, const Integers (&a)[kWords]) {
 #if defined(__AVX512F__)

@@ -111,6 +111,12 @@ TEST_CASE("panels: products of every weight type, shape and instruction set") {
 
 namespace {
 
+// x as a float. The compiler does not see through it: it would fuse what is rounded with what follows, where it may.
+float as_float(double x) {
+    volatile float y = float(x);
+    return y;
+}
+
 // What the product with int8 weights is, by integers of 64 bits; every rounding is one of a number that a double holds exactly.
 std::vector<float> integer_product(const Case& c, const float* in, const float* W, const float* bias,
                                    const float* residual) {
@@ -136,11 +142,11 @@ std::vector<float> integer_product(const Case& c, const float* in, const float* 
                 int64_t exact = 0;
                 for (size_t k = g * kDotGroup; k < std::min(c.K, (g + 1) * kDotGroup); k++)
                     exact += a[k] * std::llrint(w(k) / step);
-                sum = float(double(sum) + double(float(double(steps[g]) * double(exact))));
+                sum = as_float(double(sum) + double(as_float(double(steps[g]) * double(exact))));
             }
-            sum = float(double(sum) * double(step));
-            sum = float(double(sum) + double(bias[n]));
-            out.push_back(float(double(sum) + double(residual[r * c.N + n])));
+            sum = as_float(double(sum) * double(step));
+            sum = as_float(double(sum) + double(bias[n]));
+            out.push_back(as_float(double(sum) + double(residual[r * c.N + n])));
         }
     }
     return out;
