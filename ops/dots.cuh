@@ -5,13 +5,14 @@
 //   step = max |x| / 127, a[k] = round(x[k] * (127 / max |x|)), to even
 //   sum over k of x[k] q[k, n] ~ sum over groups of step * (sum over k of a[k] q[k, n])
 //
-// Processors multiply unsigned by signed bytes, four of each into one int32. So weights are stored as u = q + 128, in words of
-// 4 consecutive k, and a group's sum is taken as the sum of a[k] u[k, n], from -128 times the sum of a[k] on. No sum of a group is
-// larger than 128 * 128 * 255 < 2^23 on its way and at its end: an int32 holds it, and a float does so exactly. Then two roundings
-// follow, of the product with the step and of the sum over groups, in their order; they are never fused. So the result has the same bits
-// on all instruction sets, and for any number of rows, columns or threads.
+// Processors multiply unsigned by signed bytes, and add four products to one int32. So weights are stored as u = q + 128, in
+// words of 4 consecutive k, and a group's sum begins with -128 times the sum of a[k] and goes on with a[k] u[k, n]. On its
+// way it is never larger than 128 * 128 * (128 + 255) < 2^23: an int32 holds it, and a float does so exactly. Then two
+// roundings follow, of the product with the step and of the sum over groups, in their order; they are never fused. So the
+// result has the same bits on all instruction sets, and for any number of rows, columns or threads.
 //
-// A group whose step would be denormal counts as zeros. One with an infinity or a NaN has the step NaN: the whole row of the result is NaN.
+// A group whose step would be denormal counts as zeros. One with an infinity or a NaN has the step NaN: then the whole row
+// of the result is NaN.
 #pragma once
 #include "ops/gemm.cuh"
 #if defined(LEAF_BUILD) && defined(__x86_64__)
@@ -36,8 +37,8 @@ constexpr size_t kFloatLanes = Simd<float>::kLanes;
 
 // How 4 numbers of a row times 4 weights are added to each int32 of a vector. The numbers are in kWords words, by pack().
 #if defined(__AVX2__)
-// VNNI, for machines that have it (Cpu::dot_instruction). As assembly, because a template cannot be compiled for more instructions than
-// the rest of its file.
+// VNNI, for machines that have it (Cpu::dot_instruction). As assembly, because a template cannot be compiled for more
+// instructions than the rest of its file.
 struct DotInstruction {
     static constexpr size_t kWords = 1, kRows = 6;
     static void pack(int32_t* words, const int32_t* a) {
@@ -55,7 +56,8 @@ struct DotInstruction {
 #endif
 
 #if defined(__x86_64__)
-// Pairs of 16-bit numbers, which every machine of the architecture multiplies and adds: the even bytes of the words, then the odd ones.
+// Pairs of 16-bit numbers, which every machine of the architecture multiplies and adds: the even bytes of the words, then
+// the odd ones.
 struct Dot {
     static constexpr size_t kWords = 2, kRows = kVectorBytes == 64 ? 6 : 4;
     static void pack(int32_t* words, const int32_t* a) {

@@ -6,9 +6,9 @@
 //   int8   q[k, n] = round(W[k, n] / step[n]), step[n] = max_k |W[k, n]| / 127: symmetric, per output channel;
 //          stored as q + 128, a word holds 4 consecutive k of a column
 //
-// The product: out[r, n] = step[n] (sum_k in[r, k] q[k, n]) + bias[n] + residual[r, n], then GELU. The bits of a row depend on
-// nothing but that row, whatever the number of rows or threads: the sum is one chain of multiply-adds over k; with int8, `in` is rounded
-// to int8, too, and the sum is the one of ops/dots.cuh.
+// The product: out[r, n] = step[n] (sum_k in[r, k] q[k, n]) + bias[n] + residual[r, n], then GELU. The bits of a row depend
+// on nothing but that row, whatever the number of rows or threads: the sum is one chain of multiply-adds over k. With int8,
+// `in` is rounded to int8, too, and the sum is the one of ops/dots.cuh.
 #pragma once
 #include "ops/dots.cuh"
 

@@ -84,7 +84,8 @@ void check_product(Cpu& dev, const Case& c, WeightType type, bool residual, bool
             }
             double value = sum + double(bias[n]) + (residual ? double(add[r * c.N + n]) : 0);
             if (gelu) value /= 1 + std::exp(-2 * 0.7978845608028654 * (value + 0.044715 * value * value * value));
-            // A chain of K roundings of partial sums, each at most `size`; four more behind it. GELU is nowhere steeper than 1.13.
+            // A chain of K roundings of partial sums, each at most `size`; four more behind it. GELU is nowhere steeper
+            // than 1.13.
             const double allowed = (double(c.K) + 8) * 0x1p-24 * (size + inexact + 4) + (gelu ? 1.13 : 1) * inexact;
             worst = std::max(worst, std::abs(double(out[r * c.N + n]) - value) / allowed);
             if (std::isnan(out[r * c.N + n])) worst = INFINITY;
@@ -111,7 +112,7 @@ TEST_CASE("panels: products of every weight type, shape and instruction set") {
 
 namespace {
 
-// x as a float. The compiler does not see through it: it would fuse what is rounded with what follows, where it may.
+// x as a float. The compiler does not see through it: where it may, it would fuse what is rounded with what follows.
 float as_float(double x) {
     volatile float y = float(x);
     return y;
