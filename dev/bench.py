@@ -157,13 +157,15 @@ def quota(cores):
             (root / "cgroup.subtree_control").write_text("+cpu")
             (group / "cpu.max").write_text(f"{int(cores * 100_000)} 100000")
         (group / name).write_text(str(os.getpid()))
+        made = True
     except OSError:
-        yield False
-    else:
-        yield True
-        (root / name).write_text(str(os.getpid()))
-    with contextlib.suppress(OSError):
-        group.rmdir()
+        made = False
+    try:
+        yield made
+    finally:
+        with contextlib.suppress(OSError):
+            (root / name).write_text(str(os.getpid()))
+            group.rmdir()
 
 
 def with_neighbours(args):

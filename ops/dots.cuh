@@ -23,10 +23,11 @@ namespace tapernorm {
 
 constexpr size_t kDotGroup = 128, kDotColumns = 64, kDotWord = 4;
 
+// The groups of a row of K numbers.
+constexpr size_t dot_groups(size_t K) { return (K + kDotGroup - 1) / kDotGroup; }
+
 // Bytes of K numbers of a row, rounded, in the largest of the forms below.
-constexpr size_t rounded_row_bytes(size_t K) {
-    return (K + kDotGroup - 1) / kDotGroup * (2 + kDotGroup) * sizeof(int32_t);
-}
+constexpr size_t rounded_row_bytes(size_t K) { return dot_groups(K) * (2 + kDotGroup) * sizeof(int32_t); }
 
 #ifdef LEAF_BUILD  // ---- CPU leaf loops
 namespace {
@@ -204,7 +205,7 @@ void dot_rows(size_t rows, float* sums, const DotGroup<D>* in, size_t groups, co
 // sums [rows, 64] = in [rows, K] panel [K / 4, 64, 4]. A group of the panel stays in the first-level cache for all rows.
 template <class D>
 void dot_panel(float* sums, const DotGroup<D>* in, const unsigned char* panel, size_t K, size_t rows) {
-    const size_t groups = (K + kDotGroup - 1) / kDotGroup;
+    const size_t groups = dot_groups(K);
     for (size_t g = 0; g < groups; g++, panel += kDotGroup * kDotColumns) {
         const size_t n = K - g * kDotGroup < kDotGroup ? K - g * kDotGroup : kDotGroup;
         for (size_t r = 0; r < rows; r += D::kRows)

@@ -192,7 +192,7 @@ void with_dots([[maybe_unused]] bool instruction, Use&& use) {
 
 // Rounds rows [first, last) of `in`, for int8.
 void leaf_panel_round(const PanelProduct& p, size_t first, size_t last, bool instruction) {
-    const size_t K = p.weights->K, groups = (K + kDotGroup - 1) / kDotGroup;
+    const size_t K = p.weights->K, groups = dot_groups(K);
     with_dots(instruction, [&](auto dots) {
         auto* out = static_cast<DotGroup<decltype(dots)>*>(p.rounded);
         for (size_t r = first; r < last; r++) round_row(out + r * groups, p.in + r * p.ld_in, K);
@@ -212,8 +212,8 @@ void leaf_panel_product(const PanelProduct& p, size_t first, size_t last, bool i
                 panel_sums<WeightType::bf16>(sums, unpacked, p, panel, row, rows);
             else
                 with_dots(instruction, [&](auto dots) {
-                    const size_t K = p.weights->K, groups = (K + kDotGroup - 1) / kDotGroup;
-                    const auto* in = static_cast<const DotGroup<decltype(dots)>*>(p.rounded) + row * groups;
+                    const size_t K = p.weights->K;
+                    const auto* in = static_cast<const DotGroup<decltype(dots)>*>(p.rounded) + row * dot_groups(K);
                     dot_panel(sums, in, p.weights->row(panel, 0), K, rows);
                 });
             finish_panel(p, sums, panel, row, rows);
