@@ -164,7 +164,8 @@ def quota(cores):
         yield made
     finally:
         with contextlib.suppress(OSError):
-            (root / name).write_text(str(os.getpid()))
+            if made:
+                (root / name).write_text(str(os.getpid()))
             group.rmdir()
 
 
