@@ -11,6 +11,7 @@ struct TomlAssertion {};
 #include <toml++/toml.h>
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
@@ -42,6 +43,9 @@ std::string to_text(double x) {  // reads back to the same bits
 // Each says whether the whole text is such a value, in the range. Numbers are decimal, without blanks or a plus sign.
 bool read(std::string_view text, auto& number, const Range& range) {
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+    // What arithmetic takes for 0 (runtime/floating_point.h) would not do what it says. (Bits, because a comparison is arithmetic.)
+    const uint64_t bits = std::bit_cast<uint64_t>(double(number)) << 1;
+    if (bits > 0 && bits < uint64_t(1) << 53) return false;
     if (number == 0) number = 0;  // not -0, which a file of settings would read back as a whole number's 0
     const double x = double(number);
     return error == std::errc() && end == text.data() + text.size() && std::isfinite(x) &&
