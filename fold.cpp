@@ -374,7 +374,7 @@ static void refuse_unfinished(const std::string& path, const ModelInfo& info) {
                  .help = "with --clamp-sample and a text: bytes, a folder with vocab.json and merges.txt, a tokenizer.json, or llm.c's "
                          "gpt2_tokenizer.bin"});
     options.section("Run");
-    options.add({.long_name = "--threads", .to = &threads, .range = {.high = 1024}, .default_text = "the cores it may use",
+    options.add({.long_name = "--threads", .to = &threads, .range = {.high = kMostThreads}, .default_text = "the cores it may use",
                  .help = "CPU threads for the sample and the check"});
     options.add({.long_name = "--json", .to = &json,
                  .help = "print the result of the check as one JSON object; what is for people goes to the standard error"});

@@ -736,6 +736,7 @@ constexpr const char* kMemoryHint = "use a smaller -b (batch) or -t (sequence le
     Start start = find_start(s, options, arguments, checkpoints, ranks, look_at_machine);
     ranks.set_time_limit(s.rank_timeout);
     ranks.agree(common_settings(s, start));
+    ranks.share_cores();
     if (ranks.first()) check_outputs(s);
     Cpu cpu{int(s.threads)};
     cpu.memory_hint = kMemoryHint;

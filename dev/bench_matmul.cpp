@@ -61,7 +61,7 @@ double run_peak(const Cpu& dev) {
     if (dev.isa == Isa::avx2) chains = fma_chains_avx2, lanes = 8;
 #endif
     if (!chains) return 0;
-    parallel_team(dev, [&](const TeamMember&) { chains(steps); });
+    parallel_team(dev, size_t(dev.threads), [&](const TeamMember&) { chains(steps); });
     return 2.0 * 12 * lanes * double(steps) * dev.threads;
 }
 

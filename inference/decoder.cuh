@@ -59,6 +59,7 @@ class Decoder {
         memory_.add(mid_, block_ * C), memory_.add(site_, block_ * C), memory_.add(qkv_, block_ * 3 * C);
         memory_.add(att_, block_ * C), memory_.add(gelu_, block_ * 4 * C),
             memory_.add(logits_, kOnHost ? 0 : block_ * ld_logits_);
+        if constexpr (kCanPack) step_threads_ = StepThreads(size_t(dev.threads));
         if constexpr (kCanPack) memory_.add(own_sites_, packed ? size_t(dev.threads) * step_rows_ * C : 0);
         k_cache_.resize(config.L), v_cache_.resize(config.L);
         for (size_t l = 0; l < config.L; l++)
@@ -287,7 +288,7 @@ class Decoder {
     // writes from what another reads.
     void step(size_t rows, float* out) {
         embed(rows);
-        parallel_team(dev_, [&](const TeamMember& m) {
+        parallel_team(dev_, step_threads_, [&](const TeamMember& m) {
             blocks([&](const Layer<float>& a) { own_columns(m, a, rows), m.barrier(); },
                    [&](size_t l) { own_heads(m, l, rows), m.barrier(); });
             if (out) own_columns(m, head(out, x_), rows);
@@ -303,6 +304,7 @@ class Decoder {
     std::vector<size_t> lengths_;  // tokens that each sequence holds
     std::vector<Part> parts_;      // what the rows of the current block are
     size_t block_, step_rows_;     // the most rows that a block and a step may have
+    StepThreads step_threads_{1};  // (on a GPU, of no use)
     size_t ld_logits_;             // on a GPU, where rows of logits start at multiples of 16 bytes
     Arena<Device> memory_;
     int *tokens_, *positions_;  // [block]

@@ -39,7 +39,7 @@ inline void add_engine_options(Options& o, EngineSettings& s) {
            .help = "where to run; auto: on the GPU if there is one"});
     o.add({.long_name = "--precision", .to = &s.precision, .choices = {"bf16", "fp32"},
            .help = "precision of weights and activations on a GPU; the CPU computes in fp32"});
-    o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = 1024}, .default_text = "the cores it may use",
+    o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = kMostThreads}, .default_text = "the cores it may use",
            .help = "number of CPU threads"});
     // clang-format on
 }

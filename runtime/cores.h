@@ -1,15 +1,20 @@
 // How many threads pay: the cores that this process may use, by its affinity mask and the quota of its control groups. A container
 // on a host of 64 cores may have a quota of 2: more threads would wait for one another, stopped, at every barrier.
 #pragma once
+#include <omp.h>
 #include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <sstream>
 #include <string>
+
+#include "runtime/error.h"
+#include "runtime/printable.h"
 
 namespace tapernorm {
 
@@ -40,7 +45,7 @@ inline double cgroup_cpus(const std::string& root = "/") {
         if (!cpu) continue;
         // A container sees its own group as the root, under whatever path it has on the host: then only the root is there.
         std::string path = line.substr(second + 1);
-        if (path.find("..") != path.npos) path.clear();
+        if ((path + "/").find("/../") != path.npos) path.clear();
         for (;;) {
             while (!path.empty() && path.back() == '/') path.pop_back();
             if (controllers.empty()) look_in(sys + path), look_in(sys + "/unified" + path);
@@ -52,39 +57,71 @@ inline double cgroup_cpus(const std::string& root = "/") {
     return least;
 }
 
-// Cores that the scheduler may run this process on; those of the machine where it does not say.
-inline int allowed_cores() {
-    for (int most = 1024; most <= 1 << 16; most *= 2) {  // a mask that is too small for the machine is refused
-        cpu_set_t* set = CPU_ALLOC(size_t(most));
-        if (!set) break;
-        const size_t bytes = CPU_ALLOC_SIZE(size_t(most));
-        const int count = sched_getaffinity(0, bytes, set) == 0 ? CPU_COUNT_S(bytes, set) : 0;
-        CPU_FREE(set);
-        if (count > 0) return count;
+// The affinity mask: a bit for every core that the scheduler may run this process on; empty where it does not say.
+inline std::string affinity_mask() {
+    for (size_t most = 1024; most <= 1 << 16; most *= 2) {  // one that is too small for the machine is refused
+        std::string mask(most / 8, '\0');
+        if (sched_getaffinity(0, mask.size(), reinterpret_cast<cpu_set_t*>(mask.data())) == 0) return mask;
     }
-    return std::max(1, int(sysconf(_SC_NPROCESSORS_ONLN)));
+    return "";
 }
+
+// Cores that this process may use, or those of the machine where nothing says so. Where OpenMP binds threads (OMP_PROC_BIND,
+// OMP_PLACES) it has bound this one before main, and the mask has one place of all that its threads are given.
+inline int allowed_cores() {
+    int count = 0;
+    for (int place = 0; place < omp_get_num_places(); place++) count += omp_get_place_num_procs(place);
+    if (count > 0) return count;
+    for (char byte : affinity_mask()) count += std::popcount(static_cast<unsigned char>(byte));
+    return count > 0 ? count : std::max(1, int(sysconf(_SC_NPROCESSORS_ONLN)));
+}
+
+constexpr int kMostThreads = 1024;
 
 struct Cores {
     int count;
     const char* why;  // "" where it is all cores of the machine
 };
 
-// Threads for each of `ranks` processes on this machine, where the user does not say. A quota of 1.5 CPUs gives two.
-// omp_num_threads: OMP_NUM_THREADS, which users of other programs set; null where it is not.
-inline Cores choose_cores(int online, int allowed, double quota, const char* omp_num_threads, int ranks = 1) {
-    const long wanted = omp_num_threads ? std::strtol(omp_num_threads, nullptr, 10) : 0;
-    if (wanted >= 1 && wanted <= 1024) return {int(wanted), "OMP_NUM_THREADS"};
+// Processes that share the cores: `ranks` of one machine, `same_mask` of them with the same affinity mask.
+struct Sharing {
+    int ranks = 1, same_mask = 1;
+};
+inline Sharing sharing;  // set by train/ranks
+
+// Threads for a process, where the user does not say. A quota of 1.5 CPUs gives two. omp_num_threads: OMP_NUM_THREADS, which users of
+// other programs set, for nested regions a list ("4,2"); null or empty where it is not.
+inline Cores choose_cores(int online, int allowed, double quota, const char* omp_num_threads, Sharing among = {}) {
+    if (omp_num_threads && *omp_num_threads) {
+        long wanted = 0;
+        std::istringstream text(omp_num_threads);
+        bool good = bool(text >> wanted) && wanted >= 1 && wanted <= kMostThreads;
+        for (char comma; good && text >> comma;) {
+            int nested = 0;
+            good = comma == ',' && text >> nested && nested >= 1;
+        }
+        if (!good)
+            fail("OMP_NUM_THREADS: expected a number of threads from 1 to %d, found %s; change or unset it",
+                 kMostThreads, printable(omp_num_threads).c_str());
+        return {int(wanted), "OMP_NUM_THREADS"};
+    }
     const double shared = quota > 0 && quota < online ? std::ceil(quota) : online;
-    const int share = std::max(1, int(shared) / ranks);
-    if (allowed < share) return {allowed, "the cores that it may use"};
-    return {share, shared < online ? "the control group's CPU quota" : ""};
+    const int share = std::max(1, int(shared) / among.ranks), own = std::max(1, allowed / among.same_mask);
+    if (own < share) return {own, "the cores that it may use"};
+    return {share, shared < online ? "the control group's CPU quota" : among.ranks > 1 ? "its part of the cores" : ""};
 }
 
-inline Cores cores_to_use(int ranks = 1) {
+inline Cores cores_to_use() {
     static const int online = std::max(1, int(sysconf(_SC_NPROCESSORS_ONLN))), allowed = allowed_cores();
     static const double quota = cgroup_cpus();
-    return choose_cores(online, allowed, quota, std::getenv("OMP_NUM_THREADS"), ranks);
+    return choose_cores(online, allowed, quota, std::getenv("OMP_NUM_THREADS"), sharing);
+}
+
+// As many as the user says with --threads, unless 0; never more than OpenMP may have.
+inline Cores threads_for(int wanted) {
+    const Cores cores = wanted > 0 ? Cores{wanted, ""} : cores_to_use();
+    const int most = omp_get_thread_limit();
+    return cores.count > most ? Cores{most, "OMP_THREAD_LIMIT"} : cores;
 }
 
 }  // namespace tapernorm

@@ -7,17 +7,23 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdlib>
+#include <latch>
 #include <new>
 #include <optional>
 #include <string>
+#include <system_error>
+#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "runtime/cores.h"
 #include "runtime/error.h"
+#include "runtime/step_threads.h"
 #include "runtime/team.h"
 
 namespace tapernorm {
@@ -93,10 +99,7 @@ struct Cpu {
     const char* why_threads;       // so many, where that is not the user's choice; "" for all cores
     const char* memory_hint = "";  // what this program's user can do about too little memory, for the error
 
-    explicit Cpu(int threads_ = 0, Isa isa_ = best_isa())
-        : threads(threads_ > 0 ? threads_ : cores_to_use().count), isa(isa_),
-          dot_instruction(has_dot_instruction(isa_)), why_threads(threads_ > 0 ? "" : cores_to_use().why),
-          scratch_(size_t(threads) + 1) {}
+    explicit Cpu(int threads_ = 0, Isa isa_ = best_isa()) : Cpu(threads_for(threads_), isa_) {}
 
     // Scratch memory for one thread: at least `bytes`, 64-byte aligned, valid until that thread's next call. It grows to the
     // largest need and stays, so that the training loop allocates nothing.
@@ -106,6 +109,10 @@ struct Cpu {
     void* shared_scratch(size_t bytes) { return grow(scratch_.back(), bytes, memory_hint); }
 
   private:
+    Cpu(Cores cores, Isa isa_)
+        : threads(cores.count), isa(isa_), dot_instruction(has_dot_instruction(isa_)), why_threads(cores.why),
+          scratch_(size_t(threads) + 1) {}
+
     struct alignas(64) Scratch {
         void* data = nullptr;
         size_t bytes = 0;
@@ -131,6 +138,26 @@ struct Cpu {
 // then added in order: the result depends on N, not on the number of threads.
 inline size_t reduction_chunk(size_t N) { return std::max<size_t>(16, (N + 63) / 64); }
 
+// An OpenMP runtime that cannot make a thread ends the process. So as many are made here first, once: std::system_error if they cannot.
+inline void require_threads(int threads) {
+    static std::atomic<int> made = 1;
+    if (threads <= made) return;
+    std::latch all(1);
+    std::vector<std::thread> others;
+    const auto end = [&] {
+        all.count_down();
+        for (std::thread& other : others) other.join();
+    };
+    try {
+        for (int i = 1; i < threads; i++) others.emplace_back([&] { all.wait(); });
+    } catch (...) {
+        end();
+        throw;
+    }
+    end();
+    made = threads;
+}
+
 // Returns f(), called on this thread with a team of dev.threads threads at hand: parallel loops in it cost less than those that open
 // a team each. Exceptions pass through, and MPI may be called. Where a team is at hand already, or in a loop that is parallel (loops in
 // it run on its one thread), f is just called.
@@ -139,6 +166,9 @@ auto with_team(const Cpu& dev, F&& f) {
     if (dev.threads == 1 || Team::led_here() || omp_in_parallel()) return f();
     if constexpr (std::is_void_v<decltype(f())>) {
         Team team(size_t(dev.threads));
+        require_threads(dev.threads);
+        omp_set_dynamic(0);  // OMP_DYNAMIC, and no levels, would give the team fewer threads than were chosen
+        if (omp_get_max_active_levels() == 0) omp_set_max_active_levels(1);
 #pragma omp parallel num_threads(dev.threads)
         if (omp_get_thread_num() == 0)
             team.lead(size_t(omp_get_num_threads()), f);
@@ -206,16 +236,33 @@ struct TeamMember {
     size_t share(size_t n, size_t next = 0) const { return n * (thread + next) / threads; }
 };
 
-// Calls f(TeamMember) once on every thread: for many short steps, each ended by a barrier, which costs less than a loop per step.
+// Calls f(TeamMember) once on each of `threads` threads, or as many as there are: for many short steps, each ended by a barrier, which
+// costs less than a loop per step.
 template <class F>
-void parallel_team(const Cpu& dev, F&& f) {
+void parallel_team(const Cpu& dev, size_t threads, F&& f) {
+    if (threads <= 1) return f(TeamMember{0, 1, nullptr});
     with_team(dev, [&] {
         Team* team = Team::led_here();
         if (!team) return f(TeamMember{0, 1, nullptr});
-        const size_t threads = std::min(size_t(dev.threads), team->size());
+        threads = std::min({threads, size_t(dev.threads), team->size()});
         auto member = [&](size_t thread) { f(TeamMember{thread, threads, team}); };
         const auto call = [](void* what, size_t, size_t thread) { (*static_cast<decltype(member)*>(what))(thread); };
         team->run(threads, threads, call, &member, true);
+    });
+}
+
+// The same with as many threads as `fit` says, which learns from it.
+template <class F>
+void parallel_team(const Cpu& dev, StepThreads& fit, F&& f) {
+    with_team(dev, [&] {
+        const auto start = std::chrono::steady_clock::now();
+        const size_t threads = fit.count();
+        parallel_team(dev, threads, f);
+        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+        const Team* team = Team::led_here();
+        const std::chrono::duration<double> waited =
+            team && threads > 1 ? team->waited_in_job() : std::chrono::nanoseconds(0);
+        fit.took(took.count(), waited.count() / double(std::max<size_t>(threads - 1, 1)));
     });
 }
 

@@ -85,12 +85,14 @@ class Team {
         for (size_t w = 0; w < members_; w++)
             queues_[w].state.store(uint64_t(number_) << 32 | (w + 1) * chunks / members_ << 16 | w * chunks / members_,
                                    std::memory_order_relaxed);
+        if (together)
+            for (size_t w = 0; w < members_; w++) waits_[w].in_job.store(0, std::memory_order_relaxed);
         at_work_ = true;
         counts_.jobs++;
         // Without all members, one whose number is too high could take a chunk.
         announce(!together && members_ == size_);
         work(0, job_.load(std::memory_order_relaxed));
-        wait(left_, 0, [](uint32_t now) { return now == 0; });
+        wait(left_, 0, [](uint32_t now) { return now == 0; }, &Waits::in_job);
         at_work_ = false;
         rethrow();
     }
@@ -105,12 +107,20 @@ class Team {
             phase_.fetch_add(1);
             phase_.notify_all();
         } else {
-            wait(phase_, member, [&](uint32_t now) { return now != phase; });
+            wait(phase_, member, [&](uint32_t now) { return now != phase; }, &Waits::in_job);
             if (broken_.load(std::memory_order_relaxed)) throw Abandoned();
         }
     }
 
     size_t size() const { return size_; }
+
+    // How long the members of the last job that worked together waited in it, added up: at its barriers, and the leader at its end.
+    // Of the leader, between jobs.
+    std::chrono::nanoseconds waited_in_job() const {
+        int64_t ns = 0;
+        for (size_t w = 0; w < members_; w++) ns += waits_[w].in_job.load(std::memory_order_relaxed);
+        return std::chrono::nanoseconds(ns);
+    }
 
     // Of the leader, between jobs.
     Counts counts() const {
@@ -146,7 +156,7 @@ class Team {
     };
 
     struct alignas(64) Waits {
-        std::atomic<int64_t> ns = 0;
+        std::atomic<int64_t> ns = 0, in_job = 0;
     };
 
     void next_number() { number_ = (number_ + 1) & 0x7fffffff; }
@@ -179,8 +189,9 @@ class Team {
         }
     }
 
+    // also: another count that the time belongs to.
     template <class Ready>
-    void wait(std::atomic<uint32_t>& word, size_t member, Ready ready) {
+    void wait(std::atomic<uint32_t>& word, size_t member, Ready ready, std::atomic<int64_t> Waits::* also = nullptr) {
         uint32_t now = word.load(std::memory_order_acquire);
         if (ready(now)) return;
         const auto start = Clock::now();
@@ -191,8 +202,12 @@ class Team {
             }
         } while (!ready(now) && Clock::now() - start < kSpin);
         for (; !ready(now); now = word.load(std::memory_order_acquire)) word.wait(now);
-        std::atomic<int64_t>& ns = waits_[member].ns;
-        ns.store(ns.load(std::memory_order_relaxed) + nanoseconds_since(start), std::memory_order_relaxed);
+        const int64_t waited = nanoseconds_since(start);
+        for (auto count : {&Waits::ns, also})  // only this thread writes to them
+            if (count) {
+                std::atomic<int64_t>& ns = waits_[member].*count;
+                ns.store(ns.load(std::memory_order_relaxed) + waited, std::memory_order_relaxed);
+            }
     }
 
     static int64_t nanoseconds_since(Clock::time_point start) {

@@ -2,11 +2,15 @@
 #include "runtime/cores.h"
 
 #include <doctest/doctest.h>
+#include <sys/resource.h>
 
+#include <cstdio>
 #include <filesystem>
 #include <utility>
 #include <vector>
 
+#include "runtime/cpu.h"
+#include "runtime/exit_status.h"
 #include "tests/run_program.h"
 #include "tests/temporary_folder.h"
 
@@ -83,22 +87,28 @@ TEST_CASE("threads: files that say nothing sensible are no limit") {
 
 TEST_CASE("threads: the least of cores, mask and quota, shared by the ranks; OMP_NUM_THREADS first") {
     const auto chosen = [](auto... a) { return choose_cores(a...).count; };
-    CHECK(chosen(64, 64, 0., nullptr, 1) == 64);
+    CHECK(chosen(64, 64, 0., nullptr) == 64);
     CHECK(*choose_cores(64, 64, 0., nullptr).why == 0);
-    CHECK(chosen(64, 8, 0., nullptr, 1) == 8);
-    CHECK(chosen(64, 64, 2., nullptr, 1) == 2);
-    CHECK(chosen(64, 64, 1.5, nullptr, 1) == 2);
-    CHECK(chosen(64, 64, 0.2, nullptr, 1) == 1);
-    CHECK(chosen(2, 2, 8., nullptr, 1) == 2);
+    CHECK(chosen(64, 8, 0., nullptr) == 8);
+    CHECK(chosen(64, 64, 2., nullptr) == 2);
+    CHECK(chosen(64, 64, 1.5, nullptr) == 2);
+    CHECK(chosen(64, 64, 0.2, nullptr) == 1);
+    CHECK(chosen(2, 2, 8., nullptr) == 2);
     CHECK(*choose_cores(2, 2, 8., nullptr).why == 0);
-    CHECK(chosen(64, 64, 8., nullptr, 4) == 2);
-    CHECK(chosen(64, 16, 0., nullptr, 4) == 16);  // each rank bound to cores of its own
-    CHECK(chosen(64, 64, 0., nullptr, 100) == 1);
-    CHECK(chosen(64, 64, 2., "5", 1) == 5);
-    CHECK(chosen(64, 64, 2., "3,2", 2) == 3);  // OpenMP's list for nested regions
-    for (const char* wrong : {"", "0", "-1", "many", "99999999999"}) {
+    CHECK(chosen(64, 64, 8., nullptr, Sharing{4, 1}) == 2);
+    CHECK(chosen(64, 16, 0., nullptr, Sharing{4, 1}) == 16);  // each rank bound to cores of its own
+    CHECK(chosen(64, 4, 0., nullptr, Sharing{4, 4}) == 1);    // all in one container of 4 cores
+    CHECK(chosen(64, 8, 0., nullptr, Sharing{4, 2}) == 4);
+    CHECK(chosen(64, 64, 0., nullptr, Sharing{4, 4}) == 16);
+    CHECK(std::string(choose_cores(64, 64, 0., nullptr, {4, 4}).why) == "its part of the cores");
+    CHECK(chosen(64, 64, 0., nullptr, Sharing{100, 100}) == 1);
+    CHECK(chosen(64, 64, 2., "5") == 5);
+    CHECK(chosen(64, 64, 2., "3,2", Sharing{2, 1}) == 3);  // OpenMP's list for nested regions
+    CHECK(chosen(64, 64, 2., " 4 , 2 ") == 4);
+    CHECK(chosen(64, 64, 2., "") == 2);
+    for (const char* wrong : {" ", "0", "-1", "many", "1e3", "2.5", "4,x", "4 2", "1025", "99999999999"}) {
         CAPTURE(wrong);
-        CHECK(chosen(64, 64, 2., wrong, 1) == 2);
+        CHECK_THROWS_AS(choose_cores(64, 64, 2., wrong), Error);
     }
 }
 
@@ -108,12 +118,43 @@ TEST_CASE("threads: a program says how many it takes, and why") {
     Workplace w;
     write_file(w / "c.txt", std::string(2000, 'x'));
     w.ok("train_gpt --n-layer 1 --n-head 1 --n-embd 16 -t 16 -b 2 -v 0 -m 1 -i c.txt -x 1 -o m.bin");
-    setenv("OMP_NUM_THREADS", "3", 1);
-    const std::string three = w.ok("infer m.bin --eval c.txt --threads 0"),
-                      given = w.ok("infer m.bin --eval c.txt --threads 2");
+    const auto with = [&](const char* variable, const char* value, const std::string& flags = "--threads 0") {
+        setenv(variable, value, 1);
+        const std::string said = w.ok("infer m.bin --eval c.txt " + flags);
+        unsetenv(variable);
+        const size_t begin = said.find("cpu: ");
+        return said.substr(std::min(begin, said.size()), said.find(", ", begin) - begin);
+    };
+    const std::string all = with("OMP_WAIT_POLICY", "passive");
+    CHECK(with("OMP_NUM_THREADS", "3") == "cpu: 3 threads (OMP_NUM_THREADS)");
+    CHECK(with("OMP_NUM_THREADS", "3", "--threads 2") == "cpu: 2 threads");
+    // What OpenMP's runtime would do to the number of threads behind the program's back.
+    CHECK(with("OMP_THREAD_LIMIT", "2", "--threads 3") == "cpu: 2 threads (OMP_THREAD_LIMIT)");
+    CHECK(with("OMP_THREAD_LIMIT", "1") == "cpu: 1 thread (OMP_THREAD_LIMIT)");
+    CHECK(with("OMP_PROC_BIND", "true") == all);
+    setenv("OMP_NUM_THREADS", "1025", 1);
+    w.refused("infer m.bin --eval c.txt --threads 0",
+              {"OMP_NUM_THREADS: expected a number of threads from 1 to 1024, found 1025; change or unset it"});
     unsetenv("OMP_NUM_THREADS");
-    CHECK(three.find("cpu: 3 threads (OMP_NUM_THREADS), ") != three.npos);
-    CHECK(given.find("cpu: 2 threads, ") != given.npos);
+}
+
+TEST_CASE("threads: where they cannot be made, an error says so") {
+    CHECK(in_child([] {
+        double pages = 0;
+        std::ifstream("/proc/self/statm") >> pages;
+        const rlim_t most = rlim_t(pages) * rlim_t(sysconf(_SC_PAGESIZE)) + (rlim_t(100) << 20);
+        const rlimit limit = {most, most};  // the stacks of 1000 threads need more
+        if (setrlimit(RLIMIT_AS, &limit) != 0) return false;
+        std::string error;
+        try {
+            require_threads(1000);
+        } catch (const std::exception& e) {
+            error = error_text(e);
+        }
+        require_threads(2);  // those that were made have ended
+        return error.starts_with("the system gives no thread or memory: ") &&
+               error.find("use fewer --threads") != error.npos;
+    }));
 }
 
 }  // namespace tapernorm

@@ -1,4 +1,5 @@
 // Loops on several threads: every part once, errors, what is nested, threads that are late.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <numeric>
@@ -42,6 +43,24 @@ void check_loops(const Cpu& dev, size_t n, size_t grain, int threads) {
     CHECK(all_known);
     CHECK(all_aligned);
 }
+
+// A machine with so many free cores, on which more threads than that wait for a time slice: calls fit.took() for one step, or for as many
+// as it takes until there are `threads` threads, and returns how many.
+struct Machine {
+    StepThreads fit;
+    size_t free_cores;
+
+    void step() {
+        const size_t count = fit.count();
+        const double quick = 8e-3 / double(count);
+        count <= free_cores ? fit.took(quick, 0.1 * quick) : fit.took(quick + 8e-3, 8e-3);
+    }
+    size_t steps_until(size_t threads) {
+        size_t steps = 0;
+        for (; fit.count() != threads && steps < 100000; steps++) step();
+        return steps;
+    }
+};
 
 void check_sizes(const Cpu& dev, int threads) {
     for (size_t n : {0, 1, 2, 3, 7, 8, 63, 64, 65, 1000})
@@ -135,7 +154,7 @@ TEST_CASE("threads: a loop in a loop runs on its thread") {
                     done += end - i;
                     elsewhere += std::this_thread::get_id() != here;
                 });
-                parallel_team(dev, [&](const TeamMember& m) {
+                parallel_team(dev, size_t(dev.threads), [&](const TeamMember& m) {
                     m.barrier();
                     elsewhere += m.threads != 1;
                 });
@@ -152,7 +171,7 @@ TEST_CASE("threads: a barrier shows what the others wrote") {
         const Cpu dev(threads);
         std::vector<int> values(size_t(threads), 0);
         std::atomic<size_t> wrong = 0;
-        parallel_team(dev, [&](const TeamMember& m) {
+        parallel_team(dev, size_t(dev.threads), [&](const TeamMember& m) {
             for (int step = 1; step <= 200; step++) {
                 values[m.thread] = step;
                 if (step % 50 == 0 && m.thread == 0) std::this_thread::sleep_for(1ms);  // the others go to sleep
@@ -171,7 +190,7 @@ TEST_CASE("threads: an error between barriers reaches the caller") {
             const Cpu dev(threads);
             with_team(dev, [&] {
                 const auto team = [&] {
-                    parallel_team(dev, [&](const TeamMember& m) {
+                    parallel_team(dev, size_t(dev.threads), [&](const TeamMember& m) {
                         m.barrier();
                         if (int(m.thread) == who) fail("member %d", who);
                         for (int i = 0; i < 3; i++) m.barrier();
@@ -180,7 +199,7 @@ TEST_CASE("threads: an error between barriers reaches the caller") {
                 const std::string expected = "member " + std::to_string(who);
                 CHECK_THROWS_WITH_AS(team(), expected.c_str(), Error);
                 std::atomic<size_t> past = 0;
-                parallel_team(dev, [&](const TeamMember& m) { m.barrier(), past++; });
+                parallel_team(dev, size_t(dev.threads), [&](const TeamMember& m) { m.barrier(), past++; });
                 CHECK(past == size_t(threads));
             });
         }
@@ -204,11 +223,13 @@ TEST_CASE("threads: one that comes when its job is over takes nothing of the nex
     const Cpu dev(7);  // more than the cores of most machines
     with_team(dev, [&] {
         std::vector<std::thread::id> members(7);
-        parallel_team(dev, [&](const TeamMember& m) { members[m.thread] = std::this_thread::get_id(); });
+        parallel_team(dev, size_t(dev.threads),
+                      [&](const TeamMember& m) { members[m.thread] = std::this_thread::get_id(); });
         std::atomic<size_t> others = 0;
         for (int i = 0; i < 300; i++) {
             parallel_tasks(dev, 7, [](size_t, int) {});
-            parallel_team(dev, [&](const TeamMember& m) { others += members[m.thread] != std::this_thread::get_id(); });
+            parallel_team(dev, size_t(dev.threads),
+                          [&](const TeamMember& m) { others += members[m.thread] != std::this_thread::get_id(); });
         }
         CHECK(others == 0);
     });
@@ -233,14 +254,79 @@ TEST_CASE("threads: what a team did is counted") {
     const Cpu dev(2);
     with_team(dev, [&] {
         for (int i = 0; i < 5; i++) parallel_ranges(dev, 8, 1, [](size_t, size_t, int) {});
-        parallel_team(dev, [](const TeamMember& m) { m.barrier(), m.barrier(); });
+        parallel_team(dev, size_t(dev.threads), [](const TeamMember& m) { m.barrier(), m.barrier(); });
         std::this_thread::sleep_for(100ms);  // the other member has nothing to do, which is half of the team's time
-        parallel_team(dev,
+        parallel_team(dev, size_t(dev.threads),
                       [](const TeamMember& m) { m.barrier(); });  // it comes, and has noted down how long it waited
         const Team::Counts counts = Team::led_here()->counts();
         CHECK(counts.jobs == 7);
         CHECK(counts.barriers == 3);
         CHECK(counts.waited > 0.2);
         CHECK(counts.waited <= 1);
+    });
+}
+
+TEST_CASE("threads: as many as were chosen, whatever OpenMP's variables say") {
+    size_t size = 0;
+    std::thread([&] {                  // its settings are its own
+        omp_set_dynamic(1);            // OMP_DYNAMIC=true: fewer on a busy machine
+        omp_set_max_active_levels(0);  // OMP_MAX_ACTIVE_LEVELS=0: one
+        with_team(Cpu(7), [&] { size = Team::led_here()->size(); });
+    })
+        .join();
+    CHECK(size == 7);
+}
+
+TEST_CASE("threads: steps take as many as are fast") {
+    Machine m{StepThreads(16), 16};
+    CHECK(m.fit.count() == 16);
+    size_t others = 0;
+    for (int i = 0; i < 1000; i++) m.step(), others += m.fit.count() != 16;
+    CHECK(others == 0);  // quiet: no tries
+    m.free_cores = 12;
+    CHECK(m.steps_until(12) < 500);
+    others = 0;
+    size_t tries = 0;
+    for (int i = 0; i < 20000; i++) m.step(), others += m.fit.count() != 12, tries += m.fit.count() == 13;
+    CHECK(others < 400);  // less than 2% of the steps
+    CHECK(tries > 0);
+    CHECK(others == tries);
+    m.free_cores = 16;
+    CHECK(m.steps_until(16) < 5000);
+    m.free_cores = 1;
+    CHECK(m.steps_until(1) < 5000);
+    m.free_cores = 16;
+    CHECK(m.steps_until(16) < 5000);
+    Machine one{StepThreads(1), 0};
+    for (int i = 0; i < 1000; i++) one.step();
+    CHECK(one.fit.count() == 1);
+    // Threads that wait, and would be slower without one: they are left as they are, but for tries.
+    StepThreads slow(2);
+    others = 0;
+    for (int i = 0; i < 10000; i++) {
+        slow.count() == 2 ? slow.took(5e-3, 2e-3) : slow.took(8e-3, 0);
+        others += slow.count() != 2;
+    }
+    CHECK(others > 0);
+    CHECK(others < 200);
+}
+
+TEST_CASE("threads: steps that wait for one of them take a thread less, and do every part once") {
+    const Cpu dev(3);
+    with_team(dev, [&] {
+        StepThreads fit(3);
+        size_t least = 3, once = 0;
+        for (int step = 0; step < 40; step++) {  // 2 ms each, and windows of 20 ms
+            std::vector<int> done(30, 0);
+            parallel_team(dev, fit, [&](const TeamMember& m) {
+                if (m.thread == 2) std::this_thread::sleep_for(2ms);
+                m.barrier();
+                for (size_t i = m.share(30); i < m.share(30, 1); i++) done[i]++;
+            });
+            least = std::min(least, fit.count());
+            once += std::count(done.begin(), done.end(), 1) == 30;
+        }
+        CHECK(least < 3);
+        CHECK(once == 40);
     });
 }

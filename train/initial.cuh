@@ -24,7 +24,10 @@ void initialize(Gpt<Device, Real>& model, uint64_t seed) {
             auto fill = [&](size_t i, size_t end, int) {
                 for (; i < end; i++) values[i] = Scalar(t.init.std * random_normal(seed, stream, i));
             };
-            parallel_ranges(Cpu(), values.size(), 4096, fill);
+            if constexpr (std::is_same_v<Device, Cpu>)
+                parallel_ranges(model.dev, values.size(), 4096, fill);
+            else
+                parallel_ranges(Cpu(), values.size(), 4096, fill);
         }
         return true;
     });

@@ -23,7 +23,8 @@ inline bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks, std::str
     ranks.agree({{"--device", choice.cuda ? "cuda" : "cpu"},
                  {"instruction set (TAPERNORM_ISA)", choice.cuda ? "" : isa_name(cpu.isa)}});
     if (s.gpus > 1 && !choice.cuda)
-        fail("--gpus: %s; ranks on the CPU: mpirun --oversubscribe -np %zu", choice.why.c_str(), s.gpus);
+        ranks.fail_together(
+            strprintf("--gpus: %s; ranks on the CPU: mpirun --oversubscribe -np %zu", choice.why.c_str(), s.gpus));
     if (!choice.cuda && ranks.star && ranks.size > 2)
         ranks.fail_together(
             strprintf("%d ranks on CPUs need MPI, because %s connects each with rank 0 alone; start them with mpirun, "

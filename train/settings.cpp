@@ -268,7 +268,7 @@ void add_run_options(Options& o, Settings& s) {
     o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"}, .help = "device to run on", .per_rank = true});
     o.add({.long_name = "--precision", .to = &s.precision, .choices = {"bf16", "fp32"},
            .help = "precision of activations and gradients on a GPU; sums, the optimizer and the CPU use fp32"});
-    o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = 1024}, .default_text = "the cores it may use",
+    o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = kMostThreads}, .default_text = "the cores it may use",
            .help = "CPU threads per rank", .per_rank = true});
     o.section("Multiple ranks");
     o.add({.long_name = "--gpus", .to = &s.gpus, .metavar = "N", .range = {.low = 1, .high = 1024},
@@ -399,7 +399,6 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
     complete.settings.depth.clear();  // the sizes say the shape
     complete.settings.resume = complete.settings.overwrite = complete.settings.dry_run = false;
     settle_gate(s);
-    if (ranks.size > 1 && s.threads == 0) s.threads = size_t(cores_to_use(ranks.local_size).count);
     return complete;
 }
 
