@@ -266,6 +266,25 @@ TEST_CASE("threads: what a team did is counted") {
     });
 }
 
+TEST_CASE("threads: how long the members of a job waited in it") {
+    const Cpu dev(2);
+    with_team(dev, [&] {
+        const Team* team = Team::led_here();
+        parallel_team(dev, 2, [](const TeamMember& m) {
+            if (m.thread == 1) std::this_thread::sleep_for(20ms);  // the leader waits at the end
+        });
+        CHECK(team->waited_in_job() >= 15ms);
+        parallel_team(dev, 2, [](const TeamMember& m) {
+            if (m.thread == 0) std::this_thread::sleep_for(20ms);
+            m.barrier();  // the other one waits here
+        });
+        CHECK(team->waited_in_job() >= 15ms);
+        const auto start = std::chrono::steady_clock::now();
+        parallel_team(dev, 2, [](const TeamMember& m) { m.barrier(); });
+        CHECK(team->waited_in_job() <= 2 * (std::chrono::steady_clock::now() - start));
+    });
+}
+
 TEST_CASE("threads: as many as were chosen, whatever OpenMP's variables say") {
     size_t size = 0;
     std::thread([&] {                  // its settings are its own
@@ -318,7 +337,9 @@ TEST_CASE("threads: steps that wait for one of them take a thread less, and do e
         size_t least = 3, once = 0;
         for (int step = 0; step < 40; step++) {  // 2 ms each, and windows of 20 ms
             std::vector<int> done(30, 0);
+            const size_t threads = fit.count();
             parallel_team(dev, fit, [&](const TeamMember& m) {
+                if (m.threads != threads) return;
                 if (m.thread == 2) std::this_thread::sleep_for(2ms);
                 m.barrier();
                 for (size_t i = m.share(30); i < m.share(30, 1); i++) done[i]++;
