@@ -40,12 +40,25 @@ std::string to_text(double x) {  // reads back to the same bits
     return std::strtod(shortened.c_str(), nullptr) == x ? shortened : strprintf("%.17g", x);
 }
 
+// Arithmetic takes it for 0 (runtime/floating_point.h), and so does a comparison: by its bits.
+bool counts_as_zero(double x) {
+    const uint64_t bits = std::bit_cast<uint64_t>(x) << 1;
+    return bits > 0 && bits < uint64_t(1) << 53;
+}
+
+// A number as the file of settings has it, without what only TOML allows.
+std::string written(const std::string& file, const toml::source_region& where) {
+    size_t line = 0;
+    for (size_t n = 1; n < where.begin.line; n++) line = file.find('\n', line) + 1;
+    std::string number = file.substr(line + where.begin.column - 1, where.end.column - where.begin.column);
+    std::erase_if(number, [](char c) { return c == '_' || c == '+'; });
+    return number;
+}
+
 // Each says whether the whole text is such a value, in the range. Numbers are decimal, without blanks or a plus sign.
 bool read(std::string_view text, auto& number, const Range& range) {
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-    // What arithmetic takes for 0 (runtime/floating_point.h) would not do what it says. (Bits, because a comparison is arithmetic.)
-    const uint64_t bits = std::bit_cast<uint64_t>(double(number)) << 1;
-    if (bits > 0 && bits < uint64_t(1) << 53) return false;
+    if (counts_as_zero(double(number))) return false;  // it would not do what it says
     if (number == 0) number = 0;  // not -0, which a file of settings would read back as a whole number's 0
     const double x = double(number);
     return error == std::errc() && end == text.data() + text.size() && std::isfinite(x) &&
@@ -146,8 +159,10 @@ std::string suggestion(std::string_view found, const Names& names) {
 }
 
 [[noreturn]] void fail_value(const Option& o, const std::string& found) {
-    fail("%s: expected %s, found %s%s", label(o).c_str(), expected(o).c_str(), in_quotes(found).c_str(),
-         suggestion(found, o.choices).c_str());
+    double x = 0;
+    std::from_chars(found.data(), found.data() + found.size(), x);
+    fail("%s: expected %s, found %s%s%s", label(o).c_str(), expected(o).c_str(), in_quotes(found).c_str(),
+         suggestion(found, o.choices).c_str(), counts_as_zero(x) ? "; numbers below 2.3e-308 count as 0 here" : "");
 }
 
 std::string padded(std::string text, size_t width) {
@@ -307,8 +322,9 @@ void Options::read_config(const std::string& path, const Names& typed) {
         }
     }
     toml::table table;
+    const std::string ascii = only_ascii(text);
     try {
-        table = toml::parse(only_ascii(text));
+        table = toml::parse(ascii);
     } catch (const toml::parse_error& error) {
         fail_at(error.source().begin.line, expected_line + "; " + from_ascii(std::string(error.description())));
     } catch (const TomlAssertion&) {
@@ -335,8 +351,8 @@ void Options::read_config(const std::string& path, const Names& typed) {
             found << with_named_bytes(from_ascii(node->ref<std::string>()));
         else if (node->is_integer())
             found << node->ref<int64_t>();  // in decimal, whatever it was written in
-        else if (node->is_floating_point())
-            found << to_text(node->ref<double>());
+        else if (const auto* x = node->as_floating_point())
+            found << (x->get() == 0 ? written(ascii, node->source()) : to_text(x->get()));  // 1e-400 is to be refused
         else
             node->visit([&](const auto& value) { found << value; });
         if (!(is_flag(*o) ? node->is_boolean() : node->is_string() || node->is_number()))

@@ -70,7 +70,9 @@ inline std::string affinity_mask() {
 // OMP_PLACES) it has bound this one before main, and the mask has one place of all that its threads are given.
 inline int allowed_cores() {
     int count = 0;
-    for (int place = 0; place < omp_get_num_places(); place++) count += omp_get_place_num_procs(place);
+    const bool all = omp_get_proc_bind() != omp_proc_bind_master;  // else they are where this one is
+    for (int place = 0; place < omp_get_num_places(); place++)
+        if (all || place == omp_get_place_num()) count += omp_get_place_num_procs(place);
     if (count > 0) return count;
     for (char byte : affinity_mask()) count += std::popcount(static_cast<unsigned char>(byte));
     return count > 0 ? count : std::max(1, int(sysconf(_SC_NPROCESSORS_ONLN)));
@@ -107,7 +109,7 @@ inline Cores choose_cores(int online, int allowed, double quota, const char* omp
     }
     const double shared = quota > 0 && quota < online ? std::ceil(quota) : online;
     const int share = std::max(1, int(shared) / among.ranks), own = std::max(1, allowed / among.same_mask);
-    if (own < share) return {own, "the cores that it may use"};
+    if (own < share) return {own, among.same_mask > 1 ? "its part of the cores" : "the cores that it may use"};
     return {share, shared < online ? "the control group's CPU quota" : among.ranks > 1 ? "its part of the cores" : ""};
 }
 

@@ -19,7 +19,7 @@ class StepThreads {
     // After a step: how long it took, and how long its threads waited, on average of all but one.
     void took(double seconds, double waited) {
         steps_++, seconds_ += seconds, waited_ += waited;
-        if (steps_ < kLeastSteps || seconds_ < kLeastSeconds) return;
+        if (seconds_ < kWindow) return;
         const double step = seconds_ / double(steps_);
         const bool held_up = waited_ > kHeldUp * seconds_;
         steps_ = 0, seconds_ = waited_ = 0;
@@ -38,8 +38,8 @@ class StepThreads {
 
   private:
     // A window has some time slices of the scheduler, a few milliseconds each, so that it does not miss what they cost.
-    static constexpr double kLeastSeconds = 0.02, kHeldUp = 0.25;
-    static constexpr size_t kLeastSteps = 4, kFirst = 4, kLatest = 64;  // steps; windows between tries
+    static constexpr double kWindow = 0.02, kHeldUp = 0.25;
+    static constexpr size_t kFirst = 4, kLatest = 64;  // windows between tries
 
     size_t fewer() const { return std::max<size_t>(count_ / 8, 1); }
 

@@ -1,4 +1,4 @@
-// Environment variables for the time of a test; those of launchers that are not named are unset.
+// Environment variables for the time of a test; those of launchers and OpenMP that are not named are unset.
 #pragma once
 #include <cstdlib>
 #include <map>
@@ -17,6 +17,9 @@ struct Environment {
                                              "LOCAL_WORLD_SIZE",
                                              "MASTER_ADDR",
                                              "MASTER_PORT",
+                                             "OMP_NUM_THREADS",
+                                             "OMP_PROC_BIND",
+                                             "OMP_THREAD_LIMIT",
                                              "TAPERNORM_ISA",
                                              "TAPERNORM_SECRET",
                                              "TAPERNORM_SECRET_FILE",

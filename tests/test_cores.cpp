@@ -6,11 +6,13 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <map>
 #include <utility>
 #include <vector>
 
 #include "runtime/cpu.h"
 #include "runtime/exit_status.h"
+#include "tests/environment.h"
 #include "tests/run_program.h"
 #include "tests/temporary_folder.h"
 
@@ -118,24 +120,24 @@ TEST_CASE("threads: a program says how many it takes, and why") {
     Workplace w;
     write_file(w / "c.txt", std::string(2000, 'x'));
     w.ok("train_gpt --n-layer 1 --n-head 1 --n-embd 16 -t 16 -b 2 -v 0 -m 1 -i c.txt -x 1 -o m.bin");
+    using Values = std::map<std::string, std::string>;
     const auto with = [&](const char* variable, const char* value, const std::string& flags = "--threads 0") {
-        setenv(variable, value, 1);
+        const Environment environment(Values{{variable, value}});
         const std::string said = w.ok("infer m.bin --eval c.txt " + flags);
-        unsetenv(variable);
         const size_t begin = said.find("cpu: ");
         return said.substr(std::min(begin, said.size()), said.find(", ", begin) - begin);
     };
-    const std::string all = with("OMP_WAIT_POLICY", "passive");
+    const std::string all = with("TAPERNORM_ISA", "");
     CHECK(with("OMP_NUM_THREADS", "3") == "cpu: 3 threads (OMP_NUM_THREADS)");
     CHECK(with("OMP_NUM_THREADS", "3", "--threads 2") == "cpu: 2 threads");
     // What OpenMP's runtime would do to the number of threads behind the program's back.
     CHECK(with("OMP_THREAD_LIMIT", "2", "--threads 3") == "cpu: 2 threads (OMP_THREAD_LIMIT)");
     CHECK(with("OMP_THREAD_LIMIT", "1") == "cpu: 1 thread (OMP_THREAD_LIMIT)");
     CHECK(with("OMP_PROC_BIND", "true") == all);
-    setenv("OMP_NUM_THREADS", "1025", 1);
+    CHECK(with("OMP_PROC_BIND", "master").starts_with("cpu: 1 thread"));
+    const Environment environment(Values{{"OMP_NUM_THREADS", "1025"}});
     w.refused("infer m.bin --eval c.txt --threads 0",
               {"OMP_NUM_THREADS: expected a number of threads from 1 to 1024, found 1025; change or unset it"});
-    unsetenv("OMP_NUM_THREADS");
 }
 
 TEST_CASE("threads: where they cannot be made, an error says so") {

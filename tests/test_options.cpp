@@ -159,8 +159,10 @@ TEST_CASE("options: messages name the flag, what was expected and what was found
     for (const char* bad : {"-3", "2.5", "1e3", "twelve", "18446744073709551616", " 1", "0x10"})
         CHECK(error_of({"-b", bad}) ==
               "--batch (-b): expected a whole number of at least 1, found '" + std::string(bad) + "'");
-    // The last one would count as 0 in arithmetic (flush_denormals).
-    for (const char* bad : {"1", "-0.1", "nan", "inf", "0.9x", "1e-310"})
+    CHECK(
+        error_of({"--beta1", "1e-310"}) ==
+        "--beta1: expected a number of at least 0 and below 1, found '1e-310'; numbers below 2.3e-308 count as 0 here");
+    for (const char* bad : {"1", "-0.1", "nan", "inf", "0.9x"})
         CHECK(error_of({"--beta1", bad}) ==
               "--beta1: expected a number of at least 0 and below 1, found '" + std::string(bad) + "'");
     CHECK(error_of({"-sl"}) == "unknown flag '-sl'; did you mean --sample-length?");
@@ -312,6 +314,15 @@ TEST_CASE("options: a file of settings, which the command line overrides") {
     CHECK(error("out = \"a\\u0000b\"") == "line 1: --out (-o): expected a text that is not empty, found 'a\\x00b'");
     CHECK(error("lr = 0.1e") != "");
     CHECK(error("beta1 = 1.1") == "line 1: --beta1: expected a number of at least 0 and below 1, found '1.1'");
+    for (const char* tiny : {"1e-310", "-1e-310", "0.0000001e-310"})
+        CHECK(error("\nlr = " + std::string(tiny)) == "line 2: --lr (-l): expected a number of at least 0, found '" +
+                                                          std::string(tiny) +
+                                                          "'; numbers below 2.3e-308 count as 0 here");
+    CHECK(error("lr = 1e-400") != "");
+    for (const char* zero : {"0.0", "+0.0", "-0.0", "0e5", "0.0_0"}) {
+        CHECK(error("lr = " + std::string(zero)) == "");
+        CHECK(again.lr == 0);
+    }
     CHECK(error("batch = \"false\"") == "line 1: --batch (-b): expected a whole number of at least 1, found 'false'");
     for (const char* hostile :
          {"[.]", "[=", "\xef\xbb\xbf[\\", "[#", "[[[", "[\n", " [", "a = [.", "a = { . = 1 }", "a = { [ = 1 }",
