@@ -77,7 +77,7 @@ def training(args):
         llmc = llmc_rate(args.llmc, shape) if args.llmc else None
         floor = f"{100 * ours['floor_over_norm']:.0f}%" if "floor_over_norm" in ours else "no oneDNN"
         if ours.get("floor_over_norm", 0) > 1:
-            floor += " (above 100%: oneDNN's products were held up by other programs)"
+            floor += " (above 100%: noise, or other programs held oneDNN's products up)"
         library = f"{ours['library_matmuls'] / ours['our_matmuls']:.2f}" if "library_matmuls" in ours else "no oneDNN"
         cells = [name, f"{rate:,.0f}", floor,
                  f"{rate / torch['tokens_per_s']:.2f} ({torch['variant']}, {torch['tokens_per_s']:,.0f})" if torch else "none",

@@ -14,6 +14,7 @@ inline void* device_allocate(Cpu& dev, size_t bytes, const char* what) {
     return cpu_allocate(bytes, what, dev.memory_hint);
 }
 inline void device_free(Cpu&, void* p) { std::free(p); }
+// By all threads: where a machine has several memories (NUMA), a page lies with who touches it first.
 inline void device_zero(Cpu& dev, void* p, size_t bytes) {
     parallel_ranges(dev, bytes, 1 << 20, [&](size_t begin, size_t end, int) {
         std::fill(static_cast<char*>(p) + begin, static_cast<char*>(p) + end, char(0));
