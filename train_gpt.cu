@@ -725,6 +725,7 @@ constexpr const char* kMemoryHint = "use a smaller -b (batch) or -t (sequence le
     }
     signal(SIGPIPE, SIG_IGN);  // who reads what a run prints may go: the run goes on
     if (s.gpus > 1) ranks.fork_local(s.gpus);
+    core_sharing.ranks = ranks.local_size;
     s.out = model_path(s.out);
     check_inputs(s);
     std::vector<std::string> arguments = options.arguments();
@@ -736,7 +737,7 @@ constexpr const char* kMemoryHint = "use a smaller -b (batch) or -t (sequence le
     Start start = find_start(s, options, arguments, checkpoints, ranks, look_at_machine);
     ranks.set_time_limit(s.rank_timeout);
     ranks.agree(common_settings(s, start));
-    ranks.share_cores();
+    core_sharing = ranks.shared_cores();
     if (ranks.first()) check_outputs(s);
     Cpu cpu{int(s.threads)};
     cpu.memory_hint = kMemoryHint;

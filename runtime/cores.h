@@ -86,14 +86,14 @@ struct Cores {
 };
 
 // Processes that share the cores: `ranks` of one machine, `same_mask` of them with the same affinity mask.
-struct Sharing {
+struct CoreSharing {
     int ranks = 1, same_mask = 1;
 };
-inline Sharing sharing;  // set by train/ranks
+inline CoreSharing core_sharing;  // set by train_gpt
 
 // Threads for a process, where the user does not say. A quota of 1.5 CPUs gives two. omp_num_threads: OMP_NUM_THREADS, which users of
 // other programs set, for nested regions a list ("4,2"); null or empty where it is not.
-inline Cores choose_cores(int online, int allowed, double quota, const char* omp_num_threads, Sharing among = {}) {
+inline Cores choose_cores(int online, int allowed, double quota, const char* omp_num_threads, CoreSharing among = {}) {
     if (omp_num_threads && *omp_num_threads) {
         long wanted = 0;
         std::istringstream text(omp_num_threads);
@@ -116,7 +116,7 @@ inline Cores choose_cores(int online, int allowed, double quota, const char* omp
 inline Cores cores_to_use() {
     static const int online = std::max(1, int(sysconf(_SC_NPROCESSORS_ONLN))), allowed = allowed_cores();
     static const double quota = cgroup_cpus();
-    return choose_cores(online, allowed, quota, std::getenv("OMP_NUM_THREADS"), sharing);
+    return choose_cores(online, allowed, quota, std::getenv("OMP_NUM_THREADS"), core_sharing);
 }
 
 // As many as the user says with --threads, unless 0; never more than OpenMP may have.

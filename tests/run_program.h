@@ -163,6 +163,15 @@ inline bool in_child(const std::function<bool()>& body) {
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
+// Leaves this process `more` bytes of address space beyond what it has; false if that cannot be done. For in_child.
+inline bool limit_address_space(size_t more) {
+    size_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    const rlim_t most = pages * size_t(sysconf(_SC_PAGESIZE)) + more;
+    const rlimit limit = {most, most};
+    return setrlimit(RLIMIT_AS, &limit) == 0;
+}
+
 inline Outcome run_program_in(const std::string& folder, const std::vector<std::string>& command,
                               size_t file_limit = 0) {
     return Program(folder, command, file_limit).finish();

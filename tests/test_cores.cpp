@@ -2,9 +2,8 @@
 #include "runtime/cores.h"
 
 #include <doctest/doctest.h>
-#include <sys/resource.h>
 
-#include <cstdio>
+#include <atomic>
 #include <filesystem>
 #include <map>
 #include <utility>
@@ -15,6 +14,7 @@
 #include "tests/environment.h"
 #include "tests/run_program.h"
 #include "tests/temporary_folder.h"
+#include "tests/thread_ranks.h"
 
 namespace tapernorm {
 
@@ -70,6 +70,7 @@ TEST_CASE("threads: the CPU quota of control groups, version 1 and both") {
     CHECK(quota_of(group("cpu,cpuacct", "100000\n")) == 2);  // docker's root is its own group
     CHECK(quota_of(group("cpu,cpuacct", "-1\n")) == 0);
     CHECK(quota_of(group("memory/m", "100000\n")) == 0);
+    CHECK(quota_of({{kGroups, "0::/run..2\n"}, {kSys + "run..2/cpu.max", "50000 100000\n"}}) == 0.5);  // not "one up"
     Files both = group("cpu,cpuacct", "100000\n");
     both[0].second += "0::/a\n";
     both.push_back({kSys + "unified/a/cpu.max", "50000 100000\n"});
@@ -97,15 +98,15 @@ TEST_CASE("threads: the least of cores, mask and quota, shared by the ranks; OMP
     CHECK(chosen(64, 64, 0.2, nullptr) == 1);
     CHECK(chosen(2, 2, 8., nullptr) == 2);
     CHECK(*choose_cores(2, 2, 8., nullptr).why == 0);
-    CHECK(chosen(64, 64, 8., nullptr, Sharing{4, 1}) == 2);
-    CHECK(chosen(64, 16, 0., nullptr, Sharing{4, 1}) == 16);  // each rank bound to cores of its own
-    CHECK(chosen(64, 4, 0., nullptr, Sharing{4, 4}) == 1);    // all in one container of 4 cores
-    CHECK(chosen(64, 8, 0., nullptr, Sharing{4, 2}) == 4);
-    CHECK(chosen(64, 64, 0., nullptr, Sharing{4, 4}) == 16);
+    CHECK(chosen(64, 64, 8., nullptr, CoreSharing{4, 1}) == 2);
+    CHECK(chosen(64, 16, 0., nullptr, CoreSharing{4, 1}) == 16);  // each rank bound to cores of its own
+    CHECK(chosen(64, 4, 0., nullptr, CoreSharing{4, 4}) == 1);    // all in one container of 4 cores
+    CHECK(chosen(64, 8, 0., nullptr, CoreSharing{4, 2}) == 4);
+    CHECK(chosen(64, 64, 0., nullptr, CoreSharing{4, 4}) == 16);
     CHECK(std::string(choose_cores(64, 64, 0., nullptr, {4, 4}).why) == "its part of the cores");
-    CHECK(chosen(64, 64, 0., nullptr, Sharing{100, 100}) == 1);
+    CHECK(chosen(64, 64, 0., nullptr, CoreSharing{100, 100}) == 1);
     CHECK(chosen(64, 64, 2., "5") == 5);
-    CHECK(chosen(64, 64, 2., "3,2", Sharing{2, 1}) == 3);  // OpenMP's list for nested regions
+    CHECK(chosen(64, 64, 2., "3,2", CoreSharing{2, 1}) == 3);  // OpenMP's list for nested regions
     CHECK(chosen(64, 64, 2., " 4 , 2 ") == 4);
     CHECK(chosen(64, 64, 2., "") == 2);
     for (const char* wrong : {" ", "0", "-1", "many", "1e3", "2.5", "4,x", "4 2", "1025", "99999999999"}) {
@@ -130,6 +131,7 @@ TEST_CASE("threads: a program says how many it takes, and why") {
     const std::string all = with("TAPERNORM_ISA", "");
     CHECK(with("OMP_NUM_THREADS", "3") == "cpu: 3 threads (OMP_NUM_THREADS)");
     CHECK(with("OMP_NUM_THREADS", "3", "--threads 2") == "cpu: 2 threads");
+    CHECK(with("OMP_NUM_THREADS", "1025", "--threads 2") == "cpu: 2 threads");  // not looked at
     // What OpenMP's runtime would do to the number of threads behind the program's back.
     CHECK(with("OMP_THREAD_LIMIT", "2", "--threads 3") == "cpu: 2 threads (OMP_THREAD_LIMIT)");
     CHECK(with("OMP_THREAD_LIMIT", "1") == "cpu: 1 thread (OMP_THREAD_LIMIT)");
@@ -140,13 +142,32 @@ TEST_CASE("threads: a program says how many it takes, and why") {
               {"OMP_NUM_THREADS: expected a number of threads from 1 to 1024, found 1025; change or unset it"});
 }
 
+TEST_CASE("threads: ranks know how many of them have the same cores") {
+    const std::string mine = affinity_mask();
+    std::atomic<int> wrong = 0;
+    const auto errors = train::on_ranks(3, [&](train::Ranks& ranks) {
+        ranks.local_size = 3;
+        if (ranks.rank == 2) {  // a thread has a mask of its own
+            cpu_set_t one;
+            CPU_ZERO(&one);
+            for (size_t core = 0; core < 8 * mine.size() && CPU_COUNT(&one) == 0; core++)
+                if (mine[core / 8] >> core % 8 & 1) CPU_SET(core, &one);
+            sched_setaffinity(0, sizeof one, &one);
+        }
+        const bool other = ranks.rank == 2 && affinity_mask() != mine;
+        std::vector<double> others = {other ? 1. : 0.};
+        ranks.sum(others, "a test");
+        const CoreSharing shared = ranks.shared_cores();
+        wrong += shared.ranks != 3 || shared.same_mask != (other ? 1 : others[0] > 0 ? 2 : 3);
+    });
+    CHECK(train::all_well(errors));
+    CHECK(wrong == 0);
+    CHECK(train::Ranks().shared_cores().same_mask == 1);
+}
+
 TEST_CASE("threads: where they cannot be made, an error says so") {
     CHECK(in_child([] {
-        double pages = 0;
-        std::ifstream("/proc/self/statm") >> pages;
-        const rlim_t most = rlim_t(pages) * rlim_t(sysconf(_SC_PAGESIZE)) + (rlim_t(100) << 20);
-        const rlimit limit = {most, most};  // the stacks of 1000 threads need more
-        if (setrlimit(RLIMIT_AS, &limit) != 0) return false;
+        if (!limit_address_space(size_t(100) << 20)) return false;  // the stacks of 1000 threads need more
         std::string error;
         try {
             require_threads(1000);

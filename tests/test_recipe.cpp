@@ -4,7 +4,6 @@
 
 #include <doctest/doctest.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <fstream>
@@ -132,11 +131,7 @@ TEST_CASE("recipe: whether a run has room is said before it takes any") {
     CHECK_MESSAGE(short_of.find("choose a smaller -b or -t") != std::string::npos, short_of);
     CHECK(free_memory() > 1e6);
     CHECK(in_child([] {
-        double pages = 0;
-        std::ifstream("/proc/self/statm") >> pages;
-        const rlim_t most = rlim_t(pages) * rlim_t(sysconf(_SC_PAGESIZE)) + (rlim_t(8) << 20);
-        const rlimit limit = {most, most};
-        if (setrlimit(RLIMIT_AS, &limit) != 0) return false;
+        if (!limit_address_space(size_t(8) << 20)) return false;
         const double eight = free_memory();
         mmap(nullptr, size_t(6) << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         const double two = free_memory();
@@ -206,7 +201,8 @@ TEST_CASE("recipe: -e chooses it, shows it, keeps it; --dry-run writes nothing")
     const std::string dry = w.ok(small + " --dry-run");
     w.refused("train_gpt -i corpus.txt -e d6 -t 16 -b 1 -d 16 -x 2 --dry-run -o nowhere/six", {"nowhere", "mkdir -p"});
     write_file(w.at("other.bin"), "no model of ours");
-    w.refused("train_gpt -i corpus.txt -e d6 -t 16 -b 1 -d 16 -x 2 --dry-run -o other", {"other.bin", "is not a model"});
+    w.refused("train_gpt -i corpus.txt -e d6 -t 16 -b 1 -d 16 -x 2 --dry-run -o other",
+              {"other.bin", "is not a model"});
     std::filesystem::remove(w.at("other.bin"));
     CHECK(files() == before);
     CHECK(dry.find(" tok/s, ") != std::string::npos);

@@ -17,7 +17,6 @@
 #include <functional>
 #include <utility>
 
-#include "runtime/cores.h"
 #include "runtime/exit_status.h"
 #include "train/stop.h"
 
@@ -156,7 +155,6 @@ void Ranks::join() {
     const Place p = place_from_environment();
     if (p.size == 1) return;
     rank = p.rank, size = p.size, local_rank = p.local_rank, local_size = p.local_size, launcher = p.launcher;
-    sharing.ranks = local_size;
     star = !p.mpi;
     link_ = p.mpi ? join_mpi(rank, size) : join_tcp(rank, size, {p.address, p.port, 300, secret_from_environment()});
     if (rank > 0 && !std::freopen("/dev/null", "w", stdout)) fail("cannot open /dev/null");
@@ -226,7 +224,6 @@ void Ranks::fork_local(size_t count) {
         setpgid(0, 0);  // Ctrl-C reaches the parent alone, which passes it on once
         if (getppid() != parent) std::_Exit(1);
         rank = local_rank = int(r), size = local_size = int(count), launcher = "--gpus";
-        sharing = {local_size, local_size};
         star = true;
         close_all(spokes, r == 0 ? count : r);
         if (r > 0) close_all(hub, count);
@@ -346,14 +343,14 @@ void Ranks::agree(const std::vector<Fact>& facts, const char* hint) {
     if (length) fail_together(difference + "; " + hint);
 }
 
-void Ranks::share_cores() {
-    if (size == 1) return;
+CoreSharing Ranks::shared_cores() {
+    if (size == 1) return {};
     char host[256] = "";
     gethostname(host, sizeof host - 1);
     std::vector<double> cores(size_t(size), 0);
     const double mine = cores[size_t(rank)] = double(std::hash<std::string>()(host + affinity_mask()) >> 12);
     sum(cores, "the cores of the ranks");
-    sharing = {local_size, int(std::count(cores.begin(), cores.end(), mine))};
+    return {local_size, int(std::count(cores.begin(), cores.end(), mine))};
 }
 
 // Whether what this process says as an error goes to a file, which may be its own (srun -o, torchrun --log-dir).

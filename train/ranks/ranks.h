@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/cores.h"
 #include "train/ranks/link.h"
 
 namespace tapernorm::train {
@@ -45,9 +46,9 @@ class Ranks {
     // Fails on all ranks unless all have the same facts; names the first that differs, both values and the rank.
     void agree(const std::vector<Fact>& facts, const char* hint = kStartAlike);
 
-    // Tells runtime/cores.h how many ranks of this machine share its cores, and how many the ones that this rank may use: launchers
-    // give a rank cores of its own, or do not. All ranks call this.
-    void share_cores();
+    // How many ranks of this machine share its cores, and how many have the same ones as this rank: launchers give a rank cores of its
+    // own, or do not. All ranks call this.
+    CoreSharing shared_cores();
 
     // An error that every rank has found: rank 0 will say it.
     [[noreturn]] void fail_together(const std::string& text) const {
