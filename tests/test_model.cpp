@@ -491,6 +491,26 @@ TEST_CASE("trainer: whatever state it is in, saved, loaded and saved again it ha
     }
 }
 
+TEST_CASE("trainer: a validation of a part of its text has batches from all over it") {
+    const TemporaryFolder folder;
+    const TinyRun run(folder.path, GateMode::taper);  // batches of 2 x 8 tokens
+    Cpu dev(1);
+    Trainer<Cpu, float> t(dev, run.settings, run.config, run.corpus);
+    initialize(t.model, 1);
+    for (int k = 0; k < 3; k++) t.update();
+    const TokenSource text = run.corpus.slice(1000, 1000 + 10 * 16 + 1 + 11);  // 10 batches, and a row that fills none
+    const auto batch = [&](size_t i) { return evaluate(t, text.slice(16 * i, 16 * i + 17), 1).value(); };
+    for (const std::vector<size_t>& places :
+         std::vector<std::vector<size_t>>{{0}, {0, 5}, {0, 3, 6}, {0, 2, 5, 7}, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}}) {
+        double mean = 0;
+        for (size_t i : places) mean += batch(i) / double(places.size());
+        CHECK(evaluate(t, text, places.size()).value() == doctest::Approx(mean).epsilon(1e-12));
+        CHECK(t.validation->tokens == 16 * places.size());
+    }
+    CHECK(evaluate(t, text, 1000).value() == evaluate(t, text, 10).value());
+    CHECK(t.validation->tokens == 160);
+}
+
 TEST_CASE("trainer: a loss that is not finite stops the run before anything changes") {
     const TemporaryFolder folder;
     const TinyRun run(folder.path, GateMode::taper);

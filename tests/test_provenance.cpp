@@ -83,6 +83,7 @@ TEST_CASE("provenance: a model says what it was made from, by what, when, and ho
     const size_t tokens = v["tokens"];
     CHECK(tokens == (val.size() - 1) / 16 / 2 * 2 * 16);
     CHECK(out.find(strprintf("\nvalidation loss %.4f (", v["loss"].get<double>())) != std::string::npos);
+    CHECK(out.find(strprintf(" after 6 updates, on %zu of %zu tokens\n", tokens, val.size())) != std::string::npos);
     write_file(w.at("val.txt"), text.substr(train.size(), tokens + 1));
     const json eval = json::parse(w.run("infer model.bin --eval val.txt --json").out);
     CHECK(eval["loss"].get<double>() == doctest::Approx(v["loss"].get<double>()).epsilon(1e-5));

@@ -14,23 +14,30 @@
 
 namespace tapernorm::train {
 
-// Mean cross-entropy of up to `count` batches from the start of the corpus, at the gate of the last update. Rows that
-// do not fill a batch are left out. Nothing where a rank is told to stop on the way, or cannot go on. The trainer keeps the
-// latest.
+// Mean cross-entropy of up to `count` batches, evenly spread over the corpus, at the gate of the last update: of a text that is
+// longer, each part counts. Rows that do not fill a batch are left out. Nothing where a rank is told to stop on the way, or
+// cannot go on. The trainer keeps the latest.
 template <class Device, class Real>
 std::optional<double> evaluate(Trainer<Device, Real>& t, const TokenSource& corpus, size_t count) {
     const Settings& s = t.settings;
     const size_t N = s.batch * s.T, ranks = size_t(t.model.ranks.size);
     Loader loader = t.loader(corpus, false);
-    count = std::clamp<size_t>(loader.rows_per_epoch() / s.batch, 1, count);
+    const size_t all = std::max<size_t>(loader.rows_per_epoch() / s.batch, 1);
+    count = std::min(all, count);
     Batches<Device> batches(t.model.dev, std::move(loader), N);
+    // The i-th of them is this rank's next, which a loader takes to be `rank` batches behind its position. Not before the
+    // corpus: its place is at least i, and i at least the rank.
+    const auto seek = [&](size_t i) { batches.seek((i * all / count - size_t(t.model.ranks.rank)) * s.batch); };
+    seek(size_t(t.model.ranks.rank));
     t.model.begin_sums();
     bool whole = true;
     for (size_t i = size_t(t.model.ranks.rank); i < count; i += ranks) {
         if (!(whole = t.use_next(batches))) break;
         t.model.forward({t.gate_now(), false}, 0);
         t.model.classify(false, 0, false);
-        if (i + ranks < count) batches.prefetch();
+        if (i + ranks >= count) break;
+        seek(i + ranks);
+        batches.prefetch();
     }
     std::vector<double> sums = {t.model.sums_of(t.model.read_sums()).loss, double(!whole)};
     t.model.ranks.sum(sums, "the end of a validation");

@@ -224,8 +224,9 @@ void print_end(const Trainer<Device, Real>& t, const Run& run, double val_loss, 
     const Settings& s = t.settings;
     size_t held = 0;
     for (const auto& [purpose, bytes] : memory_table(t)) held += bytes;
-    std::printf("\nvalidation loss %.4f (%s) after %s\n", val_loss, in_bits(val_loss, run).c_str(),
-                counted(t.step, "update").c_str());
+    std::printf("\nvalidation loss %.4f (%s) after %s, on %zu of %zu tokens\n", val_loss,
+                in_bits(val_loss, run).c_str(), counted(t.step, "update").c_str(), t.validation->tokens,
+                run.val.size());
     std::printf("%s, of which tensors %.1f MiB\n", in_use(t.model.dev).c_str(), double(held) / 1048576);
     std::printf("model %s, state %s, log %s, settings %s\n", printable(s.out).c_str(),
                 printable(state_path(s.out)).c_str(), printable(log_path(s.out)).c_str(),

@@ -254,7 +254,8 @@ void add_run_options(Options& o, Settings& s) {
     o.add({.short_name = "-v", .long_name = "--val-every", .to = &s.val_every, .metavar = "N",
            .help = "validate every N updates (0: only at the end)"});
     o.add({.short_name = "-m", .long_name = "--val-batches", .to = &s.val_batches, .metavar = "N",
-           .range = {.low = 1}, .help = "batches of B x T tokens per validation (ten times as many for the final one)"});
+           .range = {.low = 1},
+           .help = "batches of B x T tokens per validation, spread evenly over the text (ten times as many for the final one)"});
     o.add({.long_name = "--hellaswag", .to = &s.hellaswag, .metavar = "FILE", .default_text = "none",
            .help = "evaluate on HellaSwag at every validation; FILE is llm.c's .bin or the original JSON lines", .per_rank = true});
     o.add({.short_name = "-s", .long_name = "--sample-every", .to = &s.sample_every, .metavar = "N",

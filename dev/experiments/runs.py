@@ -59,7 +59,7 @@ class Run:
     flags: str               # everything but files, seed and threads
     seed: int = 1
     start: "Run | None" = None  # begins with the weights of this run
-    keep: bool = False       # its weights, for others to start from
+    keep: bool = dataclasses.field(default=False, compare=False)  # its weights, for others to start from
     init: str = ""           # begins with the weights of this folder of --data
     other: str = ""          # what its program did differently, where that was tried and is not in the code
 
@@ -166,6 +166,10 @@ def run_all(args, runs, trainer_type=Trainer):
         missing = [run for run in runs if run.key not in read_records()]
         for some in ({run.start for run in missing if run.start}, missing):
             train_missing(trainer, [run for run in some if not trainer.is_done(run)], wait or some is not missing, args.jobs)
+    return records_of(runs)
+
+
+def records_of(runs):
     records = read_records()
     return {run: records[run.key] for run in runs if run.key in records}
 
