@@ -566,8 +566,9 @@ struct Trainer {
     // End of update gate_warmup: c and s_tgt freeze, and each scaling branch starts from its normalizing branch.
     void start_taper() {
         gradients = {};  // the scale loss begins, and with it a new level
-        scale_target = calibration.target_scale();
-        for (size_t i = 0; i < model.scales.size(); i++) model.scales[i].c = float(calibration.taper_scale(i));
+        scale_target = settings.scale_target * calibration.target_scale();
+        for (size_t i = 0; i < model.scales.size(); i++)
+            model.scales[i].c = float(calibration.taper_scale(i) * (i < 2 * model.config.L ? settings.gain : 1));
         const auto list = tensor_list(model.config, model.params);
         const auto numbers = tensor_numbers(model.config);
         // The number of the tensor that a scaling branch's own begins from.
@@ -579,6 +580,12 @@ struct Trainer {
         };
         model.set_parameters([&](const TensorSpec& t, std::vector<Acc<Real>>& values) {
             const auto from = origin(t.name);
+            if (model.config.mode == GateMode::norm && settings.gain != 1 && is_block_gain(t.name) &&
+                t.name.ends_with("weight")) {
+                values = from_rank_0(model.exact(numbers.at(t.name)));
+                for (Acc<Real>& gamma : values) gamma *= Acc<Real>(settings.gain);
+                return true;
+            }
             if (from) values = from_rank_0(model.exact(*from));
             return from.has_value();
         });
@@ -621,7 +628,7 @@ bool train(Trainer<Device, Real>& t, Run& run, Logs& logs) {
             progress.note(
                 strprintf("warning: s(h) is %.3g now and was %.3g when the sites were calibrated (update %zu); %s; "
                           "the stream was still growing: use a longer --gate-warmup or a larger --scale-loss (%g)",
-                          r.stream_scale, t.scale_target, t.gate_warmup,
+                          r.stream_scale, t.calibration.target_scale(), t.gate_warmup,
                           which_moved_first(t.site_scales(), kDrift).c_str(), s.scale_loss));
         }
         RunLog::Fields fields = log_fields(t, r);

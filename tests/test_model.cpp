@@ -703,6 +703,38 @@ TEST_CASE("trainer: --carry-moments hands the normalizing branches' moments to t
         }
 }
 
+TEST_CASE("trainer: --gain and --scale-target change what starts when the gate warm-up has ended, and nothing else") {
+    const TemporaryFolder folder;
+    for (GateMode mode : {GateMode::norm, GateMode::taper, GateMode::taper_all}) {
+        CAPTURE(gate_mode_name(mode));
+        TinyRun run(folder.path, mode);
+        run.settings.calibration = "scalar", run.config.first_apart = false;
+        Cpu dev(1);
+        Trainer<Cpu, float> plain(dev, run.settings, run.config, run.corpus);
+        run.settings.gain = 4, run.settings.scale_target = 0.25;
+        Trainer<Cpu, float> changed(dev, run.settings, run.config, run.corpus);
+        for (auto* t : {&plain, &changed}) {
+            initialize(t->model, 1);
+            while (t->step < 3) t->update();
+        }
+        CHECK(parameters(plain) == parameters(changed));
+        plain.update(), changed.update();
+        CHECK(changed.scale_target == plain.scale_target / 4);
+        for (size_t i = 0; i < plain.model.scales.size(); i++)  // of the blocks' 4 sites, and not of the final one
+            CHECK(changed.model.scales[i].c == (i < 4 ? 4 : 1) * plain.model.scales[i].c);
+        const auto a = tensor_list(run.config, plain.model.params), b = tensor_list(run.config, changed.model.params);
+        size_t larger = 0;
+        for (size_t i = 0; i < a.size(); i++) {
+            CAPTURE(a[i].spec.name);
+            const bool gamma = a[i].spec.name.ends_with(".ln_1.weight") || a[i].spec.name.ends_with(".ln_2.weight");
+            const float factor = mode == GateMode::norm && gamma ? 4 : 1;
+            for (size_t j = 0; j < a[i].spec.count(); j++) REQUIRE(b[i].data[j] == factor * a[i].data[j]);
+            larger += factor == 4;
+        }
+        CHECK(larger == (mode == GateMode::norm ? 4 : 0));
+    }
+}
+
 TEST_CASE("schedules: learning rate") {
     Settings s;
     s.lr = 2, s.lr_final_frac = 0.1, s.steps = 100, s.warmup = updates(10);

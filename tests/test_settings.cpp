@@ -35,7 +35,7 @@ Settings unusual_settings() {
     s.gate_warmup = percent_of_run(100.0 / 7), s.gate_end = updates(123456789), s.ema_decay = 0.123456789012345678;
     s.scale_loss_kind = "relative", s.calibration = "channels+first", s.bound = 4.5, s.final_bound = 2.5;
     s.scale_loss = std::numeric_limits<double>::min(), s.freeze_gains = s.carry_moments = true, s.val_every = 0,
-    s.val_batches = 1, s.distill = 0.25;
+    s.val_batches = 1, s.distill = 0.25, s.gain = 1.5, s.scale_target = 0.75;
     s.sample_every = 4, s.tensorboard = "dir/", s.log_norms = 6, s.hellaswag = "h.jsonl", s.gpus = 2, s.zero = 1;
     s.rank_timeout = 0.5;
     return s;
@@ -220,6 +220,26 @@ TEST_CASE("train_gpt: calibration by channel with --init; a run goes on with the
     w.ok("train_gpt -y -o tuned -x 9 --calibration channels+first"), w.ok("train_gpt -y -o together -x 9");
     CHECK((apart("tuned.bin") && !apart("together.bin")));
     w.ok("train_gpt -y -o unbounded -x 9");
+}
+
+TEST_CASE("train_gpt: --gain and --scale-target can be changed until they are put in place") {
+    const Workplace w;
+    w.ok(kTiny + " --gate-warmup 4 --gate-end 5 --gain 2 -o m");  // of 6 updates
+    w.ok("train_gpt -y -o m -x 8 --gain 2"), w.ok("train_gpt -y -o m -x 9");
+    for (const std::string flag : {"--gain", "--scale-target"}) {
+        const Outcome late = w.run("train_gpt -y -o m -x 10 " + flag + " 3");
+        CHECK(late.status == 1);
+        CHECK_MESSAGE(contains(late.err, flag + ": the run in m.state.bin is at update 9, and " +
+                                             (flag == "--gain" ? "2" : "1") +
+                                             " was put in place at update 4; found 3; leave it out"),
+                      late.err);
+    }
+    w.ok(kTiny + " --gate-warmup 8 --gate-end 9 -o early");
+    w.ok("train_gpt -y -o early -x 9 --gain 3 --scale-target 2");
+    CHECK(contains(w.run(kTiny + " --scale-loss 0 --scale-target 2 -o x").err,
+                   "--scale-target: expected a --scale-loss above 0 with it, found 0; leave it out"));
+    CHECK(contains(w.run(kTiny + " --calibration channels --gain 2 -o x").err,
+                   "--gain: expected --calibration scalar with it, found --calibration channels"));
 }
 
 TEST_CASE("train_gpt: --init's default rate follows the width, and a run keeps the one that it began with") {

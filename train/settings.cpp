@@ -229,9 +229,14 @@ void add_taper_options(Options& o, Settings& s) {
                    "KAPPA times as large make the model KAPPA times as certain"});
     o.add({.long_name = "--ema-decay", .to = &s.ema_decay, .range = {.low = 0, .high = 1, .high_open = true},
            .help = "decay rate of the moving averages used for calibration"});
+    o.add({.long_name = "--gain", .to = &s.gain, .metavar = "K", .range = {.low = 1e-3, .high = 1e3},
+           .help = "after --gate-warmup, let the blocks' scalings give K times what they were calibrated to (with -g norm: multiply "
+                   "the gains of the blocks' norms by K then)"});
     o.add({.long_name = "--scale-loss", .to = &s.scale_loss, .metavar = "LAMBDA", .range = {.low = 0},
            .default_text = default_text("--scale-loss"),
            .help = "weight of the loss that holds the residual stream at its calibrated scale"});
+    o.add({.long_name = "--scale-target", .to = &s.scale_target, .metavar = "X", .range = {.low = 1e-3, .high = 1e3},
+           .help = "let the scale loss hold the residual stream at X times its calibrated scale"});
     o.add({.long_name = "--scale-loss-kind", .to = &s.scale_loss_kind, .choices = {"relative", "absolute"},
            .default_text = default_text("--scale-loss-kind"),
            .help = "relative: the scale loss is the square of the stream's distance from its calibrated scale, in units of that "
@@ -387,6 +392,13 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
             s.gate.c_str(), s.bound);
     if (s.calibration == "channels+first" && s.bound == 0 && s.gate != "norm")
         fail("--calibration channels+first: expected a --bound above 0 with it, found 0; use --calibration channels");
+    if (s.scale_target != 1 && s.scale_loss == 0)
+        fail("--scale-target: expected a --scale-loss above 0 with it, found 0; leave it out");
+    if (s.gain != 1 && s.calibration != "scalar" && s.gate != "norm")
+        fail(
+            "--gain: expected --calibration scalar with it, found --calibration %s, whose scalings follow their fits; leave out "
+            "one of the two",
+            s.calibration.c_str());
     if (s.distill > 0 && s.init.empty())
         fail("--distill: expected --init, whose model is the teacher, found none; name it, or leave out --distill");
     settle_shape(s, now, given, origin);

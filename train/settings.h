@@ -31,7 +31,7 @@ struct Settings {
 
     std::string gate = "taper";
     Length gate_warmup = percent_of_run(5), gate_end = percent_of_run(40);  // dev/results/experiments.md
-    double ema_decay = 0.99, scale_loss = 0.1;
+    double ema_decay = 0.99, gain = 1, scale_loss = 0.1, scale_target = 1;
     std::string scale_loss_kind = "absolute", calibration = "scalar";
     double bound = 8, final_bound = 1.5;  // dev/results/experiments.md: running off, and a bound
     bool freeze_gains = false, carry_moments = false;

@@ -120,6 +120,8 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
                      {"gate_end", std::to_string(t.gate_end)},
                      {"scale_loss_kind", t.settings.scale_loss_kind},
                      {"calibration", t.settings.calibration},
+                     {"gain", strprintf("%.17g", t.settings.gain)},
+                     {"scale_target_factor", strprintf("%.17g", t.settings.scale_target)},
                      {"distill", strprintf("%g", t.settings.distill)},
                      {"arguments", lines}});
     return state;
@@ -143,7 +145,8 @@ void read_moments(Gpt<Device, Real>& model, const SafetensorsFile& file, const s
     }
 }
 
-// A gate schedule that is not the state's may still change what is to come, not what has been.
+// A gate schedule that is not the state's may still change what is to come, not what has been; so may what the calibration's end
+// puts in place.
 template <class Device, class Real>
 void check_gate_schedule(const Trainer<Device, Real>& t, const SafetensorsFile& file) {
     const size_t warmup = state_number(file, "gate_warmup"), end = state_number(file, "gate_end");
@@ -156,6 +159,13 @@ void check_gate_schedule(const Trainer<Device, Real>& t, const SafetensorsFile& 
         fail(
             "--gate-end: the gate of %s is %.4g after update %zu and would rise to %.4g with %zu; expected at most %zu",
             file.path().c_str(), before, t.step, t.gate(t.step + 1), t.gate_end, end);
+    const auto spent = [&](const char* flag, const char* key, double now) {
+        const double was = file.metadata().contains(key) ? std::atof(state_metadata(file, key).c_str()) : 1;
+        if (now != was && t.step >= warmup)
+            fail("%s: the run in %s is at update %zu, and %g was put in place at update %zu; found %g; leave it out",
+                 flag, file.path().c_str(), t.step, was, warmup, now);
+    };
+    spent("--gain", "gain", t.settings.gain), spent("--scale-target", "scale_target_factor", t.settings.scale_target);
 }
 
 // file: one that check_state has accepted.
