@@ -543,18 +543,21 @@ struct Trainer {
         const double clip_factor = clip > 0 ? std::min(1.0, clip / (grad_norm + 1e-6)) : 1;
         const double correction1 = 1 - std::pow(b1, double(k)), correction2 = 1 - std::pow(b2, double(k));
         // clang-format off
-        const AdamwArgs<Scalar> args{Scalar(lr), Scalar(b1), Scalar(b2), Scalar(1e-8), 0,
+        AdamwArgs<Scalar> args{Scalar(lr), Scalar(b1), Scalar(b2), Scalar(1e-8), 0,
                                      Scalar(correction1), Scalar(correction2), Scalar(clip_factor)};
         // clang-format on
         const auto w = tensor_list(model.config, model.params), grad = tensor_list(model.config, model.grads);
-        std::vector<AdamwTensor<Real>> tensors;
+        std::vector<AdamwTensor<Real>> others, gains;
         for (size_t i = 0; i < m.size(); i++) {
             const auto [t, begin, count] = model.shards.parts()[i];
             if (settings.freeze_gains && k > gate_warmup && is_block_gain(w[t].spec.name)) continue;
+            auto& tensors = settings.lr_gains != 1 && is_block_gain(w[t].spec.name) ? gains : others;
             tensors.push_back({w[t].data + begin, model.kMaster ? model.master[i] : nullptr, m[i], v[i],
                                grad[t].data + begin, count, Scalar(w[t].spec.decay ? settings.weight_decay : 0)});
         }
-        adamw_update(model.dev, tensors, args);
+        adamw_update(model.dev, others, args);
+        args.lr *= Scalar(settings.lr_gains);
+        if (!gains.empty()) adamw_update(model.dev, gains, args);
         parallel.gather_parameters();
     }
 

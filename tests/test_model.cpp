@@ -670,6 +670,42 @@ TEST_CASE("trainer: --freeze-gains leaves the blocks' gains alone once the gate 
     }
 }
 
+TEST_CASE("trainer: --lr-gains is the rate of the blocks' gains and biases alone, times -l") {
+    const TemporaryFolder folder;
+    for (GateMode mode : {GateMode::norm, GateMode::taper_all}) {
+        const TinyRun run(folder.path, mode);
+        std::map<double, std::vector<float>>
+            moved;  // by factor: how far each parameter goes in the first update, which is the rate
+        Cpu dev(1);
+        for (double factor : {1.0, 0.25, 0.0}) {
+            Settings s = run.settings;
+            s.lr_gains = factor, s.weight_decay = 0;
+            Trainer<Cpu, float> t(dev, s, run.config, run.corpus);
+            initialize(t.model, 1);
+            const std::vector<float> before = parameters(t);
+            t.update();
+            const std::vector<float> after = parameters(t);
+            for (size_t i = 0; i < after.size(); i++) moved[factor].push_back(after[i] - before[i]);
+        }
+        Trainer<Cpu, float> t(dev, run.settings, run.config, run.corpus);
+        size_t i = t.model.scales.size() * 2, gains = 0;
+        for (const auto& tensor : tensor_list(run.config, t.model.params)) {
+            const std::string& name = tensor.spec.name;
+            CAPTURE(name);
+            const bool gain = name.starts_with("transformer.h.") && name.find(".ln_") != std::string::npos;
+            gains += gain;
+            for (size_t j = 0; j < tensor.spec.count(); j++, i++) {
+                const double step = moved[1][i], expected = gain ? step / 4 : step;
+                // A gain is near 1, so that its difference is rounded at 2^-24.
+                REQUIRE(std::abs(moved[0.25][i] - expected) <= (gain ? 0x1p-23 : 0));
+                REQUIRE(moved[0][i] == (gain ? 0 : step));
+            }
+        }
+        CHECK(i == moved[1].size());
+        CHECK(gains == size_t(mode == GateMode::norm ? 8 : 16));
+    }
+}
+
 TEST_CASE("trainer: --carry-moments hands the normalizing branches' moments to the scaling ones at the taper start") {
     const TemporaryFolder folder;
     for (GateMode mode : {GateMode::taper, GateMode::taper_all})

@@ -35,7 +35,7 @@ Settings unusual_settings() {
     s.gate_warmup = percent_of_run(100.0 / 7), s.gate_end = updates(123456789), s.ema_decay = 0.123456789012345678;
     s.scale_loss_kind = "relative", s.calibration = "channels+first", s.bound = 4.5, s.final_bound = 2.5;
     s.scale_loss = std::numeric_limits<double>::min(), s.freeze_gains = s.carry_moments = true, s.val_every = 0,
-    s.val_batches = 1, s.distill = 0.25, s.gain = 1.5, s.scale_target = 0.75;
+    s.val_batches = 1, s.distill = 0.25, s.gain = 1.5, s.lr_gains = 0.1, s.scale_target = 0.75;
     s.sample_every = 4, s.tensorboard = "dir/", s.log_norms = 6, s.hellaswag = "h.jsonl", s.gpus = 2, s.zero = 1;
     s.rank_timeout = 0.5;
     return s;

@@ -178,6 +178,8 @@ void add_optimizer_options(Options& o, Settings& s) {
     // clang-format off
     o.add({.short_name = "-l", .long_name = "--lr", .to = &s.lr, .range = {.low = 0},
            .default_text = strprintf("%g; with --init 0.46 / --n-embd and at most that", Settings().lr), .help = "peak learning rate"});
+    o.add({.long_name = "--lr-gains", .to = &s.lr_gains, .metavar = "F", .range = {.low = 0, .high = 100},
+           .help = "learning rate of the gains and biases of the blocks' norms and scalings, as a multiple of -l"});
     o.add({.short_name = "-u", .long_name = "--warmup", .to = &s.warmup, .default_text = default_text("--warmup"),
            .help = "updates, or percentage of the run, over which the learning rate rises linearly to its peak"});
     o.add({.short_name = "-q", .long_name = "--lr-final-frac", .to = &s.lr_final_frac, .range = {.low = 0, .high = 1},
