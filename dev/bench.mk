@@ -3,10 +3,13 @@
 # make bench        speed and memory, as ratios to peers and limits measured in the same run
 # make bench_infer  a program: the speed of a model's states, last token and decoding
 # make gpu-bench    one table of speeds on a GPU
+# make gpu-science  on a GPU: trains what dev/experiments/gpu_science.py lists, MINUTES=9 a call, and again where it stopped; BOOKS=DIR
+#                   has the corpus, STEPS="1 2" only these, RECORDS=FILE another file than dev/results/gpu-runs.jsonl
+# make gpu-science-dry-run  the same in tiny sizes, on the stand-in of tests/emu or, without CUDA's headers, on the CPU
 # make plot-env     Python with what dev/plot.py needs, and TensorBoard, in dev/.venv: 62 MB to download
 # make dev-env      the same and the references and peers that dev/ compares with (PyTorch): some gigabytes; nothing else needs it
 # make format       clang-format over all sources (the version of make dev-env)
-.PHONY: bench gpu-bench plot-env dev-env format
+.PHONY: bench gpu-bench gpu-science gpu-science-dry-run plot-env dev-env format
 HAVE_DNNL = $(call have_headers,dnnl.h)
 $(BUILD)/bench_%: $(BUILD)/dev/bench_%.o $(TRAIN) $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(if $(HAVE_DNNL),-ldnnl) -o $@
@@ -24,6 +27,19 @@ $(BUILD)/gpu/bench_gpu: $(BUILD)/gpu/dev/bench_gpu.o $(TRAIN) $(LIBRARY)
 gpu-bench: need-nvcc
 	$(MAKE) $(BUILD)/gpu/bench_gpu infer bench_infer GPU=native
 	dev/gpu_bench.sh $(BUILD)/gpu/bench_gpu
+
+# The time that building takes counts, too. (Without infer, which the trainer does not need.)
+MINUTES ?= 9
+$(BUILD)/gpu/train_gpt: $(BUILD)/gpu/train_gpt.o $(TRAIN) $(LIBRARY)
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(GPU_LIBS) -o $@
+gpu-science: need-nvcc
+	@mkdir -p $(BUILD)/gpu; date +%s > $(BUILD)/gpu/begun
+	$(MAKE) $(BUILD)/gpu/train_gpt bpe_train $(if $(filter file,$(origin GPU)),GPU=native)
+	dev/experiments/gpu_science.py --program $(BUILD)/gpu/train_gpt --begun $$(cat $(BUILD)/gpu/begun) --minutes $(MINUTES) \
+	    $(if $(STEPS),--steps $(STEPS)) $(if $(BOOKS),--books "$(BOOKS)") $(if $(RECORDS),--records "$(RECORDS)")
+DRY_TRAIN_GPT = $(if $(filter 1,$(HAVE_EMU)),$(EMU),$(BIN))/train_gpt
+gpu-science-dry-run: $(DRY_TRAIN_GPT) bpe_train
+	dev/experiments/gpu_science.py --dry-run --program $(DRY_TRAIN_GPT) --device $(if $(filter 1,$(HAVE_EMU)),cuda,cpu)
 
 plot-env dev-env: %-env:
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || \

@@ -21,7 +21,14 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.append(str(ROOT / "dev"))
+import needs  # noqa: E402
 import plot_style  # noqa: E402, F401 (for the experiments)
+
+needs.need("scipy")
+try:
+    from scipy import stats
+except ImportError:  # see needs.optional
+    stats = None
 
 RESULTS = ROOT / "dev" / "results"
 RECORDS = [RESULTS / "runs.jsonl", RESULTS / "runs-2.jsonl"]  # parts of less than 1 MiB; new records go to the last
@@ -32,6 +39,9 @@ CORPORA = {  # name: flags, with files of --data; books_train.txt: the first 20,
     # what dev/experiments/pretrained.py --sample writes
     **{name: {"-i": f"{name}/train.bin", "-j": f"{name}/val.bin"} for name in ("microformer-mgm", "microformer-mgm-long")},
     "books, BPE": {"-i": "books_train.txt", "-j": "books_val.txt", "--tokenizer": "bpe10k"},
+    # what dev/experiments/gpu_science.py --books makes: all 96 MB
+    **{f"books, all, {name}": {"-i": "books_all.txt", "-j": "books_val.txt", "--tokenizer": folder}
+       for name, folder in (("BPE", "books_bpe10k"), ("GPT-2", "gpt2"))},
 }
 SHAPE = "--n-layer 4 --n-head 4 --n-embd 64 -t 64 -b 12"  # 0.22M parameters with bytes; 768 tokens per update
 MODES = {  # name: flags
@@ -106,6 +116,8 @@ def summary(log):
 
 
 class Trainer:
+    options = ["--threads", "1"]  # of every run, on this machine
+
     def __init__(self, args):
         self.program, self.data, self.work = args.program, args.data, args.work
         self.commit = args.commit or subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True,
@@ -130,7 +142,28 @@ class Trainer:
     def train_claimed(self, run):
         if run.other:
             return f"not trained: its program was another ({run.other})"
-        command = [self.program, "-o", str(self.model(run)), "--seed", str(run.seed), "--threads", "1", *run.flags.split()]
+        command = self.command(run)
+        done = self.execute(run, command)
+        log = self.model(run).with_suffix(".log.jsonl")
+        entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        final = next((e["val_loss"] for e in entries if e.get("end") == "complete"), None) if done.returncode == 0 else None
+        if final is None and "the run diverged" not in done.stderr:
+            return f"not recorded, exit status {done.returncode}: {done.stderr.strip()}\n  {' '.join(command)}"
+        steps = [e for e in entries if "step" in e]
+        record = {"key": run.key, "corpus": run.corpus, "flags": run.flags, "seed": run.seed,
+                  "start": run.start.key if run.start else None, "val_loss": final if final is None else round(final, 6),
+                  "error": done.stderr.strip().splitlines()[-1] if final is None else None,
+                  "date": datetime.date.today().isoformat(), "commit": self.commit,
+                  **self.measured(steps), **summary(steps)}
+        if run.key not in read_records():  # else only its weights were missing
+            append_record(record)
+        if not run.keep:
+            for path in self.model(run).parent.glob("*.bin"):
+                path.unlink()
+        return record["val_loss"] or record["error"]
+
+    def command(self, run):
+        command = [self.program, "-o", str(self.model(run)), "--seed", str(run.seed), *self.options, *run.flags.split()]
         for flag, name in CORPORA[run.corpus].items():
             command += [flag, str(self.data / name)]
         if "--bound" not in run.flags:  # there was none when these runs were named
@@ -139,23 +172,14 @@ class Trainer:
             command += ["--init", str(self.model(run.start) if run.start else self.data / run.init)]
             if "--calibration" not in run.flags:  # there was one way only when these runs were named
                 command += ["--calibration", "scalar", "--scale-loss-kind", "absolute"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        log = self.model(run).with_suffix(".log.jsonl")
-        entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        final = next((e["val_loss"] for e in entries if e.get("end") == "complete"), None) if done.returncode == 0 else None
-        if final is None and "the run diverged" not in done.stderr:
-            return f"not recorded, exit status {done.returncode}: {done.stderr.strip()}\n  {' '.join(command)}"
-        record = {"key": run.key, "corpus": run.corpus, "flags": run.flags, "seed": run.seed,
-                  "start": run.start.key if run.start else None, "val_loss": final if final is None else round(final, 6),
-                  "error": done.stderr.strip().splitlines()[-1] if final is None else None,
-                  "date": datetime.date.today().isoformat(), "commit": self.commit,
-                  **summary([e for e in entries if "step" in e])}
-        if run.key not in read_records():  # else only its weights were missing
-            append_record(record)
-        if not run.keep:
-            for path in self.model(run).parent.glob("*.bin"):
-                path.unlink()
-        return record["val_loss"] or record["error"]
+        return command
+
+    def execute(self, run, command):
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def measured(self, steps):
+        """What a record has of this machine."""
+        return {}
 
 
 def run_all(args, runs, trainer_type=Trainer):
@@ -186,16 +210,31 @@ def train_missing(trainer, missing, wait, jobs):
 
 # ---- statistics -----------------------------------------------------------------------------------------------------
 
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262,
-         10: 2.228, 11: 2.201, 12: 2.179, 13: 2.160, 14: 2.145, 24: 2.064}
-
-
 def paired_gap(losses, base):
     """Mean relative gap over the seeds that both have ({seed: loss}), and half the width of its 95% interval."""
+    return mean_and_half([losses[seed] / base[seed] - 1 for seed in losses if seed in base])
+
+
+def mean_and_half(values):
+    """The mean, and half the width of its 95% interval."""
+    if len(values) < 2 or stats is None:
+        return statistics.mean(values) if values else math.nan, math.inf
+    return statistics.mean(values), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+
+
+def gap_p(losses, base):
+    """How probable so large a gap is where there is none (Student's t, two sides)."""
     gaps = [losses[seed] / base[seed] - 1 for seed in losses if seed in base]
-    if len(gaps) < 2:
-        return statistics.mean(gaps) if gaps else math.nan, math.inf
-    return statistics.mean(gaps), T_975[len(gaps) - 1] * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    return stats.ttest_1samp(gaps, 0).pvalue if len(gaps) > 1 and stats else math.nan
+
+
+def holm(ps):
+    """Holm's correction of {name: p} for their number."""
+    corrected, largest, left = {}, 0.0, len(ps)
+    for name in sorted(ps, key=ps.get):
+        largest = max(largest, min(1.0, left * ps[name]))
+        corrected[name], left = largest, left - 1
+    return corrected
 
 
 def gap_text(losses, base):
@@ -227,7 +266,7 @@ def write_block(path, name, text):
     path.write_text(pattern.sub(lambda m: m[1] + text.strip("\n") + "\n" + m[2], old))
 
 
-def arguments(doc, more=lambda parser: None):
+def arguments(doc, more=lambda parser: None, jobs=True):
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", action="store_true", help="train nothing: tables and figures from the records")
     parser.add_argument("--data", type=pathlib.Path, default=ROOT / "data" / "text",
@@ -235,6 +274,7 @@ def arguments(doc, more=lambda parser: None):
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "scratch" / "experiments", help="models and logs")
     parser.add_argument("--program", default=str(ROOT / "train_gpt"))
     parser.add_argument("--commit", help="of the program, where it is a copy (default HEAD)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    if jobs:
+        parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     more(parser)
     return parser.parse_args()
