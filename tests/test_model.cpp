@@ -509,6 +509,17 @@ TEST_CASE("trainer: a validation of a part of its text has batches from all over
     }
     CHECK(evaluate(t, text, 1000).value() == evaluate(t, text, 10).value());
     CHECK(t.validation->tokens == 160);
+
+    // Of a text that fills no batch, every row counts once.
+    TinyRun wide(folder.path, GateMode::taper);
+    wide.settings.batch = 4;
+    Trainer<Cpu, float> u(dev, wide.settings, wide.config, wide.corpus);
+    initialize(u.model, 1);
+    const TokenSource four = run.corpus.slice(1000, 1000 + 4 * 8 + 1), three = run.corpus.slice(1000, 1000 + 3 * 8 + 1);
+    const double all = evaluate(u, four, 1).value(), last = evaluate(u, four.slice(24, 33), 1).value();
+    CHECK(u.validation->tokens == 8);
+    CHECK(evaluate(u, three, 5).value() == doctest::Approx((4 * all - last) / 3).epsilon(1e-6));
+    CHECK(u.validation->tokens == 24);
 }
 
 TEST_CASE("trainer: a loss that is not finite stops the run before anything changes") {

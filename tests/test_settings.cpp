@@ -236,6 +236,7 @@ TEST_CASE("train_gpt: --gain and --scale-target can be changed until they are pu
     }
     w.ok(kTiny + " --gate-warmup 8 --gate-end 9 -o early");
     w.ok("train_gpt -y -o early -x 9 --gain 3 --scale-target 2");
+    w.ok("train_gpt -y -o early -x 10 --scale-loss 0");  // which has no use for the target that the run has
     CHECK(contains(w.run(kTiny + " --scale-loss 0 --scale-target 2 -o x").err,
                    "--scale-target: expected a --scale-loss above 0 with it, found 0; leave it out"));
     CHECK(contains(w.run(kTiny + " --calibration channels --gain 2 -o x").err,

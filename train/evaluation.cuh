@@ -15,14 +15,25 @@
 namespace tapernorm::train {
 
 // Mean cross-entropy of up to `count` batches, evenly spread over the corpus, at the gate of the last update: of a text that is
-// longer, each part counts. Rows that do not fill a batch are left out. Nothing where a rank is told to stop on the way, or
-// cannot go on. The trainer keeps the latest.
+// longer, each part counts. Rows behind the last whole batch are left out; those of a text that fills no batch are taken one by
+// one. Nothing where a rank is told to stop on the way, or cannot go on. The trainer keeps the latest.
 template <class Device, class Real>
 std::optional<double> evaluate(Trainer<Device, Real>& t, const TokenSource& corpus, size_t count) {
     const Settings& s = t.settings;
     const size_t N = s.batch * s.T, ranks = size_t(t.model.ranks.size);
     Loader loader = t.loader(corpus, false);
-    const size_t all = std::max<size_t>(loader.rows_per_epoch() / s.batch, 1);
+    const size_t rows = loader.rows_per_epoch();
+    if (rows > 1 && rows < s.batch) {
+        double sum = 0;
+        for (size_t i = 0; i < rows; i++) {
+            const auto loss = evaluate(t, corpus.slice(i * s.T, (i + 1) * s.T + 1), 1);
+            if (!loss) return loss;
+            sum += *loss;
+        }
+        t.validation = {sum / double(rows), t.step, rows * s.T};
+        return t.validation->loss;
+    }
+    const size_t all = std::max<size_t>(rows / s.batch, 1);
     count = std::min(all, count);
     Batches<Device> batches(t.model.dev, std::move(loader), N);
     // The i-th of them is this rank's next, which a loader takes to be `rank` batches behind its position. Not before the
@@ -42,7 +53,8 @@ std::optional<double> evaluate(Trainer<Device, Real>& t, const TokenSource& corp
     std::vector<double> sums = {t.model.sums_of(t.model.read_sums()).loss, double(!whole)};
     t.model.ranks.sum(sums, "the end of a validation");
     if (sums[1] > 0) return t.missing = "validation", std::nullopt;
-    t.validation = {sums[0] / double(count * N), t.step, count * N};
+    t.validation = {sums[0] / double(count * N), t.step,
+                    std::min(count * N, rows * s.T)};  // a single row fills its batch
     return t.validation->loss;
 }
 

@@ -233,7 +233,7 @@ void add_taper_options(Options& o, Settings& s) {
            .help = "decay rate of the moving averages used for calibration"});
     o.add({.long_name = "--gain", .to = &s.gain, .metavar = "K", .range = {.low = 1e-3, .high = 1e3},
            .help = "after --gate-warmup, let the blocks' scalings give K times what they were calibrated to (with -g norm: multiply "
-                   "the gains of the blocks' norms by K then)"});
+                   "the gains of the blocks' norms by K then); a --bound then clips at KAPPA / K times the usual scale"});
     o.add({.long_name = "--scale-loss", .to = &s.scale_loss, .metavar = "LAMBDA", .range = {.low = 0},
            .default_text = default_text("--scale-loss"),
            .help = "weight of the loss that holds the residual stream at its calibrated scale"});
@@ -394,7 +394,7 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
             s.gate.c_str(), s.bound);
     if (s.calibration == "channels+first" && s.bound == 0 && s.gate != "norm")
         fail("--calibration channels+first: expected a --bound above 0 with it, found 0; use --calibration channels");
-    if (s.scale_target != 1 && s.scale_loss == 0)
+    if (now.typed("--scale-target") && s.scale_target != 1 && s.scale_loss == 0)
         fail("--scale-target: expected a --scale-loss above 0 with it, found 0; leave it out");
     if (s.gain != 1 && s.calibration != "scalar" && s.gate != "norm")
         fail(

@@ -13,11 +13,13 @@ import pathlib
 import struct
 import sys
 
-import torch
-import transformers
-
 import runs
 from runs import plot_style
+
+for package in ("torch", "transformers"):
+    runs.needs.need(package, "dev-env")
+import torch  # noqa: E402
+import transformers  # noqa: E402
 
 SEQUENCES, T = 80, 256
 

@@ -6,7 +6,9 @@ import math
 import sys
 
 import runs
-import torch
+
+runs.needs.need("torch", "dev-env")
+import torch  # noqa: E402
 import torch.nn.functional as F
 from torch_runs import B, C, END, L, NH, SETTING, T, WARM, row_begin
 
@@ -80,18 +82,6 @@ class ScaledEmbedding(Norm):
 
     def embedded(self, h):
         return self.p["embedding_scale"] * h
-
-
-class DyT(ScaledEmbedding):
-    """gamma tanh(alpha x) + beta at every site, with what arXiv 2503.10622 has for language models: alpha from 1 at this width."""
-
-    def __init__(self, weights):
-        super().__init__(weights)
-        for site in self.config.sites():
-            self.p[f"{site}.alpha"] = torch.ones((), requires_grad=True)
-
-    def norm_site(self, h, site, g, stats):
-        return self.affine(torch.tanh(self.p[f"{site}.alpha"] * h), f"{site}.weight", f"{site}.bias")
 
 
 class NoNorm(ScaledEmbedding):
@@ -284,7 +274,7 @@ class TaperFrozenGain(FrozenGain, Taper):
     """`taper` whose gamma, beta, gamma~ and beta~ are frozen at k_warm: what is left of a site at gate 0 is a constant map."""
 
 
-MODELS = {"norm": Norm, "DyT, scaled embedding": DyT, "no norm": NoNorm, "no norm, scaled branches": NoNormScaled, "one by one": OneByOne, "staggered": Staggered,
+MODELS = {"norm": Norm, "no norm": NoNorm, "no norm, scaled branches": NoNormScaled, "one by one": OneByOne, "staggered": Staggered,
           "taper": Taper, "quietest first": QuietestFirst, "following": Following, "moments": Moments, "rate again": RateAgain,
           "every block": EveryBlock, "half target": HalfTarget, "frozen gain": FrozenGain,
           "frozen gain alone": FrozenGainAlone, "taper, frozen gain": TaperFrozenGain}
