@@ -675,6 +675,8 @@ def commit():
 
 def main():
     args = runs.arguments(__doc__, more_arguments, jobs=False)
+    if args.dry_run and args.report:
+        sys.exit("gpu_science: --dry-run makes a report of its own; leave out --report")
     args.commit = args.commit or commit()
     runs.RECORDS[:] = [args.records]
     if not args.report:
