@@ -241,6 +241,12 @@ TEST_CASE("train_gpt: --gain and --scale-target can be changed until they are pu
                    "--scale-target: expected a --scale-loss above 0 with it, found 0; leave it out"));
     CHECK(contains(w.run(kTiny + " --calibration channels --gain 2 -o x").err,
                    "--gain: expected --calibration scalar with it, found --calibration channels"));
+    // Flags override what a file has, also where they exclude it.
+    w.ok(kTiny + " --gain 2 --scale-target 2 -o both");
+    for (const char* flags : {"-g norm", "--scale-loss 0", "--calibration channels"})
+        w.ok("train_gpt --config both.toml --overwrite -o other " + std::string(flags));
+    CHECK(contains(w.run(kTiny + " -g norm --gate-warmup 0 --gain 2 -o x").err,
+                   "--gate-warmup: expected at least 1 update before --gain, found 0"));
 }
 
 TEST_CASE("train_gpt: --init's default rate follows the width, and a run keeps the one that it began with") {

@@ -346,8 +346,9 @@ void settle_gate(Settings& s) {
     if (s.gate_end.resolve(s.steps) <= s.gate_warmup.resolve(s.steps) && s.gate != "norm")
         fail("--gate-end: expected more updates than --gate-warmup (%zu), found %zu", s.gate_warmup.resolve(s.steps),
              s.gate_end.resolve(s.steps));
-    if ((s.gate != "norm" || s.scale_loss > 0) && s.gate_warmup.resolve(s.steps) == 0)
-        fail("--gate-warmup: expected at least 1 update to calibrate from, found 0");
+    if ((s.gate != "norm" || s.scale_loss > 0 || s.gain != 1) && s.gate_warmup.resolve(s.steps) == 0)
+        fail("--gate-warmup: expected at least 1 update %s, found 0",
+             s.gate != "norm" || s.scale_loss > 0 ? "to calibrate from" : "before --gain");
 }
 
 // Every setting that all ranks share as --help shows it, by its long name.
@@ -396,11 +397,14 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
         fail("--calibration channels+first: expected a --bound above 0 with it, found 0; use --calibration channels");
     if (now.typed("--scale-target") && s.scale_target != 1 && s.scale_loss == 0)
         fail("--scale-target: expected a --scale-loss above 0 with it, found 0; leave it out");
-    if (s.gain != 1 && s.calibration != "scalar" && s.gate != "norm")
-        fail(
-            "--gain: expected --calibration scalar with it, found --calibration %s, whose scalings follow their fits; leave out "
-            "one of the two",
-            s.calibration.c_str());
+    if (s.gain != 1 && s.calibration != "scalar" && s.gate != "norm") {
+        if (now.typed("--gain"))
+            fail(
+                "--gain: expected --calibration scalar with it, found --calibration %s, whose scalings follow their fits; leave "
+                "out one of the two",
+                s.calibration.c_str());
+        s.gain = 1;  // a file's, which a flag excludes
+    }
     if (s.distill > 0 && s.init.empty())
         fail("--distill: expected --init, whose model is the teacher, found none; name it, or leave out --distill");
     settle_shape(s, now, given, origin);

@@ -273,7 +273,7 @@ class GpuTrainer(runs.Trainer):
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             try:
                 out, err = process.communicate(timeout=max(1.0, self.end - begun) if math.isfinite(self.end) else None)
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, KeyboardInterrupt) as why:
                 self.cut = True
                 process.send_signal(signal.SIGINT)  # it saves
                 try:
@@ -281,6 +281,8 @@ class GpuTrainer(runs.Trainer):
                 except subprocess.TimeoutExpired:
                     process.kill()
                     out, err = process.communicate()
+                if isinstance(why, KeyboardInterrupt):
+                    raise
         self.seconds = time.monotonic() - begun
         found = re.search(r"^device +([^;\n]*)", out, re.M)
         self.device = found[1] if found else "unknown"
@@ -656,6 +658,8 @@ def dry_run(args):
         args.minutes = 60
         if error := train(args, plan):
             sys.exit(f"gpu_science: {error}")
+        if not plan.records():
+            sys.exit(f"gpu_science: --steps: nothing to do without step 1, found {' '.join(map(str, args.steps))}")
         report(plan, args.records.parent)
         print((folder / "gpu-science.md").read_text())
         expected = [run for number in args.steps for run in plan.step(number)]
@@ -684,8 +688,11 @@ def main():
         for program in programs:
             if not shutil.which(program):
                 sys.exit(f"gpu_science: no program {program}; make gpu-science builds it")
-    if not args.minutes > 0:
-        sys.exit(f"gpu_science: --minutes: expected more than 0, found {args.minutes:g}")
+    for name in ("minutes", "peak"):
+        if not getattr(args, name) > 0:
+            sys.exit(f"gpu_science: --{name}: expected more than 0, found {getattr(args, name):g}")
+    if args.records.is_dir():
+        sys.exit(f"gpu_science: --records: expected a file, found the folder {args.records}")
     if args.dry_run:
         return dry_run(args)
     plan = Plan(MODELS, Estimator(args, MODELS))
@@ -699,5 +706,13 @@ def main():
         sys.exit(f"gpu_science: {error}")
 
 
+def stop(*_):
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("gpu_science: stopped; the next call goes on")

@@ -1,6 +1,6 @@
 """What the experiments share: training runs that are done once, their records, and the statistics of paired seeds.
 
-A run is a list of flags. Its record, one line of dev/results/runs.jsonl or runs-2.jsonl, is found again by a hash of those flags, so an
+A run is a list of flags. Its record, one line of dev/results/runs.jsonl or its later parts, is found again by a hash of those flags, so an
 experiment that is started anew trains only what is missing, and two experiments share the runs they have in common.
 Tables and figures are made from the records alone: `--report` needs neither corpus nor program.
 """
@@ -31,7 +31,7 @@ except ImportError:  # see needs.optional
     stats = None
 
 RESULTS = ROOT / "dev" / "results"
-RECORDS = [RESULTS / "runs.jsonl", RESULTS / "runs-2.jsonl"]  # parts of less than 1 MiB; new records go to the last
+RECORDS = [RESULTS / f"runs{part}.jsonl" for part in ("", "-2", "-3")]  # parts of less than 1 MiB; new records go to the last
 CORPORA = {  # name: flags, with files of --data; books_train.txt: the first 20,000,000 bytes of such a corpus;
     # bpe10k: the folder that `./bpe_train books_train.txt --vocab-size 10000 --out bpe10k` writes
     "shakespeare": {"-i": "tinyshakespeare.txt"},
@@ -82,8 +82,15 @@ class Run:
 
 
 def read_records():
-    lines = [line for part in RECORDS if part.exists() for line in part.read_text().splitlines()]
-    return {record["key"]: record for record in map(json.loads, lines)}
+    records = {}
+    for part in RECORDS:
+        for number, line in enumerate(part.read_text().splitlines() if part.exists() else [], 1):
+            try:
+                record = json.loads(line)
+                records[record["key"]] = record
+            except (ValueError, KeyError, TypeError):
+                sys.exit(f"{part}: expected a record in line {number}, found none that is whole; remove the line")
+    return records
 
 
 def append_record(record):
