@@ -56,16 +56,11 @@ import needs  # noqa: E402
 
 needs.optional = {"scipy", "matplotlib"}
 import runs  # noqa: E402
+import tuned  # noqa: E402
 from runs import Run  # noqa: E402
 
-MODES = {  # name: flags; as in tuned.py
-    "norm": "-g norm --bound 0",
-    "norm + scale loss": "-g norm --bound 0 --scale-loss 0.1",
-    "norm + scale loss, frozen gains": "-g norm --bound 0 --scale-loss 0.1 --freeze-gains",
-    "taper": "-g taper --bound 8",
-    "taper, frozen gains": "-g taper --bound 8 --freeze-gains",
-}
-NORMS = [mode for mode in MODES if mode.startswith("norm")]
+MODES = {mode: tuned.MODES[mode] for mode in tuned.TUNED}
+NORMS = tuned.NORMS
 UNANCHORED = {"norm": "-g norm --bound 0", "taper": "-g taper --bound 0 --gate-warmup 5% --gate-end 40% --scale-loss 0"}
 ASSUMED_SHARE = 0.12   # of the GPU's peak, before anything was measured
 START_SECONDS = 12     # of a run: tokenizing, memory, the last validation; likewise

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch_runs import B, C, END, L, NH, SETTING, T, WARM, row_begin
 
 sys.path.append(str(runs.ROOT / "dev" / "reference"))
-from tapernorm_torch import FINAL, Gpt, ModelConfig, TrainConfig, gate, is_decayed, learning_rate  # noqa: E402
+from tapernorm_torch import Gpt, ModelConfig, TrainConfig, gate, is_decayed, learning_rate  # noqa: E402
 
 LAMBDA, EMA_DECAY = 0.1, 0.99
 
