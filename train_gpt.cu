@@ -24,12 +24,12 @@
 #include "io/version.h"
 #include "model/config.h"
 #include "model/model_file.h"
-#include "ops/adamw.cuh"
 #include "ops/attention.cuh"
 #include "ops/cross_entropy.cuh"
 #include "ops/embedding.cuh"
 #include "ops/gelu.cuh"
 #include "ops/linear.cuh"
+#include "ops/muon.cuh"
 #include "runtime/arena.h"
 #include "runtime/device.h"
 #include "tapernorm.cuh"
@@ -353,7 +353,8 @@ struct Trainer {
     std::unique_ptr<Gpt<Device, Real>> teacher;  // --distill's
     Batches<Device> batches;
     Arena<Device> moment_memory;
-    std::vector<Acc<Real>*> m, v;  // AdamW's moments, of model.shards' parts
+    std::vector<Acc<Real>*> m, v;  // AdamW's moments, of model.shards' parts; m is the momentum where Muon updates
+    Real* muon = nullptr;          // its scratch
     DataParallel<Device, Real> parallel;
     Calibration calibration;
     double scale_target = 0;  // s_tgt, once calibrated
@@ -374,6 +375,7 @@ struct Trainer {
           parallel(dev, ranks, model.shards, model.param_memory.data(), model.grad_memory.data()),
           gate_warmup(s.gate_warmup.resolve(s.steps)), gate_end(s.gate_end.resolve(s.steps)) {
         add_parts(moment_memory, model.shards, m), add_parts(moment_memory, model.shards, v);
+        if (s.optimizer == "muon") moment_memory.add(muon, muon_scratch(config.C, 4 * config.C));
         moment_memory.allocate(true);
         calibration.decay = s.ema_decay;
         calibration.sites.resize(config.tapering_sites());
@@ -481,7 +483,7 @@ struct Trainer {
         if (!finite && !r.skipped) report_divergence(r, bad_rank, first_batch);
         if (finite) losses.add(r.loss);
         gradients.add(finite ? r.grad_norm : INFINITY);
-        if (!r.skipped) adamw(k, r.lr, r.grad_norm);
+        if (!r.skipped) optimize(k, r.lr, r.grad_norm);
         if (k <= gate_warmup && !r.skipped) calibration.observe(sums.sites, r.stream_scale, tokens);
         if (sums_channels(*this, k) && !r.skipped) {
             observe_channels(*this, k, &totals[channels]);
@@ -537,7 +539,7 @@ struct Trainer {
         return norms;
     }
 
-    void adamw(size_t k, double lr, double grad_norm) {
+    void optimize(size_t k, double lr, double grad_norm) {
         using Scalar = Acc<Real>;
         const double clip = settings.clip, b1 = settings.beta1, b2 = settings.beta2;
         const double clip_factor = clip > 0 ? std::min(1.0, clip / (grad_norm + 1e-6)) : 1;
@@ -550,10 +552,16 @@ struct Trainer {
         std::vector<AdamwTensor<Real>> others, gains;
         for (size_t i = 0; i < m.size(); i++) {
             const auto [t, begin, count] = model.shards.parts()[i];
-            if (settings.freeze_gains && k > gate_warmup && is_block_gain(w[t].spec.name)) continue;
-            auto& tensors = settings.lr_gains != 1 && is_block_gain(w[t].spec.name) ? gains : others;
-            tensors.push_back({w[t].data + begin, model.kMaster ? model.master[i] : nullptr, m[i], v[i],
-                               grad[t].data + begin, count, Scalar(w[t].spec.decay ? settings.weight_decay : 0)});
+            const TensorSpec& spec = w[t].spec;
+            if (settings.freeze_gains && k > gate_warmup && is_block_gain(spec.name)) continue;
+            // clang-format off
+            const AdamwTensor<Real> tensor{w[t].data + begin, model.kMaster ? model.master[i] : nullptr, m[i], v[i],
+                                           grad[t].data + begin, count, Scalar(spec.decay ? settings.weight_decay : 0)};
+            // clang-format on
+            if (const size_t parts = block_matrices(spec); muon && parts)
+                muon_update(model.dev, {tensor, spec.shape[0], spec.shape[1] / parts, parts}, {lr, clip_factor}, muon);
+            else
+                (settings.lr_gains != 1 && is_block_gain(spec.name) ? gains : others).push_back(tensor);
         }
         adamw_update(model.dev, others, args);
         args.lr *= Scalar(settings.lr_gains);

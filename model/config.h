@@ -164,6 +164,12 @@ inline bool is_block_gain(const std::string& tensor) {
     return tensor.find(".ln_1.") != std::string::npos || tensor.find(".ln_2.") != std::string::npos;
 }
 
+// How many matrices of a block lie side by side in a tensor: those of queries, keys and values do; 0 where it is no matrix of a block.
+inline size_t block_matrices(const TensorSpec& tensor) {
+    if (tensor.shape.size() != 2 || !tensor.name.starts_with("transformer.h.")) return 0;
+    return tensor.name.ends_with("attn.c_attn.weight") ? 3 : 1;
+}
+
 inline size_t parameter_count(const Config& c) {
     size_t n = 0;
     GptTensors<float> none{};

@@ -85,6 +85,13 @@ double sum_of_squares(Cpu& dev, const Real* x, size_t n) {
     return sum;
 }
 
+// The same, in shared scratch, as ops for all devices need it.
+template <class Real>
+const double* sum_of_squares_there(Cpu& dev, const Real* x, size_t n) {
+    double* sum = static_cast<double*>(dev.shared_scratch(sizeof(double)));
+    return *sum = sum_of_squares(dev, x, n), sum;
+}
+
 // ---- CUDA
 #ifdef TN_CUDA
 
@@ -185,16 +192,22 @@ static __global__ void __launch_bounds__(256) sum_partial_kernel(double* total, 
     if (threadIdx.x == 0) *total = sum;
 }
 
-// Waits for the result.
+// The result is there, in scratch, until the next kernel that needs some.
 template <class Real>
-double sum_of_squares(Cuda& dev, const Real* x, size_t n) {
+const double* sum_of_squares_there(Cuda& dev, const Real* x, size_t n) {
     const size_t most = 8 * size_t(dev.multiprocessors()), vectors = (n + kVector<Real> - 1) / kVector<Real>;
     const unsigned blocks = unsigned(std::clamp<size_t>(vectors / 256, 1, most));
     double* partial = static_cast<double*>(dev.scratch((most + 1) * sizeof(double)));
     launch<sum_squares_kernel<Real>>(blocks, 256, 8 * sizeof(double), dev.stream, partial + 1, x, n, aligned_16(x));
     launch<sum_partial_kernel>(1, 256, 8 * sizeof(double), dev.stream, partial, partial + 1, blocks);
+    return partial;
+}
+
+// Waits for the result.
+template <class Real>
+double sum_of_squares(Cuda& dev, const Real* x, size_t n) {
     double sum = 0;
-    device_copy_out(dev, &sum, partial, sizeof sum);
+    device_copy_out(dev, &sum, sum_of_squares_there(dev, x, n), sizeof sum);
     return sum;
 }
 #endif  // TN_CUDA

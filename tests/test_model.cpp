@@ -293,7 +293,7 @@ Settings golden_settings(const nlohmann::json& golden) {
     s.beta1 = t["beta1"], s.beta2 = t["beta2"], s.weight_decay = t["weight_decay"], s.clip = t["clip"];
     s.gate_warmup = updates(t["k_warm"]), s.gate_end = updates(t["k_end"]);
     s.ema_decay = t["ema_decay"], s.scale_loss = t["scale_loss"], s.scale_loss_kind = t["scale_loss_kind"];
-    s.calibration = t["calibration"];
+    s.calibration = t["calibration"], s.optimizer = t.value("optimizer", s.optimizer);
     s.gate = m["mode"], s.norm = m["norm"];
     return s;
 }
@@ -371,7 +371,7 @@ TEST_CASE("model: golden runs of the independent reference, 20 updates through a
         check_golden<float>(path, 1e-5);
         runs++;
     }
-    CHECK(runs == 36);
+    CHECK(runs == 40);
 }
 
 namespace {
@@ -404,8 +404,10 @@ std::vector<float> parameters(Trainer<Cpu, float>& t) {
 
 TEST_CASE("trainer: resuming at any update gives the same bits, and so does another number of threads") {
     const TemporaryFolder folder;
-    for (GateMode mode : {GateMode::taper, GateMode::taper_all}) {
-        const TinyRun run(folder.path, mode);
+    for (const auto& [mode, optimizer] :
+         {std::pair(GateMode::taper, "adamw"), {GateMode::taper_all, "adamw"}, {GateMode::taper, "muon"}}) {
+        TinyRun run(folder.path, mode);
+        run.settings.optimizer = optimizer;
         Cpu dev(1);
         Trainer<Cpu, float> whole(dev, run.settings, run.config, run.corpus);
         initialize(whole.model, 1);
@@ -715,6 +717,34 @@ TEST_CASE("trainer: --lr-gains is the rate of the blocks' gains and biases alone
         CHECK(i == moved[1].size());
         CHECK(gains == size_t(mode == GateMode::norm ? 8 : 16));
     }
+}
+
+TEST_CASE("trainer: --optimizer muon takes other steps in the matrices of the blocks, and nowhere else") {
+    const TemporaryFolder folder;
+    const TinyRun run(folder.path, GateMode::taper);
+    Cpu dev(1);
+    std::vector<std::vector<float>> after;
+    for (const char* optimizer : {"adamw", "muon"}) {
+        Settings s = run.settings;
+        s.optimizer = optimizer;
+        Trainer<Cpu, float> t(dev, s, run.config, run.corpus);
+        initialize(t.model, 1);
+        t.update();
+        after.push_back(parameters(t));
+    }
+    Trainer<Cpu, float> t(dev, run.settings, run.config, run.corpus);
+    size_t i = t.model.scales.size() * 2, matrices = 0;
+    for (const auto& tensor : tensor_list(run.config, t.model.params)) {
+        const std::string& name = tensor.spec.name;
+        CAPTURE(name);
+        bool matrix = false;
+        for (const char* end : {"c_attn.weight", "c_proj.weight", "c_fc.weight"}) matrix |= name.ends_with(end);
+        matrices += matrix;
+        const size_t end = i + tensor.spec.count();
+        CHECK(std::equal(&after[0][i], &after[0][end], &after[1][i]) == !matrix);
+        i = end;
+    }
+    CHECK(matrices == 8);
 }
 
 TEST_CASE("trainer: --carry-moments hands the normalizing branches' moments to the scaling ones at the taper start") {

@@ -9,11 +9,11 @@
 #include <limits>
 #include <numeric>
 
-#include "ops/adamw.cuh"
 #include "ops/attention.cuh"
 #include "ops/cross_entropy.cuh"
 #include "ops/embedding.cuh"
 #include "ops/gelu.cuh"
+#include "ops/muon.cuh"
 #include "tests/gradient_check.h"
 
 namespace tapernorm {
@@ -336,6 +336,72 @@ TEST_CASE("adamw: two updates by hand, and the global norm") {
     CHECK(w == doctest::Approx(0.88 * 0.98 - 0.1 / 3 / std::sqrt(13.0 / 7)).epsilon(1e-14));
     const std::vector<float> x(200001, 0.5f);
     CHECK(sum_of_squares(dev, x.data(), x.size()) == 0.25 * 200001);
+}
+
+TEST_CASE("muon: two updates whose singular vectors are known") {
+    // Gradients U diag(s) V^T with the same U and V: each product of the Newton-Schulz steps has them, too, so that the steps are
+    // those of a polynomial on every singular value.
+    constexpr double a = 3.4445, b = -4.7750, c = 2.0315, mu = 0.95, lr = 0.5, decay = 0.25, clip = 0.125;
+    auto polynomial = [&](double s) { return a * s + b * s * s * s + c * std::pow(s, 5); };
+    auto orthogonal = [](size_t n, uint64_t seed) {  // I - 2 u u^T / |u|^2
+        const std::vector<double> u = normals(n, seed);
+        std::vector<double> h(n * n);
+        for (size_t i = 0; i < n * n; i++) h[i] = double(i / n == i % n) - 2 * u[i / n] * u[i % n] / dot(u, u);
+        return h;
+    };
+    for (const auto& [rows, columns, parts] : {std::array<size_t, 3>{5, 5, 3}, {4, 11, 1}, {13, 3, 2}, {1, 1, 1}}) {
+        CAPTURE(rows);
+        CAPTURE(columns);
+        const size_t q = std::min(rows, columns), width = parts * columns, n = rows * width;
+        std::vector<double> w = normals(n, 5), m(n), grad(n), expected = w, expected_m(n);
+        std::vector<double> scratch = poisoned<double>(muon_scratch(rows, columns));
+        Cpu dev(2);
+        std::vector<std::vector<double>> before(parts, std::vector<double>(q));  // the momentum's singular values
+        for (uint64_t update = 0; update < 2; update++) {
+            for (size_t part = 0; part < parts; part++) {
+                const std::vector<double> U = orthogonal(rows, 10 + part), V = orthogonal(columns, 20 + part);
+                auto add = [&](std::vector<double>& to, const std::vector<double>& s, double factor) {
+                    for (size_t i = 0; i < rows; i++)
+                        for (size_t j = 0; j < columns; j++)
+                            for (size_t k = 0; k < q; k++)
+                                to[i * width + part * columns + j] +=
+                                    factor * U[i * rows + k] * s[k] * V[j * columns + k];
+                };
+                std::vector<double> s = normals(q, 30 + 2 * part + update), x(q);
+                for (double& value : s) value = std::abs(value);
+                for (size_t i = 0; i < rows; i++) std::fill_n(&grad[i * width + part * columns], columns, 0.0);
+                add(grad, s, 1 / clip);
+                for (size_t k = 0; k < q; k++)
+                    before[part][k] = mu * before[part][k] + s[k], x[k] = s[k] + mu * before[part][k];
+                const double length = std::sqrt(dot(x, x));
+                for (double& value : x) {
+                    value /= length;
+                    for (int i = 0; i < 5; i++) value = polynomial(value);
+                }
+                for (size_t i = 0; i < rows; i++)
+                    for (size_t j = 0; j < columns; j++) expected[i * width + part * columns + j] *= 1 - lr * decay;
+                add(expected, x, -lr * 0.2 * std::sqrt(double(std::max(rows, columns))));
+                for (size_t i = 0; i < rows; i++) std::fill_n(&expected_m[i * width + part * columns], columns, 0.0);
+                add(expected_m, before[part], 1);
+            }
+            muon_update(dev, {{w.data(), nullptr, m.data(), nullptr, grad.data(), n, decay}, rows, columns, parts},
+                        {lr, clip}, scratch.data());
+            check_close(m, expected_m, 1e-13);
+            check_close(w, expected, 1e-11);  // the slope of the polynomials is up to 3.4445^5 = 485
+        }
+    }
+    // What the head of ops/muon.cuh says of them.
+    for (double s = 0.01; s <= 1; s *= 1.001) {
+        double x = s;
+        for (int i = 0; i < 5; i++) x = polynomial(x);
+        REQUIRE(x > 0.68);
+        REQUIRE(x < 1.14);
+    }
+    // Without a gradient there is no direction.
+    double w = 2, m = 0, grad = 0, scratch[4];
+    Cpu dev(1);
+    muon_update(dev, {{&w, nullptr, &m, nullptr, &grad, 1, decay}, 1, 1, 1}, {lr, 1}, scratch);
+    CHECK(w == 2 * (1 - lr * decay));
 }
 
 TEST_CASE("the same bits for any number of threads") {

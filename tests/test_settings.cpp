@@ -35,7 +35,7 @@ Settings unusual_settings() {
     s.gate_warmup = percent_of_run(100.0 / 7), s.gate_end = updates(123456789), s.ema_decay = 0.123456789012345678;
     s.scale_loss_kind = "relative", s.calibration = "channels+first", s.bound = 4.5, s.final_bound = 2.5;
     s.scale_loss = std::numeric_limits<double>::min(), s.freeze_gains = s.carry_moments = true, s.val_every = 0,
-    s.val_batches = 1, s.distill = 0.25, s.gain = 1.5, s.lr_gains = 0.1, s.scale_target = 0.75;
+    s.val_batches = 1, s.distill = 0.25, s.gain = 1.5, s.lr_gains = 0.1, s.scale_target = 0.75, s.optimizer = "muon";
     s.sample_every = 4, s.tensorboard = "dir/", s.log_norms = 6, s.hellaswag = "h.jsonl", s.gpus = 2, s.zero = 1;
     s.rank_timeout = 0.5;
     return s;
@@ -247,6 +247,22 @@ TEST_CASE("train_gpt: --gain and --scale-target can be changed until they are pu
         w.ok("train_gpt --config both.toml --overwrite -o other " + std::string(flags));
     CHECK(contains(w.run(kTiny + " -g norm --gate-warmup 0 --gain 2 -o x").err,
                    "--gate-warmup: expected at least 1 update before --gain, found 0"));
+}
+
+TEST_CASE("train_gpt: a run keeps its optimizer, and Muon needs whole matrices") {
+    const Workplace w;
+    w.ok(kTiny + " --optimizer muon -o m"), w.ok(kTiny + " -o a");
+    for (const auto& [run, own, other] : {std::array{"m", "muon", "adamw"}, {"a", "adamw", "muon"}}) {
+        const std::string again = std::string("train_gpt -y -x 8 -o ") + run + " --optimizer ";
+        const Outcome refused = w.run(again + other);
+        CHECK(refused.status == 1);
+        CHECK_MESSAGE(contains(refused.err, std::string("--optimizer: expected ") + own + ", as the run in " + run +
+                                                ".state.bin has it, found " + other + "; leave the flag out"),
+                      refused.err);
+        w.ok(again + own), w.ok(std::string("train_gpt -y -x 9 -o ") + run);
+    }
+    CHECK(model_in(w.at("m.bin")) != model_in(w.at("a.bin")));
+    CHECK(contains(w.run(kTiny + " --optimizer muon -z 1 -o x").err, "--optimizer muon: expected -z 0 with it"));
 }
 
 TEST_CASE("train_gpt: --init's default rate follows the width, and a run keeps the one that it began with") {

@@ -10,6 +10,7 @@
 
 #include "io/terminal.h"
 #include "model/config.h"
+#include "ops/muon.cuh"
 #include "runtime/error.h"
 
 namespace tapernorm::train {
@@ -145,6 +146,7 @@ double training_bytes(const Config& c, const Settings& s, bool gpu, size_t ranks
     const double P = double(parameter_count(c)), number = half ? 2 : 4, N = double(s.batch * s.T), C = double(c.C),
                  L = double(c.L);
     const double optimizer = (half ? 12 : 8) / double(ranks);  // moments, and master weights
+    const double muon = s.optimizer == "muon" ? double(muon_scratch(c.C, 4 * c.C)) : 0;
     const double block = (s.recompute >= 2   ? 10
                           : s.recompute == 1 ? 12
                                              : 16) *
@@ -155,7 +157,7 @@ double training_bytes(const Config& c, const Settings& s, bool gpu, size_t ranks
                           C;
     const double numbers = N * (L * block + shared + 8 * C), statistics = N * (L * (4 + double(c.NH)) + 2) * 4;
     const double logits = std::min(N * double(c.V), gpu ? 0x1p29 : 0x1p26) * number;
-    return P * (2 * number + optimizer) + numbers * number + statistics + logits;
+    return P * (2 * number + optimizer) + (muon + numbers) * number + statistics + logits;
 }
 
 double free_memory() {

@@ -176,6 +176,9 @@ void add_model_options(Options& o, Settings& s) {
 void add_optimizer_options(Options& o, Settings& s) {
     o.section("Optimizer");
     // clang-format off
+    o.add({.long_name = "--optimizer", .to = &s.optimizer, .choices = {"adamw", "muon"},
+           .help = "muon: Muon, with a momentum of 0.95, for the matrices of the blocks, and AdamW for all else; steps are about as long as "
+                   "AdamW's, so that -l and -c mean the same"});
     o.add({.short_name = "-l", .long_name = "--lr", .to = &s.lr, .range = {.low = 0},
            .default_text = strprintf("%g; with --init 0.46 / --n-embd and at most that", Settings().lr), .help = "peak learning rate"});
     o.add({.long_name = "--lr-gains", .to = &s.lr_gains, .metavar = "F", .range = {.low = 0, .high = 100},
@@ -396,6 +399,10 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
             s.gate.c_str(), s.bound);
     if (s.calibration == "channels+first" && s.bound == 0 && s.gate != "norm")
         fail("--calibration channels+first: expected a --bound above 0 with it, found 0; use --calibration channels");
+    if (s.optimizer == "muon" && s.zero == 1)
+        fail(
+            "--optimizer muon: expected -z 0 with it, because it needs whole matrices, of which a rank has parts with -z 1; "
+            "leave out one of the two");
     if (now.typed("--scale-target") && s.scale_target != 1 && s.scale_loss == 0)
         fail("--scale-target: expected a --scale-loss above 0 with it, found 0; leave it out");
     if (s.gain != 1 && s.calibration != "scalar" && s.gate != "norm") {

@@ -24,6 +24,7 @@ struct Settings {
     size_t batch = 4, total_batch = 0, steps = 2700, recompute = 0;
     bool shuffle = true;
 
+    std::string optimizer = "adamw";
     double lr = 3e-3, lr_gains = 1, lr_final_frac = 0.03, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.99, clip = 1;
     Length warmup = percent_of_run(2);
     std::string lr_schedule = "cosine";

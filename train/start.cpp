@@ -68,6 +68,7 @@ SavedSettings saved_settings(const SafetensorsFile& state) {
     saved.total_batch = said("total_batch");
     keep("--scale-loss-kind", said("scale_loss_kind"), "absolute");  // in states that do not say it
     keep("--calibration", said("calibration"), "scalar");
+    keep("--optimizer", said("optimizer"), "adamw");
     keep("--seq-len", said("seq_len"));  // older ones have the 256 that was the default for all
     const std::string lines = "\n" + saved.arguments;
     if (lines.find("\n--warmup=") == lines.npos && lines.find("\n-u") == lines.npos)

@@ -111,6 +111,7 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
     metadata.insert({{"state_version", "5"},
                      {"step", std::to_string(t.step)},
                      {"lr", strprintf("%.17g", t.lr_now())},
+                     {"optimizer", t.settings.optimizer},
                      {"peak_lr", strprintf("%.17g", t.settings.lr)},
                      {"position", std::to_string(t.batches.position())},
                      {"warmup", to_text(t.settings.warmup)},

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save
 
-from tapernorm_torch import EPS, FINAL, FoldedGpt, Gpt, ModelConfig, TrainConfig, Trainer, parameter_shapes
+from tapernorm_torch import EPS, FINAL, FoldedGpt, Gpt, ModelConfig, Muon, TrainConfig, Trainer, parameter_shapes
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"
 TRAIN = TrainConfig(updates=20, micro_batches=2, B=2, k_warm=5, k_end=12, scale_loss=0.0, ema_decay=0.99,
@@ -30,6 +30,7 @@ SHAPES = {"even": dict(V=37, T=16, L=2, NH=2, C=16), "odd": dict(V=37, T=7, L=2,
 RUNS = {"norm": ("norm", 0.0, "absolute", 1, {}), "taper": ("taper", 0.0, "absolute", 1, {}),
         "taper_scale": ("taper", 0.1, "absolute", 1, {}), "taper_all_scale": ("taper-all", 0.1, "absolute", 1, {}),
         "taper_relative": ("taper", 0.1, "relative", 16, {}), "taper_all_channels": ("taper-all", 0.1, "relative", 16, {}),
+        "taper_muon": ("taper", 0.1, "absolute", 1, {}),
         "taper_bound": ("taper", 0.1, "absolute", 1, {"bound": 1.2}),
         "taper_all_bound_channels": ("taper-all", 0.1, "relative", 16, {"bound": 1.2, "final_bound": 0.7}),
         "taper_all_first": ("taper-all", 0.1, "relative", 16, {"bound": 1.2, "final_bound": 0.7})}
@@ -158,14 +159,16 @@ def golden_case(shape, norm, run):
     m = ModelConfig(**SHAPES[shape], norm=norm, mode=mode, **bounds)
     t = dataclasses.replace(TRAIN, scale_loss=scale_loss, scale_loss_kind=kind,
                             calibration="channels" if run.endswith("channels") else
-                            "channels+first" if run.endswith("first") else "scalar")
+                            "channels+first" if run.endswith("first") else "scalar",
+                            optimizer="muon" if run.endswith("muon") else "adamw")
     weights, tokens = initial_weights(m), make_tokens(m, t)
     for name in ("transformer.wte.weight", "transformer.wpe.weight"):
         weights[name] = weights[name] * embedding_factor
     high, trainer = run_case(m, t, weights, tokens, torch.float64)
     low, _ = run_case(m, t, weights, tokens, torch.float32)
     shown = {key: value for key, value in dataclasses.asdict(m).items() if not key.endswith("bound") or value}
-    case = {"model": shown | {"norm_eps": EPS[norm]}, "train": dataclasses.asdict(t),
+    train = {key: value for key, value in dataclasses.asdict(t).items() if key != "optimizer" or value != "adamw"}
+    case = {"model": shown | {"norm_eps": EPS[norm]}, "train": train,
             "weights": f"{shape}_{norm}.safetensors", "embedding_factor": embedding_factor,
             "tokens": f"{shape}_tokens.json"}
     return case | high | {"fp32_gap": gaps(low, high)}, trainer
@@ -302,6 +305,24 @@ def check_folding(norm, mode, bound, first=False):
     return ok
 
 
+def check_muon():
+    """Three steps against torch.optim.Muon, whose Newton-Schulz steps are in bf16 (2^-9, through five of them and their factors)."""
+    rng = SplitMix64(13)
+    draw = lambda *shape: torch.tensor([rng.uniform(-1, 1) for _ in range(math.prod(shape))], dtype=torch.float64).view(shape)
+    matrices = [draw(12, 12), draw(12, 48), draw(48, 12)]
+    theirs = [torch.nn.Parameter(w.clone()) for w in matrices]
+    ours, start = [w.clone() for w in matrices], [w.clone() for w in matrices]
+    optimizer = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(ours, 0.1)
+    for _ in range(3):
+        for w, v in zip(ours, theirs):
+            w.grad = draw(*w.shape)
+            v.grad = w.grad.clone()
+        optimizer.step(), muon.step(0.02)
+    moved = max(((w - v).norm() / (w - s).norm()).item() for w, v, s in zip(ours, theirs, start))
+    return expect("muon: three steps against torch.optim.Muon, of the way gone", moved, 0.02)
+
+
 def check_hugging_face():
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -323,7 +344,7 @@ def check_hugging_face():
 
 
 def check_facts():
-    checks = [check_plain_norm(), check_hugging_face()]
+    checks = [check_plain_norm(), check_hugging_face(), check_muon()]
     for norm in ("layernorm", "rmsnorm"):
         checks += [check_derivatives(norm, 0.0), check_derivatives(norm, 0.2), check_derivatives(norm, 0.2, True)]
         checks += [check_calibration(norm), check_paper_facts(norm)]

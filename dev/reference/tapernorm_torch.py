@@ -66,6 +66,7 @@ class TrainConfig:
     clip: float
     scale_loss_kind: str = "absolute"  # absolute | relative
     calibration: str = "scalar"  # scalar | channels | channels+first
+    optimizer: str = "adamw"  # adamw | muon
 
 
 def gate(k, mode, k_warm, k_end):
@@ -88,6 +89,37 @@ def learning_rate(k, t):
 def is_decayed(name):
     """Weight decay: both embeddings and the four matrices of a block; no bias, no vector of a norm site."""
     return name.endswith(("wte.weight", "wpe.weight", "c_attn.weight", "c_proj.weight", "c_fc.weight"))
+
+
+def is_block_matrix(name):
+    return is_decayed(name) and ".h." in name
+
+
+def orthogonalized(u):
+    """What five Newton-Schulz steps x -> (a I + b x x^T + c (x x^T)^2) x make of u / |u|: they leave singular vectors alone."""
+    left, s, right = torch.linalg.svd(u / u.norm(), full_matrices=False)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return left @ (s[:, None] * right)
+
+
+class Muon:
+    """For [in, out] matrices; one that is three times as wide as high holds three (queries, keys, values)."""
+
+    MOMENTUM = 0.95
+
+    def __init__(self, matrices, weight_decay):
+        self.matrices, self.weight_decay = matrices, weight_decay
+        self.m = [torch.zeros_like(w) for w in matrices]
+
+    @torch.no_grad()
+    def step(self, lr):
+        for w, m in zip(self.matrices, self.m):
+            m.mul_(self.MOMENTUM).add_(w.grad)
+            parts = 3 if w.shape[1] == 3 * w.shape[0] else 1
+            steps = [orthogonalized(u) * 0.2 * max(u.shape)**0.5
+                     for u in (w.grad + self.MOMENTUM * m).chunk(parts, dim=1)]
+            w.mul_(1 - lr * self.weight_decay).sub_(lr * torch.cat(steps, dim=1))
 
 
 def parameter_shapes(m):
@@ -289,7 +321,10 @@ class Trainer:
         self.ema = {}
         self.s_tgt = None
         self.channels, self.channel_weight, self.fits, self.first = {}, 0.0, {}, {}
-        decayed = [w for name, w in model.p.items() if is_decayed(name)]
+        self.muon = Muon([w for name, w in model.p.items() if is_block_matrix(name)] if config.optimizer == "muon" else [],
+                         config.weight_decay)
+        decayed = [w for name, w in model.p.items()
+                   if is_decayed(name) and not (config.optimizer == "muon" and is_block_matrix(name))]
         rest = [w for name, w in model.p.items() if not is_decayed(name)]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
@@ -305,7 +340,8 @@ class Trainer:
         g, lr = self.gate(), learning_rate(self.k, t)
         log = {"g": g, "lr": lr, "ce": 0.0, "loss": 0.0}
         sums = {}
-        self.optimizer.zero_grad(set_to_none=True)
+        for w in p.values():
+            w.grad = None
         for tokens, targets in batches:
             stats = {}
             target = self.s_tgt if self.k > t.k_warm and t.scale_loss > 0 else None
@@ -326,6 +362,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        self.muon.step(lr)
         if self.k <= t.k_warm:
             for key, value in sums.items():
                 if key.endswith((".channels", ".first")):
