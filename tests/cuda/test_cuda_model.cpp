@@ -102,17 +102,19 @@ void compare_with_cpu() {
         GateMode mode;
         size_t C;
         double bound = 0;
+        const char* optimizer = "adamw";
     };
     // Rows of 24 and 32 channels go through cuBLASLt, those of 14 through the plain kernels in bf16.
     for (const Shape& s :
          {Shape{NormKind::layernorm, GateMode::taper, 32}, Shape{NormKind::rmsnorm, GateMode::taper_all, 32},
           Shape{NormKind::layernorm, GateMode::norm, 24}, Shape{NormKind::layernorm, GateMode::taper_all, 14},
-          Shape{NormKind::layernorm, GateMode::taper, 32, 0.8},
-          Shape{NormKind::rmsnorm, GateMode::taper_all, 14, 0.8}}) {
+          Shape{NormKind::layernorm, GateMode::taper, 32, 0.8}, Shape{NormKind::rmsnorm, GateMode::taper_all, 14, 0.8},
+          Shape{NormKind::layernorm, GateMode::taper_all, 24, 0.8, "muon"}}) {
         CAPTURE(s.C);
         CAPTURE(s.bound);
         CAPTURE(gate_mode_name(s.mode));
-        const CudaRun run(folder.path, s.norm, s.mode, s.C, 30, s.bound);
+        CudaRun run(folder.path, s.norm, s.mode, s.C, 30, s.bound);
+        run.settings.optimizer = s.optimizer;
         const Trace cpu = whole_run<Cpu, float>(run), gpu = whole_run<Cuda, Real>(run);
         const double tolerance = kLossTolerance<Real>;
         check_series("loss", gpu.loss, cpu.loss, tolerance);

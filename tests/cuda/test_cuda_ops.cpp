@@ -8,12 +8,12 @@
 #include <limits>
 #include <numeric>
 
-#include "ops/adamw.cuh"
 #include "ops/channel_sums.cuh"
 #include "ops/cross_entropy.cuh"
 #include "ops/embedding.cuh"
 #include "ops/gelu.cuh"
 #include "ops/linear.cuh"
+#include "ops/muon.cuh"
 #include "tapernorm.cuh"
 #include "tests/cuda/cuda_test.h"
 #ifdef CUDA_EMU
@@ -644,13 +644,52 @@ CUDA_TEST("cuda embedding: rows sorted by token, stable") {
 
 CUDA_TEST("cuda embedding") { FOR_BOTH_TYPES(check_all_embeddings); }
 
+// Two updates. Real rounds X, G, its polynomial and their product in each of five steps, and the polynomial enlarges what was
+// rounded before: 32 half units of the whole step are allowed.
+template <class Real>
+static void check_muon(Cuda& dev, size_t rows, size_t columns, size_t parts) {
+    CAPTURE(rows);
+    CAPTURE(columns);
+    Cpu cpu(1);
+    constexpr bool kRounded = !std::is_same_v<Real, float>;
+    const size_t n = rows * columns * parts;
+    const Input<float> w(dev, n, 70), m(dev, n, 71, 0.1);
+    const Input<Real> grad(dev, n, 72);
+    const DeviceArray<Real> rounded(dev, n), scratch(dev, muon_scratch(rows, columns));
+    std::vector<double> w_ref = w.exact, m_ref = m.exact, scratch_ref(muon_scratch(rows, columns));
+    MuonMatrices<Real> on_gpu{{rounded.data(), w.data(), m.data(), nullptr, grad.data(), n, 0.125f},
+                              rows,
+                              columns,
+                              parts};
+    if constexpr (!kRounded) on_gpu.tensor.w = w.data(), on_gpu.tensor.master = nullptr;
+    for (int update = 0; update < 2; update++) {
+        muon_update(dev, on_gpu, {0.25, 0.5}, scratch.data());
+        muon_update(cpu,
+                    {{w_ref.data(), nullptr, m_ref.data(), nullptr, grad.exact.data(), n, 0.125}, rows, columns, parts},
+                    {0.25, 0.5}, scratch_ref.data());
+    }
+    check_close("m", doubles(m.device), m_ref, 0, 32);
+    const std::vector<double> got = doubles(w.device);
+    double distance = 0, way = 0;
+    for (size_t i = 0; i < n; i++) {
+        distance += (got[i] - w_ref[i]) * (got[i] - w_ref[i]), way += (w_ref[i] - w.exact[i]) * (w_ref[i] - w.exact[i]);
+    }
+    CHECK(std::sqrt(distance / way) <= 32 * (kRounded ? 0x1p-9 : 0x1p-24));
+    if (!kRounded) return;
+    const auto exact = w.device.values();
+    const auto values = rounded.values();
+    for (size_t i = 0; i < n; i++) REQUIRE(float(values[i]) == float(Real(exact[i])));
+}
+
 template <class Real>
 static void check_optimizer() {
     Cuda dev;
     check_adamw<Real>(dev);
+    check_muon<Real>(dev, 48, 48, 3), check_muon<Real>(dev, 40, 160, 1), check_muon<Real>(dev, 160, 40, 1);
+    check_muon<Real>(dev, 5, 7, 1);
     for (size_t n : {1, 37, 4096, 100001}) check_sum_of_squares<Real>(dev, n);
 }
-CUDA_TEST("cuda adamw and global norm") { FOR_BOTH_TYPES(check_optimizer); }
+CUDA_TEST("cuda adamw, muon and global norm") { FOR_BOTH_TYPES(check_optimizer); }
 
 template <class Real>
 static void check_repeatable() {
