@@ -60,10 +60,11 @@ class Size:
     name: str
     corpus: str
     shape: str
-    begin: dict             # mode: the rate at which its climb begins
+    begin: dict             # mode, if it is tuned: the rate at which its climb begins
     tuning_seeds: tuple     # none: seed 21 at both rates of `begin`
     seeds: range
     steps: int = 2000
+    modes: dict = dataclasses.field(default_factory=lambda: MODES)
 
 
 def begin(norm, others):
@@ -80,7 +81,7 @@ SIZES = [
 
 def make_run(size, mode, cell, seed, keep=False):
     rate, warmup = cell
-    return Run(size.corpus, f"{size.shape} -x {size.steps} -l {rate} -u {warmup} -q 0.03 {MODES[mode]} -v 0", seed, keep=keep)
+    return Run(size.corpus, f"{size.shape} -x {size.steps} -l {rate} -u {warmup} -q 0.03 {size.modes[mode]} -v 0", seed, keep=keep)
 
 
 def cell_loss(size, mode, cell, records):
@@ -106,11 +107,11 @@ def tried(size, mode, records):
 
 def climb(args, size):
     """Runs what the hill climbs lack; returns {mode: its best cell}, of those that arrived, and the records."""
-    records = runs.records_of(make_run(size, mode, (rate, warmup), seed) for mode in TUNED for rate in RATES
+    records = runs.records_of(make_run(size, mode, (rate, warmup), seed) for mode in size.begin for rate in RATES
                               for warmup in WARMUPS for seed in size.tuning_seeds)
     while True:
         wanted, best = [], {}
-        for mode in TUNED:
+        for mode in size.begin:
             # Of the path that begins at size.begin alone, whatever else has been run.
             cell, known = (size.begin[mode], "5%"), tried(size, mode, records)
             while all(c in known for c in [cell, *neighbours(cell)]):
@@ -180,7 +181,7 @@ def best_norm(result):
 
 def cell_table(result):
     size, rows = result.size, []
-    for mode, cell in ((mode, cell) for mode, cell in result.best.items() if mode in TUNED):
+    for mode, cell in ((mode, cell) for mode, cell in result.best.items() if mode in size.begin):
         known = tried(size, mode, result.records) if size.tuning_seeds else {
             c: record["val_loss"] or math.inf for c in [(rate, "5%") for rate in RATES]
             if (record := result.records.get(make_run(size, mode, c, size.seeds[0])))}

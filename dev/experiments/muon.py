@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+"""Norm against taper where the matrices are trained by Muon (`--optimizer muon`).
+
+    dev/experiments/muon.py [--report]        (--help: where corpora, program and work folder are)
+
+As tuned.py: rate and warm-up by a hill climb over tuning seeds, then fresh seeds, for the best norm of tuned.py and the taper with frozen gains.
+The same with trained gains is not tuned: it has the cell of its frozen sister.
+
+Stated on 2026-11-30, before the first of these runs, after a look at 0.04M (seeds 101 and 102, four cells: norm 1.825, taper 1.824) and 0.2M
+(seed 101, three cells: norm 1.693, taper 1.709), with a program that was thrown away:
+  M1  Muon lowers the loss of the best norm by at least 1.5% at both sizes.
+  M2  The taper with frozen gains, against that norm with Muon: the interval's upper end is at most +0.5% at 0.04M; it is not at 0.2M.
+  M3  No run at a chosen cell diverges, with no norm less than with norms.
+"""
+import dataclasses
+
+import runs
+import tuned
+
+NORM, TAPER = "norm + scale loss, frozen gains", "taper, frozen gains"
+TRAINED = {"norm + scale loss": NORM, "taper": TAPER}  # mode: the one whose cell it has
+MODES = {mode: f"{tuned.MODES[mode]} --optimizer muon" for mode in (NORM, TAPER, *TRAINED)}
+SIZES = [dataclasses.replace(size, modes=MODES, begin={NORM: rate, TAPER: rate}) for size, rate in zip(tuned.SIZES, ("8e-3", "5.7e-3"))]
+
+
+def result_of(args, size):
+    best, records = tuned.climb(args, size)
+    best |= {mode: best[other] for mode, other in TRAINED.items() if other in best}
+    records |= runs.run_all(args, [tuned.make_run(size, mode, best[mode], seed, keep=True)
+                                   for mode in MODES if mode in best for seed in size.seeds])
+    return tuned.Result(size, best, records, {mode: tuned.seed_losses(size, mode, cell, records) for mode, cell in best.items()})
+
+
+def rows_of(args, result, plain_size):
+    plain = tuned.result_of(args, plain_size).losses  # by AdamW
+    for mode in (mode for mode in MODES if result.losses.get(mode)):
+        losses = result.losses[mode]
+        yield [tuned.TITLES[result.size.name], mode, ", ".join(result.best[mode]), len(losses), runs.losses_text(losses),
+               "" if mode == NORM else runs.gap_text(losses, result.losses[NORM]), runs.gap_text(losses, plain[mode])]
+
+
+def main():
+    args = runs.arguments(__doc__)
+    results = [result_of(args, size) for size in SIZES]
+    args.report = True
+    text = "\n".join(tuned.cell_table(result) for result in results) + "\n" + runs.table(
+        ["corpus, size", "mode", "rate, warm-up", "seeds", "validation loss", f"gap to {NORM} [95%]", "gap to the same with AdamW [95%]"],
+        [row for result, plain in zip(results, tuned.SIZES) for row in rows_of(args, result, plain)])
+    print(text)
+    runs.write_block(runs.RESULTS / "experiments.md", "muon", text)
+
+
+if __name__ == "__main__":
+    main()
