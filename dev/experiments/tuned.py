@@ -29,6 +29,8 @@ of 11e-3 and 10%); and a warm-up of 40%, because 20% was best for two norms.
 Added when the screening of stronger.py at 0.04M had shown the taper to gain from frozen gains as norms do, before its runs here: "taper,
 frozen gains". U1 and U2 are meant for it, too, and U6: it is below the taper with its whole interval at every size; then gains are
 frozen by default. At 0.2M one tuning seed in place of two, for want of time.
+Changed at 3.6M when seed 21 had been seen there (taper 1.659 at 2e-3 and 1.627 at 2.8e-3; with frozen gains 1.677 and 2.070): the taper
+with frozen gains goes no further there, because U6 is missed, and norm comes last.
 The intervals of the final table are also corrected for their number (Holm); what does not survive is not bold.
 """
 import dataclasses
@@ -64,6 +66,7 @@ class Size:
     tuning_seeds: tuple     # none: seed 21 at both rates of `begin`
     seeds: range
     steps: int = 2000
+    dropped: tuple = ()     # modes that go no further than their tuning
     modes: dict = dataclasses.field(default_factory=lambda: MODES)
 
 
@@ -74,7 +77,8 @@ def begin(norm, others):
 SIZES = [
     Size("0.04M", "books", "--n-layer 2 --n-head 2 --n-embd 32 -t 64 -b 12", begin("4e-3", "8e-3"), (101, 102, 103), range(21, 41)),
     Size("0.2M", "shakespeare", runs.SHAPE, begin("8e-3", "8e-3"), (101,), range(21, 31)),
-    Size("3.6M", "books", "--n-layer 8 --n-head 6 --n-embd 192 -t 128 -b 8", begin("2e-3", "2e-3"), (), range(21, 26)),
+    Size("3.6M", "books", "--n-layer 8 --n-head 6 --n-embd 192 -t 128 -b 8", begin("2e-3", "2e-3"), (), range(21, 26),
+         dropped=("taper, frozen gains",)),
     Size("0.93M", "books", "--n-layer 8 --n-head 4 --n-embd 96 -t 128 -b 8", begin("8e-3", "4e-3"), (101,), range(21, 31)),
 ]
 
@@ -167,8 +171,9 @@ def result_of(args, size):
     if size.tuning_seeds:
         best |= {mode: best[other] for mode, other in BORROWED.items() if other in best}
     records |= runs.run_all(args, [make_run(size, mode, best[mode], seed, keep=True)
-                                   for seed in size.seeds for mode in [*reversed(MODES)] if mode in best])
-    return Result(size, best, records, {mode: seed_losses(size, mode, cell, records) for mode, cell in best.items()})
+                                   for seed in size.seeds for mode in [*reversed(MODES)] if mode in best and mode not in size.dropped])
+    return Result(size, best, records, {mode: {} if mode in size.dropped else seed_losses(size, mode, cell, records)
+                                        for mode, cell in best.items()})
 
 
 def best_norm(result):
