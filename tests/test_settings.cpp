@@ -247,6 +247,11 @@ TEST_CASE("train_gpt: --gain and --scale-target can be changed until they are pu
         w.ok("train_gpt --config both.toml --overwrite -o other " + std::string(flags));
     CHECK(contains(w.run(kTiny + " -g norm --gate-warmup 0 --gain 2 -o x").err,
                    "--gate-warmup: expected at least 1 update before --gain, found 0"));
+    // What would begin behind the last of 6 updates.
+    for (const char* flag : {"--gain 2", "--scale-loss 1", "--freeze-gains"})
+        for (const char* warmup : {"5", "6"})
+            CHECK(contains(w.ok(kTiny + " -g norm --overwrite -o late " + flag + " --gate-warmup " + warmup),
+                           "not in this run") == (*warmup == '6'));
 }
 
 TEST_CASE("train_gpt: a run keeps its optimizer, and Muon needs whole matrices") {

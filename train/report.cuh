@@ -181,6 +181,10 @@ void print_start(const Trainer<Device, Real>& t, const Run& run) {
     if (t.model.config.mode != GateMode::norm)
         std::printf("gate      1 up to update %zu (calibration), 0 from update %zu on%s\n", t.gate_warmup, t.gate_end,
                     t.gate_end > s.steps ? ": after the end of this run, whose model cannot be folded yet" : "");
+    else if (t.gate_warmup >= s.steps && (s.scale_loss > 0 || s.gain != 1 || s.freeze_gains))
+        std::printf(
+            "gate      1; --scale-loss, --gain and --freeze-gains begin behind update %zu (--gate-warmup): not in this run\n",
+            t.gate_warmup);
     const Ranks& ranks = t.model.ranks;
     if (ranks.size > 1)
         std::printf("ranks     %d, started by %s; an update is %s on each\n", ranks.size, ranks.launcher.c_str(),
