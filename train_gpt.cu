@@ -353,7 +353,7 @@ struct Trainer {
     std::unique_ptr<Gpt<Device, Real>> teacher;  // --distill's
     Batches<Device> batches;
     Arena<Device> moment_memory;
-    std::vector<Acc<Real>*> m, v;  // AdamW's moments, of model.shards' parts; m is the momentum where Muon updates
+    std::vector<Acc<Real>*> m, v;  // AdamW's moments, of model.shards' parts; Muon's momentum, and null
     Real* muon = nullptr;          // its scratch
     DataParallel<Device, Real> parallel;
     Calibration calibration;
@@ -374,7 +374,8 @@ struct Trainer {
           batches(dev, loader(corpus, s.shuffle), s.batch * s.T), moment_memory(dev, "optimizer moments"),
           parallel(dev, ranks, model.shards, model.param_memory.data(), model.grad_memory.data()),
           gate_warmup(s.gate_warmup.resolve(s.steps)), gate_end(s.gate_end.resolve(s.steps)) {
-        add_parts(moment_memory, model.shards, m), add_parts(moment_memory, model.shards, v);
+        add_parts(moment_memory, model.shards, m);
+        add_parts(moment_memory, model.shards, v, updated_by_adamw(config, s.optimizer));
         if (s.optimizer == "muon") moment_memory.add(muon, muon_scratch(config.C, 4 * config.C));
         moment_memory.allocate(true);
         calibration.decay = s.ema_decay;

@@ -170,6 +170,16 @@ inline size_t block_matrices(const TensorSpec& tensor) {
     return tensor.name.ends_with("attn.c_attn.weight") ? 3 : 1;
 }
 
+// For each tensor of the table, whether AdamW updates it; --optimizer muon does the others.
+inline std::vector<bool> updated_by_adamw(const Config& c, const std::string& optimizer) {
+    std::vector<bool> list;
+    GptTensors<float> none{};
+    visit_tensors(c, none, [&](const TensorSpec& spec, float*&) {
+        list.push_back(optimizer == "adamw" || block_matrices(spec) == 0);
+    });
+    return list;
+}
+
 inline size_t parameter_count(const Config& c) {
     size_t n = 0;
     GptTensors<float> none{};

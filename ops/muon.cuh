@@ -1,12 +1,13 @@
-// Muon (K. Jordan et al., 2024), the optimizer for matrices that --optimizer muon asks for: a step along the momentum, made
-// orthogonal, so that it changes all directions of a matrix alike.
+// Muon (K. Jordan et al., 2024; kellerjordan.github.io/posts/muon, from where a, b and c are), the optimizer for matrices that
+// --optimizer muon asks for: a step along the momentum, made orthogonal, so that it changes all directions of a matrix alike.
 //
-//   m = mu m + g,  X = g + mu m (Nesterov), divided by its Frobenius norm       g: the gradient times the clip factor
+//   m = mu m + g,  X = g + mu m (Nesterov), divided by its Frobenius norm + 1e-7       g: the gradient times the clip factor
 //   five times:  X = (a I + b G + c G^2) X,  G = X X^T                          (Newton and Schulz; tall: X (..), G = X^T X)
 //   w = w (1 - lr decay) - lr 0.2 sqrt(max(rows, columns)) X
 //
-// Singular values of X from 0.01 on end within 0.68 to 1.14. The length of the step (J. Liu et al., arXiv 2502.16982, eq. 4) makes the
-// root mean square of its elements about 0.2, which is that of AdamW's steps: one learning rate is good for both.
+// In exact arithmetic, singular values of X from 0.01 on end within 0.68 to 1.14 (X and G are rounded to Real). The length of the
+// step (J. Liu et al., arXiv 2502.16982, eq. 4) makes the root mean square of its elements about 0.2, which is that of AdamW's
+// steps: one learning rate is good for both.
 #pragma once
 #include "ops/adamw.cuh"
 #include "ops/linear.cuh"
@@ -47,13 +48,13 @@ struct MuonMomentum {
 };
 
 template <class Real>
-struct MuonNormalize {  // x /= |x|; zeros stay
+struct MuonNormalize {  // x /= |x| + 1e-7: without a gradient there is no direction
     Real* x;
     const double* squares;
     size_t columns;
     TN_HOST_DEVICE void operator()(size_t row, size_t i) const {
         Real& value = x[row * columns + i];
-        value = *squares > 0 ? Real(Acc<Real>(value) * Acc<Real>(1 / sqrt(*squares))) : Real(0);
+        value = Real(Acc<Real>(value) / (std::sqrt(Acc<Real>(*squares)) + Acc<Real>(1e-7)));
     }
 };
 

@@ -373,7 +373,7 @@ TEST_CASE("muon: two updates whose singular vectors are known") {
                 add(grad, s, 1 / clip);
                 for (size_t k = 0; k < q; k++)
                     before[part][k] = mu * before[part][k] + s[k], x[k] = s[k] + mu * before[part][k];
-                const double length = std::sqrt(dot(x, x));
+                const double length = std::sqrt(dot(x, x)) + 1e-7;
                 for (double& value : x) {
                     value /= length;
                     for (int i = 0; i < 5; i++) value = polynomial(value);
@@ -402,6 +402,9 @@ TEST_CASE("muon: two updates whose singular vectors are known") {
     Cpu dev(1);
     muon_update(dev, {{&w, nullptr, &m, nullptr, &grad, 1, decay}, 1, 1, 1}, {lr, 1}, scratch);
     CHECK(w == 2 * (1 - lr * decay));
+    float now = 2, momentum = 1e-39f, none = 0, memory[4];  // of which the reciprocal is infinite
+    muon_update(dev, {{&now, nullptr, &momentum, nullptr, &none, 1, float(decay)}, 1, 1, 1}, {lr, 1}, memory);
+    CHECK(now == 2 * (1 - lr * decay));
 }
 
 TEST_CASE("the same bits for any number of threads") {

@@ -191,6 +191,9 @@ TEST_CASE("recipe: memory is what the trainer allocates, arithmetic what the gui
     Config c;
     c.V = 50304, c.T = 1024, c.L = 12, c.NH = 12, c.C = 768;
     const double matrices = 50304.0 * 768 + 144 * 768 * 768.0;
+    // Muon, of a matrix with q the shorter side: 4 q rows columns + 2 q^3 in each of five steps. In C^3: queries, keys, values and the
+    // projection 30 each, the MLP's two 90 each.
+    CHECK(muon_flops(c) == doctest::Approx(12 * 300 * std::pow(768.0, 3)));
     CHECK(training_flops(c, 1024) == doctest::Approx(6 * matrices + 6 * 12 * 1024.0 * 768).epsilon(1e-3));
 }
 

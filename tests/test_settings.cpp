@@ -267,6 +267,13 @@ TEST_CASE("train_gpt: a run keeps its optimizer, and Muon needs whole matrices")
         w.ok(again + own), w.ok(std::string("train_gpt -y -x 9 -o ") + run);
     }
     CHECK(model_in(w.at("m.bin")) != model_in(w.at("a.bin")));
+    const SafetensorsFile adamw(w.at("a.state.bin")), muon(w.at("m.state.bin"));
+    for (const char* moment : {"m.", "v."})
+        for (const char* tensor : {"transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_fc.bias"}) {
+            const std::string name = std::string(moment) + tensor;
+            CHECK(adamw.find(name));
+            CHECK(bool(muon.find(name)) == (name != "v.transformer.h.0.mlp.c_fc.weight"));
+        }
     CHECK(contains(w.run(kTiny + " --optimizer muon -z 1 -o x").err, "--optimizer muon: expected -z 0 with it"));
 }
 

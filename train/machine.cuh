@@ -71,7 +71,8 @@ inline double peak_flops(const std::string& device) {
 // All of a run's speed that does not change.
 template <class Device, class Real>
 Speed speed_constants(const Trainer<Device, Real>& t, const Run& run) {
-    return {.flops_per_token = training_flops(t.model.config, t.settings.T),
+    const double muon = t.settings.optimizer == "muon" ? muon_flops(t.model.config) : 0;
+    return {.flops_per_token = training_flops(t.model.config, t.settings.T) + muon / double(t.settings.total_batch),
             .peak = peak_flops(run.device) * t.model.ranks.size};
 }
 
@@ -103,19 +104,22 @@ inline void check_memory(const Settings& s, const Config& config, const Machine&
         std::fprintf(stderr, "warning: this run %s, or the system may end it\n", problem.c_str());
 }
 
-// Trains two micro-batches, of which the second is measured: the first also brings memory and files in.
+// Trains a few micro-batches: one that also brings memory and files in, one that is measured with its update of the parameters, and
+// two with one update, where a run's updates have several.
 template <class Device, class Real>
 void print_estimate(Trainer<Device, Real>& t, const Run& run) {
     const size_t micro_batches = t.settings.micro_steps(t.model.ranks), updates = t.settings.steps - t.step;
     const size_t tokens = t.settings.batch * t.settings.T * size_t(t.model.ranks.size);
+    Speed speed = speed_constants(t, run);
     t.settings.total_batch = tokens;
     t.update();
     const double seconds = t.update().seconds;
-    Speed speed = speed_constants(t, run);
-    speed.tokens_per_second = double(tokens) / seconds;
-    const double flops = speed.flops_per_token;
-    const double all_seconds = seconds * double(micro_batches) * double(updates),
+    double one_more = 0;  // micro-batch
+    if (micro_batches > 1) t.settings.total_batch = 2 * tokens, one_more = std::max(t.update().seconds - seconds, 0.0);
+    const double all_seconds = (seconds + one_more * double(micro_batches - 1)) * double(updates),
                  all = double(updates * micro_batches * tokens);
+    speed.tokens_per_second = all / all_seconds;
+    const double flops = speed.flops_per_token;
     std::printf("estimate  %s of %s (%zu tokens: %.3g s, measured with its update of the parameters): %s\n",
                 counted(updates, "update").c_str(), counted(micro_batches, "micro-batch").c_str(), tokens, seconds,
                 duration(all_seconds).c_str());

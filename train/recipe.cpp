@@ -141,12 +141,25 @@ double training_flops(const Config& c, size_t T) {
     return 6 * (12 * L * C * C + double(c.V) * C) + 6 * L * double(T + 1) * C;
 }
 
+double muon_flops(const Config& c) {
+    double flops = 0;
+    GptTensors<float> none{};
+    visit_tensors(c, none, [&](const TensorSpec& spec, float*&) {
+        const size_t parts = block_matrices(spec);
+        if (parts == 0) return;
+        const double rows = double(spec.shape[0]), columns = double(spec.shape[1] / parts), q = std::min(rows, columns);
+        flops += double(parts) * 5 * (4 * q * rows * columns + 2 * q * q * q);
+    });
+    return flops;
+}
+
 double training_bytes(const Config& c, const Settings& s, bool gpu, size_t ranks) {
     const bool half = gpu && s.precision == "bf16";
     const double P = double(parameter_count(c)), number = half ? 2 : 4, N = double(s.batch * s.T), C = double(c.C),
                  L = double(c.L);
     const double optimizer = (half ? 12 : 8) / double(ranks);  // moments, and master weights
-    const double muon = s.optimizer == "muon" ? double(muon_scratch(c.C, 4 * c.C)) : 0;
+    const bool muon = s.optimizer == "muon";                   // has scratch, and no v of matrices
+    const double scratch = muon ? double(muon_scratch(c.C, 4 * c.C)) : 0, no_v = muon ? 12 * L * C * C : 0;
     const double block = (s.recompute >= 2   ? 10
                           : s.recompute == 1 ? 12
                                              : 16) *
@@ -157,7 +170,7 @@ double training_bytes(const Config& c, const Settings& s, bool gpu, size_t ranks
                           C;
     const double numbers = N * (L * block + shared + 8 * C), statistics = N * (L * (4 + double(c.NH)) + 2) * 4;
     const double logits = std::min(N * double(c.V), gpu ? 0x1p29 : 0x1p26) * number;
-    return P * (2 * number + optimizer) + (muon + numbers) * number + statistics + logits;
+    return P * (2 * number + optimizer) - 4 * no_v + (scratch + numbers) * number + statistics + logits;
 }
 
 double free_memory() {

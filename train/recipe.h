@@ -29,6 +29,8 @@ std::vector<RecipeLine> recipe(const Settings& s, const Options& given, const Re
 
 // Forward and backward pass, per token: 6 per weight of the matrices, and causal attention over T positions.
 double training_flops(const Config& c, size_t T);
+// Floating-point operations of Muon in one update, which each rank does.
+double muon_flops(const Config& c);
 
 // What a trainer holds, in bytes, as train_gpt.cu's Gpt and Trainer allocate it: numbers of 4 bytes, or on a GPU (bf16) of 2
 // with master weights of 4. ranks: among which --zero 1 divides the optimizer's state; 1 without it.

@@ -178,7 +178,7 @@ void add_optimizer_options(Options& o, Settings& s) {
     // clang-format off
     o.add({.long_name = "--optimizer", .to = &s.optimizer, .choices = {"adamw", "muon"},
            .help = "muon: Muon, with a momentum of 0.95, for the matrices of the blocks, and AdamW for all else; steps are about as long as "
-                   "AdamW's, so that -l and -c mean the same"});
+                   "AdamW's, so that -l and -c mean the same (not with -z 1)"});
     o.add({.short_name = "-l", .long_name = "--lr", .to = &s.lr, .range = {.low = 0},
            .default_text = strprintf("%g; with --init 0.46 / --n-embd and at most that", Settings().lr), .help = "peak learning rate"});
     o.add({.long_name = "--lr-gains", .to = &s.lr_gains, .metavar = "F", .range = {.low = 0, .high = 100},
@@ -261,7 +261,7 @@ void add_run_options(Options& o, Settings& s) {
     o.section("Run");
     // clang-format off
     o.add({.long_name = "--dry-run", .to = &s.dry_run,
-           .help = "print the settings, memory, arithmetic, and the time measured in two micro-batches; write nothing"});
+           .help = "print the settings, memory, arithmetic, and the time measured in a few micro-batches; write nothing"});
     o.add({.short_name = "-v", .long_name = "--val-every", .to = &s.val_every, .metavar = "N",
            .help = "validate every N updates (0: only at the end)"});
     o.add({.short_name = "-m", .long_name = "--val-batches", .to = &s.val_batches, .metavar = "N",

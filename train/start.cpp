@@ -373,11 +373,14 @@ void check_state(const SafetensorsFile& state) {
         else
             check_numbers(entry, infinite, std::vector<float>());
     };
+    const auto optimizer = state.metadata().find("optimizer");
+    const bool muon = optimizer != state.metadata().end() && optimizer->second == "muon";
     GptTensors<float> none{};
     visit_tensors(c, none, [&](const TensorSpec& spec, float*&) {
         check(spec.name, spec.shape, false);
         // The mean of the squares of large gradients may be infinite: AdamW then stands still.
-        check("m." + spec.name, spec.shape, true), check("v." + spec.name, spec.shape, true);
+        check("m." + spec.name, spec.shape, true);
+        if (!muon || block_matrices(spec) == 0) check("v." + spec.name, spec.shape, true);
     });
     // Averages of a stream that has run off may be anything; the run decides what becomes of it.
     checked_tensor(state, "state.stream", {3});

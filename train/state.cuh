@@ -54,6 +54,7 @@ struct HostTensors {
     void add_state(const std::string& prefix, const std::vector<Scalar*>& parts) {
         const auto list = tensor_list(model.config, model.params);
         for (size_t i = 0; i < list.size(); i++) {
+            if (!model.shards.sharded() && !parts[i]) continue;  // Muon has no v
             if (std::is_same_v<Device, Cpu> && !model.shards.sharded())
                 add(prefix + list[i].spec.name, list[i].spec, parts[i], {});
             else
@@ -140,6 +141,7 @@ void read_moments(Gpt<Device, Real>& model, const SafetensorsFile& file, const s
                   const std::vector<Acc<Real>*>& parts) {
     const auto list = tensor_list(model.config, model.params);
     for (size_t i = 0; i < list.size(); i++) {
+        if (!model.shards.sharded() && !parts[i]) continue;
         std::vector<Acc<Real>> values(list[i].spec.count());
         file.read(checked_tensor(file, prefix + list[i].spec.name, list[i].spec.shape), values.data());
         set_parts(model.dev, model.shards, parts, i, values.data());

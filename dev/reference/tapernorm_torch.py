@@ -96,8 +96,8 @@ def is_block_matrix(name):
 
 
 def orthogonalized(u):
-    """What five Newton-Schulz steps x -> (a I + b x x^T + c (x x^T)^2) x make of u / |u|: they leave singular vectors alone."""
-    left, s, right = torch.linalg.svd(u / u.norm(), full_matrices=False)
+    """What five Newton-Schulz steps x -> (a I + b x x^T + c (x x^T)^2) x make of u / (|u| + 1e-7): they leave singular vectors alone."""
+    left, s, right = torch.linalg.svd(u / (u.norm() + 1e-7), full_matrices=False)
     for _ in range(5):
         s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
     return left @ (s[:, None] * right)

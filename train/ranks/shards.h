@@ -112,10 +112,13 @@ Shards make_shards(const Config& config, GptTensors<Real>& tensors, const void* 
     return {regions, places, size_t(ranks.rank), size_t(ranks.size), zero, Shards::kBucketBytes / sizeof(Real)};
 }
 
+// wanted: of each tensor of the table, whether memory is for it, too; the others' parts are null. Empty: of all.
 template <class Device, class Scalar>
-void add_parts(Arena<Device>& memory, const Shards& shards, std::vector<Scalar*>& data) {
+void add_parts(Arena<Device>& memory, const Shards& shards, std::vector<Scalar*>& data,
+               const std::vector<bool>& wanted = {}) {
     data.resize(shards.parts().size());
-    for (size_t i = 0; i < data.size(); i++) memory.add(data[i], shards.parts()[i].count);
+    for (size_t i = 0; i < data.size(); i++)
+        if (const ShardPart& p = shards.parts()[i]; wanted.empty() || wanted[p.tensor]) memory.add(data[i], p.count);
 }
 
 // From the values of a whole tensor, in host memory, the parts that this rank keeps.
