@@ -268,6 +268,8 @@ TEST_CASE("train_gpt: a run keeps its optimizer, and Muon needs whole matrices")
     }
     CHECK(model_in(w.at("m.bin")) != model_in(w.at("a.bin")));
     const SafetensorsFile adamw(w.at("a.state.bin")), muon(w.at("m.state.bin"));
+    CHECK(adamw.metadata().at("state_version") == "5");
+    CHECK(muon.metadata().at("state_version") == "6");  // older programs must not read it
     for (const char* moment : {"m.", "v."})
         for (const char* tensor : {"transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_fc.bias"}) {
             const std::string name = std::string(moment) + tensor;

@@ -348,8 +348,8 @@ std::string provenance(const Run& run, size_t updates, size_t tokens, const std:
 
 void check_state(const SafetensorsFile& state) {
     if (const std::string& version = state_metadata(state, "state_version");
-        version < "1" || version > "5" || version.size() > 1)
-        fail("%s: state version: expected 1 to 5, found %s; use the version of this program that wrote the file",
+        version < "1" || version > "6" || version.size() > 1)
+        fail("%s: state version: expected 1 to 6, found %s; use the version of this program that wrote the file",
              state.path().c_str(), in_quotes(version).c_str());
     const Config c = read_config(state);
     if (c.fold != Fold::none)

@@ -109,7 +109,7 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
     for (const std::string& a : arguments) lines += escaped(a) + "\n";
     metadata = config_metadata(t.model.config);
     metadata.insert(more.begin(), more.end());
-    metadata.insert({{"state_version", "5"},
+    metadata.insert({{"state_version", t.muon ? "6" : "5"},  // 6 has no v of the blocks' matrices
                      {"step", std::to_string(t.step)},
                      {"lr", strprintf("%.17g", t.lr_now())},
                      {"optimizer", t.settings.optimizer},
