@@ -88,17 +88,17 @@ AT_02 = ["norm + scale loss, frozen gains", "taper", "taper, frozen gains", "tap
 CELLS_02 = [("5.7e-3", "5%"), ("8e-3", "10%"), ("11e-3", "10%")]
 
 
-def make_run(size, name, cell, seed, keep=False):
+def make_run(size, name, cell, seed, keep=False, candidates=CANDIDATES):
     rate, warmup = cell
     u = int(warmup.removesuffix("%"))
-    flags = CANDIDATES[name].format(u=u, end=u + 35)
+    flags = candidates[name].format(u=u, end=u + 35)
     flags, _, other = flags.partition(" (")
     return Run(size.corpus, f"{size.shape} -x {size.steps} -l {rate} -u {warmup} -q 0.03 {flags} -v 0", seed, keep=keep,
                other=other.removesuffix(")"))
 
 
-def screening(args, size, names, cells):
-    wanted = {(name, cell): [make_run(size, name, cell, seed) for seed in size.tuning_seeds] for name in names for cell in cells}
+def screening(args, size, names, cells, candidates=CANDIDATES):
+    wanted = {(name, cell): [make_run(size, name, cell, seed, candidates=candidates) for seed in size.tuning_seeds] for name in names for cell in cells}
     records = runs.run_all(args, [run for some in wanted.values() for run in some])
     rows = []
     for name in names:
