@@ -112,26 +112,26 @@ template <class Real, class Device>
 void muon_update(Device& dev, const MuonMatrices<Real>& w, const MuonArgs& args, Real* scratch) {
     using Scalar = Acc<Real>;
     constexpr double a = 3.4445, b = -4.7750, c = 2.0315;
-    const size_t n = w.rows * w.columns, q = std::min(w.rows, w.columns), other = std::max(w.rows, w.columns);
+    const size_t n = w.rows * w.columns, q = std::min(w.rows, w.columns), longer = std::max(w.rows, w.columns);
     const bool tall = w.rows > w.columns;
     for (size_t at = 0; at < w.parts * w.columns; at += w.columns) {
-        Real *x = scratch, *y = x + n, *gram = y + n, *factor = gram + q * q;
+        Real *x = scratch, *y = x + n, *gram = y + n, *polynomial = gram + q * q;
         auto each = [&](const auto& visit) { for_elements(dev, w.rows, w.columns, visit); };
         each(MuonMomentum<Real>{x, w, at, Scalar(args.momentum), Scalar(args.clip_factor)});
         each(MuonNormalize<Real>{x, sum_of_squares_there(dev, x, n), w.columns});
         for (int i = 0; i < 5; i++, std::swap(x, y)) {
             // clang-format off
-            gemm<Real>(dev, {.M = q, .N = q, .K = other, .A = x, .lda = w.columns, .trans_a = tall,
+            gemm<Real>(dev, {.M = q, .N = q, .K = longer, .A = x, .lda = w.columns, .trans_a = tall,
                              .B = x, .ldb = w.columns, .trans_b = !tall, .C = gram, .ldc = q});
-            for_elements(dev, q, q, MuonBlend<Real>{factor, gram, Scalar(a), Scalar(b), q});
+            for_elements(dev, q, q, MuonBlend<Real>{polynomial, gram, Scalar(a), Scalar(b), q});
             gemm<Real>(dev, {.M = q, .N = q, .K = q, .A = gram, .lda = q, .trans_a = false,
-                             .B = gram, .ldb = q, .trans_b = false, .C = factor, .ldc = q, .alpha = Real(c), .accumulate = true});
+                             .B = gram, .ldb = q, .trans_b = false, .C = polynomial, .ldc = q, .alpha = Real(c), .accumulate = true});
             // clang-format on
-            const Real *left = tall ? x : factor, *right = tall ? factor : x;
+            const Real *left = tall ? x : polynomial, *right = tall ? polynomial : x;
             matmul_forward<Real>(dev, y, left, right, nullptr, nullptr, w.rows, q, w.columns);
         }
         each(MuonStep<Real>{w, x, at, Scalar(1 - args.lr * double(w.tensor.decay)),
-                            Scalar(args.lr * 0.2 * std::sqrt(double(other)))});
+                            Scalar(args.lr * 0.2 * std::sqrt(double(longer)))});
     }
 }
 

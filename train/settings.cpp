@@ -248,7 +248,7 @@ void add_taper_options(Options& o, Settings& s) {
                    "scale where it is above 1; absolute: in no unit"});
     o.add({.long_name = "--freeze-gains", .to = &s.freeze_gains,
            .help = "freeze the gains and biases of the blocks' norms and scalings after --gate-warmup: a lower loss in models of 0.04M and "
-                   "0.2M parameters, with -g norm as with taper; not at 3.6M"});
+                   "0.2M parameters, with -g norm as with taper; not of a taper of 3.6M"});
     o.add({.long_name = "--carry-moments", .to = &s.carry_moments,
            .help = "when the taper starts, initialize AdamW's moments of each scaling from those of its norm"});
     o.add({.long_name = "--distill", .to = &s.distill, .metavar = "W", .range = {.low = 0, .high = 1},
