@@ -312,14 +312,14 @@ void leaf_site_forward(Real* y, Real* mean, Real* rscale, const Real* x, const S
     if (a.phase == Phase::clamp) run.template operator()<Phase::clamp>();
 }
 
-// columns [3, C] +=: sum_rows of d n, d v and d, for the vectors' gradients.
+// columns [4, C] +=: sum_rows of d n, d v and d, for the vectors' gradients, and of the finished dx.
 template <NormKind kind, Phase phase, bool accumulate, class Real>
 void site_backward_rows(Real* dx, Real* columns, const Real* dy, const Real* x, const Real* mean, const Real* rscale,
                         const SiteArgs<Real, Real>& a, size_t rows, size_t C) {
     constexpr bool centered = kind == NormKind::layernorm;
     constexpr bool normed = phase != Phase::scale, scaled = phase != Phase::norm;
     const Real g = a.g, k = (1 - a.g) * a.c, bound = a.bound;
-    Real *dn_sum = columns, *dv_sum = columns + C, *d_sum = columns + 2 * C;
+    Real *dn_sum = columns, *dv_sum = columns + C, *d_sum = columns + 2 * C, *dx_sum = columns + 3 * C;
     for (size_t row = 0; row < rows; row++, x += C, dy += C, dx += C) {
         const Real m = centered ? mean[row] : Real(0);
         const Real r = normed ? rscale[row] : Real(0), rho = a.rho(row), k_row = k * rho;
@@ -348,6 +348,7 @@ void site_backward_rows(Real* dx, Real* columns, const Real* dy, const Real* x, 
                 dh += (inside((x[i] - m) * rho, bound) ? k_row * a.taper_weight[i] * dy[i] : Real(0)) -
                       (centered ? q_bar : Real(0));
             dx[i] = dh;
+            dx_sum[i] += dh;
         }
     }
 }
@@ -432,43 +433,44 @@ void apply_site(Device& dev, Real* y, const Real* x, const Site<Real>& site, siz
     site_forward<Real>(dev, y, nullptr, nullptr, nullptr, x, site, N, C);
 }
 
-// Gradients of a site's vectors, [C] each, +=; null where the site has no such vector.
+// Gradients of a site's vectors, [C] each, = or +=; null where the site has no such vector.
 template <class Real>
 struct SiteGrads {
     Real *weight, *bias, *taper_weight, *taper_bias;
+    Real* dx_sums =
+        nullptr;  // column sums of the finished dx: the gradient of a bias that was added to the stream before x
+    bool accumulate = true;
 };
 
 // dx [N, C] = (accumulate ? dx : 0) + the gradient with respect to x: the residual stream goes around the site, so its
-// gradient is already in dx, except at the final site. Gradients of the vectors: += (zero in the branch that the phase
-// does not evaluate).
+// gradient is already in dx, except at the final site. The gradients of the branch that the phase does not evaluate are 0.
 template <class Real>
 void site_backward(Cpu& dev, Real* dx, const SiteGrads<Real>& grads, const Real* dy, const Real* x,
                    const Acc<Real>* mean, const Acc<Real>* rscale, const Site<Real>& site, size_t N, size_t C,
                    bool accumulate) {
     const size_t chunk = reduction_chunk(N), chunks = (N + chunk - 1) / chunk;
-    Real* columns = static_cast<Real*>(dev.shared_scratch(chunks * 3 * C * sizeof(Real)));
+    Real* columns = static_cast<Real*>(dev.shared_scratch(chunks * 4 * C * sizeof(Real)));
     parallel_ranges(dev, chunks, 1, [&](size_t first, size_t last, int) {
         for (size_t i = first; i < last; i++) {
             const size_t row = i * chunk, rows = std::min(chunk, N - row);
-            Real* mine = columns + i * 3 * C;
-            std::fill(mine, mine + 3 * C, Real(0));
+            Real* mine = columns + i * 4 * C;
+            std::fill(mine, mine + 4 * C, Real(0));
             leaf<Real>(dev).site_backward(dx + row * C, mine, dy + row * C, x + row * C, mean ? mean + row : nullptr,
                                           rscale ? rscale + row : nullptr, from_row(site, row), rows, C, accumulate);
         }
     });
-    const Real g = Real(site.g), h = 1 - g, k = h * Real(site.c);
-    const bool normed = site.phase != Phase::scale, scaled = site.phase != Phase::norm;
-    for (size_t i = 0; i < C; i++) {
-        Real dn = 0, dv = 0, d = 0;
-        for (size_t j = 0; j < chunks; j++) {
-            const Real* part = columns + j * 3 * C;
-            dn += part[i], dv += part[C + i], d += part[2 * C + i];
+    const Real g = Real(site.g), h = 1 - g;
+    auto finish = [&](Real* out, Real factor, size_t which) {
+        if (!out) return;
+        for (size_t i = 0; i < C; i++) {
+            Real sum = 0;
+            for (size_t j = 0; j < chunks; j++) sum += columns[(j * 4 + which) * C + i];
+            out[i] = (grads.accumulate ? out[i] : 0) + factor * sum;
         }
-        if (normed) grads.weight[i] += g * dn;
-        if (normed && grads.bias) grads.bias[i] += g * d;
-        if (scaled) grads.taper_weight[i] += k * dv;
-        if (scaled && grads.taper_bias) grads.taper_bias[i] += h * d;
-    }
+    };
+    finish(grads.weight, g, 0), finish(grads.taper_weight, h * Real(site.c), 1);
+    finish(grads.bias, g, 2), finish(grads.taper_bias, h, 2);
+    finish(grads.dx_sums, 1, 3);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -658,42 +660,47 @@ __device__ __forceinline__ SiteRow site_row(const Real* dy, const Real* x, float
     return {m, r, r * r * pn_bar, a.kind == NormKind::layernorm ? r * p_bar + q_bar : 0.0f};
 }
 
-// A block takes its rows kTile at a time: first one warp per row for the row's sums, then one thread per vector of columns
-// for dx and for the column sums, which stay in registers. columns [blocks, 3, C]: sums of d n, d v and d over the
+// Threads of a block, of which an SM holds two where the registers allow it: one works while the other waits at its barriers.
+template <Phase phase, bool whole>
+constexpr unsigned kSiteBackwardThreads = whole && phase != Phase::blend ? 384 : 512;
+
+// A block takes as many rows at a time as it has warps: first one warp per row for the row's sums, then one thread per vector of columns
+// for dx and for the column sums, which stay in registers. whole: see load_vector; as a constant, it lets loads come before
+// what is done with them. columns [blocks, 4, C]: sums of d n, d v, d and dx over the
 // rows of the block, those that the phase needs. At g = 0, the RMSNorm kind has no row sums and no barriers.
-template <class Real, Phase phase>
-__global__ void __launch_bounds__(ColumnGrid::kThreads)
+template <class Real, Phase phase, bool whole>
+__global__ void __launch_bounds__(kSiteBackwardThreads<phase, whole>, kSiteBackwardThreads<phase, whole> == 384 ? 2 : 1)
     site_backward_kernel(Real* dx, float* columns, const Real* dy, const Real* x, const float* mean,
                          const float* rscale, SiteArgs<Real, float> site, size_t N, unsigned C, ColumnGrid grid,
                          bool accumulate) {
     constexpr bool normed = phase != Phase::scale, scaled = phase != Phase::norm;
-    constexpr unsigned P = kVector<Real>;
+    constexpr unsigned P = kVector<Real>, kTile = kSiteBackwardThreads<phase, whole> / 32;
     const bool centered = site.kind == NormKind::layernorm, row_sums = normed || centered;
     SiteRow* const rows = dynamic_shared<SiteRow>();  // [kTile]
-    float* const shared = reinterpret_cast<float*>(rows + ColumnGrid::kTile);
+    float* const shared = reinterpret_cast<float*>(rows + kTile);
     const unsigned group = threadIdx.x / grid.vectors, first_column = blockIdx.y * grid.vectors * P;
     const unsigned i = first_column + threadIdx.x % grid.vectors * P, warp = threadIdx.x / 32;
     const bool mine = group < grid.groups && i < C;
     const float g = site.g, k = (1 - site.g) * site.c;
-    float dn_sum[P] = {}, dv_sum[P] = {}, d_sum[P] = {}, w[P] = {}, tw[P] = {};
-    if (normed && mine) load_vector(w, site.weight, i, C, grid.whole);
-    if (scaled && mine) load_vector(tw, site.taper_weight, i, C, grid.whole);
+    float dn_sum[P] = {}, dv_sum[P] = {}, d_sum[P] = {}, dx_sum[P] = {}, w[P] = {}, tw[P] = {};
+    if (normed && mine) load_vector(w, site.weight, i, C, whole);
+    if (scaled && mine) load_vector(tw, site.taper_weight, i, C, whole);
     const size_t end = grid.end(N);
-    for (size_t tile = grid.first(N); tile < end; tile += ColumnGrid::kTile) {
+    for (size_t tile = grid.first(N); tile < end; tile += kTile) {
         const size_t row = tile + warp;
         if (row_sums && row < end) {
             const SiteRow sums = site_row<phase>(dy + row * C, x + row * C, centered ? mean[row] : 0.0f,
-                                                 normed ? rscale[row] : 0.0f, site.rho(row), site, C, grid.whole);
+                                                 normed ? rscale[row] : 0.0f, site.rho(row), site, C, whole);
             if (threadIdx.x % 32 == 0) rows[warp] = sums;
         }
         if (row_sums) __syncthreads();
-        for (size_t at = tile + group; mine && at < end && at < tile + ColumnGrid::kTile; at += grid.groups) {
+        for (size_t at = tile + group; mine && at < end && at < tile + kTile; at += grid.groups) {
             float d[P], u[P], out[P] = {};
             const float rho = scaled ? site.rho(at) : 1.0f, k_row = k * rho;
             const SiteRow t = row_sums ? rows[at - tile] : SiteRow{0, 0, 0, 0};
-            load_vector(d, dy + at * C, i, C, grid.whole);
-            load_vector(u, x + at * C, i, C, grid.whole);
-            if (accumulate) load_vector(out, dx + at * C, i, C, grid.whole);
+            load_vector(d, dy + at * C, i, C, whole);
+            load_vector(u, x + at * C, i, C, whole);
+            if (accumulate) load_vector(out, dx + at * C, i, C, whole);
 #pragma unroll
             for (unsigned j = 0; j < P; j++) {
                 u[j] -= t.m;
@@ -701,40 +708,49 @@ __global__ void __launch_bounds__(ColumnGrid::kThreads)
                     dn_sum[j] += d[j] * (u[j] * t.r), out[j] += g * t.r * w[j] * d[j] - u[j] * t.slope;
                 if constexpr (scaled) dv_sum[j] += d[j] * bounded(rho * u[j], site.bound);
                 if constexpr (scaled) out[j] += inside(rho * u[j], site.bound) ? k_row * tw[j] * d[j] : 0.0f;
-                d_sum[j] += d[j], out[j] -= t.offset;
+                d_sum[j] += d[j], out[j] -= t.offset, dx_sum[j] += out[j];
             }
-            store_vector(dx + at * C, out, i, C, grid.whole);
+            store_vector(dx + at * C, out, i, C, whole);
         }
         if (row_sums) __syncthreads();
     }
-    columns += size_t(blockIdx.x) * 3 * C;
+    columns += size_t(blockIdx.x) * 4 * C;
     if (normed) store_columns(columns, shared, dn_sum, group, i, first_column, grid, C);
     if (scaled) store_columns(columns + C, shared, dv_sum, group, i, first_column, grid, C);
     if (centered) store_columns(columns + 2 * C, shared, d_sum, group, i, first_column, grid, C);
+    store_columns(columns + 3 * C, shared, dx_sum, group, i, first_column, grid, C);
 }
 
 template <class Real>
 void site_backward(Cuda& dev, Real* dx, const SiteGrads<Real>& grads, const Real* dy, const Real* x, const float* mean,
                    const float* rscale, const Site<Real>& site, size_t N, size_t C, bool accumulate) {
-    const ColumnGrid grid = ColumnGrid::of<Real>(dev, N, C, aligned_16(dx, dy, x) && site_aligned<Real>(site));
-    float* columns = static_cast<float*>(dev.scratch(grid.blocks * 3 * C * sizeof(float)));
-    const size_t smem =
-        ColumnGrid::kTile * sizeof(SiteRow) + grid.groups * grid.vectors * kVector<Real> * sizeof(float);
-    auto run = [&]<Phase phase>() {
-        launch<site_backward_kernel<Real, phase>>(grid.grid(), ColumnGrid::kThreads, smem, dev.stream, dx, columns, dy,
-                                                  x, mean, rscale, site, N, unsigned(C), grid, accumulate);
+    const bool aligned = C % kVector<Real> == 0 && aligned_16(dx, dy, x) && site_aligned<Real>(site);
+    float* columns = nullptr;
+    size_t blocks = 0;
+    auto run = [&]<Phase phase, bool whole>() {
+        constexpr unsigned threads = kSiteBackwardThreads<phase, whole>;
+        const ColumnGrid grid = ColumnGrid::of<Real>(dev, N, C, aligned, threads);
+        const size_t smem = threads / 32 * sizeof(SiteRow) + grid.groups * grid.vectors * kVector<Real> * sizeof(float);
+        blocks = grid.blocks, columns = static_cast<float*>(dev.scratch(blocks * 4 * C * sizeof(float)));
+        launch<site_backward_kernel<Real, phase, whole>>(grid.grid(), threads, smem, dev.stream, dx, columns, dy, x,
+                                                         mean, rscale, site, N, unsigned(C), grid, accumulate);
     };
-    if (site.phase == Phase::norm) run.template operator()<Phase::norm>();
-    if (site.phase == Phase::blend) run.template operator()<Phase::blend>();
-    if (site.phase == Phase::scale) run.template operator()<Phase::scale>();
+    auto run_phase = [&]<Phase phase>() {
+        aligned ? run.template operator()<phase, true>() : run.template operator()<phase, false>();
+    };
+    if (site.phase == Phase::norm) run_phase.template operator()<Phase::norm>();
+    if (site.phase == Phase::blend) run_phase.template operator()<Phase::blend>();
+    if (site.phase == Phase::scale) run_phase.template operator()<Phase::scale>();
     ColumnTargets<Real> targets{};
     const bool normed = site.phase != Phase::scale, scaled = site.phase != Phase::norm;
-    const float g = site.g, h = 1 - site.g;
-    if (normed) targets.add(grads.weight, g, 0);
-    if (normed && grads.bias) targets.add(grads.bias, g, 2);
-    if (scaled) targets.add(grads.taper_weight, h * site.c, 1);
-    if (scaled && grads.taper_bias) targets.add(grads.taper_bias, h, 2);
-    columns_reduce(dev, targets, columns, grid.blocks, 3, C, true);
+    const unsigned evaluated = normed ? 0 : 1;  // what a factor of 0 goes with: no other sum need be there
+    auto add = [&](Real* out, bool there, float factor, unsigned source) {
+        if (out && (there || !grads.accumulate)) targets.add(out, there ? factor : 0, there ? source : evaluated);
+    };
+    add(grads.weight, normed, site.g, 0), add(grads.taper_weight, scaled, (1 - site.g) * site.c, 1);
+    add(grads.bias, normed, site.g, 2), add(grads.taper_bias, scaled, 1 - site.g, 2);
+    add(grads.dx_sums, true, 1, 3);
+    columns_reduce(dev, targets, columns, blocks, 4, C, grads.accumulate);
 }
 
 // values [N, 2]: s and (s - target)^2 of every row.

@@ -81,6 +81,7 @@ struct BlockActivations {
 template <class Real>
 struct Activations {
     const int *tokens, *targets;  // [N], the batch in use
+    TokenRows rows;               // of its tokens
     Real* embedded;               // [N, C]
     std::vector<BlockActivations<Real>> h;
     Real* ln_f;                         // [N, C]
@@ -120,14 +121,16 @@ struct Gpt {
     Arena<Device> param_memory, master_memory, grad_memory, act_memory;
     static constexpr bool kMaster = !std::is_same_v<Real, Acc<Real>>;
 
-    // train = false leaves out what only the backward pass needs: the blocks have one memory. zero: see Shards.
+    // train = false leaves out what only the backward pass needs: the blocks have one memory. zero: see Shards. rows: see
+    // logits_rows.
     Gpt(Device& dev_, const Config& config_, size_t B_, size_t T_, int recompute_, bool train,
-        Ranks& ranks_ = single_rank(), bool zero = false)
+        Ranks& ranks_ = single_rank(), bool zero = false, size_t rows = 0)
         : dev(dev_), config(config_), B(B_), T(T_), recompute(recompute_), ranks(ranks_),
           scales(config.tapering_sites()),
           Vp((config.V + Device::kVocabularyGrain - 1) / Device::kVocabularyGrain * Device::kVocabularyGrain),
-          chunk(logits_rows(B * T, Vp)), param_memory(dev, "parameters"), master_memory(dev, "master weights"),
-          grad_memory(dev, "gradients"), act_memory(dev, "activations") {
+          chunk(logits_rows(B * T, rows ? rows : most_logits_rows(Vp, !std::is_same_v<Device, Cpu>, sizeof(Real)))),
+          param_memory(dev, "parameters"), master_memory(dev, "master weights"), grad_memory(dev, "gradients"),
+          act_memory(dev, "activations") {
         plan(param_memory, params);
         if (train) plan(grad_memory, grads);
         shards = make_shards(config, params, param_memory.data(), param_memory.bytes(), ranks, zero);
@@ -173,15 +176,10 @@ struct Gpt {
         m.add(act.sums, sums_bytes() / sizeof(double)), m.add(act.channels, train ? channel_numbers() : 0);
     }
 
-    // How many of N rows of logits to hold at a time: equal parts that fit.
-    static size_t logits_rows(size_t N, size_t Vp) {
-        const size_t most = std::max<size_t>(Device::kLogitsHeld / Vp, 64), parts = (N + most - 1) / most;
-        return (N + parts - 1) / parts;
-    }
-
     size_t sums_bytes() const {
-        return 2 * sizeof(double) + sizeof(StreamScale) + config.tapering_sites() * sizeof(SiteSums);
+        return 3 * sizeof(double) + sizeof(StreamScale) + config.tapering_sites() * sizeof(SiteSums);
     }
+    double* gradient_squares() const { return act.sums + sums_bytes() / sizeof(double) - 1; }
 
     size_t channel_numbers() const { return config.tapering_sites() * (kChannelSums * config.C + 1); }
 
@@ -226,7 +224,7 @@ struct Gpt {
         return {values.begin(), values.end()};
     }
 
-    void use_batch(const Batch& batch) { act.tokens = batch.tokens, act.targets = batch.targets; }
+    void use_batch(const Batch& b) { act.tokens = b.tokens, act.targets = b.targets, act.rows = b.rows; }
 
     // Tokens to the final site's output, act.ln_f.
     void forward(const Gate& gate, double scale_target) {
@@ -275,61 +273,56 @@ struct Gpt {
         }
     }
 
-    // The forward pass reversed, from act.d_narrow to the parameters' gradients. Matrices: = or +=, as `accumulate`
-    // says; vectors and wpe: += (begin_gradients zeroes them). tokens: of the whole update, for the scale loss's mean.
+    // The forward pass reversed, from act.d_narrow to the parameters' gradients: = or +=, as `accumulate` says (wte's: +=, behind
+    // classify). A bias's gradient is taken where the gradient of its sum is made. tokens: of the whole update, for the scale
+    // loss's mean.
     // ready(region): the gradients of this region and of those behind it are complete (see Shards).
     void backward(
         double g, const ScaleLoss& scale_loss, double tokens, bool accumulate,
         const std::function<void(size_t)>& ready = [](size_t) {}) {
         const size_t N = B * T, C = config.C, NH = config.NH, L = config.L;
         Real *d_stream = act.d_stream, *d_narrow = act.d_narrow, *d_wide = act.d_wide;
-        site_backward(dev, d_stream, site_grads(grads.ln_f), d_narrow, stream_into(L), act.ln_f_mean, act.ln_f_rscale,
-                      site(g, L, 0), N, C, false);
+        auto site_grads = [&](const SiteTensors<Real>& s, Real* dx_sums) {
+            return SiteGrads<Real>{s.weight, s.bias, s.taper_weight, s.taper_bias, dx_sums, accumulate};
+        };
+        site_backward(dev, d_stream, site_grads(grads.ln_f, nullptr), d_narrow, stream_into(L), act.ln_f_mean,
+                      act.ln_f_rscale, site(g, L, 0), N, C, false);
         if (scale_loss.lambda != 0)
             scale_loss_backward(dev, d_stream, stream_into(L), config.norm, config.eps, scale_loss.target,
                                 scale_loss.lambda, tokens, N, C);
+        column_sums(dev, grads.h[L - 1].mlp_proj_bias, d_stream, N, C, accumulate);
         ready(L + 1);
         for (size_t l = L; l-- > 0;) {
             const ProfileRange range("backward", l);
             BlockActivations<Real>& a = act.h[l];
             const BlockTensors<Real>&p = params.h[l], &d = grads.h[l];
             if (recompute >= 1) gelu_forward(dev, gelu(l), a.fc, N * 4 * C);
-            matmul_backward(dev, d_wide, d.mlp_proj, d.mlp_proj_bias, d_stream, gelu(l), p.mlp_proj, a.fc, N, 4 * C, C,
+            matmul_backward(dev, d_wide, d.mlp_fc_bias, d.mlp_proj, d_stream, gelu(l), p.mlp_proj, a.fc, N, 4 * C, C,
                             accumulate);
             if (recompute >= 2) recompute_site(ln_2(l), a.mid, site(g, l, 1));
-            matmul_backward<Real>(dev, d_narrow, d.mlp_fc, d.mlp_fc_bias, d_wide, ln_2(l), p.mlp_fc, nullptr, N, C,
-                                  4 * C, accumulate);
-            site_backward(dev, d_stream, site_grads(d.ln_2), d_narrow, a.mid, a.ln_2_mean, a.ln_2_rscale, site(g, l, 1),
-                          N, C, true);
-            matmul_backward<Real>(dev, d_narrow, d.attn_proj, d.attn_proj_bias, d_stream, a.att, p.attn_proj, nullptr,
-                                  N, C, C, accumulate);
+            matmul_backward<Real>(dev, d_narrow, nullptr, d.mlp_fc, d_wide, ln_2(l), p.mlp_fc, nullptr, N, C, 4 * C,
+                                  accumulate);
+            site_backward(dev, d_stream, site_grads(d.ln_2, d.attn_proj_bias), d_narrow, a.mid, a.ln_2_mean,
+                          a.ln_2_rscale, site(g, l, 1), N, C, true);
+            matmul_backward<Real>(dev, d_narrow, nullptr, d.attn_proj, d_stream, a.att, p.attn_proj, nullptr, N, C, C,
+                                  accumulate);
             attention_backward(dev, d_wide, d_narrow, a.att, a.lse, a.qkv, B, T, C, NH);
+            column_sums(dev, d.attn_qkv_bias, d_wide, N, 3 * C, accumulate);
             if (recompute >= 2) recompute_site(ln_1(l), stream_into(l), site(g, l, 0));
-            matmul_backward<Real>(dev, d_narrow, d.attn_qkv, d.attn_qkv_bias, d_wide, ln_1(l), p.attn_qkv, nullptr, N,
-                                  C, 3 * C, accumulate);
-            site_backward(dev, d_stream, site_grads(d.ln_1), d_narrow, stream_into(l), a.ln_1_mean, a.ln_1_rscale,
-                          site(g, l, 0), N, C, true);
+            matmul_backward<Real>(dev, d_narrow, nullptr, d.attn_qkv, d_wide, ln_1(l), p.attn_qkv, nullptr, N, C, 3 * C,
+                                  accumulate);
+            site_backward(dev, d_stream, site_grads(d.ln_1, l ? grads.h[l - 1].mlp_proj_bias : nullptr), d_narrow,
+                          stream_into(l), a.ln_1_mean, a.ln_1_rscale, site(g, l, 0), N, C, true);
             ready(1 + l);
         }
-        embedding_backward(dev, grads.wte, grads.wpe, d_stream, act.tokens, B, T, C);
+        embedding_backward(dev, grads.wte, grads.wpe, d_stream, act.tokens, act.rows, B, T, C, accumulate);
         ready(0);
     }
 
     void recompute_site(Real* y, const Real* x, const Site<Real>& s) { apply_site(dev, y, x, s, B * T, config.C); }
-    static SiteGrads<Real> site_grads(const SiteTensors<Real>& s) {
-        return {s.weight, s.bias, s.taper_weight, s.taper_bias};
-    }
-
-    // Before the first backward pass of an update.
-    void begin_gradients() {
-        visit_tensors(config, grads, [&](const TensorSpec& t, Real*& grad) {
-            if (t.shape.size() == 1) device_zero(dev, grad, t.count() * sizeof(Real));
-        });
-        device_zero(dev, grads.wpe, config.T * config.C * sizeof(Real));
-    }
 
     void begin_sums() { device_zero(dev, act.sums, sums_bytes()); }
-    std::vector<double> read_sums() {  // Sums, as the device has them
+    std::vector<double> read_sums() {  // Sums, as the device has them, and the squared norm of the gradient
         std::vector<double> host(sums_bytes() / sizeof(double));
         device_copy_out(dev, host.data(), act.sums, sums_bytes());
         return host;
@@ -370,7 +363,7 @@ struct Trainer {
 
     Trainer(Device& dev, const Settings& s, const Config& config, const TokenSource& corpus,
             Ranks& ranks = single_rank())
-        : settings(s), model(dev, config, s.batch, s.T, int(s.recompute), true, ranks, s.zero == 1),
+        : settings(s), model(dev, config, s.batch, s.T, int(s.recompute), true, ranks, s.zero == 1, s.logits_rows),
           batches(dev, loader(corpus, s.shuffle), s.batch * s.T), moment_memory(dev, "optimizer moments"),
           parallel(dev, ranks, model.shards, model.param_memory.data(), model.grad_memory.data()),
           gate_warmup(s.gate_warmup.resolve(s.steps)), gate_end(s.gate_end.resolve(s.steps)) {
@@ -423,7 +416,6 @@ struct Trainer {
         model.begin_sums();
         if (sums_channels(*this, k))
             device_zero(model.dev, model.act.channels, model.channel_numbers() * sizeof(Acc<Real>));
-        model.begin_gradients();
         for (size_t micro = 0; micro < micro_steps; micro++) {
             if (!use_next(batches)) {
                 ready(0);
@@ -454,15 +446,15 @@ struct Trainer {
         const uint64_t first_batch = batches.position();
         const bool whole = accumulate(k, [&](size_t region) { parallel.gradients_ready(region); });
         parallel.finish_gradients();
-        std::vector<double> totals = model.read_sums();
-        const size_t channels = totals.size();
+        parallel.add_gradient_squares(model.gradient_squares(), model.grad_memory.bytes() / sizeof(Real));
+        std::vector<double> totals = model.read_sums();  // where the host waits for the device, once an update
+        const size_t channels = totals.size(), squares = channels - 1;
         if (sums_channels(*this, k)) add_channel_totals(model, totals);
-        const size_t squares = totals.size();
-        totals.push_back(parallel.gradient_squares(model.grad_memory.bytes() / sizeof(Real)));
+        const size_t votes = totals.size();
         for (const bool vote : {!whole, told_to_stop(), model.ranks.first() && Clock::now() >= checkpoint_due})
             totals.push_back(vote);
         const int bad_rank = model.ranks.sum(totals, strprintf("the end of update %zu", k).c_str());
-        const bool abandoned = totals[squares + 1] > 0, stopped = totals[squares + 2] > 0;
+        const bool abandoned = totals[votes] > 0, stopped = totals[votes + 1] > 0;
         if (abandoned) {
             batches.seek(first_batch);
             return {.step = step, .stop = true, .abandoned = true};
@@ -473,7 +465,7 @@ struct Trainer {
                      .g = gate(k), .lr = lr_schedule(settings, k), .stream_scale = sums.stream.sum / tokens};
         // clang-format on
         if (teacher) r.kl = std::max(sums.kl / tokens, 0.0);  // by rounding, none may be a little below 0
-        r.grad_norm = std::sqrt(totals[squares]), r.stop = stopped, r.checkpoint = totals[squares + 3] > 0;
+        r.grad_norm = std::sqrt(totals[squares]), r.stop = stopped, r.checkpoint = totals[votes + 2] > 0;
         const bool finite = std::isfinite(r.losses()) && std::isfinite(r.grad_norm);
         const double over_median = gradients.over_median(finite ? r.grad_norm : INFINITY);
         const bool steep = settings.skip_grad > 0 && over_median > settings.skip_grad;
@@ -724,7 +716,8 @@ int run_training(Device& dev, const Settings& s, Run& run, Ranks& ranks) {
     return 0;
 }
 
-constexpr const char* kMemoryHint = "use a smaller -b (batch) or -t (sequence length), or recompute more (-r 1, -r 2)";
+constexpr const char* kMemoryHint =
+    "use a smaller -b (batch), -t (sequence length) or --logits-rows, or recompute more (-r 1, -r 2)";
 
 [[maybe_unused]] static int run_program(int argc, char** argv, Ranks& ranks) {
     const bool exports = argc > 1 && std::strcmp(argv[1], "export") == 0;

@@ -37,6 +37,15 @@ double milliseconds(Cuda& dev, size_t rounds, const std::function<void()>& call)
     return double(times[times.size() / 2]);
 }
 
+// Tokens as frequent as words: the probability of number i is about proportional to 1 / (i + 1) (Zipf), so that a few are most of the
+// text.
+template <class Id>
+std::vector<Id> text_like(size_t n, size_t V) {
+    std::vector<Id> ids(n);
+    for (size_t i = 0; i < n; i++) ids[i] = Id(std::pow(double(V), random_uniform(1, 2, i)) - 1);
+    return ids;
+}
+
 // Memory of one benchmark, filled with small random numbers.
 class Buffers {
   public:
@@ -53,12 +62,13 @@ class Buffers {
             device_copy_in(dev_, p + i, values.data(), std::min(values.size(), n - i) * sizeof(T));
         return p;
     }
-    int* tokens(size_t n, size_t V) {
-        std::vector<int> values(n);
-        for (size_t i = 0; i < n; i++) values[i] = int(random_bits(1, 2, i) % V);
-        int* p = raw<int>(n);
-        device_copy_in(dev_, p, values.data(), n * sizeof(int));
-        return p;
+    Batch batch(size_t n, size_t V) {
+        const std::vector<int> tokens = text_like<int>(n, V);
+        std::vector<unsigned> data(TokenRows::most(n)), counts;
+        TokenRows rows = sort_rows_by_token(data.data(), tokens.data(), n, counts);
+        const int* there = copied(tokens);
+        rows.data = copied(data);
+        return {there, there, rows};
     }
 
   private:
@@ -67,6 +77,12 @@ class Buffers {
         void* p = device_allocate(dev_, n * sizeof(T), "a benchmark's array");
         all_.push_back(p);
         return static_cast<T*>(p);
+    }
+    template <class T>
+    const T* copied(const std::vector<T>& values) {
+        T* p = raw<T>(values.size());
+        device_copy_in(dev_, p, values.data(), values.size() * sizeof(T));
+        return p;
     }
     Cuda& dev_;
     std::vector<void*> all_;
@@ -106,7 +122,7 @@ std::vector<Row> measure_ops(Cuda& dev, const Sizes& s) {
     Buffers m(dev);
     bf16 *a = m.random<bf16>(N * C), *b = m.random<bf16>(N * C), *d = m.random<bf16>(N * C);
     bf16 *wide = m.random<bf16>(N * 4 * C), *wide2 = m.random<bf16>(N * 4 * C), *w = m.random<bf16>(4 * C * C);
-    bf16 *v = m.random<bf16>(4 * C), *v2 = m.random<bf16>(4 * C), *dw = m.random<bf16>(4 * C * C);
+    bf16 *v = m.random<bf16>(4 * C), *v2 = m.random<bf16>(5 * C), *dw = m.random<bf16>(4 * C * C);
     float *mean = m.random<float>(N), *rscale = m.random<float>(N), *lse = m.random<float>(N * s.NH);
     double* sums = m.random<double>(8);
     auto add = [&](const std::string& name, double work, bool arithmetic, size_t count,
@@ -121,7 +137,8 @@ std::vector<Row> measure_ops(Cuda& dev, const Sizes& s) {
         add(std::string("site forward, ") + name, 2 * x, false, count,
             [&] { site_forward<bf16>(dev, b, mean, rscale, nullptr, a, site, N, C); });
         add(std::string("site backward, ") + name, 4 * x, false, count, [&] {
-            site_backward<bf16>(dev, d, {v2, v2 + C, v2 + 2 * C, v2 + 3 * C}, b, a, mean, rscale, site, N, C, true);
+            site_backward<bf16>(dev, d, {v2, v2 + C, v2 + 2 * C, v2 + 3 * C, v2 + 4 * C, false}, b, a, mean, rscale,
+                                site, N, C, true);
         });
     }
     add("stream scale", x, false, 1,
@@ -131,18 +148,18 @@ std::vector<Row> measure_ops(Cuda& dev, const Sizes& s) {
         add(std::string(name) + " forward", flops, true, count,
             [&] { matmul_forward<bf16>(dev, wide, wide2, w, v, nullptr, N, in, out); });
         add(std::string(name) + " backward", 2 * flops, true, count,
-            [&] { matmul_backward<bf16>(dev, wide, dw, v2, wide2, a, w, nullptr, N, in, out, false); });
+            [&] { matmul_backward<bf16>(dev, wide, nullptr, dw, wide2, a, w, nullptr, N, in, out, false); });
     };
     linear("linear C -> 3C", C, 3 * C, L), linear("linear C -> C", C, C, L);
     const double fc = 8 * double(N) * double(C) * double(C);
     add("linear C -> 4C and GELU, forward", fc, true, L,
         [&] { matmul_gelu_forward<bf16>(dev, wide, wide2, a, w, v, N, C, 4 * C); });
     add("linear C -> 4C, backward", 2 * fc, true, L,
-        [&] { matmul_backward<bf16>(dev, b, dw, v2, wide, a, w, nullptr, N, C, 4 * C, false); });
+        [&] { matmul_backward<bf16>(dev, b, nullptr, dw, wide, a, w, nullptr, N, C, 4 * C, false); });
     add("linear 4C -> C and residual, forward", fc, true, L,
         [&] { matmul_forward<bf16>(dev, b, wide, w, v, a, N, 4 * C, C); });
     add("linear 4C -> C and dGELU, backward", 2 * fc, true, L,
-        [&] { matmul_backward<bf16>(dev, wide2, dw, v2, a, wide, w, wide, N, 4 * C, C, false); });
+        [&] { matmul_backward<bf16>(dev, wide2, v2, dw, a, wide, w, wide, N, 4 * C, C, false); });
     const double pairs = double(s.B) * double(s.T) * double(s.T + 1) / 2 * double(C);
     add("attention forward", 4 * pairs, true, L, [&] { attention_forward(dev, b, lse, wide, s.B, s.T, C, s.NH); });
     add("attention backward", 10 * pairs, true, L,
@@ -154,7 +171,7 @@ std::vector<Row> measure_ops(Cuda& dev, const Sizes& s) {
 // The ends of the model, whose memory is large: the vocabulary, the optimizer.
 void measure_ends(Cuda& dev, const Sizes& s, std::vector<Row>& rows) {
     const size_t N = s.N(), C = s.C, Vp = (s.V + 127) / 128 * 128;
-    const size_t chunk = Gpt<Cuda, bf16>::logits_rows(N, Vp);
+    const size_t chunk = logits_rows(N, most_logits_rows(Vp, true, sizeof(bf16)));
     Config c;
     c.V = s.V, c.T = s.T, c.L = s.L, c.NH = s.NH, c.C = s.C;
     const size_t P = parameter_count(c);
@@ -166,7 +183,7 @@ void measure_ends(Cuda& dev, const Sizes& s, std::vector<Row>& rows) {
         Buffers m(dev);
         bf16 *logits = m.random<bf16>(chunk * Vp), *wte = m.random<bf16>(Vp * C), *dwte = m.random<bf16>(Vp * C);
         bf16 *x = m.random<bf16>(N * C), *dx = m.random<bf16>(N * C);
-        const int* tokens = m.tokens(N, s.V);
+        const Batch batch = m.batch(N, s.V);
         float* losses = m.random<float>(chunk);
         double* sum = m.random<double>(1);
         const size_t chunks = (N + chunk - 1) / chunk;
@@ -174,14 +191,14 @@ void measure_ends(Cuda& dev, const Sizes& s, std::vector<Row>& rows) {
         add("head forward", flops, true, chunks,
             [&] { head_forward<bf16>(dev, logits, x, wte, nullptr, chunk, C, Vp); });
         add("head backward", 2 * flops, true, chunks,
-            [&] { head_backward(dev, dx, dwte, logits, x, wte, chunk, C, Vp, true); });
+            [&] { head_backward(dev, dx, dwte, logits, x, wte, chunk, C, Vp, chunks > 1); });
         add("cross-entropy and gradient", 2 * z, false, chunks,
-            [&] { cross_entropy(dev, sum, losses, logits, tokens, 1e-6, chunk, s.V, true, Vp); });
+            [&] { cross_entropy(dev, sum, losses, logits, batch.targets, 1e-6, chunk, s.V, true, Vp); });
         const double rows_bytes = double(N * C) * sizeof(bf16);
         add("embedding forward", 2 * rows_bytes, false, 1,
-            [&] { embedding_forward(dev, x, tokens, wte, wte, s.B, s.T, C); });
+            [&] { embedding_forward(dev, x, batch.tokens, wte, wte, s.B, s.T, C); });
         add("embedding backward", 2 * rows_bytes, false, 1,
-            [&] { embedding_backward(dev, dwte, wte, x, tokens, s.B, s.T, C); });
+            [&] { embedding_backward(dev, dwte, wte, x, batch.tokens, batch.rows, s.B, s.T, C, false); });
     }
     Buffers m(dev);
     bf16 *w = m.random<bf16>(P), *grad = m.random<bf16>(P);
@@ -207,9 +224,9 @@ void measure_updates(Cuda& dev, const Sizes& s, const Limits& limits) {
     settings.lr = 1e-6;  // the sites' scales are not calibrated here: the model must not move
     Config c;
     c.V = s.V, c.T = s.T, c.L = s.L, c.NH = s.NH, c.C = s.C;
-    std::vector<uint16_t> random(s.N() * 4 + 1);
-    for (size_t i = 0; i < random.size(); i++) random[i] = uint16_t(random_bits(1, 3, i) % s.V);
-    const TokenSource corpus = tokens_from_text("x", "random tokens", [&](std::string_view) { return random; });
+    const TokenSource corpus = tokens_from_text("x", "tokens like a text's", [&](std::string_view) {
+        return text_like<uint16_t>(s.N() * 4 + 1, s.V);
+    });
     const double P = double(parameter_count(c) - s.T * s.C), N = double(s.N());
     const double flops = 6 * P * N + 12.0 * double(s.L) * double(s.B) * double(s.T) * double(s.T + 1) / 2 * double(s.C);
     std::printf(

@@ -40,7 +40,7 @@ static Options make_options(Settings& s) {
            .help = "number of attention heads"});
     o.add({.long_name = "--n-embd", .to = &s.C, .metavar = "C", .range = {.low = 1, .high = 1 << 16},
            .help = "number of channels, a multiple of --n-head"});
-    o.add({.long_name = "--vocab", .to = &s.V, .metavar = "V", .range = {.low = 1, .high = 1 << 20},
+    o.add({.long_name = "--vocab", .to = &s.V, .metavar = "V", .range = {.low = 1, .high = 1 << 16},
            .help = "number of tokens in the vocabulary"});
     o.add({.long_name = "--seed", .to = &s.seed, .help = "seed of the random weights"});
     o.section("Measurement");

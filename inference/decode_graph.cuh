@@ -47,11 +47,22 @@ class DecodeGraph {
         memory_.allocate(true);
     }
 
-    // Whether a step of all sequences fits the decoder's memory and the kernels the size of the heads: rows of a multiple of
-    // 16 bytes. Others go through the host's loop.
+    DecodeGraph(const DecodeGraph&) = delete;
+    DecodeGraph& operator=(const DecodeGraph&) = delete;
+
+    // An error in the middle leaves copies to read_ on their way.
+    ~DecodeGraph() {
+        cudaStreamSynchronize(dev_.stream);
+        cudaStreamSynchronize(dev_.copy_stream);
+    }
+
+    // Whether a step of all sequences fits the decoder's memory, and the kernels the size of the heads (rows of a multiple of
+    // 16 bytes) and of the vocabulary. Others go through the host's loop.
     static bool supports(const Decoder<Cuda, Real>& decoder) {
-        const size_t hs = decoder.config_.C / decoder.config_.NH;
-        return decoder.sequences() <= decoder.block_ && hs % kVector<Real> == 0 && hs <= size_t(kSimpleMaxHs);
+        const Config& c = decoder.config_;
+        const size_t hs = c.C / c.NH;
+        return decoder.sequences() <= decoder.block_ && hs % kVector<Real> == 0 && hs <= size_t(kSimpleMaxHs) &&
+               c.V <= kSampleIds;
     }
 
     // As generate_on_host (inference/generate.cuh).

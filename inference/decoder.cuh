@@ -2,8 +2,11 @@
 // Used by infer, by fold to compare its two models, and by the trainer to print samples.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <functional>
+#include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "inference/packed_model.h"
@@ -42,6 +45,69 @@ struct Layer {
 template <class Real>
 class DecodeGraph;  // inference/decode_graph.cuh: steps without the host
 
+// Copies numbers of the host to the device, in the order of its ops; the host does not wait.
+template <class Device>
+struct Upload {
+    void operator()(Device&, int* to, const std::vector<int>& from) { std::copy(from.begin(), from.end(), to); }
+};
+
+// What a decoder keeps to repeat a pass without issuing its ops again: on the CPU, nothing.
+template <class Device>
+struct RecordedPasses {};
+
+#ifdef TN_CUDA
+template <>
+class Upload<Cuda> {
+  public:
+    Upload() = default;
+    Upload(const Upload&) = delete;
+    Upload& operator=(const Upload&) = delete;
+    ~Upload() {
+        if (stream_) cudaStreamSynchronize(stream_);
+    }
+    void operator()(Cuda& dev, int* to, const std::vector<int>& from) {
+        copied_.synchronize();  // the buffer's last copy
+        if (size_ < from.size()) host_ = std::make_unique<Pinned<int>>(from.size()), size_ = from.size();
+        std::copy(from.begin(), from.end(), host_->data());
+        stream_ = dev.stream;
+        CUDA_CHECK(cudaMemcpyAsync(to, host_->data(), from.size() * sizeof(int), cudaMemcpyHostToDevice, stream_));
+        copied_.record(stream_);
+    }
+
+  private:
+    std::unique_ptr<Pinned<int>> host_;
+    size_t size_ = 0;
+    cudaStream_t stream_ = nullptr;
+    CudaEvent copied_;
+};
+
+// A pass over the same rows of the same sequences is recorded when it comes for the third time in a row (a validation, a benchmark),
+// and from then on launched as one. (Kernels' arguments are frozen: a pass over other rows is another pass.)
+template <>
+struct RecordedPasses<Cuda> {
+    using Key = std::vector<std::array<size_t, 4>>;
+    static constexpr size_t kMost = 8, kBefore = 2;
+    Key last;
+    size_t times = 0;                                                // it came, in a row
+    std::vector<std::pair<Key, std::unique_ptr<CudaGraph>>> graphs;  // the newest last
+
+    // Whether a graph did what issue() does; if not, issue() has yet to be called.
+    template <class Issue>
+    bool launch(Cuda& dev, const Key& key, Issue&& issue) {
+        for (const auto& [known, graph] : graphs)
+            if (known == key) return graph->launch(dev), true;
+        times = std::exchange(last, key) == key ? times + 1 : 1;
+        if (times <= kBefore) return false;
+        auto graph = std::make_unique<CudaGraph>();
+        graph->record(dev, issue);
+        graph->launch(dev);
+        if (graphs.size() == kMost) graphs.erase(graphs.begin());
+        graphs.emplace_back(key, std::move(graph));
+        return true;
+    }
+};
+#endif
+
 template <class Device, class Real>
 class Decoder {
   public:
@@ -53,12 +119,14 @@ class Decoder {
         : dev_(dev), config_(config), weights_(weights), packed_(packed), scales_(scales), gate_(gate),
           lengths_(sequences, 0), block_(std::min(config.T * sequences, kBlock)),
           step_rows_(std::min(sequences, block_)), ld_logits_((config.V + 7) / 8 * 8),
+          logits_rows_(std::max(step_rows_, std::min(block_, kLogitsRows))),
           memory_(dev, "the KV cache and activations") {
         const size_t C = config.C;
-        memory_.add(tokens_, block_), memory_.add(positions_, block_), memory_.add(x_, block_ * C);
+        memory_.add(tokens_, 2 * block_), memory_.add(x_, block_ * C);
         memory_.add(mid_, block_ * C), memory_.add(site_, block_ * C), memory_.add(qkv_, block_ * 3 * C);
-        memory_.add(att_, block_ * C), memory_.add(gelu_, block_ * 4 * C),
-            memory_.add(logits_, kOnHost ? 0 : block_ * ld_logits_);
+        memory_.add(att_, block_ * C), memory_.add(gelu_, block_ * 4 * C);
+        memory_.add(logits_, kOnHost ? 0 : logits_rows_ * ld_logits_);
+        memory_.add(last_positions_, kOnHost ? 0 : step_rows_);
         if constexpr (kCanPack) step_threads_ = StepThreads(size_t(dev.threads));
         if constexpr (kCanPack) memory_.add(own_sites_, packed ? size_t(dev.threads) * step_rows_ * C : 0);
         k_cache_.resize(config.L), v_cache_.resize(config.L);
@@ -72,6 +140,14 @@ class Decoder {
     size_t sequences() const { return lengths_.size(); }
     size_t length(size_t sequence = 0) const { return lengths_[sequence]; }  // tokens fed so far
     void rewind(size_t length, size_t sequence = 0) { lengths_[sequence] = std::min(length, lengths_[sequence]); }
+
+    // Nodes of the newest recorded pass, on a GPU; 0: there is none.
+    size_t recorded_nodes() const {
+        if constexpr (kOnHost)
+            return 0;
+        else
+            return recorded_.graphs.empty() ? 0 : recorded_.graphs.back().second->nodes();
+    }
 
     // Called before every layer; rows: of layer.in. While there is one, single tokens are computed like prompts, slowly.
     std::function<void(const Layer<Real>& layer, size_t rows)> watch;
@@ -90,14 +166,7 @@ class Decoder {
                 }
             pass(rows);
             if (which == Logits::all) out = logits(0, rows, out);
-            for (size_t i = 0; i < parts_.size() && which == Logits::last;) {
-                size_t next = i + 1;
-                if (parts_[i].ends) {  // with the one-row parts behind it: rows side by side
-                    while (next < parts_.size() && parts_[next].ends && parts_[next].n == 1) next++;
-                    out = logits(parts_[i].row + parts_[i].n - 1, next - i, out);
-                }
-                i = next;
-            }
+            if (which == Logits::last) out = last_logits(out);
         }
     }
 
@@ -107,8 +176,9 @@ class Decoder {
   private:
     friend class DecodeGraph<Real>;
 
-    static constexpr size_t kBlock = 512;  // rows at a time
     static constexpr bool kOnHost = std::is_same_v<Device, Cpu>;
+    // Rows at a time. A GPU is busy with thousands; all logits of that many would be too much memory.
+    static constexpr size_t kBlock = kOnHost ? 512 : 8192, kLogitsRows = 512;
     static constexpr bool kCanPack = kOnHost && std::is_same_v<Real, float>;
 
     // Rows row .. row + n - 1 of a block are positions first .. of a sequence. ends: they end their span; single: they
@@ -137,9 +207,11 @@ class Decoder {
             done += n;
             if (done == p.n) span++, done = 0;
         }
-        device_copy_in(dev_, tokens_, tokens.data(), tokens.size() * sizeof(int));
-        device_copy_in(dev_, positions_, positions.data(), positions.size() * sizeof(int));
-        return tokens.size();
+        const size_t rows = tokens.size();
+        tokens.insert(tokens.end(), positions.begin(), positions.end());
+        upload_(dev_, tokens_, tokens);
+        positions_ = tokens_ + rows;
+        return rows;
     }
 
     CachedRows<Real> cached(size_t l, const Part& p) const {
@@ -227,6 +299,19 @@ class Decoder {
 
     // The blocks, for the rows that stage() left; leaves the residual stream in x_.
     void pass(size_t rows) {
+        if constexpr (!kOnHost) {
+            typename RecordedPasses<Device>::Key key;
+            bool records = !watch;
+            for (const Part& p : parts_) {
+                key.push_back({p.sequence, p.row, p.first, p.n});
+                records &= !attention_decodes<Real>(p.n, config_.C / config_.NH);  // whose scratch a graph cannot hold
+            }
+            if (records && recorded_.launch(dev_, key, [&] { issue(rows); })) return;
+        }
+        issue(rows);
+    }
+
+    void issue(size_t rows) {
         embed(rows);
         std::vector<CachedRows<Real>> rows_of(parts_.size());
         blocks([&](const Layer<Real>& a) { linear(a, rows); },
@@ -238,17 +323,52 @@ class Decoder {
 
     // out [rows, V], the logits of rows first .. of x_; returns its end.
     Acc<Real>* logits(size_t first, size_t rows, Acc<Real>* out) {
-        const Real* x = x_ + first * config_.C;
         if constexpr (kOnHost) {
-            linear(head(out, x), rows);
+            linear(head(out, x_ + first * config_.C), rows);
+            return out + rows * config_.V;
         } else {
-            linear(head(logits_, x), rows);
-            std::vector<Real> values(rows * ld_logits_);
-            device_copy_out(dev_, values.data(), logits_, values.size() * sizeof(Real));
-            for (size_t row = 0; row < rows; row++)
-                std::copy_n(&values[row * ld_logits_], config_.V, out + row * config_.V);
+            for (size_t end = first + rows; first < end; first += logits_rows_) {
+                const size_t n = std::min(logits_rows_, end - first);
+                linear(head(logits_, x_ + first * config_.C), n);
+                out = copy_out(n, out);
+            }
+            return out;
         }
-        return out + rows * config_.V;
+    }
+
+    // out [spans that end in this block, V], the logits of their last rows; returns its end.
+    Acc<Real>* last_logits(Acc<Real>* out) {
+        if constexpr (kOnHost) {
+            for (size_t i = 0; i < parts_.size();) {
+                size_t next = i + 1;
+                if (parts_[i].ends) {  // with the one-row parts behind it: rows side by side
+                    while (next < parts_.size() && parts_[next].ends && parts_[next].n == 1) next++;
+                    out = logits(parts_[i].row + parts_[i].n - 1, next - i, out);
+                }
+                i = next;
+            }
+        } else {  // side by side by a copy: into mid_, which the blocks no longer need
+            std::vector<unsigned> rows;
+            for (const Part& p : parts_)
+                if (p.ends) rows.push_back(unsigned(p.row + p.n - 1));
+            if (rows.empty()) return out;
+            gather_rows(dev_, mid_, last_positions_, x_, positions_, rows, config_.C);
+            Layer<Real> layer = head(logits_, x_);
+            layer.in = mid_;
+            if (layer.site) layer.site->positions = last_positions_;
+            linear(layer, rows.size());
+            out = copy_out(rows.size(), out);
+        }
+        return out;
+    }
+
+    // From a GPU's logits_ [rows, ld_logits_] to out [rows, V]; returns its end. Here the host waits.
+    Acc<Real>* copy_out(size_t rows, Acc<Real>* out) {
+        std::vector<Real> values(rows * ld_logits_);
+        device_copy_out(dev_, values.data(), logits_, values.size() * sizeof(Real));
+        for (size_t row = 0; row < rows; row++, out += config_.V)
+            std::copy_n(&values[row * ld_logits_], config_.V, out);
+        return out;
     }
 
     // ---- one token for each of some sequences, with packed weights: all of it in one parallel region
@@ -306,8 +426,13 @@ class Decoder {
     size_t block_, step_rows_;     // the most rows that a block and a step may have
     StepThreads step_threads_{1};  // (on a GPU, of no use)
     size_t ld_logits_;             // on a GPU, where rows of logits start at multiples of 16 bytes
+    size_t logits_rows_;           // and are computed so many at a time
+    Upload<Device> upload_;
+    RecordedPasses<Device> recorded_;
     Arena<Device> memory_;
-    int *tokens_, *positions_;  // [block]
+    int* tokens_;                    // [2, block], of which positions_ is a part
+    int* positions_ = nullptr;       // [rows of the block], behind their tokens
+    int* last_positions_ = nullptr;  // [step_rows], on a GPU
     Real *x_, *mid_, *site_, *qkv_, *att_, *gelu_, *logits_;
     Real* own_sites_ = nullptr;             // [threads, step_rows, C]
     std::vector<Real*> k_cache_, v_cache_;  // [L] of [sequences, T, C]

@@ -85,6 +85,12 @@ double sum_of_squares(Cpu& dev, const Real* x, size_t n) {
     return sum;
 }
 
+// *sum += it, in memory of the device.
+template <class Real>
+void add_sum_of_squares(Cpu& dev, double* sum, const Real* x, size_t n) {
+    *sum += sum_of_squares(dev, x, n);
+}
+
 // The same, in shared scratch, as ops for all devices need it.
 template <class Real>
 const double* sum_of_squares_there(Cpu& dev, const Real* x, size_t n) {
@@ -95,7 +101,8 @@ const double* sum_of_squares_there(Cpu& dev, const Real* x, size_t n) {
 // ---- CUDA
 #ifdef TN_CUDA
 
-// All tensors in one launch: a block finds the tensor that its index falls into and updates kAdamwChunk elements of it.
+// Many tensors in one launch: a block finds the tensor that its index falls into and updates kAdamwChunk elements of it. The table of
+// tensors is an argument of the kernel, whose arguments are at most 4 KiB: no copy, and no wait for one.
 constexpr unsigned kAdamwThreads = 256, kAdamwChunk = 8192;
 
 template <class Real>
@@ -106,40 +113,46 @@ struct AdamwEntry {
 };
 
 template <class Real>
+struct AdamwTable {
+    static constexpr unsigned kMost = 60;
+    AdamwEntry<Real> entries[kMost];
+    unsigned count, blocks;
+};
+static_assert(sizeof(AdamwTable<float>) + sizeof(AdamwArgs<float>) <= 4096);
+
+// A thread's elements: a 16-byte vector of each fp32 array, so that a warp reads and writes whole sectors of all of them.
+constexpr unsigned kAdamwVector = kVector<float>;
+
+template <bool whole, class Real>
 __device__ __forceinline__ void adamw_vector(const AdamwTensor<Real>& t, const AdamwArgs<float>& a, size_t at,
-                                             unsigned left, bool whole) {
-    constexpr unsigned P = kVector<Real>, kHalf = kVector<float>;  // a vector of bf16 is two of fp32
+                                             unsigned left) {
     const float step = a.lr / a.correction1, root = rsqrtf(a.correction2), shrink = 1 - a.lr * t.decay;
-    float grad[P], rounded[P];
+    float grad[kAdamwVector], w[kAdamwVector], m[kAdamwVector], v[kAdamwVector];
     load_vector(grad, t.grad + at, 0, left, whole);
+    load_vector(m, t.m + at, 0, left, whole);
+    load_vector(v, t.v + at, 0, left, whole);
+    if (t.master)
+        load_vector(w, t.master + at, 0, left, whole);
+    else
+        load_vector(w, t.w + at, 0, left, whole);
 #pragma unroll
-    for (unsigned part = 0; part < P; part += kHalf) {
-        float w[kHalf], m[kHalf], v[kHalf];
-        if (t.master)
-            load_vector(w, t.master + at, part, left, whole);
-        else
-            for (unsigned j = 0; j < kHalf; j++) w[j] = part + j < left ? float(t.w[at + part + j]) : 0.0f;
-        load_vector(m, t.m + at, part, left, whole);
-        load_vector(v, t.v + at, part, left, whole);
-#pragma unroll
-        for (unsigned j = 0; j < kHalf; j++) {
-            const float g = grad[part + j] * a.clip_factor;
-            m[j] = a.beta1 * m[j] + (1 - a.beta1) * g;
-            v[j] = a.beta2 * v[j] + (1 - a.beta2) * g * g;
-            w[j] = w[j] * shrink - step * m[j] / (sqrtf(v[j]) * root + a.eps);
-            rounded[part + j] = w[j];
-        }
-        if (t.master) store_vector(t.master + at, w, part, left, whole);
-        store_vector(t.m + at, m, part, left, whole);
-        store_vector(t.v + at, v, part, left, whole);
+    for (unsigned j = 0; j < kAdamwVector; j++) {
+        const float g = grad[j] * a.clip_factor;
+        m[j] = a.beta1 * m[j] + (1 - a.beta1) * g;
+        v[j] = a.beta2 * v[j] + (1 - a.beta2) * g * g;
+        w[j] = w[j] * shrink - step * m[j] / (sqrtf(v[j]) * root + a.eps);
     }
-    store_vector(t.w + at, rounded, 0, left, whole);
+    if (t.master) store_vector(t.master + at, w, 0, left, whole);
+    store_vector(t.m + at, m, 0, left, whole);
+    store_vector(t.v + at, v, 0, left, whole);
+    store_vector(t.w + at, w, 0, left, whole);
 }
 
 template <class Real>
 __global__ void __launch_bounds__(kAdamwThreads)
-    adamw_kernel(const AdamwEntry<Real>* entries, unsigned count, AdamwArgs<float> args) {
-    unsigned low = 0, high = count;  // the last entry whose first_block is not behind this block
+    adamw_kernel(const __grid_constant__ AdamwTable<Real> table, AdamwArgs<float> args) {
+    const AdamwEntry<Real>* entries = table.entries;
+    unsigned low = 0, high = table.count;  // the last entry whose first_block is not behind this block
     while (high - low > 1) {
         const unsigned middle = (low + high) / 2;
         (entries[middle].first_block <= blockIdx.x ? low : high) = middle;
@@ -147,24 +160,29 @@ __global__ void __launch_bounds__(kAdamwThreads)
     const AdamwTensor<Real> t = entries[low].tensor;
     const size_t begin = size_t(blockIdx.x - entries[low].first_block) * kAdamwChunk;
     const size_t end = t.n - begin < kAdamwChunk ? t.n : begin + kAdamwChunk;
-    for (size_t at = begin + threadIdx.x * kVector<Real>; at < end; at += kAdamwThreads * kVector<Real>) {
-        const unsigned left = end - at < kVector<Real> ? unsigned(end - at) : kVector<Real>;
-        adamw_vector(t, args, at, left, entries[low].aligned && left == kVector<Real>);
+    for (size_t at = begin + threadIdx.x * kAdamwVector; at < end; at += kAdamwThreads * kAdamwVector) {
+        const unsigned left = end - at < kAdamwVector ? unsigned(end - at) : kAdamwVector;
+        if (entries[low].aligned && left == kAdamwVector)
+            adamw_vector<true>(t, args, at, left);
+        else
+            adamw_vector<false>(t, args, at, left);
     }
 }
 
 template <class Real>
 void adamw_update(Cuda& dev, const std::vector<AdamwTensor<Real>>& tensors, const AdamwArgs<float>& args) {
-    std::vector<AdamwEntry<Real>> entries;
-    unsigned blocks = 0;
+    AdamwTable<Real> table{};
+    auto update = [&] {
+        launch<adamw_kernel<Real>>(table.blocks, kAdamwThreads, 0, dev.stream, table, args);
+        table = {};
+    };
     for (const AdamwTensor<Real>& t : tensors) {
         if (t.n == 0) continue;
-        entries.push_back({t, blocks, aligned_16(t.w, t.master, t.m, t.v, t.grad)});
-        blocks += blocks_for(t.n, kAdamwChunk);
+        table.entries[table.count++] = {t, table.blocks, aligned_16(t.w, t.master, t.m, t.v, t.grad)};
+        table.blocks += blocks_for(t.n, kAdamwChunk);
+        if (table.count == table.kMost) update();
     }
-    auto* table = static_cast<AdamwEntry<Real>*>(dev.scratch(entries.size() * sizeof(AdamwEntry<Real>)));
-    device_copy_in(dev, table, entries.data(), entries.size() * sizeof(AdamwEntry<Real>));
-    launch<adamw_kernel<Real>>(blocks, kAdamwThreads, 0, dev.stream, table, unsigned(entries.size()), args);
+    update();
 }
 
 template <class Real>
@@ -185,22 +203,36 @@ __global__ void __launch_bounds__(256) sum_squares_kernel(double* partial, const
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-static __global__ void __launch_bounds__(256) sum_partial_kernel(double* total, const double* partial, unsigned n) {
+static __global__ void __launch_bounds__(256)
+    sum_partial_kernel(double* total, const double* partial, unsigned n, bool add) {
     double sum = 0;
     for (unsigned i = threadIdx.x; i < n; i += 256) sum += partial[i];
     sum = block_sum(sum, dynamic_shared<double>());
-    if (threadIdx.x == 0) *total = sum;
+    if (threadIdx.x == 0) *total = add ? *total + sum : sum;
 }
 
-// The result is there, in scratch, until the next kernel that needs some.
+// *total = or += the sum; null: the first number of scratch. Returns where it is.
 template <class Real>
-const double* sum_of_squares_there(Cuda& dev, const Real* x, size_t n) {
+double* sum_squares(Cuda& dev, double* total, const Real* x, size_t n, bool add) {
     const size_t most = 8 * size_t(dev.multiprocessors()), vectors = (n + kVector<Real> - 1) / kVector<Real>;
     const unsigned blocks = unsigned(std::clamp<size_t>(vectors / 256, 1, most));
     double* partial = static_cast<double*>(dev.scratch((most + 1) * sizeof(double)));
+    if (!total) total = partial;
     launch<sum_squares_kernel<Real>>(blocks, 256, 8 * sizeof(double), dev.stream, partial + 1, x, n, aligned_16(x));
-    launch<sum_partial_kernel>(1, 256, 8 * sizeof(double), dev.stream, partial, partial + 1, blocks);
-    return partial;
+    launch<sum_partial_kernel>(1, 256, 8 * sizeof(double), dev.stream, total, static_cast<const double*>(partial + 1),
+                               blocks, add);
+    return total;
+}
+
+template <class Real>
+void add_sum_of_squares(Cuda& dev, double* sum, const Real* x, size_t n) {
+    sum_squares(dev, sum, x, n, true);
+}
+
+// The result is there until the next kernel that needs scratch.
+template <class Real>
+const double* sum_of_squares_there(Cuda& dev, const Real* x, size_t n) {
+    return sum_squares<Real>(dev, nullptr, x, n, false);
 }
 
 // Waits for the result.

@@ -279,8 +279,9 @@ void with_flash_head_size(size_t hs, F&& f) {
     f(std::integral_constant<int, 128>());
 }
 
-template <class Real>
-void launch_attention_forward(Cuda& dev, const AttentionForward<Real>& a, size_t B) {
+// B: sequences.
+template <class Real, class Args>
+void launch_attention_forward(Cuda& dev, const Args& a, size_t B) {
     const size_t hs = size_t(a.hs), queries = size_t(a.queries);
     const unsigned heads = blocks_for(B * size_t(a.NH), 1);
     check_head_size(hs);
@@ -289,11 +290,11 @@ void launch_attention_forward(Cuda& dev, const AttentionForward<Real>& a, size_t
             return with_flash_head_size(hs, [&](auto size) {
                 constexpr int HS = decltype(size)::value;
                 const dim3 grid(heads, blocks_for(queries, ForwardTiles<HS>::kRows));
-                launch<flash_forward_kernel<HS>>(grid, kFlashThreads, sizeof(ForwardTiles<HS>), dev.stream, a);
+                launch<flash_forward_kernel<HS, Args>>(grid, kFlashThreads, sizeof(ForwardTiles<HS>), dev.stream, a);
             });
     const dim3 grid(heads, blocks_for(queries, kSimpleRows));
     const size_t shared = (3 * simple_tile(a.hs) + kSimpleScores) * sizeof(float);
-    launch<simple_forward_kernel<Real>>(grid, kSimpleThreads, shared, dev.stream, a);
+    launch<simple_forward_kernel<Real, Args>>(grid, kSimpleThreads, shared, dev.stream, a);
 }
 
 // out [B, T, C], lse [B, NH, T] (for the backward pass; may be null), qkv [B, T, 3C]
@@ -314,7 +315,7 @@ void attention_forward(Cuda& dev, Real* out, Acc<Real>* lse, const Real* qkv, si
         .keys = int(T),
         .inverse_sqrt_hs = float(1 / std::sqrt(double(hs))),
     };
-    launch_attention_forward(dev, a, B);
+    launch_attention_forward<Real>(dev, a, B);
 }
 
 // dqkv [B, T, 3C] =, from dout, out [B, T, C], lse [B, NH, T] and qkv [B, T, 3C] of the forward pass.
@@ -325,11 +326,10 @@ void attention_backward(Cuda& dev, Real* dqkv, const Real* dout, const Real* out
     const unsigned heads = blocks_for(B * NH, 1);
     check_head_size(hs);
     float* delta = static_cast<float*>(dev.scratch(count * sizeof(float)));
-    launch<attention_delta_kernel<Real>>(blocks_for(count, 32), 256, 0, dev.stream, delta, dout, out, count, int(T),
-                                         int(NH), int(hs), hs % kVector<Real> == 0);
     const AttentionBackward<Real> a{
         .dqkv = dqkv,
         .dout = dout,
+        .out = out,
         .qkv = qkv,
         .lse = lse,
         .delta = delta,
@@ -343,11 +343,13 @@ void attention_backward(Cuda& dev, Real* dqkv, const Real* dout, const Real* out
             return with_flash_head_size(hs, [&](auto size) {
                 constexpr int HS = decltype(size)::value;
                 const dim3 grid(heads, blocks_for(T, BackwardShape<HS>::kRows));
+                launch<flash_backward_dq_kernel<HS>>(grid, kFlashThreads, sizeof(QueryGradientTiles<HS>), dev.stream,
+                                                     a);  // first: it computes delta
                 launch<flash_backward_dkdv_kernel<HS>>(grid, kFlashThreads, sizeof(KeyGradientTiles<HS>), dev.stream,
                                                        a);
-                launch<flash_backward_dq_kernel<HS>>(grid, kFlashThreads, sizeof(QueryGradientTiles<HS>), dev.stream,
-                                                     a);
             });
+    launch<attention_delta_kernel<Real>>(blocks_for(count, 32), 256, 0, dev.stream, delta, dout, out, count, int(T),
+                                         int(NH), int(hs), hs % kVector<Real> == 0);
     const dim3 grid(heads, blocks_for(T, kSimpleRows));
     const size_t shared = (4 * simple_tile(a.hs) + 2 * kSimpleScores) * sizeof(float);
     launch<simple_backward_dkdv_kernel<Real>>(grid, kSimpleThreads, shared, dev.stream, a);
@@ -361,6 +363,12 @@ void with_decode_packs(int hs, F&& f) {
     if constexpr (kChannels < kSimpleMaxHs)
         if (hs > kChannels) return with_decode_packs<Real, 2 * packs>(hs, f);
     f(std::integral_constant<int, packs>());
+}
+
+// Whether n rows of a sequence go through attention_decode.
+template <class Real>
+bool attention_decodes(size_t n, size_t hs) {
+    return n == 1 && hs % kVector<Real> == 0;
 }
 
 // One query: one block per head and 128 keys; where a head has several blocks, their results are combined.
@@ -391,36 +399,42 @@ void attention_decode(Cuda& dev, Real* out, Real* k_cache, Real* v_cache, const 
         launch<decode_combine_kernel<Real>>(heads, kDecodeThreads, 0, dev.stream, out, partial, int(splits), int(hs));
 }
 
-// As on the CPU, one sequence after the other.
+// As on the CPU. Single rows go one by one, whatever else is there: a sequence's bits must not depend on it.
 template <class Real>
 void attention_cached(Cuda& dev, Real* out, const std::vector<CachedRows<Real>>& parts, const Real* qkv, size_t C,
                       size_t NH) {
     const size_t hs = C / NH;
     check_head_size(hs);
+    AttentionCached<Real> a{};
+    auto begin = [&] {
+        a = {.out = out,
+             .qkv = qkv,
+             .q_stride = 3 * C,
+             .kv_stride = C,
+             .NH = int(NH),
+             .hs = int(hs),
+             .queries = 0,
+             .inverse_sqrt_hs = float(1 / std::sqrt(double(hs))),
+             .count = 0,
+             .parts = {}};
+    };
+    auto end = [&] {
+        if (a.count == 0) return;
+        launch<cache_append_kernel<Real>>(dim3(blocks_for(size_t(a.queries) * C, 256), a.count), 256, 0, dev.stream, a);
+        launch_attention_forward<Real>(dev, a, a.count);
+        begin();
+    };
+    begin();
     for (const CachedRows<Real>& p : parts) {
-        const Real* rows = qkv + p.row * 3 * C;
-        if (p.n == 1 && hs % kVector<Real> == 0) {
-            attention_decode(dev, out + p.row * C, p.k_cache, p.v_cache, rows, p.first + 1, C, NH);
+        if (attention_decodes<Real>(p.n, hs)) {
+            attention_decode(dev, out + p.row * C, p.k_cache, p.v_cache, qkv + p.row * 3 * C, p.first + 1, C, NH);
             continue;
         }
-        launch<cache_append_kernel<Real>>(blocks_for(p.n * C, 256), 256, 0, dev.stream, p.k_cache + p.first * C,
-                                          p.v_cache + p.first * C, rows, p.n, C);
-        const AttentionForward<Real> a{
-            .out = out + p.row * C,
-            .lse = nullptr,
-            .q = rows,
-            .k = p.k_cache,
-            .v = p.v_cache,
-            .q_stride = 3 * C,
-            .kv_stride = C,
-            .NH = int(NH),
-            .hs = int(hs),
-            .queries = int(p.n),
-            .keys = int(p.first + p.n),
-            .inverse_sqrt_hs = float(1 / std::sqrt(double(hs))),
-        };
-        launch_attention_forward(dev, a, 1);
+        a.parts[a.count++] = {p.k_cache, p.v_cache, unsigned(p.row), unsigned(p.first), unsigned(p.n)};
+        a.queries = std::max(a.queries, int(p.n));
+        if (a.count == a.kMost) end();
     }
+    end();
 }
 
 // One new token of each of `rows` sequences against its cache; see AttentionStep. Head sizes must be multiples of 16 bytes.

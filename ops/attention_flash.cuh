@@ -153,14 +153,17 @@ struct ForwardTiles {
     bf16 q[kRows][HS + 8], k[2][kKeys][HS + 8], v[2][kKeys][HS + 8];
 };
 
-// Scores of keys that come after their query become -infinity. `position` is that of the warp's first row.
-template <int MT, int NT>
-__device__ __forceinline__ void mask_future(float (&s)[MT][NT][4], int position, int key) {
-    const int row = position + warp_lane() / 4, column = key + warp_lane() % 4 * 2;
+// Scores of keys that come after their query become -infinity. Rows are queries and columns keys, or the reverse where
+// `transposed`; `row` and `column` are the positions of the warp's first ones. Most tiles have no such scores: callers
+// branch around it.
+template <bool transposed, int MT, int NT>
+__device__ __forceinline__ void mask_future(float (&s)[MT][NT][4], int row, int column) {
+    row += warp_lane() / 4, column += warp_lane() % 4 * 2;
 #pragma unroll
     for (int i = 0; i < MT * NT * 4; i++) {
         const int m = i / (NT * 4), n = i / 4 % NT, e = i % 4;
-        if (column + n * 8 + e % 2 > row + m * 16 + e / 2 * 8) s[m][n][e] = -INFINITY;
+        const int r = row + m * 16 + e / 2 * 8, c = column + n * 8 + e % 2;
+        if (transposed ? r > c : c > r) s[m][n][e] = -INFINITY;
     }
 }
 
@@ -207,31 +210,37 @@ __device__ __forceinline__ void finish_softmax(float (&out)[MT][HS / 8][4], floa
 }
 
 // Block (x, y): head x of B NH, and the y-th block of 128 query rows from the end, so that the longest come first.
-template <int HS>
-__global__ void __launch_bounds__(kFlashThreads) flash_forward_kernel(AttentionForward<bf16> a) {
+// Args: AttentionForward or AttentionCached. A block whose rows its sequence does not have returns.
+template <int HS, class Args>
+__global__ void __launch_bounds__(kFlashThreads) flash_forward_kernel(const __grid_constant__ Args a) {
     using Tiles = ForwardTiles<HS>;
     constexpr int MT = Tiles::MT, NT = Tiles::kKeys / 8;
     Tiles& tiles = *dynamic_shared<Tiles>();
-    const size_t b = blockIdx.x / unsigned(a.NH), head = blockIdx.x % unsigned(a.NH) * size_t(a.hs);
-    const int row = int(gridDim.y - 1 - blockIdx.y) * Tiles::kRows, position = a.keys - a.queries + row;
-    const bf16* q = a.q + (b * size_t(a.queries) + size_t(row)) * a.q_stride + head;
-    const bf16* k = a.k + b * size_t(a.keys) * a.kv_stride + head;
-    const bf16* v = a.v + b * size_t(a.keys) * a.kv_stride + head;
-    const int warp_row = warp_id() * 16 * MT, rows = a.queries - row - warp_row;  // this warp's
+    const size_t h = blockIdx.x % unsigned(a.NH), head = h * size_t(a.hs);
+    const unsigned b = blockIdx.x / unsigned(a.NH);
+    const AttentionRows<bf16> sequence = a.rows(b);
+    const int queries = sequence.queries, keys = sequence.keys;
+    const int row = int(gridDim.y - 1 - blockIdx.y) * Tiles::kRows, position = keys - queries + row;
+    if (row >= queries) return;
+    const bf16* q = sequence.q + size_t(row) * a.q_stride + head;
+    const int warp_row = warp_id() * 16 * MT, rows = queries - row - warp_row;  // this warp's
 
+    // Where keys and values are is looked up for every tile: over the products, the pointers would need registers.
     auto load_keys = [&](int stage, int key) {
-        load_tile<HS>(tiles.k[stage], k + size_t(key) * a.kv_stride, a.kv_stride, a.keys - key, a.hs);
-        load_tile<HS>(tiles.v[stage], v + size_t(key) * a.kv_stride, a.kv_stride, a.keys - key, a.hs);
+        const AttentionRows<bf16> from = a.rows(b);
+        const size_t first = size_t(key) * a.kv_stride + head;
+        load_tile<HS>(tiles.k[stage], from.k + first, a.kv_stride, keys - key, a.hs);
+        load_tile<HS>(tiles.v[stage], from.v + first, a.kv_stride, keys - key, a.hs);
         cp_async_commit();
     };
-    load_tile<HS>(tiles.q, q, a.q_stride, a.queries - row, a.hs);
+    load_tile<HS>(tiles.q, q, a.q_stride, queries - row, a.hs);
     load_keys(0, 0);
 
     LeftRows<HS, MT, Tiles::kKeep> left{tiles.q + warp_row, {}};
     float out[MT][HS / 8][4] = {}, top[MT][2], sum[MT][2] = {};
 #pragma unroll
     for (int i = 0; i < MT * 2; i++) top[i / 2][i % 2] = -INFINITY;
-    const int key_end = min(a.keys, position + Tiles::kRows);
+    const int key_end = min(keys, position + Tiles::kRows);
     for (int key = 0, stage = 0; key < key_end; key += Tiles::kKeys, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();  // this tile is there, and everyone has left the other stage
@@ -241,14 +250,15 @@ __global__ void __launch_bounds__(kFlashThreads) flash_forward_kernel(AttentionF
         if (rows <= 0 || key > first + 16 * MT - 1) continue;
         float s[MT][NT][4];
         multiply_rows<HS>(s, left, tiles.k[stage]);
-        if (key + Tiles::kKeys - 1 > first) mask_future(s, first, key);
+        if (key + Tiles::kKeys - 1 > first) mask_future<false>(s, first, key);
         online_softmax<HS>(s, out, top, sum, a.inverse_sqrt_hs * kLog2e);
         multiply_add<HS>(out, s, tiles.v[stage]);
     }
     const size_t C = size_t(a.NH) * size_t(a.hs), first_row = size_t(row + warp_row);
-    float* lse = a.lse ? a.lse + size_t(blockIdx.x) * size_t(a.queries) + first_row : nullptr;
+    const AttentionRows<bf16> to = a.rows(b);  // again: in between, its pointers would need registers
+    float* lse = to.lse ? to.lse + h * size_t(queries) + first_row : nullptr;
     finish_softmax<HS>(out, lse, rows, top, sum, a.inverse_sqrt_hs);
-    store_rows<HS>(a.out + (b * size_t(a.queries) + first_row) * C + head, C, rows, a.hs, out, 1, tiles.q + warp_row);
+    store_rows<HS>(to.out + first_row * C + head, C, rows, a.hs, out, 1, tiles.q + warp_row);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -259,11 +269,13 @@ __global__ void __launch_bounds__(kFlashThreads) flash_forward_kernel(AttentionF
 // kernel would need 5. In return nothing is added across blocks: there is no fp32 copy of dq to be zeroed, read and
 // written once for every block of keys, and converted; there are no atomics; and all sums have one order.
 
-// A block's own rows, 16 MT per warp, and the tiles of the other side. In registers are two sums of MT HS / 2 each, two
-// tiles of scores of MT 16 each, and more.
+// A block's own rows, 16 MT per warp, and the tiles of the other side, of which a warp takes 8 NT rows at a time. In registers are
+// two sums of MT HS / 2 each (for dq one, and beside it the fragments of q and dout, if kept), two tiles of scores of
+// MT NT 4 each, and more.
 template <int HS>
 struct BackwardShape {
-    static constexpr int MT = HS <= 64 ? 2 : 1, kRows = kFlashWarps * 16 * MT, kPassing = 32, NT = kPassing / 8;
+    static constexpr int MT = HS <= 64 ? 2 : 1, kRows = kFlashWarps * 16 * MT, kPassing = HS <= 64 ? 64 : 32, NT = 4;
+    static constexpr bool kKeep = HS <= 64;
 };
 
 template <int HS>
@@ -275,13 +287,11 @@ struct KeyGradientTiles {
 };
 
 // p: scores in, probabilities out. ds: dp in, p (dp - delta) out, which is the gradient of q . k except for the factor
-// 1 / sqrt(hs). Both are [key, query], starting at `key` and `query`; lse and delta [8 NT] belong to the queries.
+// 1 / sqrt(hs). Both are [key, query]; lse and delta [8 NT] belong to the queries.
 template <int MT, int NT>
 __device__ __forceinline__ void score_gradients_transposed(float (&p)[MT][NT][4], float (&ds)[MT][NT][4],
-                                                           const float* lse, const float* delta, int key, int query,
-                                                           float exp2_factor) {
-    const bool diagonal = query < key + 16 * MT - 1;
-    const int row = key + warp_lane() / 4, column = warp_lane() % 4 * 2;
+                                                           const float* lse, const float* delta, float exp2_factor) {
+    const int column = warp_lane() % 4 * 2;
 #pragma unroll
     for (int j = 0; j < NT * 2; j++) {
         const int n = j / 2, q = n * 8 + column + j % 2;
@@ -290,7 +300,6 @@ __device__ __forceinline__ void score_gradients_transposed(float (&p)[MT][NT][4]
         for (int i = 0; i < MT * 2; i++) {
             const int m = i / 2, e = i % 2 * 2 + j % 2;
             p[m][n][e] = fast_exp2(p[m][n][e] * exp2_factor - lse2);
-            if (diagonal && row + m * 16 + i % 2 * 8 > query + q) p[m][n][e] = 0;
             ds[m][n][e] = p[m][n][e] * (ds[m][n][e] - d);
         }
     }
@@ -299,7 +308,8 @@ __device__ __forceinline__ void score_gradients_transposed(float (&p)[MT][NT][4]
 // Block (x, y): head x of B NH, and the y-th block of key rows; the first keys have the most queries. Scores are computed
 // transposed, [key, query], so that they can serve as left operands of dv = p^T dout and dk = ds^T q without a change.
 template <int HS>
-__global__ void __launch_bounds__(kFlashThreads) flash_backward_dkdv_kernel(AttentionBackward<bf16> a) {
+__global__ void __launch_bounds__(kFlashThreads, HS == 96 ? 2 : 0)
+    flash_backward_dkdv_kernel(AttentionBackward<bf16> a) {
     using Shape = BackwardShape<HS>;
     constexpr int MT = Shape::MT, NT = Shape::NT, kQueries = Shape::kPassing;
     auto& tiles = *dynamic_shared<KeyGradientTiles<HS>>();
@@ -328,14 +338,18 @@ __global__ void __launch_bounds__(kFlashThreads) flash_backward_dkdv_kernel(Atte
         cp_async_wait<0>();
         __syncthreads();  // this tile is there, and everyone has left the other stage
         if (query + kQueries < a.T) load_queries(stage ^ 1, query + kQueries);
-        if (first >= a.T || query + kQueries - 1 < first) continue;
-        float p[MT][NT][4], ds[MT][NT][4];
-        multiply_rows<HS>(p, k, tiles.q[stage]);
-        multiply_rows<HS>(ds, v, tiles.dout[stage]);
-        score_gradients_transposed(p, ds, tiles.lse[stage], tiles.delta[stage], first, query,
-                                   a.inverse_sqrt_hs * kLog2e);
-        multiply_add<HS>(dv, p, tiles.dout[stage]);
-        multiply_add<HS>(dk, ds, tiles.q[stage]);
+#pragma unroll 1
+        for (int at = 0; at < kQueries; at += 8 * NT) {
+            if (first >= a.T || query + at + 8 * NT - 1 < first) continue;
+            float p[MT][NT][4], ds[MT][NT][4];
+            multiply_rows<HS>(p, k, tiles.q[stage] + at);
+            multiply_rows<HS>(ds, v, tiles.dout[stage] + at);
+            if (query + at < first + 16 * MT - 1) mask_future<true>(p, first, query + at);
+            score_gradients_transposed(p, ds, tiles.lse[stage] + at, tiles.delta[stage] + at,
+                                       a.inverse_sqrt_hs * kLog2e);
+            multiply_add<HS>(dv, p, tiles.dout[stage] + at);
+            multiply_add<HS>(dk, ds, tiles.q[stage] + at);
+        }
     }
     store_rows<HS>(head.dk + size_t(first) * 3 * C, 3 * C, a.T - first, a.hs, dk, a.inverse_sqrt_hs,
                    tiles.k + warp_row);
@@ -352,20 +366,18 @@ struct QueryGradientTiles {
 // ds: dp in, p (dp - delta) out, [query, key]. lse2 (in units of log 2) and delta belong to the lane's rows.
 template <int MT, int NT>
 __device__ __forceinline__ void score_gradients(float (&ds)[MT][NT][4], const float (&s)[MT][NT][4],
-                                                const float (&lse2)[MT][2], const float (&delta)[MT][2], int query,
-                                                int key, float exp2_factor) {
-    const bool diagonal = key + 8 * NT - 1 > query;
-    const int row = query + warp_lane() / 4, column = key + warp_lane() % 4 * 2;
+                                                const float (&lse2)[MT][2], const float (&delta)[MT][2],
+                                                float exp2_factor) {
 #pragma unroll
     for (int i = 0; i < MT * NT * 4; i++) {
         const int m = i / (NT * 4), n = i / 4 % NT, e = i % 4, half = e / 2;
-        float p = fast_exp2(s[m][n][e] * exp2_factor - lse2[m][half]);
-        if (diagonal && column + n * 8 + e % 2 > row + m * 16 + half * 8) p = 0;
+        const float p = fast_exp2(s[m][n][e] * exp2_factor - lse2[m][half]);
         ds[m][n][e] = p * (ds[m][n][e] - delta[m][half]);
     }
 }
 
-// Block (x, y): head x of B NH, and the y-th block of query rows from the end, so that the longest come first.
+// Block (x, y): head x of B NH, and the y-th block of query rows from the end, so that the longest come first. It also writes
+// delta, which dk and dv need.
 template <int HS>
 __global__ void __launch_bounds__(kFlashThreads) flash_backward_dq_kernel(AttentionBackward<bf16> a) {
     using Shape = BackwardShape<HS>;
@@ -385,25 +397,38 @@ __global__ void __launch_bounds__(kFlashThreads) flash_backward_dq_kernel(Attent
     load_tile<HS>(tiles.dout, head.dout + size_t(query) * C, C, a.T - query, a.hs);
     load_keys(0, 0);
 
-    const LeftRows<HS, MT, false> q{tiles.q + warp_row, {}}, dout{tiles.dout + warp_row, {}};
+    LeftRows<HS, MT, Shape::kKeep> q{tiles.q + warp_row, {}}, dout{tiles.dout + warp_row, {}};
     float dq[MT][HS / 8][4] = {}, lse2[MT][2], delta[MT][2];
 #pragma unroll
     for (int i = 0; i < MT * 2; i++) {
         const int row = first + i * 8 + warp_lane() / 4;
+        float sum = 0, x[8], y[8];  // of every fourth 8 channels
+        for (int c = warp_lane() % 4 * 8; row < a.T && c < a.hs; c += 32) {
+            load_vector(x, head.dout + size_t(row) * C, unsigned(c), unsigned(a.hs), true);
+            load_vector(y, head.out + size_t(row) * C, unsigned(c), unsigned(a.hs), true);
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum += x[j] * y[j];
+        }
+        delta[i / 2][i % 2] = group_sum<4>(sum);
         lse2[i / 2][i % 2] = row < a.T ? head.lse[row] * kLog2e : 0;
-        delta[i / 2][i % 2] = row < a.T ? head.delta[row] : 0;
+        if (row < a.T && warp_lane() % 4 == 0) head.delta[row] = delta[i / 2][i % 2];
     }
     const int key_end = min(a.T, query + Shape::kRows);
     for (int key = 0, stage = 0; key < key_end; key += kKeys, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();  // this tile is there, and everyone has left the other stage
+        if (key == 0) q.prepare(), dout.prepare();
         if (key + kKeys < key_end) load_keys(stage ^ 1, key + kKeys);
-        if (first >= a.T || key > first + 16 * MT - 1) continue;
-        float s[MT][NT][4], ds[MT][NT][4];
-        multiply_rows<HS>(s, q, tiles.k[stage]);
-        multiply_rows<HS>(ds, dout, tiles.v[stage]);
-        score_gradients(ds, s, lse2, delta, first, key, a.inverse_sqrt_hs * kLog2e);
-        multiply_add<HS>(dq, ds, tiles.k[stage]);
+#pragma unroll 1
+        for (int at = 0; at < kKeys; at += 8 * NT) {
+            if (first >= a.T || key + at > first + 16 * MT - 1) continue;
+            float s[MT][NT][4], ds[MT][NT][4];
+            multiply_rows<HS>(s, q, tiles.k[stage] + at);
+            multiply_rows<HS>(ds, dout, tiles.v[stage] + at);
+            if (key + at + 8 * NT - 1 > first) mask_future<false>(s, first, key + at);
+            score_gradients(ds, s, lse2, delta, a.inverse_sqrt_hs * kLog2e);
+            multiply_add<HS>(dq, ds, tiles.k[stage] + at);
+        }
     }
     store_rows<HS>(head.dq + size_t(first) * 3 * C, 3 * C, a.T - first, a.hs, dq, a.inverse_sqrt_hs,
                    tiles.q + warp_row);

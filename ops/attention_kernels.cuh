@@ -1,6 +1,5 @@
 // The kernels of ops/attention.cuh that need no tensor cores: "simple" ones for any number type and head size up to 256
-// (they serve fp32 runs and odd head sizes, and are the ones to read first), the sums that every backward pass begins
-// with, and one query against a cache.
+// (they serve fp32 runs and odd head sizes, and are the ones to read first), and one query against a cache.
 //
 // Blocks never add into the same memory, and all sums have a fixed order: runs give the same bits.
 #pragma once
@@ -11,9 +10,16 @@
 
 namespace tapernorm {
 
-constexpr float kLog2e = 1.4426950408889634f;  // exp(x) = exp2(x log2e): exp2 is one instruction
+// One sequence, as a forward kernel sees it. Query r is at position keys - queries + r, and sees the keys up to there.
+template <class Real>
+struct AttentionRows {
+    Real* out;              // [queries, C]
+    float* lse;             // [NH, queries], may be null
+    const Real *q, *k, *v;  // [queries or keys, NH hs], rows q_stride and kv_stride elements apart
+    int queries, keys;
+};
 
-// Query r is at position keys - queries + r, and sees the keys up to there.
+// Sequences of the same length.
 template <class Real>
 struct AttentionForward {
     Real* out;              // [B, queries, C]
@@ -22,21 +28,61 @@ struct AttentionForward {
     size_t q_stride, kv_stride;
     int NH, hs, queries, keys;
     float inverse_sqrt_hs;
+
+    __device__ __forceinline__ AttentionRows<Real> rows(unsigned b) const {
+        const size_t first = size_t(b) * size_t(queries), key = size_t(b) * size_t(keys) * kv_stride;
+        return {out + first * size_t(NH) * size_t(hs),
+                lse ? lse + first * size_t(NH) : nullptr,
+                q + first * q_stride,
+                k + key,
+                v + key,
+                queries,
+                keys};
+    }
 };
 
+// Inference: rows of sequences of any lengths against their caches.
+template <class Real>
+struct AttentionCached {
+    static constexpr unsigned kMost = 64;  // an argument of a kernel, of at most 4 KiB
+    struct Part {
+        Real *k_cache, *v_cache;  // [> first + n - 1, C]
+        unsigned row, first, n;   // rows row .. row + n - 1 of the batch are positions first .. first + n - 1
+    };
+    Real* out;        // [N, C]
+    const Real* qkv;  // [N, 3C]
+    size_t q_stride, kv_stride;
+    int NH, hs, queries;  // queries: the most that a part has
+    float inverse_sqrt_hs;
+    unsigned count;
+    Part parts[kMost];
+
+    __device__ __forceinline__ AttentionRows<Real> rows(unsigned b) const {
+        const Part& p = parts[b];
+        return {out + size_t(p.row) * kv_stride,
+                nullptr,
+                qkv + size_t(p.row) * q_stride,
+                p.k_cache,
+                p.v_cache,
+                int(p.n),
+                int(p.first + p.n)};
+    }
+};
 template <class Real>
 struct AttentionBackward {
-    Real* dqkv;                // [B, T, 3C]
-    const Real *dout, *qkv;    // [B, T, C], [B, T, 3C]
-    const float *lse, *delta;  // [B, NH, T]
+    Real* dqkv;                    // [B, T, 3C]
+    const Real *dout, *out, *qkv;  // [B, T, C], [B, T, C], [B, T, 3C]
+    const float* lse;              // [B, NH, T]
+    float* delta;                  // [B, NH, T]: dout . out
     int NH, hs, T;
     float inverse_sqrt_hs;
 
     // What differs from head to head: pointers to row 0 of the head that a block works on.
     struct Head {
-        const Real *q, *k, *v, *dout;
+        const Real *q, *k, *v, *dout, *out;
         Real *dq, *dk, *dv;
-        const float *lse, *delta;
+        const float* lse;
+        float* delta;
     };
     __device__ __forceinline__ Head head(unsigned index) const {
         const size_t b = index / unsigned(NH), h = index % unsigned(NH), C = size_t(NH) * size_t(hs);
@@ -48,6 +94,7 @@ struct AttentionBackward {
                 q + C,
                 q + 2 * C,
                 dout + row * C + h * size_t(hs),
+                out + row * C + h * size_t(hs),
                 dq,
                 dq + C,
                 dq + 2 * C,
@@ -137,36 +184,38 @@ __device__ __forceinline__ void simple_store(Real* to, const float (&sum)[kSimpl
         if (x + 16 * i < hs) to[x + 16 * i] = Real(sum[i] * factor);
 }
 
-// Rows are queries, keys pass.
-template <class Real>
-__global__ void __launch_bounds__(kSimpleThreads) simple_forward_kernel(AttentionForward<Real> a) {
+// Rows are queries, keys pass. Args: AttentionForward or AttentionCached. A block whose rows its sequence does not have returns.
+template <class Real, class Args>
+__global__ void __launch_bounds__(kSimpleThreads) simple_forward_kernel(const __grid_constant__ Args a) {
     float *q = dynamic_shared<float>(), *k = q + simple_tile(a.hs), *v = k + simple_tile(a.hs),
           *weights = v + simple_tile(a.hs);
     const int x = int(threadIdx.x % 16), y = int(threadIdx.x / 16), ld = simple_stride(a.hs);
-    const int row = int(gridDim.y - 1 - blockIdx.y) * kSimpleRows, position = a.keys - a.queries + row + y;
-    const size_t b = blockIdx.x / unsigned(a.NH), head = blockIdx.x % unsigned(a.NH) * size_t(a.hs);
+    const size_t h = blockIdx.x % unsigned(a.NH), head = h * size_t(a.hs);
+    const AttentionRows<Real> s = a.rows(blockIdx.x / unsigned(a.NH));
+    const int row = int(gridDim.y - 1 - blockIdx.y) * kSimpleRows, position = s.keys - s.queries + row + y;
+    if (row >= s.queries) return;
     float* mine = weights + y * (kSimpleRows + 1);  // [16]
     float top = -INFINITY, sum = 0, out[kSimpleChannels] = {};
-    simple_load(q, a.q + (b * size_t(a.queries) + size_t(row)) * a.q_stride + head, a.q_stride, a.queries - row, a.hs);
-    for (int key = 0; key < min(a.keys, position - y + kSimpleRows); key += kSimpleRows) {
-        const size_t from = (b * size_t(a.keys) + size_t(key)) * a.kv_stride + head;
+    simple_load(q, s.q + size_t(row) * a.q_stride + head, a.q_stride, s.queries - row, a.hs);
+    for (int key = 0; key < min(s.keys, position - y + kSimpleRows); key += kSimpleRows) {
+        const size_t from = size_t(key) * a.kv_stride + head;
         __syncthreads();  // everyone has left the tile before
-        simple_load(k, a.k + from, a.kv_stride, a.keys - key, a.hs);
-        simple_load(v, a.v + from, a.kv_stride, a.keys - key, a.hs);
+        simple_load(k, s.k + from, a.kv_stride, s.keys - key, a.hs);
+        simple_load(v, s.v + from, a.kv_stride, s.keys - key, a.hs);
         __syncthreads();
-        const float s = key + x <= position ? simple_dot(q + y * ld, k + x * ld, a.hs) * a.inverse_sqrt_hs : -INFINITY;
-        const float new_top = fmaxf(top, group_max<16>(s));
-        const float p = expf(s - new_top), rescale = expf(top - new_top);
+        const float score =
+            key + x <= position ? simple_dot(q + y * ld, k + x * ld, a.hs) * a.inverse_sqrt_hs : -INFINITY;
+        const float new_top = fmaxf(top, group_max<16>(score));
+        const float p = expf(score - new_top), rescale = expf(top - new_top);
         top = new_top;
         sum = sum * rescale + group_sum<16>(p);
         mine[x] = p;
         __syncwarp();  // the 16 threads of a row are in one warp
         simple_add(out, rescale, mine, v, a.hs);
     }
-    if (row + y >= a.queries) return;
-    const size_t token = b * size_t(a.queries) + size_t(row + y);
-    simple_store(a.out + token * size_t(a.NH) * size_t(a.hs) + head, out, 1 / sum, a.hs);
-    if (a.lse && x == 0) a.lse[size_t(blockIdx.x) * size_t(a.queries) + size_t(row + y)] = top + logf(sum);
+    if (row + y >= s.queries) return;
+    simple_store(s.out + size_t(row + y) * size_t(a.NH) * size_t(a.hs) + head, out, 1 / sum, a.hs);
+    if (s.lse && x == 0) s.lse[h * size_t(s.queries) + size_t(row + y)] = top + logf(sum);
 }
 
 // p and ds of one pair of query and key; zero where the key comes after the query, or where there is no such query.
@@ -249,13 +298,14 @@ struct AttentionDecode {
     float inverse_sqrt_hs;
 };
 
-// k_cache, v_cache [n, C] = from qkv [n, 3C]
+// The keys and values of the new rows of part blockIdx.y, to its caches.
 template <class Real>
-__global__ void cache_append_kernel(Real* k_cache, Real* v_cache, const Real* qkv, size_t n, size_t C) {
-    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= n * C) return;
-    const Real* row = qkv + i / C * 3 * C + i % C;
-    k_cache[i] = row[C], v_cache[i] = row[2 * C];
+__global__ void __launch_bounds__(256) cache_append_kernel(const __grid_constant__ AttentionCached<Real> a) {
+    const auto& p = a.parts[blockIdx.y];
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x, C = a.kv_stride;
+    if (i >= p.n * C) return;
+    const Real* row = a.qkv + (p.row + i / C) * a.q_stride + i % C;
+    p.k_cache[p.first * C + i] = row[C], p.v_cache[p.first * C + i] = row[2 * C];
 }
 
 constexpr int kDecodeThreads = 128, kDecodeGroups = kDecodeThreads / 8, kDecodeKeys = 128;

@@ -107,30 +107,45 @@ void distillation(Cpu& dev, double* sums, Acc<Real>* losses, Real* logits, Real*
 
 constexpr unsigned kSoftmaxThreads = 512;  // the most; a small vocabulary has fewer
 
+// exp(z - top). (With log2(e) top known it would be one instruction less, and wrong where logits are large.)
+__device__ __forceinline__ float exp_below(float z, float top) { return fast_exp2((z - top) * kLog2e); }
+
 // The maximum and the sum of exp(z - top) so far.
 struct Softmax {
     float top, sum;
     __device__ void add(const Softmax& other) {
         const float both = fmaxf(top, other.top);
-        // exp(-inf - -inf) would be NaN: a part without elements (sum 0) adds nothing.
-        sum = (sum == 0 ? 0 : sum * __expf(top - both)) + (other.sum == 0 ? 0 : other.sum * __expf(other.top - both));
+        // exp(-inf - -inf) would be NaN: a part without elements, or whose elements are -inf (sum 0), adds nothing.
+        sum =
+            (sum == 0 ? 0 : sum * exp_below(top, both)) + (other.sum == 0 ? 0 : other.sum * exp_below(other.top, both));
         top = both;
     }
 };
 
+// How many of the first n elements of a row are read as whole vectors, without a test for each; the rest are read one by one.
+template <class Real>
+__device__ __forceinline__ unsigned in_vectors(unsigned n, bool aligned) {
+    return aligned ? n / kVector<Real> * kVector<Real> : 0;
+}
+
 template <class Real>
 __device__ Softmax row_softmax(const Real* z, unsigned V, bool aligned, Softmax* shared) {
     Softmax mine{-INFINITY, 0};
+    const unsigned whole = in_vectors<Real>(V, aligned);
     float v[kVector<Real>];
-    for (unsigned i = threadIdx.x * kVector<Real>; i < V; i += blockDim.x * kVector<Real>) {
-        load_vector(v, z, i, V, aligned && i + kVector<Real> <= V);
-        float top = v[0];
+    for (unsigned i = threadIdx.x * kVector<Real>; i < whole; i += blockDim.x * kVector<Real>) {
+        load_vector(v, z, i, V, true);
+        float top = mine.top;
 #pragma unroll
-        for (unsigned j = 1; j < kVector<Real>; j++) top = i + j < V ? fmaxf(top, v[j]) : top;
-        Softmax part{top, 0};
+        for (unsigned j = 0; j < kVector<Real>; j++) top = fmaxf(top, v[j]);
+        const float shift = top == -INFINITY ? 0 : top;
+        mine.sum *= exp_below(mine.top, shift), mine.top = top;
 #pragma unroll
-        for (unsigned j = 0; j < kVector<Real>; j++) part.sum += i + j < V ? __expf(v[j] - top) : 0.0f;
-        mine.add(part);
+        for (unsigned j = 0; j < kVector<Real>; j++) mine.sum += exp_below(v[j], shift);
+    }
+    for (unsigned i = whole + threadIdx.x; i < V; i += blockDim.x) {
+        const float one = float(z[i]);
+        mine.add({one, one == -INFINITY ? 0.0f : 1.0f});
     }
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2)
@@ -154,15 +169,19 @@ __global__ void __launch_bounds__(kSoftmaxThreads)
     if (threadIdx.x == 0) losses[row] = logf(s.sum) + (s.top - z_y);
     if (!gradient) return;
     const float factor = weight / s.sum;
+    const unsigned whole = in_vectors<Real>(V, aligned);
     float v[kVector<Real>];
-    for (unsigned i = threadIdx.x * kVector<Real>; i < ld; i += blockDim.x * kVector<Real>) {
-        const bool whole = aligned && i + kVector<Real> <= ld;
-        load_vector(v, z, i, ld, whole);
+    for (unsigned i = threadIdx.x * kVector<Real>; i < whole; i += blockDim.x * kVector<Real>) {
+        load_vector(v, z, i, V, true);
 #pragma unroll
-        for (unsigned j = 0; j < kVector<Real>; j++)
-            v[j] = i + j < V ? __expf(v[j] - s.top) * factor - (i + j == target ? weight : 0.0f) : 0.0f;
-        store_vector(z, v, i, ld, whole);
+        for (unsigned j = 0; j < kVector<Real>; j++) v[j] = exp_below(v[j], s.top) * factor;
+        if (target - i < kVector<Real>)
+#pragma unroll
+            for (unsigned j = 0; j < kVector<Real>; j++) v[j] -= i + j == target ? weight : 0.0f;
+        store_vector(z, v, i, V, true);
     }
+    for (unsigned i = whole + threadIdx.x; i < ld; i += blockDim.x)
+        z[i] = Real(i < V ? exp_below(float(z[i]), s.top) * factor - (i == target ? weight : 0.0f) : 0.0f);
 }
 
 template <class Real>
@@ -195,21 +214,26 @@ __global__ void __launch_bounds__(kSoftmaxThreads)
     Softmax* const shared = dynamic_shared<Softmax>();
     const Softmax p = row_softmax(z, V, aligned, shared), q = row_softmax(t, V, aligned, shared + warps);
     const float of_p = 1 / p.sum, of_q = 1 / q.sum, at_target = weight * (1 - share);
-    float v[kVector<Real>], u[kVector<Real>], distance = 0;
-    for (unsigned i = threadIdx.x * kVector<Real>; i < ld; i += blockDim.x * kVector<Real>) {
-        const bool whole = aligned && i + kVector<Real> <= ld;
-        load_vector(v, z, i, ld, whole);
-        load_vector(u, t, i, ld, whole);
+    float distance = 0;
+    // The gradient of one logit.
+    auto gradient = [&](float z_i, float t_i, unsigned i) {
+        const float log_p = z_i - p.top, log_q = t_i - q.top, e = exp_below(t_i, q.top);
+        if (e > 0) distance += e * (log_q - log_p);
+        // __fmul_rn: as on the CPU, the difference is 0 where the student is its teacher.
+        const float difference = __fmul_rn(exp_below(z_i, p.top), of_p) - share * __fmul_rn(e, of_q);
+        return weight * difference - (i == target ? at_target : 0.0f);
+    };
+    const unsigned whole = in_vectors<Real>(V, aligned);
+    float v[kVector<Real>], u[kVector<Real>];
+    for (unsigned i = threadIdx.x * kVector<Real>; i < whole; i += blockDim.x * kVector<Real>) {
+        load_vector(v, z, i, V, true);
+        load_vector(u, t, i, V, true);
 #pragma unroll
-        for (unsigned j = 0; j < kVector<Real>; j++) {
-            const float log_p = v[j] - p.top, log_q = u[j] - q.top, e = i + j < V ? __expf(log_q) : 0.0f;
-            if (e > 0) distance += e * (log_q - log_p);
-            // __fmul_rn: as on the CPU, the difference is 0 where the student is its teacher.
-            const float difference = __fmul_rn(__expf(log_p), of_p) - share * __fmul_rn(e, of_q);
-            v[j] = i + j < V ? weight * difference - (i + j == target ? at_target : 0.0f) : 0.0f;
-        }
-        store_vector(z, v, i, ld, whole);
+        for (unsigned j = 0; j < kVector<Real>; j++) v[j] = gradient(v[j], u[j], i + j);
+        store_vector(z, v, i, V, true);
     }
+    for (unsigned i = whole + threadIdx.x; i < ld; i += blockDim.x)
+        z[i] = Real(i < V ? gradient(float(z[i]), float(t[i]), i) : 0.0f);
     distance = block_sum(distance, reinterpret_cast<float*>(shared + 2 * warps));
     if (threadIdx.x != 0) return;
     losses[2 * row] = logf(p.sum) + (p.top - z_y);

@@ -9,6 +9,7 @@
 #pragma once
 #include "ops/gelu.cuh"
 #include "ops/leaf.h"
+#include "ops/reduce.cuh"
 
 namespace tapernorm {
 
@@ -35,8 +36,9 @@ struct Gemm {
     bool gelu = false;
     Real* pre_gelu = nullptr;            // [M, N], an output
     const Real* gelu_grad_at = nullptr;  // [M, N], an input
-    Real* b_sums = nullptr;              // [N] = or += (as `accumulate` says) sums over k of op(B); needs !trans_b
-    void* pack = nullptr;                // gemm_single only: gemm_pack_bytes<Real>() bytes, 64-byte aligned
+    Real* c_sums = nullptr;              // [N], an output: the column sums of the finished C, = or +=; needs ldc = N
+    bool accumulate_sums = false;
+    void* pack = nullptr;  // gemm_single only: gemm_pack_bytes<Real>() bytes, 64-byte aligned
 };
 
 // The part of C that one thread computes: rows [i0, i1), columns [j0, j1). j0 is a multiple of kColumnGrain.
@@ -242,20 +244,6 @@ void pack_panels(Real* out, const Gemm<Real>& g, size_t k0, size_t kc, size_t j0
         for (size_t j = n; j < width; j++) tail[k * width + j] = 0;
 }
 
-// sums [j1 - j0] = or += the sums of rows [k0, k0 + kc) of B.
-template <class Real>
-void sum_rows(const Gemm<Real>& g, size_t k0, size_t kc, size_t j0, size_t j1) {
-    constexpr size_t kStrip = 64;
-    const bool add = k0 > 0 || g.accumulate;
-    for (size_t j = j0; j < j1; j += kStrip) {
-        const size_t n = j1 - j < kStrip ? j1 - j : kStrip;
-        Real total[kStrip] = {};
-        for (size_t k = k0; k < k0 + kc; k++)
-            for (size_t x = 0; x < n; x++) total[x] += g.B[k * g.ldb + j + x];
-        for (size_t x = 0; x < n; x++) g.b_sums[j + x] = add ? g.b_sums[j + x] + total[x] : total[x];
-    }
-}
-
 // Packs mc columns of the transposed A into slivers of kTileRows: sliver s holds out[(s kc + k) kTileRows + r]. Eight rows
 // at a time, so that reads and writes both come in whole cache lines.
 template <class Real>
@@ -356,7 +344,6 @@ void multiply_packed(const Gemm<Real>& g, Band band, void* pack) {
         do {
             const size_t kc = g.K - k0 < block_k ? g.K - k0 : block_k;
             pack_panels(packed_b, g, k0, kc, j0, j1);
-            if (g.b_sums && band.i0 == 0) sum_rows(g, k0, kc, j0, j1);
             const Band block = {band.i0, band.i1, j0, j1};
             if (!g.trans_a) {
                 multiply_block<Real, false>(g, g.A + band.i0 * g.lda + k0, g.lda, g.lda, packed_b, k0, kc, block);
@@ -464,7 +451,7 @@ void multiply_few_rows(const Gemm<Real>& g, size_t j0, size_t j1) {
 template <class Real>
 void leaf_gemm(const Gemm<Real>& g, Band band, void* pack) {
     if (band.i0 == band.i1 || band.j0 == band.j1) return;
-    if (g.trans_a || g.b_sums || g.M > kFewRows) return multiply_packed(g, band, pack);
+    if (g.trans_a || g.M > kFewRows) return multiply_packed(g, band, pack);
     switch (g.M) {
         case 1:
             return multiply_few_rows<Real, 1>(g, band.j0, band.j1);
@@ -511,6 +498,7 @@ void gemm(Cpu& dev, const Gemm<Real>& g) {
                                  dev.scratch(thread, gemm_pack_bytes<Real>()));
         }
     });
+    if (g.c_sums) column_sums(dev, g.c_sums, g.C, g.M, g.N, g.accumulate_sums);
 }
 
 // The same on the calling thread, for loops that are parallel already. Without g.pack it uses, and so invalidates, the

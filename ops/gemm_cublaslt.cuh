@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(kPlainTile* kPlainTile)
     g.C[at] = Real(float(g.alpha) * sum + (init ? float(init[at]) : 0.0f));
 }
 
-// The epilogue of cuBLASLt that does all that g asks for besides the product, with its two pointers. BGRADA sums our op(B)
-// over k.
+// The epilogue of cuBLASLt that does all that g asks for besides the product, with its two pointers. DGELU_BGRAD overwrites its
+// sums.
 struct Epilogue {
     cublasLtEpilogue_t kind = CUBLASLT_EPILOGUE_DEFAULT;
     const void *bias = nullptr, *auxiliary = nullptr;
@@ -84,7 +84,7 @@ struct Epilogue {
 
 template <class Real>
 Epilogue epilogue_of(const Gemm<Real>& g) {
-    if (g.b_sums) return {CUBLASLT_EPILOGUE_BGRADA, g.b_sums, nullptr};
+    if (g.gelu_grad_at && g.c_sums) return {CUBLASLT_EPILOGUE_DGELU_BGRAD, g.c_sums, g.gelu_grad_at};
     if (g.gelu_grad_at) return {CUBLASLT_EPILOGUE_DGELU, nullptr, g.gelu_grad_at};
     if (g.gelu && g.pre_gelu)
         return {g.bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX, g.bias, g.pre_gelu};
@@ -138,23 +138,46 @@ bool cublaslt_matmul(Cuda& dev, const Gemm<Real>& g, const Epilogue& epilogue) {
 }
 
 template <class Real>
+__global__ void __launch_bounds__(256) add_kernel(Real* sum, const Real* term, size_t n) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < n) sum[i] = Real(float(sum[i]) + float(term[i]));
+}
+
+// The product with its epilogue, and with the column sums, if cuBLASLt can add them up beside GELU's derivative.
+template <class Real>
+bool cublaslt_matmul_and_sums(Cuda& dev, Gemm<Real> g) {
+    if (!g.gelu_grad_at) return false;
+    Real* const sums = g.c_sums;
+    if (g.accumulate_sums) g.c_sums = static_cast<Real*>(dev.scratch(g.N * sizeof(Real)));
+    if (!cublaslt_matmul(dev, g, epilogue_of(g))) return false;
+    if (g.accumulate_sums)
+        launch<add_kernel<Real>>(blocks_for(g.N, 256), 256, 0, dev.stream, sums, static_cast<const Real*>(g.c_sums),
+                                 g.N);
+    return true;
+}
+
+template <class Real>
 void gemm(Cuda& dev, const Gemm<Real>& g) {
     static_assert(std::is_same_v<Real, float> || std::is_same_v<Real, bf16>);
     if (g.M == 0 || g.N == 0) return;
-    // An epilogue overwrites its sums, so it cannot serve where they are to be added. Its GELU may use the hardware's
-    // tanh, whose relative error of 2^-11 is below the rounding of bf16 but not that of fp32.
-    const bool apart = (g.b_sums && g.accumulate) || (std::is_same_v<Real, float> && (g.gelu || g.gelu_grad_at));
-    if (!apart && cublaslt_matmul(dev, g, epilogue_of(g))) return;
-    if (!cublaslt_matmul(dev, g, {})) {
-        const unsigned across = blocks_for(g.N, kPlainTile), down = blocks_for(g.M, kPlainTile);
-        launch<matmul_plain_kernel<Real>>(blocks_for(size_t(across) * down, 1), kPlainTile * kPlainTile,
-                                          2 * kPlainTile * (kPlainTile + 1) * sizeof(float), dev.stream, g,
-                                          g.accumulate ? static_cast<const Real*>(g.C) : g.residual, across);
+    // The GELU of an epilogue may use the hardware's tanh, whose relative error of 2^-11 is below the rounding of bf16 but not
+    // that of fp32.
+    const bool fused = !(std::is_same_v<Real, float> && (g.gelu || g.gelu_grad_at));
+    Gemm<Real> product = g;
+    product.c_sums = nullptr;
+    if (fused && g.c_sums && cublaslt_matmul_and_sums(dev, g)) return;
+    if (!fused || !cublaslt_matmul(dev, product, epilogue_of(product))) {
+        if (!cublaslt_matmul(dev, product, {})) {
+            const unsigned across = blocks_for(g.N, kPlainTile), down = blocks_for(g.M, kPlainTile);
+            launch<matmul_plain_kernel<Real>>(blocks_for(size_t(across) * down, 1), kPlainTile * kPlainTile,
+                                              2 * kPlainTile * (kPlainTile + 1) * sizeof(float), dev.stream, product,
+                                              g.accumulate ? static_cast<const Real*>(g.C) : g.residual, across);
+        }
+        matmul_epilogue(dev, product);
     }
-    matmul_epilogue(dev, g);
-    if (!g.b_sums) return;
-    if (g.ldb != g.N) fail("matmul: expected contiguous rows (%zu), found rows %zu apart", g.N, g.ldb);
-    column_sums(dev, g.b_sums, g.B, g.K, g.N, g.accumulate);
+    if (!g.c_sums) return;
+    if (g.ldc != g.N) fail("matmul: expected contiguous rows (%zu), found rows %zu apart", g.N, g.ldc);
+    column_sums(dev, g.c_sums, g.C, g.M, g.N, g.accumulate_sums);
 }
 
 }  // namespace tapernorm

@@ -2,11 +2,12 @@
 // ops/gemm_cublaslt.cuh).
 //
 //   linear    out = in W + b            in [M, C], W [C, OC] (as Hugging Face's Conv1D), M = B T tokens
-//             din = dout W^T            dW (+)= in^T dout        db (+)= column sums of dout
+//             din = dout W^T            dW (+)= in^T dout        db (+)= column sums of dout (ops/reduce.cuh)
 //   head      logits = in E^T           in [M, C], E [V, C] (the token embedding, tied)
 //             din = dlogits E           dE (+)= dlogits^T in
 //
-// Weight gradients are = or +=, as `accumulate` says; everything else is overwritten.
+// Weight gradients and column sums are = or +=, as `accumulate` says; everything else is overwritten. A bias's gradient is
+// taken where its dout is made, not where the weight's is: a product over M with sums in its epilogue (BGRADA) cannot split M.
 #pragma once
 #include "ops/gemm.cuh"
 #include "ops/gemm_cublaslt.cuh"
@@ -46,8 +47,8 @@ void matmul_gelu_forward(Device& dev,
 template <class Real, class Device>
 void matmul_backward(Device& dev,
                      Real* din,             // [M, C] =
+                     Real* din_sums,        // [C] = or +=, or null: column sums of din
                      Real* dweight,         // [C, OC] = or +=
-                     Real* dbias,           // [OC] = or +=, or null
                      const Real* dout,      // [M, OC]
                      const Real* in,        // [M, C]
                      const Real* weight,    // [C, OC]
@@ -56,10 +57,10 @@ void matmul_backward(Device& dev,
     // clang-format off
     gemm<Real>(dev, {.M = M, .N = C, .K = OC,
                      .A = dout, .lda = OC, .trans_a = false, .B = weight, .ldb = OC, .trans_b = true,
-                     .C = din, .ldc = C, .gelu_grad_at = gelu_pre});
+                     .C = din, .ldc = C, .gelu_grad_at = gelu_pre, .c_sums = din_sums, .accumulate_sums = accumulate});
     gemm<Real>(dev, {.M = C, .N = OC, .K = M,
                      .A = in, .lda = C, .trans_a = true, .B = dout, .ldb = OC, .trans_b = false,
-                     .C = dweight, .ldc = OC, .accumulate = accumulate, .b_sums = dbias});
+                     .C = dweight, .ldc = OC, .accumulate = accumulate});
     // clang-format on
 }
 

@@ -9,6 +9,8 @@
 // a boundary.
 #pragma once
 #ifdef TN_CUDA
+#include <cstdint>
+
 #include "ops/reduce.cuh"
 #include "runtime/random.h"
 
@@ -57,7 +59,9 @@ __device__ void sample_totals(SampleSum (&sums)[n], SampleSum* shared) {
     }
 }
 
-// Larger for a larger logit, then for a smaller id. Ids are below 2^16.
+constexpr size_t kSampleIds = 1 << 16;  // ids are below this: 16 bits of a key
+
+// Larger for a larger logit, then for a smaller id.
 __device__ __forceinline__ SampleSum sample_key(float z, unsigned id) {
     unsigned bits = __float_as_uint(z + 0.0f);  // -0 becomes 0
     bits = bits >> 31 ? ~bits : bits | 0x80000000u;
@@ -76,11 +80,18 @@ struct SampleRow {
     // The largest key; ~0 if a logit is not finite.
     __device__ SampleSum largest() const {
         SampleSum best = 0;
-        for (unsigned i = threadIdx.x; i < V; i += blockDim.x) {
-            const float logit = float(z[i]);
-            const SampleSum key = fabsf(logit) < INFINITY ? sample_key(logit, i) : ~SampleSum(0);
-            best = max(best, key);
+        auto look = [&](float logit, unsigned id) {
+            best = max(best, fabsf(logit) < INFINITY ? sample_key(logit, id) : ~SampleSum(0));
+        };
+        // All that a greedy choice reads: 16 bytes at a time where the row allows it.
+        constexpr unsigned P = kVector<Real>;
+        const unsigned whole = reinterpret_cast<uintptr_t>(z) % 16 == 0 ? V / P * P : 0;
+        for (unsigned i = threadIdx.x * P; i < whole; i += blockDim.x * P) {
+            const Pack<Real> pack = load_pack(z + i);
+#pragma unroll
+            for (unsigned j = 0; j < P; j++) look(float(pack[int(j)]), i + j);
         }
+        for (unsigned i = whole + threadIdx.x; i < V; i += blockDim.x) look(float(z[i]), i);
         for (int lanes = 16; lanes > 0; lanes /= 2) best = max(best, __shfl_xor_sync(~0u, best, lanes));
         if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = best;
         __syncthreads();

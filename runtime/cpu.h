@@ -89,9 +89,7 @@ inline void* cpu_allocate(size_t bytes, const char* what, const char* hint = "")
 }
 
 struct Cpu {
-    // For the classifier: the vocabulary is rounded up to a multiple of the first in memory, and as many logits as the second
-    // are held at a time.
-    static constexpr size_t kVocabularyGrain = 1, kLogitsHeld = size_t(1) << 26;
+    static constexpr size_t kVocabularyGrain = 1;  // the vocabulary is rounded up to a multiple of it in memory
 
     int threads;
     Isa isa;

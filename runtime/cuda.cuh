@@ -52,9 +52,8 @@ struct Cuda;
 inline void* device_allocate(Cuda& dev, size_t bytes, const char* what);
 
 struct Cuda {
-    // For the classifier: the vocabulary is rounded up to a multiple of the first in memory, so that rows of logits start at
-    // multiples of 16 bytes and more, and as many logits as the second are held at a time.
-    static constexpr size_t kVocabularyGrain = 128, kLogitsHeld = size_t(1) << 29;
+    // The vocabulary is rounded up to a multiple of it in memory, so that rows of logits start at multiples of 16 bytes and more.
+    static constexpr size_t kVocabularyGrain = 128;
 
     int device;
     cudaStream_t stream = nullptr;       // every op runs here
@@ -89,8 +88,13 @@ struct Cuda {
     }
 
     // Scratch memory of at least `bytes` for one op on `stream`, valid until the next call. It grows to the largest need and
-    // stays. Growing waits for the device, so run an op once before capturing it in a graph.
+    // stays. An op with scratch cannot be part of a graph, which would go on using what has been freed since.
     void* scratch(size_t bytes) {
+        cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+        CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+        if (status != cudaStreamCaptureStatusNone)
+            fail(
+                "scratch of the kernels: expected no graph to be recorded, found one (an op that needs memory of its own)");
         if (scratch_bytes_ < bytes) {
             CUDA_CHECK(cudaFree(scratch_));
             scratch_ = nullptr, scratch_bytes_ = 0;

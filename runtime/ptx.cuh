@@ -10,6 +10,8 @@
 
 namespace tapernorm {
 
+constexpr float kLog2e = 1.4426950408889634f;  // exp(x) = 2^(x log2e), which fast_exp2 computes
+
 // The CPU stand-in for CUDA brings its own versions of these functions with its <cuda_runtime.h>.
 #ifndef CUDA_EMU
 

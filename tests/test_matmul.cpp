@@ -22,14 +22,15 @@ std::vector<Isa> machine_isas() {
     return isas;
 }
 
-// A row-major matrix with three guard columns, which no op may touch.
+// A row-major matrix with guard columns, which no op may touch.
 template <class Real>
 struct Matrix {
     static constexpr Real kGuard = -12345;
     size_t rows, cols, ld;
     std::vector<Real> v;
 
-    Matrix(size_t rows_, size_t cols_, unsigned seed) : rows(rows_), cols(cols_), ld(cols_ + 3), v(rows * ld, kGuard) {
+    Matrix(size_t rows_, size_t cols_, unsigned seed, size_t guards = 3)
+        : rows(rows_), cols(cols_), ld(cols_ + guards), v(rows * ld, kGuard) {
         std::mt19937 random(seed);
         std::uniform_real_distribution<Real> uniform(-1, 1);
         for (size_t i = 0; i < rows; i++)
@@ -60,28 +61,29 @@ long double gelu_derivative_ref(long double x) {
 
 struct Case {
     const char* name;
-    bool trans_a, trans_b, accumulate, bias, residual, gelu, pre, gelu_grad, b_sums;
+    bool trans_a, trans_b, accumulate, bias, residual, gelu, pre, gelu_grad, sums, sums_added;
     double alpha;
 };
 // clang-format off
 const Case kCases[] = {
-    // name                  tA     tB     acc    bias   resid  gelu   pre    dgelu  sums   alpha
-    {"plain",                false, false, false, false, false, false, false, false, false, 1},
-    {"NT",                   false, true,  false, false, false, false, false, false, false, 1},
-    {"TN",                   true,  false, false, false, false, false, false, false, false, 1},
-    {"TT",                   true,  true,  false, false, false, false, false, false, false, 1},
-    {"NT alpha",             false, true,  false, false, false, false, false, false, false, 0.125},
-    {"accumulate alpha",     false, false, true,  false, false, false, false, false, false, -1.5},
-    {"TT accumulate",        true,  true,  true,  false, false, false, false, false, false, 1},
-    {"bias",                 false, false, false, true,  false, false, false, false, false, 1},
-    {"residual",             false, false, false, false, true,  false, false, false, false, 1},
-    {"bias residual alpha",  false, true,  false, true,  true,  false, false, false, false, 0.5},
-    {"bias gelu pre",        false, false, false, true,  false, true,  true,  false, false, 1},
-    {"gelu",                 false, true,  false, false, false, true,  false, false, false, 1},
-    {"gelu gradient",        false, true,  false, false, false, false, false, true,  false, 1},
-    {"sums",                 true,  false, false, false, false, false, false, false, true,  1},
-    {"sums accumulate",      true,  false, true,  false, false, false, false, false, true,  1},
-    {"sums NN",              false, false, false, false, false, false, false, false, true,  1},
+    // name                  tA     tB     acc    bias   resid  gelu   pre    dgelu  sums   added  alpha
+    {"plain",                false, false, false, false, false, false, false, false, false, false, 1},
+    {"NT",                   false, true,  false, false, false, false, false, false, false, false, 1},
+    {"TN",                   true,  false, false, false, false, false, false, false, false, false, 1},
+    {"TT",                   true,  true,  false, false, false, false, false, false, false, false, 1},
+    {"NT alpha",             false, true,  false, false, false, false, false, false, false, false, 0.125},
+    {"accumulate alpha",     false, false, true,  false, false, false, false, false, false, false, -1.5},
+    {"TT accumulate",        true,  true,  true,  false, false, false, false, false, false, false, 1},
+    {"bias",                 false, false, false, true,  false, false, false, false, false, false, 1},
+    {"residual",             false, false, false, false, true,  false, false, false, false, false, 1},
+    {"bias residual alpha",  false, true,  false, true,  true,  false, false, false, false, false, 0.5},
+    {"bias gelu pre",        false, false, false, true,  false, true,  true,  false, false, false, 1},
+    {"gelu",                 false, true,  false, false, false, true,  false, false, false, false, 1},
+    {"gelu gradient",        false, true,  false, false, false, false, false, true,  false, false, 1},
+    {"sums",                 false, true,  false, false, false, false, false, false, true,  false, 1},
+    {"sums NN, bias",        false, false, false, true,  false, false, false, false, true,  false, 1},
+    {"gelu gradient, sums",  false, true,  false, false, false, false, false, true,  true,  false, 1},
+    {"the same, added",      false, true,  false, false, false, false, false, true,  true,  true,  1},
 };
 // clang-format on
 
@@ -92,8 +94,10 @@ template <class Real>
 void check_case(Cpu& dev, const Case& c, size_t M, size_t N, size_t K) {
     Matrix<Real> A(c.trans_a ? K : M, c.trans_a ? M : K, 1), B(c.trans_b ? N : K, c.trans_b ? K : N, 2), C(M, N, 3);
     Matrix<Real> bias(1, N, 4), residual(M, N, 5), pre(M, N, 6), point(M, N, 7), sums(1, N, 8);
+    if (c.sums) C = Matrix<Real>(M, N, 3, 0), point = Matrix<Real>(M, N, 7, 0);  // rows without a gap
     const Matrix<Real> C0 = C, sums0 = sums;
-    if (!c.accumulate) C.poison(), sums.poison();
+    if (!c.accumulate) C.poison();
+    if (!c.sums_added) sums.poison();
     pre.poison();
     Gemm<Real> g = {.M = M,
                     .N = N,
@@ -111,7 +115,7 @@ void check_case(Cpu& dev, const Case& c, size_t M, size_t N, size_t K) {
     if (c.residual) g.residual = residual.v.data();
     if (c.pre) g.pre_gelu = pre.v.data();
     if (c.gelu_grad) g.gelu_grad_at = point.v.data();
-    if (c.b_sums) g.b_sums = sums.v.data();
+    if (c.sums) g.c_sums = sums.v.data(), g.accumulate_sums = c.sums_added;
     gemm(dev, g);
 
     const long double eps = std::numeric_limits<Real>::epsilon();
@@ -142,10 +146,10 @@ void check_case(Cpu& dev, const Case& c, size_t M, size_t N, size_t K) {
             else
                 compare("C", i, j, C.at(i, j), value, bound);
         }
-    for (size_t j = 0; j < N && c.b_sums; j++) {
-        long double value = c.accumulate ? sums0.v[j] : Real(0), size = std::fabs(value);
-        for (size_t k = 0; k < K; k++) value += B.at(k, j), size += std::fabs(B.at(k, j));
-        compare("sums", 0, j, sums.at(0, j), value, (K + 8) * eps * size);
+    for (size_t j = 0; j < N && c.sums; j++) {  // of C as it came out
+        long double value = c.sums_added ? sums0.v[j] : Real(0), size = std::fabs(value);
+        for (size_t i = 0; i < M; i++) value += C.at(i, j), size += std::fabs(C.at(i, j));
+        compare("sums", 0, j, sums.at(0, j), value, (M + 8) * eps * size);
     }
     INFO(strprintf("%s, M %zu N %zu K %zu, %s, %zu-byte numbers", c.name, M, N, K, isa_name(dev.isa), sizeof(Real)));
     CHECK(wrong == "");
@@ -180,16 +184,21 @@ TEST_CASE_TEMPLATE("matmul: linear layer and head, computed by hand", Real, floa
         CHECK(out == Values{114, 25, 20, 131});
 
         const Values dout = {1, 2, 3, 4};
-        Values din(6, nan), dweight(6, nan), dbias(2, nan);
-        matmul_backward<Real>(dev, din.data(), dweight.data(), dbias.data(), dout.data(), in.data(), weight.data(),
+        Values din(6, nan), din_sums(3, nan), dweight(6, nan);
+        matmul_backward<Real>(dev, din.data(), din_sums.data(), dweight.data(), dout.data(), in.data(), weight.data(),
                               nullptr, 2, 3, 2, false);
         CHECK(din == Values{1, 2, 3, 3, 4, 7});
+        CHECK(din_sums == Values{4, 6, 10});
         CHECK(dweight == Values{13, 18, 17, 24, 21, 30});
-        CHECK(dbias == Values{4, 6});
-        matmul_backward<Real>(dev, din.data(), dweight.data(), dbias.data(), dout.data(), in.data(), weight.data(),
+        matmul_backward<Real>(dev, din.data(), din_sums.data(), dweight.data(), dout.data(), in.data(), weight.data(),
                               nullptr, 2, 3, 2, true);
         CHECK(din == Values{1, 2, 3, 3, 4, 7});
+        CHECK(din_sums == Values{8, 12, 20});
         CHECK(dweight == Values{26, 36, 34, 48, 42, 60});
+        Values dbias(2, nan);
+        column_sums(dev, dbias.data(), dout.data(), 2, 2, false);
+        CHECK(dbias == Values{4, 6});
+        column_sums(dev, dbias.data(), dout.data(), 2, 2, true);
         CHECK(dbias == Values{8, 12});
 
         // E = weight^T [V = 2, C = 3], logits with a row padding of one.
@@ -220,10 +229,11 @@ TEST_CASE("matmul: GELU layer, gradients by central differences") {
         return sum;
     };
     f();
-    std::vector<double> dpre(M * OC), dx(M * C), dW(C * OC), db(OC);
+    std::vector<double> dpre(M * OC), dx(M * C), dx_sums(C), dW(C * OC), db(OC);
     for (size_t i = 0; i < M * OC; i++) dpre[i] = r.v[i] * double(gelu_derivative_ref(pre[i]));
-    matmul_backward<double>(dev, dx.data(), dW.data(), db.data(), dpre.data(), in.data(), W.v.data(), x0.v.data(), M, C,
-                            OC, false);
+    matmul_backward<double>(dev, dx.data(), dx_sums.data(), dW.data(), dpre.data(), in.data(), W.v.data(), x0.v.data(),
+                            M, C, OC, false);
+    column_sums(dev, db.data(), dpre.data(), M, OC, false);
     const double h = 1e-5;
     auto check = [&](double& parameter, double gradient) {
         const double keep = parameter;
@@ -237,6 +247,11 @@ TEST_CASE("matmul: GELU layer, gradients by central differences") {
     for (size_t i = 0; i < M * C; i++) check(x0.v[i], dx[i]);
     for (size_t i = 0; i < C * OC; i++) check(W.v[i], dW[i]);
     for (size_t i = 0; i < OC; i++) check(b.v[i], db[i]);
+    for (size_t i = 0; i < C; i++) {
+        double sum = 0;
+        for (size_t row = 0; row < M; row++) sum += dx[row * C + i];
+        CHECK(dx_sums[i] == doctest::Approx(sum).epsilon(1e-13));
+    }
 }
 
 template <class Real>
@@ -252,11 +267,12 @@ TEST_CASE_TEMPLATE("matmul: bitwise the same for any number of threads", Real, f
             std::vector<Real> first;
             for (int threads : {1, 2, 3, 5}) {
                 Cpu dev(threads, isa);
-                std::vector<Real> all(M * OC * 2 + M * C + C * OC + OC);
-                Real *out = all.data(), *pre = out + M * OC, *din = pre + M * OC, *dW = din + M * C, *db = dW + C * OC;
+                std::vector<Real> all(M * OC * 2 + M * C + C * OC + C);
+                Real *out = all.data(), *pre = out + M * OC, *din = pre + M * OC, *dW = din + M * C;
+                Real* din_sums = dW + C * OC;
                 matmul_gelu_forward<Real>(dev, out, pre, in.v.data(), W.v.data(), b.v.data(), M, C, OC);
-                matmul_backward<Real>(dev, din, dW, db, dout.v.data(), in.v.data(), W.v.data(), at.v.data(), M, C, OC,
-                                      false);
+                matmul_backward<Real>(dev, din, din_sums, dW, dout.v.data(), in.v.data(), W.v.data(), at.v.data(), M, C,
+                                      OC, false);
                 if (threads == 1) first = all;
                 const std::string what =
                     strprintf("%d threads, M %zu C %zu OC %zu, %s", threads, M, C, OC, isa_name(isa));

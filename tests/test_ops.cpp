@@ -6,6 +6,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -313,12 +314,53 @@ TEST_CASE("embedding: forward and gradient") {
         CHECK(x[0 * C + 7] == wte[4 * C + 7] - four + wpe[2 * C + 7]);
     }
     const std::vector<double> dx = normals(B * T * C, 10);
-    std::vector<double> dwte(V * C, 1.0), dwpe(T * C, 2.0);  // +=
-    embedding_backward(dev, dwte.data(), dwpe.data(), dx.data(), tokens, B, T, C);
+    std::vector<double> dwte(V * C, 1.0), dwpe(T * C, 2.0);
+    embedding_backward(dev, dwte.data(), dwpe.data(), dx.data(), tokens, {}, B, T, C, true);
     auto d = [&](size_t row, size_t i) { return dx[row * C + i]; };
     CHECK(dwte[4 * C + 5] == doctest::Approx(1 + d(0, 5) + d(2, 5) + d(3, 5)));
     CHECK(dwte[2 * C + 5] == 1.0);
     CHECK(dwpe[1 * C + 5] == doctest::Approx(2 + d(1, 5) + d(4, 5)));
+    embedding_backward(dev, dwte.data(), dwpe.data(), dx.data(), tokens, {}, B, T, C, false);
+    CHECK(dwpe[1 * C + 5] == doctest::Approx(d(1, 5) + d(4, 5)));
+}
+
+TEST_CASE("embedding: rows by token, in the order of the batch, in runs that no frequent token makes long") {
+    std::vector<unsigned> counts;
+    for (const auto& [N, V] : {std::pair<size_t, size_t>{1, 1}, {64, 1}, {65, 1}, {37, 5}, {1000, 65536}, {2000, 13}}) {
+        CAPTURE(N);
+        CAPTURE(V);
+        std::vector<int> tokens(N);
+        for (size_t i = 0; i < N; i++) tokens[i] = int((random_bits(8, 1, i) & random_bits(8, 2, i / 3)) % V);
+        std::vector<unsigned> expected(N), data(TokenRows::most(N));
+        std::iota(expected.begin(), expected.end(), 0u);
+        std::stable_sort(expected.begin(), expected.end(),
+                         [&](unsigned a, unsigned b) { return tokens[a] < tokens[b]; });
+        const TokenRows rows = sort_rows_by_token(data.data(), tokens.data(), N, counts);
+        CHECK(std::equal(expected.begin(), expected.end(), data.begin()));
+        CHECK(rows.size(N) <= data.size());
+        CHECK(rows.splits <= N / TokenRows::kRunRows);
+        std::vector<TokenRun> runs(rows.runs);
+        std::memcpy(runs.data(), &data[TokenRows::runs_at(N)], runs.size() * sizeof(TokenRun));
+        std::vector<SplitToken> splits(rows.splits);
+        if (rows.splits) std::memcpy(splits.data(), &data[TokenRows::splits_at(N)], splits.size() * sizeof(SplitToken));
+        unsigned at = 0, partials = 0;
+        auto split = splits.begin();
+        for (const TokenRun& run : runs) {
+            CHECK(run.begin == at);
+            CHECK((run.end > run.begin && run.end - run.begin <= TokenRows::kRunRows));
+            for (at = run.begin; at < run.end; at++) CHECK(tokens[expected[at]] == run.token);
+            const size_t all = size_t(std::count(tokens.begin(), tokens.end(), run.token));
+            CHECK((run.partial == TokenRows::kWholeRun) == (all <= TokenRows::kRunRows));
+            if (run.partial == TokenRows::kWholeRun) continue;
+            CHECK(run.partial == partials++);
+            REQUIRE(split != splits.end());
+            CHECK((split->token == run.token && split->first <= run.partial && run.partial < split->end));
+            if (split->end == partials) ++split;
+        }
+        CHECK(at == N);
+        CHECK(partials == rows.partials);
+        CHECK(split == splits.end());
+    }
 }
 
 TEST_CASE("adamw: two updates by hand, and the global norm") {
@@ -418,7 +460,7 @@ TEST_CASE("the same bits for any number of threads") {
         std::vector<float> all(n), lse(B * NH * T), dqkv(3 * n), dwte(7 * C, 0.0f), dwpe(T * C, 0.0f);
         attention_forward(dev, all.data(), lse.data(), qkv.data(), B, T, C, NH);
         attention_backward(dev, dqkv.data(), dout.data(), all.data(), lse.data(), qkv.data(), B, T, C, NH);
-        embedding_backward(dev, dwte.data(), dwpe.data(), dout.data(), tokens.data(), B, T, C);
+        embedding_backward(dev, dwte.data(), dwpe.data(), dout.data(), tokens.data(), {}, B, T, C, false);
         for (const auto& part : {lse, dqkv, dwte, dwpe}) all.insert(all.end(), part.begin(), part.end());
         all.push_back(float(sum_of_squares(dev, grad.data(), grad.size())));
         return all;

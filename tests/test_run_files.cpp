@@ -577,7 +577,7 @@ TEST_CASE("claims: no program writes what it reads, by whatever name") {
 TEST_CASE("checkpoints: a gradient that was no number does not end up as a state that cannot be read") {
     const Workplace w;
     const std::string line =
-        "train_gpt --n-layer 2 --n-head 1 --n-embd 16 -t 16 -b 2 -v 0 -m 1 -x 60 -u 60 -l 5 -i corpus.txt -o j";
+        "train_gpt --n-layer 2 --n-head 1 --n-embd 16 -t 16 -b 2 -v 0 -m 1 -x 60 -u 60 -l 20 -i corpus.txt -o j";
     const Outcome run = w.run(line);
     CHECK(run.status == 0);
     CHECK(run.out.find("| skipped") != std::string::npos);

@@ -29,7 +29,7 @@ Settings unusual_settings() {
     s.device = "cpu";
     s.precision = "fp32", s.tokenizer = "é{}", s.depth = "d12", s.L = 2, s.NH = 3, s.C = 48, s.T = 77,
     s.norm = "rmsnorm";
-    s.batch = 9, s.total_batch = 1386, s.steps = 2701, s.recompute = 2, s.shuffle = false;
+    s.batch = 9, s.total_batch = 1386, s.steps = 2701, s.recompute = 2, s.logits_rows = 33, s.shuffle = false;
     s.lr = 0.1 + 0.2, s.lr_final_frac = 1e-300, s.weight_decay = 1.0 / 3, s.beta1 = 0, s.beta2 = 0.999, s.clip = 1e20;
     s.warmup = updates(0), s.lr_schedule = "wsd", s.skip_loss_z = 3.5, s.skip_grad = 0, s.gate = "taper-all";
     s.gate_warmup = percent_of_run(100.0 / 7), s.gate_end = updates(123456789), s.ema_decay = 0.123456789012345678;

@@ -212,10 +212,11 @@ TEST_CASE("sites: gradients of every phase and kind") {
             };
             loss();
             std::vector<double> dx(N * C, kNaN), added = around;
-            std::vector<double> dw(C, 0), db(C, 0), dtw(C, 0), dtb(C, 0);
+            std::vector<double> dw(C, kNaN), db(C, kNaN), dtw(C, kNaN), dtb(C, kNaN), sums(C, kNaN);
             const bool biased = test.kind == NormKind::layernorm;
-            const SiteGrads<double> grads{dw.data(), biased ? db.data() : nullptr, dtw.data(),
-                                          biased ? dtb.data() : nullptr};
+            SiteGrads<double> grads{dw.data(),   biased ? db.data() : nullptr,
+                                    dtw.data(),  biased ? dtb.data() : nullptr,
+                                    sums.data(), false};
             site_backward(dev, dx.data(), grads, dy.data(), x.data(), mean.data(), rscale.data(), args, N, C, false);
             check_gradient("x", x.data(), dx.data(), N * C, loss, 40);
             check_gradient("weight", site.weight.data(), dw.data(), C, loss);
@@ -226,8 +227,27 @@ TEST_CASE("sites: gradients of every phase and kind") {
             const auto& idle = test.phase == Phase::norm ? dtw : dw;
             if (test.phase != Phase::blend)
                 for (double d : idle) CHECK(d == 0);
+            auto check_sums = [&](const std::vector<double>& finished, double factor) {
+                for (size_t i = 0; i < C; i++) {
+                    double sum = 0, size = 0;
+                    for (size_t row = 0; row < N; row++)
+                        sum += finished[row * C + i], size += std::fabs(finished[row * C + i]);
+                    CHECK(std::fabs(sums[i] - factor * sum) <= 1e-14 * double(N) * size);
+                }
+            };
+            check_sums(dx, 1);
             site_backward(dev, added.data(), grads, dy.data(), x.data(), mean.data(), rscale.data(), args, N, C, true);
             for (size_t i = 0; i < N * C; i++) CHECK(added[i] == doctest::Approx(around[i] + dx[i]).epsilon(1e-12));
+            check_sums(added, 1);
+            // Added up, all are what they are twice. (dx is not asked for around the site: it is the same again.)
+            const std::vector<double> once_w = dw, once_tw = dtw, once_sums = sums;
+            grads.accumulate = true, added = around;
+            site_backward(dev, added.data(), grads, dy.data(), x.data(), mean.data(), rscale.data(), args, N, C, true);
+            for (size_t i = 0; i < C; i++) {
+                CHECK(dw[i] == 2 * once_w[i]);
+                CHECK(dtw[i] == 2 * once_tw[i]);
+            }
+            check_sums(added, 2);
         }
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "io/tokens.h"
+#include "ops/embedding.cuh"
 #include "runtime/cpu.h"
 #ifdef TN_CUDA
 #include "runtime/arena.h"
@@ -18,6 +19,7 @@ namespace tapernorm::train {
 
 struct Batch {
     const int *tokens, *targets;  // [N], in memory of the device
+    TokenRows rows = {};          // of the tokens, where the device needs them
 };
 
 template <class Device>
@@ -26,12 +28,12 @@ class Batches;
 template <>
 class Batches<Cpu> {
   public:
-    Batches(Cpu&, Loader loader, size_t N) : loader_(std::move(loader)), tokens_(N), targets_(N) {}
+    Batches(Cpu&, Loader loader, size_t N, bool = true) : loader_(std::move(loader)), tokens_(N), targets_(N) {}
 
     // The next batch, valid until the next call.
     Batch next() {
         loader_.next(tokens_.data(), targets_.data());
-        return {tokens_.data(), targets_.data()};
+        return {tokens_.data(), targets_.data(), {}};
     }
     // To be called after the ops that read the batch were issued.
     void prefetch() {}
@@ -48,9 +50,10 @@ class Batches<Cpu> {
 template <>
 class Batches<Cuda> {
   public:
-    Batches(Cuda& dev, Loader loader, size_t N)
-        : dev_(dev), loader_(std::move(loader)), N_(N), memory_(dev, "batches of tokens") {
-        for (Slot& slot : slots_) memory_.add(slot.device, 2 * N);
+    // by_token: for a backward pass, which needs Batch::rows.
+    Batches(Cuda& dev, Loader loader, size_t N, bool by_token = true)
+        : dev_(dev), loader_(std::move(loader)), N_(N), by_token_(by_token), memory_(dev, "batches of tokens") {
+        for (Slot& slot : slots_) memory_.add(slot.device, numbers());
         memory_.allocate(false);
     }
     Batches(const Batches&) = delete;
@@ -62,7 +65,7 @@ class Batches<Cuda> {
         ready_ = false;
         Slot& slot = slots_[at_];
         slot.copied.block(dev_.stream);
-        return {slot.device, slot.device + N_};
+        return {slot.device, slot.device + N_, slot.rows};
     }
     void prefetch() {
         slots_[at_].used.record(dev_.stream);
@@ -83,29 +86,40 @@ class Batches<Cuda> {
 
   private:
     struct Slot {
-        std::unique_ptr<Pinned<int>> host;  // [2, N]: tokens and targets
+        std::unique_ptr<Pinned<int>> host;  // tokens [N], targets [N] and the rows by token
         int* device = nullptr;
+        TokenRows rows;          // on the device
         CudaEvent copied, used;  // the copy into `device`, and the ops that read it
     };
 
     // Reads a batch into slot at_. The host waits for the slot's last copy, the copy for the last ops on the slot.
     void fill() {
         Slot& slot = slots_[at_];
-        if (!slot.host) slot.host = std::make_unique<Pinned<int>>(2 * N_);
+        if (!slot.host) slot.host = std::make_unique<Pinned<int>>(numbers());
         slot.copied.synchronize();
         position_ = loader_.position();
-        loader_.next(slot.host->data(), slot.host->data() + N_);
+        int* tokens = slot.host->data();
+        loader_.next(tokens, tokens + N_);
+        size_t used = 2 * N_;
+        if (by_token_) {
+            slot.rows = sort_rows_by_token(reinterpret_cast<unsigned*>(tokens + 2 * N_), tokens, N_, counts_);
+            slot.rows.data = reinterpret_cast<unsigned*>(slot.device + 2 * N_);
+            used += slot.rows.size(N_);
+        }
         slot.used.block(dev_.copy_stream);
-        CUDA_CHECK(cudaMemcpyAsync(slot.device, slot.host->data(), 2 * N_ * sizeof(int), cudaMemcpyHostToDevice,
-                                   dev_.copy_stream));
+        CUDA_CHECK(cudaMemcpyAsync(slot.device, tokens, used * sizeof(int), cudaMemcpyHostToDevice, dev_.copy_stream));
         slot.copied.record(dev_.copy_stream);
         ready_ = true;
     }
 
+    size_t numbers() const { return 2 * N_ + (by_token_ ? TokenRows::most(N_) : 0); }  // of a slot
+
     Cuda& dev_;
     Loader loader_;
     size_t N_;
+    bool by_token_;
     Slot slots_[2];
+    std::vector<unsigned> counts_;  // scratch
     Arena<Cuda> memory_;
     int at_ = 0;
     bool ready_ = false;  // slot at_ holds the batch of position_

@@ -35,7 +35,7 @@ std::optional<double> evaluate(Trainer<Device, Real>& t, const TokenSource& corp
     }
     const size_t all = std::max<size_t>(rows / s.batch, 1);
     count = std::min(all, count);
-    Batches<Device> batches(t.model.dev, std::move(loader), N);
+    Batches<Device> batches(t.model.dev, std::move(loader), N, false);
     // The i-th of them is this rank's next, which a loader takes to be `rank` batches behind its position. Not before the
     // corpus: its place is at least i, and i at least the rank.
     const auto seek = [&](size_t i) { batches.seek((i * all / count - size_t(t.model.ranks.rank)) * s.batch); };

@@ -50,7 +50,8 @@ void hire_teacher(Trainer<Device, Real>& t, Read&& read) {
     const Gpt<Device, Real>& model = t.model;
     Config config = model.config;
     config.mode = GateMode::norm;
-    t.teacher = std::make_unique<Gpt<Device, Real>>(model.dev, config, model.B, model.T, 2, false);
+    t.teacher = std::make_unique<Gpt<Device, Real>>(model.dev, config, model.B, model.T, 2, false, single_rank(), false,
+                                                    t.settings.logits_rows);
     initialize_from(*t.teacher, read);
     t.teacher->begin_sums();  // its forward pass adds to them, and nobody reads them
 }

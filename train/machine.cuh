@@ -97,8 +97,9 @@ inline void check_memory(const Settings& s, const Config& config, const Machine&
                   ranks.size > 1 ? " for each rank" : "", fixed, all - fixed);
     if (s.dry_run && ranks.first()) std::printf("needs     %s\n", needs.c_str()), std::fflush(stdout);
     if (free == 0 || all < free) return;
-    const std::string problem = strprintf("needs %s; %.2f are free; choose a smaller %s", needs.c_str(), free,
-                                          fixed > free ? "shape" : "-b or -t, or recompute more (-r 1, -r 2)");
+    const std::string problem =
+        strprintf("needs %s; %.2f are free; choose a smaller %s", needs.c_str(), free,
+                  fixed > free ? "shape" : "-b, -t or --logits-rows, or recompute more (-r 1, -r 2)");
     if (s.dry_run) fail("this run %s", problem.c_str());
     if (ranks.first() && all < 2 * free)  // more is refused by the system at once, in a line of its own
         std::fprintf(stderr, "warning: this run %s, or the system may end it\n", problem.c_str());

@@ -169,8 +169,11 @@ double training_bytes(const Config& c, const Settings& s, bool gpu, size_t ranks
                                               : 0) *
                           C;
     const double numbers = N * (L * block + shared + 8 * C), statistics = N * (L * (4 + double(c.NH)) + 2) * 4;
-    const double logits = std::min(N * double(c.V), gpu ? 0x1p29 : 0x1p26) * number;
-    return P * (2 * number + optimizer) - 4 * no_v + (scratch + numbers) * number + statistics + logits;
+    const size_t most = s.logits_rows ? s.logits_rows : most_logits_rows(c.V, gpu, size_t(number));
+    const double logits = s.batch ? double(logits_rows(s.batch * s.T, most)) * double(c.V) * number : 0;
+    // Its parameters, one block's activations and logits of its own.
+    const double teacher = s.distill > 0 ? (P + N * 18 * C) * number + N * (6 + double(c.NH)) * 4 + logits : 0;
+    return P * (2 * number + optimizer) - 4 * no_v + (scratch + numbers) * number + statistics + logits + teacher;
 }
 
 double free_memory() {

@@ -170,6 +170,10 @@ void add_model_options(Options& o, Settings& s) {
     o.add({.short_name = "-r", .long_name = "--recompute", .to = &s.recompute, .metavar = "N",
            .range = {.low = 0, .high = 2},
            .help = "recompute activations in the backward pass to save memory: 1: GELU; 2: GELU and the norms"});
+    o.add({.long_name = "--logits-rows", .to = &s.logits_rows, .metavar = "N",
+           .range = {.low = 0, .high = 1e15},
+           .default_text = "4 GiB of them on a GPU, 256 MiB on a CPU",
+           .help = "compute the logits of at most so many tokens at a time: fewer save memory"});
     // clang-format on
 }
 

@@ -21,7 +21,7 @@ struct Settings {
     size_t L = 4, NH = 4, C = 128, T = 256;
     std::string norm = "layernorm";
 
-    size_t batch = 4, total_batch = 0, steps = 2700, recompute = 0;
+    size_t batch = 4, total_batch = 0, steps = 2700, recompute = 0, logits_rows = 0;
     bool shuffle = true;
 
     std::string optimizer = "adamw";

@@ -173,24 +173,28 @@ void check_site_backward(Cuda& dev, const SiteCase& test, size_t N, size_t C, bo
     const Output<float> mean(dev, N), rscale(dev, N);
     const DeviceArray<Real> dx(dev, accumulate ? around.device.values() : Output<Real>(dev, N * C).values());
     const bool biased = test.kind == NormKind::layernorm;
-    const std::vector<Real> ones(C, Real(1.0f));
-    const DeviceArray<Real> dw(dev, ones), db(dev, ones), dtw(dev, ones), dtb(dev, ones);
+    const std::vector<Real> before =
+        accumulate ? std::vector<Real>(C, Real(1.0f)) : Output<Real>(dev, C).values();  // of the vectors' gradients
+    const DeviceArray<Real> dw(dev, before), db(dev, before), dtw(dev, before), dtb(dev, before), sums(dev, before);
     site_forward<Real>(dev, y.data(), mean.data(), rscale.data(), nullptr, x.data() + offset, site.on_gpu(test), N, C);
     site_backward<Real>(dev, dx.data(),
-                        {dw.data(), biased ? db.data() : nullptr, dtw.data(), biased ? dtb.data() : nullptr}, dy.data(),
-                        x.data() + offset, mean.data(), rscale.data(), site.on_gpu(test), N, C, accumulate);
+                        {dw.data(), biased ? db.data() : nullptr, dtw.data(), biased ? dtb.data() : nullptr,
+                         sums.data(), accumulate},
+                        dy.data(), x.data() + offset, mean.data(), rscale.data(), site.on_gpu(test), N, C, accumulate);
     auto y_ref = poison(N * C), mean_ref = poison(N), rscale_ref = poison(N), dx_ref = around.exact;
-    std::vector<double> dw_ref(C, 1), db_ref(C, 1), dtw_ref(C, 1), dtb_ref(C, 1);
+    std::vector<double> dw_ref(C, 1), db_ref(C, 1), dtw_ref(C, 1), dtb_ref(C, 1), sums_ref(C, 1);
     site_forward<double>(cpu, y_ref.data(), mean_ref.data(), rscale_ref.data(), nullptr, x.exact.data() + offset,
                          site.on_cpu(test), N, C);
     site_backward<double>(cpu, dx_ref.data(),
                           {dw_ref.data(), biased ? db_ref.data() : nullptr, dtw_ref.data(),
-                           biased ? dtb_ref.data() : nullptr},
+                           biased ? dtb_ref.data() : nullptr, sums_ref.data(), accumulate},
                           dy.exact.data(), x.exact.data() + offset, mean_ref.data(), rscale_ref.data(),
                           site.on_cpu(test), N, C, accumulate);
     check_close("dx", doubles(dx), dx_ref, kStore<Real>, 16 * chain(C));
     check_close("dweight", doubles(dw), dw_ref, kStore<Real>, 16 * (chain(C) + double(N)));
     check_close("dtaper_weight", doubles(dtw), dtw_ref, kStore<Real>, 16 * (chain(C) + double(N)));
+    check_close("column sums of dx", doubles(sums), sums_ref, kStore<Real>, 16 * (chain(C) + double(N)));
+    if (!biased) return;
     check_close("dbias", doubles(db), db_ref, kStore<Real>, 16 * double(N));
     check_close("dtaper_bias", doubles(dtb), dtb_ref, kStore<Real>, 16 * double(N));
 }
@@ -291,14 +295,14 @@ void check_matmul_backward(Cuda& dev, const MatmulCase& s, bool through_gelu, bo
     Cpu cpu(1);
     const auto [M, C, OC] = s;
     const Input<Real> in(dev, M * C, 12), weight(dev, C * OC, 13), dout(dev, M * OC, 16), pre(dev, M * C, 17);
-    const Input<Real> dw0(dev, C * OC, 18), db0(dev, OC, 19);
+    const Input<Real> dw0(dev, C * OC, 18), db0(dev, C, 19);
     const Output<Real> din(dev, M * C);
     const DeviceArray<Real> dw(dev, accumulate ? dw0.device.values() : Output<Real>(dev, C * OC).values());
-    const DeviceArray<Real> db(dev, accumulate ? db0.device.values() : Output<Real>(dev, OC).values());
+    const DeviceArray<Real> db(dev, accumulate ? db0.device.values() : Output<Real>(dev, C).values());
     auto din_ref = poison(M * C), dw_ref = dw0.exact, db_ref = db0.exact;
-    matmul_backward<Real>(dev, din.data(), dw.data(), db.data(), dout.data(), in.data(), weight.data(),
+    matmul_backward<Real>(dev, din.data(), db.data(), dw.data(), dout.data(), in.data(), weight.data(),
                           through_gelu ? pre.data() : nullptr, M, C, OC, accumulate);
-    matmul_backward<double>(cpu, din_ref.data(), dw_ref.data(), db_ref.data(), dout.exact.data(), in.exact.data(),
+    matmul_backward<double>(cpu, din_ref.data(), db_ref.data(), dw_ref.data(), dout.exact.data(), in.exact.data(),
                             weight.exact.data(), through_gelu ? pre.exact.data() : nullptr, M, C, OC, accumulate);
     check_close("din", doubles(din), din_ref, 2 * kStore<Real>, 4 * double(OC) + 64);
     // An H100's cuBLASLt rounds the product before it adds it to what was there, and the sum again.
@@ -306,7 +310,10 @@ void check_matmul_backward(Cuda& dev, const MatmulCase& s, bool through_gelu, bo
     for (size_t i = 0; accumulate && i < C * OC; i++)
         product_rounding[i] = kStore<Real> * std::abs(dw_ref[i] - dw0.exact[i]);
     check_close("dweight", doubles(dw), dw_ref, kStore<Real>, 4 * double(M) + 16, product_rounding);
-    check_close("dbias", doubles(db), db_ref, kStore<Real>, 4 * double(M) + 16);
+    // Sums of what was rounded before: by as much as every term of a column.
+    std::vector<double> rounding(C);
+    for (size_t i = 0; i < M * C; i++) rounding[i % C] += 2 * kStore<Real> * std::abs(din_ref[i]);
+    check_close("din_sums", doubles(db), db_ref, kStore<Real>, (4 * double(OC) + 64) * std::sqrt(double(M)), rounding);
 }
 
 template <class Real>
@@ -382,6 +389,19 @@ void check_distillation(Cuda& dev, size_t N, size_t V, size_t ld) {
     }
 }
 
+// The rows of tokens, on the device.
+struct RowsOf {
+    TokenRows rows;
+    std::unique_ptr<DeviceArray<unsigned>> data;
+
+    RowsOf(Cuda& dev, const std::vector<int>& tokens) {
+        std::vector<unsigned> host(TokenRows::most(tokens.size())), counts;
+        rows = sort_rows_by_token(host.data(), tokens.data(), tokens.size(), counts);
+        data = std::make_unique<DeviceArray<unsigned>>(dev, host);
+        rows.data = data->data();
+    }
+};
+
 template <class Real>
 void check_embedding(Cuda& dev, size_t B, size_t T, size_t C, size_t V) {
     Cpu cpu(1);
@@ -390,6 +410,7 @@ void check_embedding(Cuda& dev, size_t B, size_t T, size_t C, size_t V) {
     for (size_t i = 0; i < tokens.size(); i++)
         tokens[i] = int(random_bits(6, 1, i) % (i % 3 ? V : 3));  // some are frequent
     const DeviceArray<int> at(dev, tokens);
+    const RowsOf by_token(dev, tokens);
     const Output<Real> x(dev, B * T * C);
     auto x_ref = poison(B * T * C);
     embedding_forward(dev, x.data(), at.data(), wte.data(), wpe.data(), B, T, C);
@@ -403,19 +424,25 @@ void check_embedding(Cuda& dev, size_t B, size_t T, size_t C, size_t V) {
                          wpe.exact.data(), B * T, C);
     check_close("x at positions", doubles(x), x_ref, kStore<Real>, 2);
     const Input<Real> dwte0(dev, V * C, 28), dwpe0(dev, T * C, 29);
-    const DeviceArray<Real> dwte(dev, dwte0.device.values()), dwpe(dev, dwpe0.device.values());
-    auto dwte_ref = dwte0.exact, dwpe_ref = dwpe0.exact;
-    embedding_backward(dev, dwte.data(), dwpe.data(), dx.data(), at.data(), B, T, C);
-    embedding_backward(cpu, dwte_ref.data(), dwpe_ref.data(), dx.exact.data(), tokens.data(), B, T, C);
-    check_close("dwte", doubles(dwte), dwte_ref, kStore<Real>, double(B * T));
-    check_close("dwpe", doubles(dwpe), dwpe_ref, kStore<Real>, double(B) + 1);
+    for (const bool accumulate : {false, true}) {
+        const DeviceArray<Real> dwte(dev, dwte0.device.values());
+        const DeviceArray<Real> dwpe(dev, accumulate ? dwpe0.device.values() : Output<Real>(dev, T * C).values());
+        auto dwte_ref = dwte0.exact, dwpe_ref = dwpe0.exact;
+        embedding_backward(dev, dwte.data(), dwpe.data(), dx.data(), at.data(), by_token.rows, B, T, C, accumulate);
+        embedding_backward(cpu, dwte_ref.data(), dwpe_ref.data(), dx.exact.data(), tokens.data(), {}, B, T, C,
+                           accumulate);
+        check_close("dwte", doubles(dwte), dwte_ref, kStore<Real>, double(B * T));
+        check_close("dwpe", doubles(dwpe), dwpe_ref, kStore<Real>, double(B) + 1);
+    }
 }
 
 template <class Real>
 void check_adamw(Cuda& dev) {
     Cpu cpu(1);
     constexpr bool kRounded = !std::is_same_v<Real, float>;
-    const size_t sizes[] = {1, 7, 33, 8192, 20001, 48};
+    std::vector<size_t> sizes = {1, 7, 33, 8192, 20001, 48};
+    for (size_t i = sizes.size(); i < AdamwTable<Real>::kMost + 9; i++)
+        sizes.push_back(3 + i);  // more than one launch's
     struct Side {
         Input<float> w, m, v;
         Input<Real> grad;
@@ -481,6 +508,7 @@ std::vector<double> all_sums() {
     std::vector<int> tokens(N);
     for (size_t i = 0; i < N; i++) tokens[i] = int(i * i % V);
     const DeviceArray<int> at(dev, tokens);
+    const RowsOf by_token(dev, tokens);
     const SiteCase norm{NormKind::layernorm, Phase::norm, 1};
     Real* d = vectors.data();
     site_forward(dev, y.data(), mean.data(), rscale.data(), reinterpret_cast<SiteSums*>(sums.data()), x.data(),
@@ -489,7 +517,7 @@ std::vector<double> all_sums() {
                         rscale.data(), site.on_gpu(norm), N, C, false);
     stream_scale(dev, reinterpret_cast<StreamScale*>(sums.data() + 3), x.data(), norm.kind, 1e-5, 1, N, C);
     cross_entropy(dev, sums.data() + 5, losses.data(), logits.data(), at.data(), 1, N, V, true);
-    embedding_backward(dev, tables.data(), tables.data() + V * C, dy.data(), at.data(), B, T, C);
+    embedding_backward(dev, tables.data(), tables.data() + V * C, dy.data(), at.data(), by_token.rows, B, T, C, true);
     column_sums(dev, vectors.data() + 2 * C, dy.data(), N, C, true);
     std::vector<double> all = sums.values();
     all.push_back(sum_of_squares(dev, x.data(), N * C));
@@ -613,6 +641,18 @@ CUDA_TEST("cuda cross-entropy: extreme logits") {
     cross_entropy(dev, sum.data(), losses.data(), z.data(), target.data(), 1, 1, 4, true);
     CHECK(std::abs(sum.values()[0] - std::log(2.0)) <= 1e-6);
     check_close("gradient", doubles(z), {-0.5, 0, 0, 0.5}, 0, 16);
+    // A NaN anywhere is seen, alone in a thread and among others; -infinity is a probability of 0, also alone in a thread.
+    for (const size_t V : {2, 3, 8, 37})
+        for (const float odd : {std::nanf(""), -std::numeric_limits<float>::infinity()}) {
+            CAPTURE(V);
+            CAPTURE(odd);
+            std::vector<float> row(V, odd);
+            row[V - 1] = 1;
+            const DeviceArray<float> there(dev, row);
+            const DeviceArray<int> last(dev, std::vector<int>{int(V) - 1});
+            cross_entropy(dev, sum.data(), losses.data(), there.data(), last.data(), 1, 1, V, false);
+            CHECK((std::isnan(odd) ? std::isnan(losses.values()[0]) : losses.values()[0] == 0));
+        }
 }
 
 template <class Real>
@@ -622,23 +662,23 @@ static void check_all_embeddings() {
     check_embedding<Real>(dev, 5, 200, 16, 513);
     check_embedding<Real>(dev, 1, 1, 8, 50257);
 }
-CUDA_TEST("cuda embedding: rows sorted by token, stable") {
+CUDA_TEST("cuda embedding: rows and positions, gathered, more than one launch takes") {
     Cuda dev;
-    for (const auto& [N, V] : {std::pair<size_t, size_t>{1, 1}, {37, 5}, {1000, 65536}, {2000, 513}}) {
-        std::vector<int> tokens(N);
-        // Tokens that differ in some of the 16 bits only, so that every digit decides somewhere.
-        for (size_t i = 0; i < N; i++) tokens[i] = int((random_bits(8, 1, i) & random_bits(8, 2, i / 3)) % V);
-        std::vector<unsigned> expected(N);
-        std::iota(expected.begin(), expected.end(), 0u);
-        std::stable_sort(expected.begin(), expected.end(),
-                         [&](unsigned a, unsigned b) { return tokens[a] < tokens[b]; });
-        const DeviceArray<int> at(dev, tokens);
-        const DeviceArray<unsigned> order(dev, 2 * N);
-        launch<sort_rows_kernel>(1, kSortThreads, kSortBytes, dev.stream, order.data(), order.data() + N, at.data(),
-                                 unsigned(N), kSortPasses);
-        std::vector<unsigned> got = order.values();
-        got.resize(N);
-        CHECK(got == expected);
+    const size_t N = 700, C = 300;
+    std::vector<float> x(N * C);
+    std::vector<int> positions(N);
+    std::vector<unsigned> rows(N - 10);
+    for (size_t i = 0; i < x.size(); i++) x[i] = float(i);
+    for (size_t i = 0; i < N; i++) positions[i] = int(3 * i);
+    for (size_t i = 0; i < rows.size(); i++) rows[i] = unsigned(i * i % N);
+    const DeviceArray<float> there(dev, x), out(dev, rows.size() * C);
+    const DeviceArray<int> positions_there(dev, positions), got_positions(dev, rows.size());
+    gather_rows(dev, out.data(), got_positions.data(), there.data(), positions_there.data(), rows, C);
+    const std::vector<float> got = out.values();
+    const std::vector<int> at = got_positions.values();
+    for (size_t i = 0; i < rows.size(); i++) {
+        REQUIRE(at[i] == positions[rows[i]]);
+        for (size_t c : {size_t(0), size_t(255), size_t(256), C - 1}) REQUIRE(got[i * C + c] == x[rows[i] * C + c]);
     }
 }
 

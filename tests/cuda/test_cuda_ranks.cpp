@@ -32,7 +32,7 @@ struct Variable {
 std::vector<std::string> command(const std::string& flags) {
     std::vector<std::string> all = words(
         "-i corpus.txt -b 1 -t 8 -d 16 -x 6 --gate-warmup 2 --gate-end 4 -l 0.01 -v 3 -m 3 "
-        "--n-layer 1 --n-embd 16 --n-head 2 --threads 1 --device cuda " +
+        "--n-layer 2 --n-embd 16 --n-head 2 --threads 1 --device cuda " +
         flags);
     all.insert(all.begin(), gpu_program("train_gpt"));
     return all;

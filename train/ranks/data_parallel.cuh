@@ -34,16 +34,14 @@ class DataParallel {
         next_ = 0;
     }
 
-    // This rank's part of the squared norm of the gradient, to be added over ranks. It is taken over its slices also where
-    // it has all gradients, so that ZeRO changes no bit.
-    double gradient_squares(size_t elements) {
-        if (ranks_.size == 1) return sum_of_squares(dev_, grads_, elements);
-        double sum = 0;
+    // *sum (on the device) += this rank's part of the squared norm of the gradient, to be added over ranks. It is taken over its
+    // slices also where it has all gradients, so that ZeRO changes no bit.
+    void add_gradient_squares(double* sum, size_t elements) {
+        if (ranks_.size == 1) return add_sum_of_squares(dev_, sum, grads_, elements);
         for (const ElementRange& bucket : shards_.buckets()) {
             const ElementRange mine = shards_.own_slice(bucket);
-            sum += sum_of_squares(dev_, grads_ + mine.begin, mine.size());
+            add_sum_of_squares(dev_, sum, grads_ + mine.begin, mine.size());
         }
-        return sum;
     }
 
     // After this rank has updated the parameters of its slices.
