@@ -8,6 +8,8 @@
 #include <compare>
 #include <map>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "runtime/launch.cuh"
 
@@ -64,6 +66,25 @@ class MatmulPlans {
     }
     size_t size() const { return plans_.size(); }
 
+    // Products whose epilogue cuBLASLt does not have, so that a pass of its own follows them: "GELU_BIAS [rows, k] x [k, columns]",
+    // row-major as our tensors are.
+    std::vector<std::string> refused() const {
+        static const std::map<cublasLtEpilogue_t, const char*> kNames = {{CUBLASLT_EPILOGUE_BIAS, "BIAS"},
+                                                                         {CUBLASLT_EPILOGUE_GELU, "GELU"},
+                                                                         {CUBLASLT_EPILOGUE_GELU_BIAS, "GELU_BIAS"},
+                                                                         {CUBLASLT_EPILOGUE_GELU_AUX, "GELU_AUX"},
+                                                                         {CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+                                                                          "GELU_AUX_BIAS"},
+                                                                         {CUBLASLT_EPILOGUE_DGELU, "DGELU"},
+                                                                         {CUBLASLT_EPILOGUE_DGELU_BGRAD,
+                                                                          "DGELU_BGRAD"}};
+        std::vector<std::string> list;
+        for (const auto& [s, plan] : plans_)
+            if (const auto name = kNames.find(s.epilogue); !plan->supported && name != kNames.end())
+                list.push_back(strprintf("%s [%zu, %zu] x [%zu, %zu]", name->second, s.n, s.k, s.k, s.m));
+        return list;
+    }
+
   private:
     static std::unique_ptr<MatmulPlan> make(cublasLtHandle_t handle, size_t workspace_bytes, const MatmulShape& s,
                                             const void* bias, const void* auxiliary) {
@@ -101,7 +122,7 @@ class MatmulPlans {
                                                                      plan->d, preference, 1, &result, &found);
         CUBLAS_CHECK(cublasLtMatmulPreferenceDestroy(preference));
         if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED) CUBLAS_CHECK(status);
-        plan->supported = status == CUBLAS_STATUS_SUCCESS && found > 0;
+        plan->supported = status == CUBLAS_STATUS_SUCCESS && found > 0 && result.state == CUBLAS_STATUS_SUCCESS;
         if (plan->supported) plan->algorithm = result.algo;
         return plan;
     }

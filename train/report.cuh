@@ -157,10 +157,16 @@ inline std::string in_use(Cpu&) {
     return text;
 }
 #ifdef TN_CUDA
-inline std::string in_use(Cuda&) {
+inline std::string in_use(Cuda& dev) {
     size_t free = 0, total = 0;
     CUDA_CHECK(cudaMemGetInfo(&free, &total));
-    return strprintf("GPU memory %.1f of %.1f MiB", double(total - free) / 1048576, double(total) / 1048576);
+    std::string text;
+    const std::vector<std::string> refused = dev.plans.refused();
+    for (const std::string& product : refused) text += (text.empty() ? "" : ", ") + product;
+    if (!refused.empty())
+        text = strprintf("cuBLASLt lacks the epilogue of %zu of %zu kinds of product, which runs apart: %s; ",
+                         refused.size(), dev.plans.size(), text.c_str());
+    return text + strprintf("GPU memory %.1f of %.1f MiB", double(total - free) / 1048576, double(total) / 1048576);
 }
 #endif
 

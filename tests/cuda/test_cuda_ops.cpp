@@ -593,8 +593,17 @@ CUDA_TEST("cuda matmul: epilogues that the library refuses run behind the produc
         emu::settings().*refusal = true;
         check_all_matmuls<bf16>();
         check_all_matmuls<float>();
+        {
+            Cuda dev;
+            check_matmul_backward<bf16>(dev, {37, 128, 48}, true, false);
+            CHECK(dev.plans.refused() ==
+                  std::vector<std::string>{"DGELU [37, 48] x [48, 128]", "DGELU_BGRAD [37, 48] x [48, 128]"});
+        }
         emu::settings().*refusal = false;
     }
+    Cuda dev;
+    check_matmul_backward<bf16>(dev, {37, 128, 48}, true, false);
+    CHECK(dev.plans.refused().empty());
 }
 #endif
 
