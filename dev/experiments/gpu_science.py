@@ -272,7 +272,7 @@ class GpuTrainer(runs.Trainer):
                 out, err = process.communicate(timeout=max(1.0, self.end - begun) if math.isfinite(self.end) else None)
             except (subprocess.TimeoutExpired, KeyboardInterrupt) as why:
                 self.cut = True
-                process.send_signal(signal.SIGINT)  # it saves
+                process.terminate()  # it saves (SIGINT may be ignored, as in the background of a script)
                 try:
                     out, err = process.communicate(timeout=25)
                 except subprocess.TimeoutExpired:
