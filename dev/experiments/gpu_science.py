@@ -59,8 +59,8 @@ import runs  # noqa: E402
 import tuned  # noqa: E402
 from runs import Run  # noqa: E402
 
-MODES = {mode: tuned.MODES[mode] for mode in tuned.TUNED}
-NORMS = tuned.NORMS
+MODES = {mode: tuned.MODES[mode] for mode in tuned.TUNED if mode not in tuned.TENFOLD}
+NORMS = [mode for mode in tuned.NORMS if mode in MODES]
 UNANCHORED = {"norm": "-g norm --bound 0", "taper": "-g taper --bound 0 --gate-warmup 5% --gate-end 40% --scale-loss 0"}
 ASSUMED_SHARE = 0.12   # of the GPU's peak, before anything was measured
 START_SECONDS = 12     # of a run: tokenizing, memory, the last validation; likewise

@@ -219,7 +219,7 @@ def train_missing(trainer, missing, wait, jobs):
 
 def paired_gap(losses, base):
     """Mean relative gap over the seeds that both have ({seed: loss}), and half the width of its 95% interval."""
-    return mean_and_half([losses[seed] / base[seed] - 1 for seed in losses if seed in base])
+    return mean_and_half(gaps_of(losses, base))
 
 
 def mean_and_half(values):
@@ -229,9 +229,21 @@ def mean_and_half(values):
     return statistics.mean(values), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
 
 
+def gaps_of(losses, base):
+    return [losses[seed] / base[seed] - 1 for seed in losses if seed in base]
+
+
+def welch_text(a, b):
+    """The mean of a minus that of b, in percent, with its 95% interval by Welch's t."""
+    if min(len(a), len(b)) < 2 or stats is None:
+        return ""
+    low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    return f"{100 * (statistics.mean(a) - statistics.mean(b)):+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
 def gap_p(losses, base):
     """How probable so large a gap is where there is none (Student's t, two sides)."""
-    gaps = [losses[seed] / base[seed] - 1 for seed in losses if seed in base]
+    gaps = gaps_of(losses, base)
     return stats.ttest_1samp(gaps, 0).pvalue if len(gaps) > 1 and stats else math.nan
 
 
