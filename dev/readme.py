@@ -95,7 +95,9 @@ def main():
             continue
         if args.check:
             sys.exit(f"{page.relative_to(ROOT)}: a quoted text is not what the program prints; run dev/readme.py")
-        page.write_text(new[page])
+        whole = page.with_name(page.name + ".new")  # a page is never there in part
+        whole.write_text(new[page])
+        whole.replace(page)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ Stated on 2026-11-30, before the first run. Gaps are val(taper) / val(other) - 1
   G4  17.7M, no scale loss: the mean gap to norm is between -1% and +1%.
   G5  30M: the mean gap to norm is at most 0.
   G6  124M: the gap to norm is at most +0.5% at the end.
+  G9  (Added on the same day, still before the first run.) 30M and 124M: the mean gap to the best norm of step 1 is at most +0.5% each.
   G7  No run of a taper diverges at any rate.
   G8  9M, 100M tokens: with frozen gains the taper is below the default one, with its whole interval (as at 0.04M and 0.2M in tuned.py).
 With 3 seeds an interval is 2.5 deviations to each side: where it has room for what was stated, a miss of G1 or G2 may be for want of
@@ -496,6 +497,9 @@ def verdicts(plan, found):
                                ("G6", plan.m124, lambda m, h: held[m <= 0.005])):
         if group := at(model):
             judge(name, f"{model.name}, to norm", gaps(group, "norm").values(), holds, False)
+    for model in (plan.m30, plan.m124):
+        if (group := at(model)) and norm != "norm" and norm in group.records:
+            judge("G9", f"{model.name}, to {norm}", gaps(group, norm).values(), lambda m, h: held[m <= 0.005], False)
     tapers = [r for r in plan.records().values() if "-g taper" in r["flags"]]
     if tapers:
         bad = sum(r["val_loss"] is None for r in tapers)

@@ -24,10 +24,11 @@ sys.path.append(str(ROOT / "dev"))
 import needs  # noqa: E402
 import plot_style  # noqa: E402, F401 (for the experiments)
 
-needs.need("scipy")
+if not {"-h", "--help"} & set(sys.argv):
+    needs.need("scipy")
 try:
     from scipy import stats
-except ImportError:  # see needs.optional
+except ImportError:  # see needs.optional; help needs none
     stats = None
 
 RESULTS = ROOT / "dev" / "results"
@@ -282,7 +283,9 @@ def write_block(path, name, text):
     old = path.read_text()
     if not pattern.search(old):
         sys.exit(f"{path}: no block {name}")
-    path.write_text(pattern.sub(lambda m: m[1] + text.strip("\n") + "\n" + m[2], old))
+    new = path.with_name(path.name + ".new")  # a page is never there in part
+    new.write_text(pattern.sub(lambda m: m[1] + text.strip("\n") + "\n" + m[2], old))
+    new.replace(path)
 
 
 def arguments(doc, more=lambda parser: None, jobs=True):
