@@ -2,14 +2,16 @@
 #
 # make bench        speed and memory, as ratios to peers and limits measured in the same run
 # make bench_infer  a program: the speed of a model's states, last token and decoding
-# make gpu-bench    one table of speeds on a GPU
+# make gpu-day      on a GPU: its tests, then speed beside PyTorch and llm.c, in the order of worth, as much as MINUTES=28 allow; again
+#                   where it stopped (dev/gpu_day.py); BLOCKS="update decoding" only these, RESULTS=DIR another folder than dev/results
+# make gpu-day-dry-run  every block in tiny sizes, on the stand-in of tests/emu
 # make gpu-science  on a GPU: trains what dev/experiments/gpu_science.py lists, MINUTES=9 a call, and again where it stopped; BOOKS=DIR
 #                   has the corpus, STEPS="1 2" only these, RECORDS=FILE another file than dev/results/gpu-runs.jsonl
 # make gpu-science-dry-run  the same in tiny sizes, on the stand-in of tests/emu or, without CUDA's headers, on the CPU
 # make plot-env     Python with what dev/plot.py needs, and TensorBoard, in dev/.venv: 62 MB to download
 # make dev-env      the same and the references and peers that dev/ compares with (PyTorch): some gigabytes; nothing else needs it
 # make format       clang-format over all sources (the version of make dev-env)
-.PHONY: bench gpu-bench gpu-science gpu-science-dry-run plot-env dev-env format
+.PHONY: bench gpu-day gpu-day-dry-run gpu-science gpu-science-dry-run plot-env dev-env format
 HAVE_DNNL = $(call have_headers,dnnl.h)
 $(BUILD)/bench_%: $(BUILD)/dev/bench_%.o $(TRAIN) $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(if $(HAVE_DNNL),-ldnnl) -o $@
@@ -24,9 +26,25 @@ bench: deps
 # From the trainer's own code.
 $(BUILD)/gpu/bench_gpu: $(BUILD)/gpu/dev/bench_gpu.o $(TRAIN) $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(GPU_LIBS) -o $@
-gpu-bench: need-nvcc
-	$(MAKE) $(BUILD)/gpu/bench_gpu infer bench_infer GPU=native
-	dev/gpu_bench.sh $(BUILD)/gpu/bench_gpu
+$(BUILD)/gpu/infer: $(BUILD)/gpu/infer.o $(LIBRARY)
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(GPU_LIBS) -o $@
+$(BUILD)/gpu/bench_infer: $(BUILD)/gpu/dev/bench_infer.o $(LIBRARY)
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(GPU_LIBS) -o $@
+$(BUILD)/gpu/fold $(EMU)/fold: fold
+	@mkdir -p $(@D)
+	cp $< $@
+GPU_DAY = run_cuda_tests bench_gpu bench_infer train_gpt fold infer
+gpu-day: MINUTES = 28
+gpu-day: need-nvcc
+	$(MAKE) $(GPU_DAY:%=$(BUILD)/gpu/%) $(if $(filter file,$(origin GPU)),GPU=native)
+	dev/gpu_day.py --programs $(BUILD)/gpu --minutes $(MINUTES) $(if $(BLOCKS),--blocks $(BLOCKS)) $(if $(RESULTS),--results "$(RESULTS)")
+ifeq ($(HAVE_EMU),1)
+gpu-day-dry-run: $(addprefix $(EMU)/,run_kernel_tests bench_gpu bench_infer train_gpt fold infer)
+	dev/gpu_day.py --dry-run --programs $(EMU)
+else
+gpu-day-dry-run:
+	@echo "$@: skipped: no cublasLt.h and nccl.h in $(CUDA_INCLUDE); set CUDA_HOME to a CUDA Toolkit (12 or later)"
+endif
 
 # The time that building takes counts, too. (Without infer, which the trainer does not need.)
 MINUTES ?= 9

@@ -1,9 +1,10 @@
 // What does a training update cost on this GPU, and how near is each kernel to what the GPU can do? The trainer's own
-// code (train_gpt.cu); prints one Markdown page. Limits are measured in the same run: copying, and one large product.
-//
-//   bench_gpu [L NH C T B V [rounds]]       defaults: 12 12 768 1024 32 50257 20
+// code (train_gpt.cu); prints Markdown tables. Limits are measured in the same run: copying, and one large product. An op cannot
+// take less than its operations at the one rate or its bytes at the other; an update, than the sum of that over its ops.
 #define TAPERNORM_NO_MAIN
+#include "io/options.h"
 #include "runtime/exit_status.h"
+#include "train/shape.h"
 #include "train_gpt.cu"
 
 #include <functional>
@@ -13,7 +14,9 @@ namespace tapernorm::train {
 namespace {
 
 struct Sizes {
-    size_t L = 12, NH = 12, C = 768, T = 1024, B = 32, V = 50257, rounds = 20;
+    std::string shape;
+    size_t L = 12, NH = 12, C = 768, T = 1024, B = 32, V = 50257, micro_batches = 16, logits_rows = 0, rounds = 20;
+    bool norm_only = false;
     size_t N() const { return B * T; }
 };
 
@@ -106,15 +109,25 @@ Limits measure_limits(Cuda& dev, size_t rounds, bool tiny) {
     return {2 * double(n) * sizeof(bf16) / (copy * 1e-3), 2 * double(K) * double(K) * double(K) / (product * 1e-3)};
 }
 
+// An op at its real size: the operations that it must do, the bytes that it must read and write at least once.
 struct Row {
     std::string name;
-    double work;      // bytes, or floating-point operations
-    bool arithmetic;  // which of them
-    size_t count;     // in one update
+    double flops, bytes;
+    size_t count;  // in one micro-batch; of an op that comes once an update: `once`
     double ms;
+    bool once = false;
+
+    double limit_ms(const Limits& limits) const { return 1e3 * std::max(flops / limits.flops, bytes / limits.bytes); }
 };
 
-// Every op of an update at its real size: bytes that it must read and write, or operations that it must do.
+// Milliseconds that an update must take by these limits.
+double limit_ms(const std::vector<Row>& rows, const Limits& limits, size_t micro_batches) {
+    double sum = 0;
+    for (const Row& r : rows) sum += r.limit_ms(limits) * double(r.once ? 1 : r.count * micro_batches);
+    return sum;
+}
+
+// Every op of a block, and the stream scale.
 std::vector<Row> measure_ops(Cuda& dev, const Sizes& s) {
     const size_t N = s.N(), C = s.C, L = s.L;
     const double x = double(N * C) * sizeof(bf16);  // one [N, C]
@@ -125,59 +138,58 @@ std::vector<Row> measure_ops(Cuda& dev, const Sizes& s) {
     bf16 *v = m.random<bf16>(4 * C), *v2 = m.random<bf16>(5 * C), *dw = m.random<bf16>(4 * C * C);
     float *mean = m.random<float>(N), *rscale = m.random<float>(N), *lse = m.random<float>(N * s.NH);
     double* sums = m.random<double>(8);
-    auto add = [&](const std::string& name, double work, bool arithmetic, size_t count,
-                   const std::function<void()>& f) {
-        rows.push_back({name, work, arithmetic, count, milliseconds(dev, s.rounds, f)});
+    auto add = [&](const std::string& name, double flops, double bytes, size_t count, const std::function<void()>& f) {
+        rows.push_back({name, flops, bytes, count, milliseconds(dev, s.rounds, f)});
     };
     for (const auto& [phase, name] :
          {std::pair(Phase::norm, "g = 1"), std::pair(Phase::blend, "0 < g < 1"), std::pair(Phase::scale, "g = 0")}) {
         const float g = phase == Phase::norm ? 1.0f : phase == Phase::blend ? 0.5f : 0.0f;
         const Site<bf16> site{NormKind::layernorm, phase, 1e-5f, g, 1, v, v + C, v + 2 * C, v + 3 * C};
         const size_t count = phase == Phase::norm ? 2 * L + 1 : 0;
-        add(std::string("site forward, ") + name, 2 * x, false, count,
+        add(std::string("site forward, ") + name, 0, 2 * x, count,
             [&] { site_forward<bf16>(dev, b, mean, rscale, nullptr, a, site, N, C); });
-        add(std::string("site backward, ") + name, 4 * x, false, count, [&] {
+        add(std::string("site backward, ") + name, 0, 4 * x, count, [&] {
             site_backward<bf16>(dev, d, {v2, v2 + C, v2 + 2 * C, v2 + 3 * C, v2 + 4 * C, false}, b, a, mean, rscale,
                                 site, N, C, true);
         });
     }
-    add("stream scale", x, false, 1,
+    add("stream scale", 0, x, 1,
         [&] { stream_scale(dev, reinterpret_cast<StreamScale*>(sums), a, NormKind::layernorm, 1e-5, 1, N, C); });
-    auto linear = [&](const char* name, size_t in, size_t out, size_t count) {
-        const double flops = 2 * double(N) * double(in) * double(out);
-        add(std::string(name) + " forward", flops, true, count,
-            [&] { matmul_forward<bf16>(dev, wide, wide2, w, v, nullptr, N, in, out); });
-        add(std::string(name) + " backward", 2 * flops, true, count,
-            [&] { matmul_backward<bf16>(dev, wide, nullptr, dw, wide2, a, w, nullptr, N, in, out, false); });
+    const double product = 2 * double(N * C) * double(C);         // of [N, C] with [C, C]
+    const double square = double(C * C) * sizeof(bf16);           // one [C, C]
+    auto linear = [&](const char* name, size_t in, size_t out) {  // in and out: multiples of C
+        const double flops = product * double(in * out), bytes = x * double(in + out) + square * double(in * out);
+        add(std::string(name) + ", forward", flops, bytes, L,
+            [&] { matmul_forward<bf16>(dev, wide, wide2, w, v, nullptr, N, in * C, out * C); });
+        add(std::string(name) + ", backward", 2 * flops, 2 * bytes, L,
+            [&] { matmul_backward<bf16>(dev, wide, nullptr, dw, wide2, a, w, nullptr, N, in * C, out * C, false); });
     };
-    linear("linear C -> 3C", C, 3 * C, L), linear("linear C -> C", C, C, L);
-    const double fc = 8 * double(N) * double(C) * double(C);
-    add("linear C -> 4C and GELU, forward", fc, true, L,
+    linear("linear C -> 3C", 1, 3), linear("linear C -> C", 1, 1);
+    add("linear C -> 4C and GELU, forward", 4 * product, 9 * x + 4 * square, L,
         [&] { matmul_gelu_forward<bf16>(dev, wide, wide2, a, w, v, N, C, 4 * C); });
-    add("linear C -> 4C, backward", 2 * fc, true, L,
+    add("linear C -> 4C, backward", 8 * product, 10 * x + 8 * square, L,
         [&] { matmul_backward<bf16>(dev, b, nullptr, dw, wide, a, w, nullptr, N, C, 4 * C, false); });
-    add("linear 4C -> C and residual, forward", fc, true, L,
+    add("linear 4C -> C and residual, forward", 4 * product, 6 * x + 4 * square, L,
         [&] { matmul_forward<bf16>(dev, b, wide, w, v, a, N, 4 * C, C); });
-    add("linear 4C -> C and dGELU, backward", 2 * fc, true, L,
+    add("linear 4C -> C and dGELU, backward", 8 * product, 14 * x + 8 * square, L,
         [&] { matmul_backward<bf16>(dev, wide2, v2, dw, a, wide, w, wide, N, 4 * C, C, false); });
     const double pairs = double(s.B) * double(s.T) * double(s.T + 1) / 2 * double(C);
-    add("attention forward", 4 * pairs, true, L, [&] { attention_forward(dev, b, lse, wide, s.B, s.T, C, s.NH); });
-    add("attention backward", 10 * pairs, true, L,
+    add("attention forward", 4 * pairs, 4 * x, L, [&] { attention_forward(dev, b, lse, wide, s.B, s.T, C, s.NH); });
+    add("attention backward", 10 * pairs, 8 * x, L,
         [&] { attention_backward(dev, wide2, a, b, lse, wide, s.B, s.T, C, s.NH); });
-    add("GELU (with -r 1)", 8 * x, false, 0, [&] { gelu_forward(dev, wide2, wide, N * 4 * C); });
+    add("GELU (with -r 1)", 0, 8 * x, 0, [&] { gelu_forward(dev, wide2, wide, N * 4 * C); });
     return rows;
 }
 
 // The ends of the model, whose memory is large: the vocabulary, the optimizer.
 void measure_ends(Cuda& dev, const Sizes& s, std::vector<Row>& rows) {
     const size_t N = s.N(), C = s.C, Vp = (s.V + 127) / 128 * 128;
-    const size_t chunk = logits_rows(N, most_logits_rows(Vp, true, sizeof(bf16)));
+    const size_t chunk = logits_rows(N, s.logits_rows ? s.logits_rows : most_logits_rows(Vp, true, sizeof(bf16)));
     Config c;
     c.V = s.V, c.T = s.T, c.L = s.L, c.NH = s.NH, c.C = s.C;
     const size_t P = parameter_count(c);
-    auto add = [&](const std::string& name, double work, bool arithmetic, size_t count,
-                   const std::function<void()>& f) {
-        rows.push_back({name, work, arithmetic, count, milliseconds(dev, s.rounds, f)});
+    auto add = [&](const std::string& name, double flops, double bytes, size_t count, const std::function<void()>& f) {
+        rows.push_back({name, flops, bytes, count, milliseconds(dev, s.rounds, f)});
     };
     {
         Buffers m(dev);
@@ -188,16 +200,17 @@ void measure_ends(Cuda& dev, const Sizes& s, std::vector<Row>& rows) {
         double* sum = m.random<double>(1);
         const size_t chunks = (N + chunk - 1) / chunk;
         const double flops = 2 * double(chunk) * double(C) * double(Vp), z = double(chunk * Vp) * sizeof(bf16);
-        add("head forward", flops, true, chunks,
+        const double ends = double((chunk + Vp) * C) * sizeof(bf16);
+        add("head forward", flops, z + ends, chunks,
             [&] { head_forward<bf16>(dev, logits, x, wte, nullptr, chunk, C, Vp); });
-        add("head backward", 2 * flops, true, chunks,
+        add("head backward", 2 * flops, 2 * (z + ends), chunks,
             [&] { head_backward(dev, dx, dwte, logits, x, wte, chunk, C, Vp, chunks > 1); });
-        add("cross-entropy and gradient", 2 * z, false, chunks,
+        add("cross-entropy and gradient", 0, 2 * z, chunks,
             [&] { cross_entropy(dev, sum, losses, logits, batch.targets, 1e-6, chunk, s.V, true, Vp); });
         const double rows_bytes = double(N * C) * sizeof(bf16);
-        add("embedding forward", 2 * rows_bytes, false, 1,
+        add("embedding forward", 0, 2 * rows_bytes, 1,
             [&] { embedding_forward(dev, x, batch.tokens, wte, wte, s.B, s.T, C); });
-        add("embedding backward", 2 * rows_bytes, false, 1,
+        add("embedding backward", 0, 2 * rows_bytes, 1,
             [&] { embedding_backward(dev, dwte, wte, x, batch.tokens, batch.rows, s.B, s.T, C, false); });
     }
     Buffers m(dev);
@@ -205,23 +218,22 @@ void measure_ends(Cuda& dev, const Sizes& s, std::vector<Row>& rows) {
     float *master = m.random<float>(P), *mom = m.random<float>(P), *var = m.random<float>(P);
     device_zero(dev, var, P * sizeof(float));
     const std::vector<AdamwTensor<bf16>> tensors = {{w, master, mom, var, grad, P, 0.1f}};
-    add("AdamW", double(P) * (2 + 2 + 6 * 4), false, 1,
+    add("AdamW", 0, double(P) * (2 + 2 + 6 * 4), 1,
         [&] { adamw_update(dev, tensors, {1e-9f, 0.9f, 0.99f, 1e-8f, 0, 1, 1, 1}); });
-    add("global norm", double(P) * 2, false, 1, [&] { sum_of_squares(dev, grad, P); });
+    rows.back().once = true;
+    add("global norm", 0, double(P) * 2, 1, [&] { sum_of_squares(dev, grad, P); });
+    rows.back().once = true;
 }
 
 struct Mode {
-    const char* name;
+    std::string name;
     GateMode mode;
     size_t step;  // updates done: sets the gate
+    size_t micro_batches = 1;
 };
 
-// Whole updates: seconds of the median one.
-void measure_updates(Cuda& dev, const Sizes& s, const Limits& limits) {
-    Settings settings;
-    settings.T = s.T, settings.batch = s.B, settings.total_batch = s.N(), settings.steps = 10000;
-    settings.gate_warmup = updates(100), settings.gate_end = updates(300);
-    settings.lr = 1e-6;  // the sites' scales are not calibrated here: the model must not move
+// Whole updates, each the median of some.
+void measure_updates(Cuda& dev, const Sizes& s, const Limits& limits, const std::vector<Row>& ops) {
     Config c;
     c.V = s.V, c.T = s.T, c.L = s.L, c.NH = s.NH, c.C = s.C;
     const TokenSource corpus = tokens_from_text("x", "tokens like a text's", [&](std::string_view) {
@@ -230,32 +242,44 @@ void measure_updates(Cuda& dev, const Sizes& s, const Limits& limits) {
     const double P = double(parameter_count(c) - s.T * s.C), N = double(s.N());
     const double flops = 6 * P * N + 12.0 * double(s.L) * double(s.B) * double(s.T) * double(s.T + 1) / 2 * double(s.C);
     std::printf(
-        "| update | tokens/s | ms | against `norm` | TFLOP/s | MFU | of the matmul rate | GPU memory, GiB |\n"
+        "\n| update | tokens/s | ms | against `norm` | TFLOP/s | MFU | of the limit | GPU memory, GiB |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
     const double nominal = nominal_flops(dev.sm());
-    double baseline = 0;
-    for (const Mode& mode :
-         {Mode{"`norm`", GateMode::norm, 0}, Mode{"`taper`, g = 1, calibrating", GateMode::taper, 10},
-          Mode{"`taper`, g = 0.5", GateMode::taper, 199 - s.rounds / 2},
-          Mode{"`taper`, g = 0", GateMode::taper, 400}}) {
+    std::vector<Mode> modes = {{"`norm`", GateMode::norm, 0},
+                               {"`taper`, g = 1, calibrating", GateMode::taper, 10},
+                               {"`taper`, g = 0.5", GateMode::taper, 199 - s.rounds / 2},
+                               {"`taper`, g = 0", GateMode::taper, 400}};
+    if (s.norm_only) modes.resize(1);
+    if (s.micro_batches > 1 && !s.norm_only)
+        modes.push_back({strprintf("`norm`, %zu micro-batches", s.micro_batches), GateMode::norm, 0, s.micro_batches});
+    double baseline = 0;  // tokens per second
+    for (const Mode& mode : modes) {
+        Settings settings;
+        settings.T = s.T, settings.batch = s.B, settings.total_batch = s.N() * mode.micro_batches,
+        settings.steps = 10000;
+        settings.gate_warmup = updates(100), settings.gate_end = updates(300), settings.logits_rows = s.logits_rows;
+        settings.lr = 1e-6;  // the sites' scales are not calibrated here: the model must not move
         c.mode = mode.mode;
         Trainer<Cuda, bf16> t(dev, settings, c, corpus);
         initialize(t.model, 1);
         t.step = mode.step;
         std::vector<double> times;
-        for (size_t i = 0; i < s.rounds + 3; i++) {
+        const size_t rounds = std::max<size_t>(3, s.rounds / mode.micro_batches);
+        for (size_t i = 0; i < rounds + 3; i++) {
             const StepReport r = t.update();
             if (i >= 3) times.push_back(r.seconds);
         }
         std::nth_element(times.begin(), times.begin() + ptrdiff_t(times.size() / 2), times.end());
-        const double seconds = times[times.size() / 2];
-        if (baseline == 0) baseline = seconds;
+        const double seconds = times[times.size() / 2], work = flops * double(mode.micro_batches) / seconds;
+        const double speed = N * double(mode.micro_batches) / seconds;
+        if (baseline == 0) baseline = speed;
         size_t free = 0, total = 0;
         CUDA_CHECK(cudaMemGetInfo(&free, &total));
-        std::printf("| %s | %.0f | %.2f | %.3fx | %.1f | %s | %.1f%% | %.1f |\n", mode.name, N / seconds, seconds * 1e3,
-                    baseline / seconds, flops / seconds * 1e-12,
-                    nominal > 0 ? strprintf("%.1f%%", 100 * flops / seconds / nominal).c_str() : "-",
-                    100 * flops / seconds / limits.flops, double(total - free) / double(1 << 30));
+        std::printf("| %s | %.0f | %.2f | %.3fx | %.1f | %s | %s | %.1f |\n", mode.name.c_str(), speed,
+                    seconds * 1e3, speed / baseline, work * 1e-12,
+                    nominal > 0 ? strprintf("%.1f%%", 100 * work / nominal).c_str() : "-",
+                    ops.empty() ? "-" : strprintf("%.1f%%", 0.1 * limit_ms(ops, limits, mode.micro_batches) / seconds).c_str(),
+                    double(total - free) / double(1 << 30));
         std::fflush(stdout);
     }
 }
@@ -264,34 +288,69 @@ void print_ops(const std::vector<Row>& rows, const Limits& limits) {
     double sum = 0;
     for (const Row& r : rows) sum += r.ms * double(r.count);
     std::printf(
-        "\n| op | ms | rate | of the limit | times per update | share |\n| --- | ---: | ---: | ---: | ---: | ---: |\n");
-    for (const Row& r : rows) {
-        const double rate = r.work / (r.ms * 1e-3), limit = r.arithmetic ? limits.flops : limits.bytes;
-        std::printf("| %s | %.4f | %.1f %s | %.0f%% | %zu | %.1f%% |\n", r.name.c_str(), r.ms,
-                    rate * (r.arithmetic ? 1e-12 : 1e-9), r.arithmetic ? "TFLOP/s" : "GB/s", 100 * rate / limit,
-                    r.count, 100 * r.ms * double(r.count) / sum);
-    }
-    std::printf("\nSum of the ops of a `norm` update: %.2f ms.\n", sum);
+        "| op | ms | TFLOP/s | GB/s | of the limit | times per update | share |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n");
+    for (const Row& r : rows)
+        std::printf("| %s | %.4f | %s | %.0f | %.0f%% | %zu | %.1f%% |\n", r.name.c_str(), r.ms,
+                    r.flops > 0 ? strprintf("%.1f", r.flops / r.ms * 1e-9).c_str() : "", r.bytes / r.ms * 1e-6,
+                    100 * r.limit_ms(limits) / r.ms, r.count, 100 * r.ms * double(r.count) / sum);
+    std::printf("\nSum of the ops of a `norm` update: %.2f ms, at their limits %.2f ms.\n", sum,
+                limit_ms(rows, limits, 1));
+}
+
+Options make_options(Sizes& s) {
+    Options o("bench_gpu", "What a training update costs on this GPU, op by op, beside what the GPU can do.");
+    // clang-format off
+    o.section("Model");
+    o.add({.short_name = "-e", .long_name = "--model", .to = &s.shape, .metavar = "dN", .default_text = "d12",
+           .help = "a GPT-2 shape by its depth, as in train_gpt"});
+    o.add({.long_name = "--n-layer", .to = &s.L, .metavar = "L", .range = {.low = 1, .high = 1000},
+           .help = "number of blocks"});
+    o.add({.long_name = "--n-head", .to = &s.NH, .metavar = "NH", .range = {.low = 1, .high = 1024},
+           .help = "number of attention heads"});
+    o.add({.long_name = "--n-embd", .to = &s.C, .metavar = "C", .range = {.low = 1, .high = 1 << 16},
+           .help = "number of channels, a multiple of --n-head"});
+    o.add({.long_name = "--vocab", .to = &s.V, .metavar = "V", .range = {.low = 2, .high = 1 << 16},
+           .help = "number of tokens in the vocabulary"});
+    o.section("Measurement");
+    o.add({.short_name = "-t", .long_name = "--seq-len", .to = &s.T, .metavar = "T", .range = {.low = 1, .high = 1 << 16},
+           .help = "tokens of a sequence"});
+    o.add({.short_name = "-b", .long_name = "--batch", .to = &s.B, .metavar = "B", .range = {.low = 1, .high = 1 << 16},
+           .help = "sequences of a micro-batch"});
+    o.add({.long_name = "--micro-batches", .to = &s.micro_batches, .metavar = "N", .range = {.low = 1, .high = 1000},
+           .help = "of an accumulating update, which is timed, too; 1: none"});
+    o.add({.long_name = "--logits-rows", .to = &s.logits_rows, .metavar = "N", .range = {.low = 0, .high = 1e9},
+           .help = "as in train_gpt"});
+    o.add({.long_name = "--rounds", .to = &s.rounds, .metavar = "N", .range = {.low = 1, .high = 10000},
+           .help = "repetitions; figures are their medians"});
+    o.add({.long_name = "--norm-only", .to = &s.norm_only,
+           .help = "only whole updates, only of `norm`: a row beside those of peers"});
+    // clang-format on
+    return o;
 }
 
 int run_benchmark(int argc, char** argv) {
     Sizes s;
-    size_t* const fields[] = {&s.L, &s.NH, &s.C, &s.T, &s.B, &s.V, &s.rounds};
-    for (int i = 1; i < argc && i <= 7; i++) *fields[i - 1] = std::strtoull(argv[i], nullptr, 10);
+    Options options = make_options(s);
+    if (!options.parse(argc, argv)) return 0;
+    set_shape(options, s.shape, s.L, s.NH, s.C);
+    if (s.C % s.NH) fail("--n-embd: expected a multiple of --n-head (%zu), found %zu", s.NH, s.C);
     const CudaProbe probe = probe_cuda();
     if (!probe.usable) fail("%s", probe.description.c_str());
     Cuda dev;
     const Limits limits = measure_limits(dev, s.rounds, s.C < 256);
     std::printf(
-        "# Training speed on %s\n\n`make gpu-bench`: %s, %s, %s, vocabulary %zu, batch %zu "
-        "of %zu tokens, bf16; medians of %zu.\nLimits measured in this run: copying %.0f GB/s (read and write), a "
-        "large bf16 product %.1f TFLOP/s.\n\n",
+        "%s: %s, %s, %s, vocabulary %zu, batch %zu of %zu tokens, bf16; medians of %zu.\nLimits measured in this run: "
+        "copying %.0f GB/s (read and write), a large bf16 product %.1f TFLOP/s.\n\n",
         probe.description.c_str(), counted(s.L, "layer").c_str(), counted(s.NH, "head").c_str(),
         counted(s.C, "channel").c_str(), s.V, s.B, s.T, s.rounds, limits.bytes * 1e-9, limits.flops * 1e-12);
-    measure_updates(dev, s, limits);
-    std::vector<Row> rows = measure_ops(dev, s);
-    measure_ends(dev, s, rows);
-    print_ops(rows, limits);
+    std::vector<Row> rows;
+    if (!s.norm_only) {
+        rows = measure_ops(dev, s);
+        measure_ends(dev, s, rows);
+        print_ops(rows, limits);
+    }
+    measure_updates(dev, s, limits, rows);
     return 0;
 }
 

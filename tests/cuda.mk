@@ -7,7 +7,7 @@
 # make cuda-compile-check  all that nvcc ever compiles, warnings as errors, and the table of registers of every kernel
 # make program-test        some tests of the programs, with those that nvcc built, where there is one, and with bench_infer
 # make kernel-table        writes that table to dev/results/kernel-resources.md
-# make gpu-test            on a GPU: the tests, the programs, both under compute-sanitizer
+# make gpu-test            on a GPU: the tests, the programs, both under compute-sanitizer (the first and last block of gpu-day)
 
 # nvcc and cuBLASLt, where there are both. The programs then run on a GPU, and where they find none, on the CPU.
 comma := ,
@@ -90,8 +90,8 @@ $(EMU)/run_emu_tests: FORCE $(EMU)/libemu.a
 $(EMU)/run_kernel_tests: $(filter-out $(EMU_PROGRAM_TESTS),$(EMU_TESTS))
 $(EMU)/run_cuda_tests: $(EMU_TESTS) | $(EMU_PROGRAMS)
 $(EMU)/train_gpt $(EMU)/infer: %: %.o
-$(EMU)/bench_infer: $(EMU)/dev/bench_infer.o
-$(EMU)/run_kernel_tests $(EMU)/run_cuda_tests $(EMU_PROGRAMS): $(TRAIN) $(LIBRARY) $(EMU)/libemu.a
+$(EMU)/bench_infer $(EMU)/bench_gpu: $(EMU)/%: $(EMU)/dev/%.o
+$(EMU)/run_kernel_tests $(EMU)/run_cuda_tests $(EMU)/bench_gpu $(EMU_PROGRAMS): $(TRAIN) $(LIBRARY) $(EMU)/libemu.a
 	$(CXX) $(LDFLAGS) $(filter %.o,$^) $(EMU)/libemu.a $(LDLIBS) $(MPI_LIBS) $(EMU_LINK) -o $@
 
 # Under the sanitizers and in other orders: without the longest training runs, under ThreadSanitizer without any, and without
@@ -152,6 +152,5 @@ $(BUILD)/gpu/run_cuda_tests: $(CUDA_TESTS:%.cpp=$(BUILD)/gpu/%.o) $(BUILD)/tests
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(GPU_LIBS) -o $@
 need-nvcc:
 	@$(if $(HAVE_CUDA),:,echo "this target needs nvcc and cuBLASLt (CUDA 12 or later), which are not in $(CUDA_HOME): set CUDA_HOME" >&2; exit 1)
-gpu-test: need-nvcc
-	$(MAKE) $(BUILD)/gpu/run_cuda_tests $(PROGRAMS) bench_infer GPU=native
-	dev/gpu_test.sh $(BUILD)/gpu/run_cuda_tests
+gpu-test: BLOCKS = tests sanitizer
+gpu-test: gpu-day
