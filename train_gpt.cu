@@ -629,11 +629,7 @@ bool train(Trainer<Device, Real>& t, Run& run, Logs& logs) {
         progress.update(r);
         if (!warned && drifted(t, r)) {
             warned = true;
-            progress.note(
-                strprintf("warning: s(h) is %.3g now and was %.3g when the sites were calibrated (update %zu); %s; "
-                          "the stream was still growing: use a longer --gate-warmup or a larger --scale-loss (%g)",
-                          r.stream_scale, t.calibration.target_scale(), t.gate_warmup,
-                          which_moved_first(t.site_scales(), kDrift).c_str(), s.scale_loss));
+            progress.note(drift_warning(t, r));
         }
         RunLog::Fields fields = log_fields(t, r);
         if (s.val_every && r.step % s.val_every == 0) check_drift(t), validate(t, run, progress, fields);

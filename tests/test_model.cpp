@@ -636,6 +636,10 @@ TEST_CASE("trainer: updates with a gradient far above the usual one are skipped 
     CHECK(std::string(high.why_skipped).find("far above the median") != std::string::npos);
     CHECK(high.stream_scale > 1000);
     CHECK_FALSE(drifted(t, high));
+    StepReport low = high;
+    low.skipped = false, low.stream_scale = 1e-9;
+    CHECK(drifted(t, low));
+    CHECK(drift_warning(t, low).find("the stream has shrunk since: use a lower --lr") != std::string::npos);
     CHECK_FALSE(t.update().skipped);
     // One after another they are not left out for good: the level is a new one or, if it is NaN or Inf, the run has diverged.
     t.model.params.h[1].mlp_proj_bias[3] = INFINITY;

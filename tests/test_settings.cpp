@@ -248,10 +248,23 @@ TEST_CASE("train_gpt: --gain and --scale-target can be changed until they are pu
     CHECK(contains(w.run(kTiny + " -g norm --gate-warmup 0 --gain 2 -o x").err,
                    "--gate-warmup: expected at least 1 update before --gain, found 0"));
     // What would begin behind the last of 6 updates.
-    for (const char* flag : {"--gain 2", "--scale-loss 1", "--freeze-gains"})
-        for (const char* warmup : {"5", "6"})
-            CHECK(contains(w.ok(kTiny + " -g norm --overwrite -o late " + flag + " --gate-warmup " + warmup),
-                           "not in this run") == (*warmup == '6'));
+    for (const char* mode : {"norm", "taper"})
+        for (const auto& [flag, first] : {std::pair("--gain", 7), {"--scale-loss", 6}, {"--freeze-gains", 6}})
+            for (const int warmup : {5, 6, 7}) {  // (what --gain does at the end of the last update is in the model)
+                const std::string value = std::string(flag) == "--freeze-gains" ? "" : "=2";
+                const std::string out = w.ok(kTiny + " --overwrite -o late -g " + mode + " --scale-loss 0 " + flag +
+                                             value + strprintf(" --gate-warmup %d --gate-end 9", warmup));
+                const std::string said =
+                    strprintf("without effect in this run: %s, from the end of update %d on", flag, warmup);
+                CHECK_MESSAGE(contains(out, said) == (warmup >= first), out);
+            }
+    CHECK(contains(w.run(kTiny + " -g norm --carry-moments -o x").err,
+                   "--carry-moments: expected -g taper or taper-all with it, found -g norm; leave it out"));
+    CHECK(contains(w.run(kTiny + " --freeze-gains --carry-moments -o x").err,
+                   "--carry-moments: expected no --freeze-gains with it"));
+    CHECK(contains(
+        w.run("train_gpt -y -o m -x 12 --carry-moments").err,
+        "--carry-moments: the run in m.state.bin is at update 9, and 0 was put in place at update 4; found 1"));
 }
 
 TEST_CASE("train_gpt: a run keeps its optimizer, and Muon needs whole matrices") {
@@ -264,6 +277,10 @@ TEST_CASE("train_gpt: a run keeps its optimizer, and Muon needs whole matrices")
         CHECK_MESSAGE(contains(refused.err, std::string("--optimizer: expected ") + own + ", as the run in " + run +
                                                 ".state.bin has it, found " + other + "; leave the flag out"),
                       refused.err);
+        const Outcome by_file =
+            w.run(std::string("train_gpt -y -x 8 -o ") + run + " --config " + (*run == 'm' ? "a" : "m") + ".toml");
+        CHECK_MESSAGE(contains(by_file.err, std::string("found ") + other + "; leave it out of the file of --config"),
+                      by_file.err);
         w.ok(again + own), w.ok(std::string("train_gpt -y -x 9 -o ") + run);
     }
     CHECK(model_in(w.at("m.bin")) != model_in(w.at("a.bin")));

@@ -64,6 +64,9 @@ TEST_CASE("watch: a run that diverges or drifts names a site; TensorBoard's file
     const std::string drifted = w.ok(kTiny + " -l 0.3 -u 0 -x 60 --clip 0 --scale-loss 0");
     CHECK_MESSAGE(drifted.find("; the first site to leave its scale is transformer.") != std::string::npos, drifted);
     CHECK_MESSAGE(drifted.find("--gate-warmup or a larger --scale-loss (0)") != std::string::npos, drifted);
+    // On its way to a target of its own it has not drifted.
+    const std::string steered = w.ok(kTiny + " --scale-target 8 --scale-loss 10 -x 60");
+    CHECK_MESSAGE(steered.find("warning: s(h)") == std::string::npos, steered);
     // The last number there is, and a folder has it.
     const std::string file = "board/events.out.tfevents.9999999999.train_gpt";
     std::filesystem::create_directories(w.at(file));

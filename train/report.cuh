@@ -119,11 +119,26 @@ class Progress {
     LiveLine line_;
 };
 
-// A frozen scale that no longer fits: early calibration of a young stream, without an anchor.
+// A frozen scale that no longer fits: early calibration of a young stream, without an anchor. On its way to a --scale-target the
+// stream may be anywhere between.
 template <class Device, class Real>
 bool drifted(const Trainer<Device, Real>& t, const StepReport& r) {
-    return !r.skipped && r.step > t.gate_warmup && t.scale_target > 0 && t.model.config.mode != GateMode::norm &&
-           !(r.stream_scale < kDrift * t.scale_target && r.stream_scale > t.scale_target / kDrift);
+    if (r.skipped || r.step <= t.gate_warmup || t.scale_target == 0 || t.model.config.mode == GateMode::norm)
+        return false;
+    const double then = t.calibration.target_scale();
+    return !(r.stream_scale < kDrift * std::max(then, t.scale_target) &&
+             r.stream_scale > std::min(then, t.scale_target) / kDrift);
+}
+
+template <class Device, class Real>
+std::string drift_warning(Trainer<Device, Real>& t, const StepReport& r) {
+    const double then = t.calibration.target_scale(), loss = t.settings.scale_loss;
+    return strprintf("warning: s(h) is %.3g now and was %.3g when the sites were calibrated (update %zu); %s; ",
+                     r.stream_scale, then, t.gate_warmup, which_moved_first(t.site_scales(), kDrift).c_str()) +
+           (r.stream_scale < then
+                ? strprintf("the stream has shrunk since: use a lower --lr or a larger --scale-loss (%g)", loss)
+                : strprintf("the stream was still growing: use a longer --gate-warmup or a larger --scale-loss (%g)",
+                            loss));
 }
 
 // What a run holds in its device's memory, by purpose.
@@ -187,10 +202,15 @@ void print_start(const Trainer<Device, Real>& t, const Run& run) {
     if (t.model.config.mode != GateMode::norm)
         std::printf("gate      1 up to update %zu (calibration), 0 from update %zu on%s\n", t.gate_warmup, t.gate_end,
                     t.gate_end > s.steps ? ": after the end of this run, whose model cannot be folded yet" : "");
-    else if (t.gate_warmup >= s.steps && (s.scale_loss > 0 || s.gain != 1 || s.freeze_gains))
-        std::printf(
-            "gate      1; --scale-loss, --gain and --freeze-gains begin behind update %zu (--gate-warmup): not in this run\n",
-            t.gate_warmup);
+    std::string waiting;
+    for (const auto& [flag, waits] : {std::pair("--scale-loss", s.scale_loss > 0 && t.gate_warmup >= s.steps),
+                                      std::pair("--freeze-gains", s.freeze_gains && t.gate_warmup >= s.steps),
+                                      std::pair("--gain", s.gain != 1 && t.gate_warmup > s.steps)})
+        if (waits) waiting += (waiting.empty() ? "" : ", ") + std::string(flag);
+    if (!waiting.empty())
+        std::printf("%s without effect in this run: %s, from the end of update %zu on (--gate-warmup)\n",
+                    t.model.config.mode == GateMode::norm ? "gate      1;" : "         ", waiting.c_str(),
+                    t.gate_warmup);
     const Ranks& ranks = t.model.ranks;
     if (ranks.size > 1)
         std::printf("ranks     %d, started by %s; an update is %s on each\n", ranks.size, ranks.launcher.c_str(),

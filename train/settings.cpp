@@ -252,7 +252,7 @@ void add_taper_options(Options& o, Settings& s) {
                    "scale where it is above 1; absolute: in no unit"});
     o.add({.long_name = "--freeze-gains", .to = &s.freeze_gains,
            .help = "freeze the gains and biases of the blocks' norms and scalings after --gate-warmup: a lower loss in models of 0.04M and "
-                   "0.2M parameters, with -g norm as with taper; not of a taper of 3.6M"});
+                   "0.2M parameters, with -g norm as with taper; not of a taper of 0.93M or more"});
     o.add({.long_name = "--carry-moments", .to = &s.carry_moments,
            .help = "when the taper starts, initialize AdamW's moments of each scaling from those of its norm"});
     o.add({.long_name = "--distill", .to = &s.distill, .metavar = "W", .range = {.low = 0, .high = 1},
@@ -407,6 +407,11 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
         fail(
             "--optimizer muon: expected -z 0 with it, because it needs whole matrices, of which a rank has parts with -z 1; "
             "leave out one of the two");
+    if (now.typed("--carry-moments") && s.carry_moments && s.gate == "norm")
+        fail("--carry-moments: expected -g taper or taper-all with it, found -g norm; leave it out");
+    if (now.typed("--carry-moments") && s.carry_moments && s.freeze_gains)
+        fail(
+            "--carry-moments: expected no --freeze-gains with it, which leaves these moments without use; leave out one of the two");
     if (now.typed("--scale-target") && s.scale_target != 1 && s.scale_loss == 0)
         fail("--scale-target: expected a --scale-loss above 0 with it, found 0; leave it out");
     if (s.gain != 1 && s.calibration != "scalar" && s.gate != "norm") {
@@ -475,8 +480,9 @@ Options resume_settings(Settings& s, const Options& now, std::vector<std::string
         // What is no part of the model may change.
         const bool of_model = flag != "--scale-loss-kind" && flag != "--seq-len" && flag != "--warmup";
         if (now.given(flag) && now_given != kept && of_model)
-            fail("%s: expected %s, as the run in %s has it, found %s; leave the flag out", flag.c_str(), kept.c_str(),
-                 saved.path.c_str(), now_given.c_str());
+            fail("%s: expected %s, as the run in %s has it, found %s; leave %s", flag.c_str(), kept.c_str(),
+                 saved.path.c_str(), now_given.c_str(),
+                 now.typed(flag) ? "the flag out" : "it out of the file of --config");
     }
     if (!saved.lr.empty()) all.insert(all.end(), {"--lr", saved.lr});
     if (!saved.total_batch.empty()) all.insert(all.end(), {"--total-batch", saved.total_batch});

@@ -124,6 +124,7 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
                      {"calibration", t.settings.calibration},
                      {"gain", strprintf("%.17g", t.settings.gain)},
                      {"scale_target_factor", strprintf("%.17g", t.settings.scale_target)},
+                     {"carry_moments", std::to_string(t.settings.carry_moments)},
                      {"distill", strprintf("%g", t.settings.distill)},
                      {"arguments", lines}});
     return state;
@@ -163,12 +164,14 @@ void check_gate_schedule(const Trainer<Device, Real>& t, const SafetensorsFile& 
             "--gate-end: the gate of %s is %.4g after update %zu and would rise to %.4g with %zu; expected at most %zu",
             file.path().c_str(), before, t.step, t.gate(t.step + 1), t.gate_end, end);
     const auto spent = [&](const char* flag, const char* key, double now) {
-        const double was = file.metadata().contains(key) ? std::atof(state_metadata(file, key).c_str()) : 1;
-        if (now != was && t.step >= warmup)
+        if (!file.metadata().contains(key) || t.step < warmup) return;  // the first: of an older program
+        const double was = std::atof(state_metadata(file, key).c_str());
+        if (now != was)
             fail("%s: the run in %s is at update %zu, and %g was put in place at update %zu; found %g; leave it out",
                  flag, file.path().c_str(), t.step, was, warmup, now);
     };
     spent("--gain", "gain", t.settings.gain), spent("--scale-target", "scale_target_factor", t.settings.scale_target);
+    spent("--carry-moments", "carry_moments", t.settings.carry_moments);
 }
 
 // file: one that check_state has accepted.
