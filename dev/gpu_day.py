@@ -60,9 +60,10 @@ def infer(flags, protocol, in_dry_run=True):
     return Command(command % flags, command % "{tiny}" + " --seconds 0" if in_dry_run else "")
 
 
-def torch(what, flags, more=""):
+def torch(what, flags, in_dry_run=True):
     script = f"{{python}} {{root}}/dev/reference/bench_gpu_torch.py {what}"
-    return Command(f"{script} {flags} {more}", f"{script} {TINY} --seq-len 32 --batch 2 --steps 2 --device cpu {more}", needs="torch")
+    tiny = f"{script} {TINY} --seq-len 32 --batch 2 --steps 2 --device cpu --eager"
+    return Command(f"{script} {flags}", tiny if in_dry_run else "", needs="torch")
 
 
 def llmc(flags):
@@ -77,7 +78,7 @@ BLOCKS = [
           (Command("{root}/dev/gpu_test.sh tests {programs}", "{root}/dev/gpu_test.sh tests {programs} tiny", 400),)),
     Block("update", "An update of 124M, 32 sequences of 1024 tokens", 60, (bench("-e d12"),)),
     Block("peers", "The same update in PyTorch and llm.c, ours before, between and behind them", 330,
-          (OURS, torch("train", ""), OURS, torch("train", "", "--attention flash"), torch("train", "", "--attention cudnn"), OURS,
+          (OURS, torch("train", ""), OURS, torch("train", "--attention flash", False), torch("train", "--attention cudnn", False), OURS,
            llmc("-r 0 -ge 2"), llmc(""), OURS)),
     Block("prompts", "Last-token logits of 30M, in PyTorch too", 100,
           (infer(M30, "last-token"), torch("infer", f"{M30} --seq-len 512 --steps 50"))),
@@ -178,7 +179,7 @@ def run_block(args, block, left, folder):
                 continue
             seconds = min(command.seconds, left - (time.monotonic() - begun))
             if seconds < 1:
-                errors.append(f"no time left for {line}")
+                errors.append(f"no time left for `{line}`")
                 continue
             paths = {"programs": args.programs, "python": args.python, "folder": folder, "root": ROOT, "llmc": LLMC, "tiny": args.tiny}
             words = [word.format(**paths) for word in line.split()]
@@ -189,7 +190,7 @@ def run_block(args, block, left, folder):
             print(text + (f"FAILED: {error}" if error else ""), flush=True)
             texts.append(text)
             if error:
-                errors.append(f"`{line}`: {error}")
+                errors.append(f"`{' '.join(words)}`: {error}")
     tables, rest = parse_tables("\n\n".join(texts))
     return {"block": block.name, "commit": args.commit, "gpu": args.gpu, "driver": args.driver,
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - begun, 1),

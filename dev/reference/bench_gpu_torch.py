@@ -36,7 +36,7 @@ def wait(args):
 
 def train(args):
     model = peer_gpt2.build(torch, args).to(args.device)
-    run = torch.compile(model)
+    run = model if args.eager else torch.compile(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.99), weight_decay=0.1, fused=args.device == "cuda")
     tokens = torch.randint(args.vocab, (args.batch, args.seq_len + 1), device=args.device)
     x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
@@ -54,7 +54,7 @@ def train(args):
             times.append(time.perf_counter() - begin)
     seconds = statistics.median(times)
     peak = torch.cuda.max_memory_allocated() / 2**30 if args.device == "cuda" else 0
-    name = f"PyTorch {torch.__version__}, torch.compile, {args.attention} attention"
+    name = f"PyTorch {torch.__version__}, {'eager' if args.eager else 'torch.compile'}, {args.attention} attention"
     table(TRAIN_HEADER, [[name, f"{x.numel() / seconds:.0f}", f"{seconds * 1e3:.2f}", "", "", "", "", f"{peak:.1f}"]])
 
 
@@ -112,6 +112,7 @@ def main():
     parser.set_defaults(n_layer=12, n_head=12, n_embd=768, seq_len=1024, vocab=50304)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--eager", action="store_true", help="train without torch.compile")
     parser.add_argument("--attention", choices=("default", *ATTENTION), default="default")
     args = parser.parse_args()
     torch.manual_seed(0)
