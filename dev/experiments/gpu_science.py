@@ -632,7 +632,7 @@ def stop_and_go_on(args, estimator):
             steps.append(done)
         if len(steps) > 2:
             return
-    sys.exit("gpu_science: expected a run that is stopped, saved and resumed")
+    sys.exit(f"gpu_science: --program: expected a train_gpt whose run can be stopped, saved and resumed; {args.program} made {done} updates: {result}")
 
 
 def make_tiny_books(args):
@@ -722,4 +722,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("gpu_science: stopped; the next call goes on")
+        sys.exit("gpu_science: stopped" + ("" if "--dry-run" in sys.argv else "; the next call goes on"))

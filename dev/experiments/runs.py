@@ -299,4 +299,7 @@ def arguments(doc, more=lambda parser: None, jobs=True):
     if jobs:
         parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     more(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if jobs and args.jobs < 1:
+        parser.error(f"argument --jobs: expected at least 1, found {args.jobs}")
+    return args
