@@ -2,8 +2,9 @@
 #
 # make bench        speed and memory, as ratios to peers and limits measured in the same run
 # make bench_infer  a program: the speed of a model's states, last token and decoding
-# make gpu-day      on a GPU: its tests, then speed beside PyTorch and llm.c, in the order of worth, as much as MINUTES=28 allow; again
-#                   where it stopped (dev/gpu_day.py); BLOCKS="update decoding" only these, RESULTS=DIR another folder than dev/results
+# make gpu-day      on a GPU: its tests, then speed beside PyTorch and llm.c, in the order of worth, MINUTES=9 a call, and again where it
+#                   stopped (dev/gpu_day.py); BLOCKS="update decoding" only these, RESULTS=DIR another folder than dev/results
+# make gpu-day-programs  builds what that needs
 # make gpu-day-dry-run  every block in tiny sizes, on the stand-in of tests/emu
 # make gpu-science  on a GPU: trains what dev/experiments/gpu_science.py lists, MINUTES=9 a call, and again where it stopped; BOOKS=DIR
 #                   has the corpus, STEPS="1 2" only these, RECORDS=FILE another file than dev/results/gpu-runs.jsonl
@@ -11,7 +12,7 @@
 # make plot-env     Python with what dev/plot.py needs, and TensorBoard, in dev/.venv: 62 MB to download
 # make dev-env      the same and the references and peers that dev/ compares with (PyTorch): some gigabytes; nothing else needs it
 # make format       clang-format over all sources (the version of make dev-env)
-.PHONY: bench gpu-day gpu-day-dry-run gpu-science gpu-science-dry-run plot-env dev-env format
+.PHONY: bench gpu-day gpu-day-programs gpu-day-dry-run gpu-science gpu-science-dry-run plot-env dev-env format
 HAVE_DNNL = $(call have_headers,dnnl.h)
 $(BUILD)/bench_%: $(BUILD)/dev/bench_%.o $(TRAIN) $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(if $(HAVE_DNNL),-ldnnl) -o $@
@@ -33,11 +34,12 @@ $(BUILD)/gpu/bench_infer: $(BUILD)/gpu/dev/bench_infer.o $(LIBRARY)
 $(BUILD)/gpu/fold $(EMU)/fold: fold
 	@mkdir -p $(@D)
 	cp $< $@
-GPU_DAY = run_cuda_tests bench_gpu bench_infer train_gpt fold infer
-gpu-day: MINUTES = 28
+gpu-day-programs: $(addprefix $(BUILD)/gpu/,run_cuda_tests bench_gpu bench_infer train_gpt fold infer)
 gpu-day: need-nvcc
-	$(MAKE) $(GPU_DAY:%=$(BUILD)/gpu/%) $(if $(filter file,$(origin GPU)),GPU=native)
-	dev/gpu_day.py --programs $(BUILD)/gpu --minutes $(MINUTES) $(if $(BLOCKS),--blocks $(BLOCKS)) $(if $(RESULTS),--results "$(RESULTS)")
+	@mkdir -p $(BUILD)/gpu; date +%s > $(BUILD)/gpu/begun
+	$(MAKE) gpu-day-programs $(if $(filter file,$(origin GPU)),GPU=native)
+	dev/gpu_day.py --programs $(BUILD)/gpu --begun $$(cat $(BUILD)/gpu/begun) --minutes $(MINUTES) \
+	    $(if $(BLOCKS),--blocks $(BLOCKS)) $(if $(RESULTS),--results "$(RESULTS)")
 ifeq ($(HAVE_EMU),1)
 gpu-day-dry-run: $(addprefix $(EMU)/,run_kernel_tests bench_gpu bench_infer train_gpt fold infer)
 	dev/gpu_day.py --dry-run --programs $(EMU)

@@ -17,6 +17,7 @@ struct Sizes {
     std::string shape;
     size_t L = 12, NH = 12, C = 768, T = 1024, B = 32, V = 50257, micro_batches = 16, logits_rows = 0, rounds = 20;
     bool norm_only = false;
+    std::string label;
     size_t N() const { return B * T; }
 };
 
@@ -57,10 +58,10 @@ class Buffers {
         for (void* p : all_) device_free(dev_, p);
     }
     template <class T>
-    T* random(size_t n) {
+    T* random(size_t n, double std = 1) {
         T* p = raw<T>(n);
         std::vector<T> values(std::min<size_t>(n, 1 << 16));
-        for (size_t i = 0; i < values.size(); i++) values[i] = T(float(random_normal(1, all_.size(), i)));
+        for (size_t i = 0; i < values.size(); i++) values[i] = T(float(std * random_normal(1, all_.size(), i)));
         for (size_t i = 0; i < n; i += values.size())
             device_copy_in(dev_, p + i, values.data(), std::min(values.size(), n - i) * sizeof(T));
         return p;
@@ -102,10 +103,11 @@ Limits measure_limits(Cuda& dev, size_t rounds, bool tiny) {
     Buffers memory(dev);
     const size_t n = tiny ? 1 << 16 : size_t(1) << 28, K = tiny ? 128 : 8192;
     bf16 *from = memory.random<bf16>(n), *to = memory.random<bf16>(n);
+    const auto multiply = [&] { matmul_forward<bf16>(dev, to, from, from + K * K, nullptr, nullptr, K, K, K); };
+    const double once = milliseconds(dev, 1, multiply);
+    for (double ms = 0; ms < 500; ms += once) multiply();  // clocks as they are under load
+    const double product = milliseconds(dev, rounds, multiply);
     const double copy = milliseconds(dev, rounds, [&] { device_copy(dev, to, from, n * sizeof(bf16)); });
-    const double product = milliseconds(dev, rounds, [&] {
-        matmul_forward<bf16>(dev, to, from, from + K * K, nullptr, nullptr, K, K, K);
-    });
     return {2 * double(n) * sizeof(bf16) / (copy * 1e-3), 2 * double(K) * double(K) * double(K) / (product * 1e-3)};
 }
 
@@ -127,14 +129,15 @@ double limit_ms(const std::vector<Row>& rows, const Limits& limits, size_t micro
     return sum;
 }
 
-// Every op of a block, and the stream scale.
+// Every op of a block, and the stream scale. (Of column sums only those of q, k and v; one [N, C] may lie in the second-level cache: what reads
+// little can exceed the limit.)
 std::vector<Row> measure_ops(Cuda& dev, const Sizes& s) {
     const size_t N = s.N(), C = s.C, L = s.L;
     const double x = double(N * C) * sizeof(bf16);  // one [N, C]
     std::vector<Row> rows;
     Buffers m(dev);
     bf16 *a = m.random<bf16>(N * C), *b = m.random<bf16>(N * C), *d = m.random<bf16>(N * C);
-    bf16 *wide = m.random<bf16>(N * 4 * C), *wide2 = m.random<bf16>(N * 4 * C), *w = m.random<bf16>(4 * C * C);
+    bf16 *wide = m.random<bf16>(N * 4 * C), *wide2 = m.random<bf16>(N * 4 * C), *w = m.random<bf16>(4 * C * C, 0.02);
     bf16 *v = m.random<bf16>(4 * C), *v2 = m.random<bf16>(5 * C), *dw = m.random<bf16>(4 * C * C);
     float *mean = m.random<float>(N), *rscale = m.random<float>(N), *lse = m.random<float>(N * s.NH);
     double* sums = m.random<double>(8);
@@ -155,28 +158,31 @@ std::vector<Row> measure_ops(Cuda& dev, const Sizes& s) {
     }
     add("stream scale", 0, x, 1,
         [&] { stream_scale(dev, reinterpret_cast<StreamScale*>(sums), a, NormKind::layernorm, 1e-5, 1, N, C); });
-    const double product = 2 * double(N * C) * double(C);         // of [N, C] with [C, C]
-    const double square = double(C * C) * sizeof(bf16);           // one [C, C]
-    auto linear = [&](const char* name, size_t in, size_t out) {  // in and out: multiples of C
-        const double flops = product * double(in * out), bytes = x * double(in + out) + square * double(in * out);
-        add(std::string(name) + ", forward", flops, bytes, L,
-            [&] { matmul_forward<bf16>(dev, wide, wide2, w, v, nullptr, N, in * C, out * C); });
-        add(std::string(name) + ", backward", 2 * flops, 2 * bytes, L,
-            [&] { matmul_backward<bf16>(dev, wide, nullptr, dw, wide2, a, w, nullptr, N, in * C, out * C, false); });
-    };
-    linear("linear C -> 3C", 1, 3), linear("linear C -> C", 1, 1);
+    const double product = 2 * double(N * C) * double(C);  // of [N, C] with [C, C]
+    const double square = double(C * C) * sizeof(bf16);    // one [C, C]
+    // Backward: both inputs and dout once, both gradients.
+    add("linear C -> 3C, forward", 3 * product, 4 * x + 3 * square, L,
+        [&] { matmul_forward<bf16>(dev, wide, a, w, v, nullptr, N, C, 3 * C); });
+    add("linear C -> 3C, backward", 6 * product, 5 * x + 6 * square, L,
+        [&] { matmul_backward<bf16>(dev, b, nullptr, dw, wide, a, w, nullptr, N, C, 3 * C, false); });
+    add("column sums of 3C", 0, 3 * x, L, [&] { column_sums(dev, v2, wide, N, 3 * C, false); });
+    add("linear C -> C and residual, forward", product, 3 * x + square, L,
+        [&] { matmul_forward<bf16>(dev, b, wide, w, v, a, N, C, C); });
+    add("linear C -> C, backward", 2 * product, 3 * x + 2 * square, L,
+        [&] { matmul_backward<bf16>(dev, b, nullptr, dw, wide, a, w, nullptr, N, C, C, false); });
     add("linear C -> 4C and GELU, forward", 4 * product, 9 * x + 4 * square, L,
         [&] { matmul_gelu_forward<bf16>(dev, wide, wide2, a, w, v, N, C, 4 * C); });
-    add("linear C -> 4C, backward", 8 * product, 10 * x + 8 * square, L,
+    add("linear C -> 4C, backward", 8 * product, 6 * x + 8 * square, L,
         [&] { matmul_backward<bf16>(dev, b, nullptr, dw, wide, a, w, nullptr, N, C, 4 * C, false); });
     add("linear 4C -> C and residual, forward", 4 * product, 6 * x + 4 * square, L,
         [&] { matmul_forward<bf16>(dev, b, wide, w, v, a, N, 4 * C, C); });
-    add("linear 4C -> C and dGELU, backward", 8 * product, 14 * x + 8 * square, L,
+    add("linear 4C -> C and dGELU, backward", 8 * product, 13 * x + 8 * square, L,
         [&] { matmul_backward<bf16>(dev, wide2, v2, dw, a, wide, w, wide, N, 4 * C, C, false); });
+    const bf16* qkv = m.random<bf16>(N * 3 * C);
     const double pairs = double(s.B) * double(s.T) * double(s.T + 1) / 2 * double(C);
-    add("attention forward", 4 * pairs, 4 * x, L, [&] { attention_forward(dev, b, lse, wide, s.B, s.T, C, s.NH); });
+    add("attention forward", 4 * pairs, 4 * x, L, [&] { attention_forward(dev, b, lse, qkv, s.B, s.T, C, s.NH); });
     add("attention backward", 10 * pairs, 8 * x, L,
-        [&] { attention_backward(dev, wide2, a, b, lse, wide, s.B, s.T, C, s.NH); });
+        [&] { attention_backward(dev, wide2, a, b, lse, qkv, s.B, s.T, C, s.NH); });
     add("GELU (with -r 1)", 0, 8 * x, 0, [&] { gelu_forward(dev, wide2, wide, N * 4 * C); });
     return rows;
 }
@@ -193,7 +199,7 @@ void measure_ends(Cuda& dev, const Sizes& s, std::vector<Row>& rows) {
     };
     {
         Buffers m(dev);
-        bf16 *logits = m.random<bf16>(chunk * Vp), *wte = m.random<bf16>(Vp * C), *dwte = m.random<bf16>(Vp * C);
+        bf16 *logits = m.random<bf16>(chunk * Vp), *wte = m.random<bf16>(Vp * C, 0.02), *dwte = m.random<bf16>(Vp * C);
         bf16 *x = m.random<bf16>(N * C), *dx = m.random<bf16>(N * C);
         const Batch batch = m.batch(N, s.V);
         float* losses = m.random<float>(chunk);
@@ -203,7 +209,7 @@ void measure_ends(Cuda& dev, const Sizes& s, std::vector<Row>& rows) {
         const double ends = double((chunk + Vp) * C) * sizeof(bf16);
         add("head forward", flops, z + ends, chunks,
             [&] { head_forward<bf16>(dev, logits, x, wte, nullptr, chunk, C, Vp); });
-        add("head backward", 2 * flops, 2 * (z + ends), chunks,
+        add("head backward", 2 * flops, z + 2 * ends, chunks,
             [&] { head_backward(dev, dx, dwte, logits, x, wte, chunk, C, Vp, chunks > 1); });
         add("cross-entropy and gradient", 0, 2 * z, chunks,
             [&] { cross_entropy(dev, sum, losses, logits, batch.targets, 1e-6, chunk, s.V, true, Vp); });
@@ -216,12 +222,13 @@ void measure_ends(Cuda& dev, const Sizes& s, std::vector<Row>& rows) {
     Buffers m(dev);
     bf16 *w = m.random<bf16>(P), *grad = m.random<bf16>(P);
     float *master = m.random<float>(P), *mom = m.random<float>(P), *var = m.random<float>(P);
+    double* sum = m.random<double>(1);
     device_zero(dev, var, P * sizeof(float));
     const std::vector<AdamwTensor<bf16>> tensors = {{w, master, mom, var, grad, P, 0.1f}};
     add("AdamW", 0, double(P) * (2 + 2 + 6 * 4), 1,
         [&] { adamw_update(dev, tensors, {1e-9f, 0.9f, 0.99f, 1e-8f, 0, 1, 1, 1}); });
     rows.back().once = true;
-    add("global norm", 0, double(P) * 2, 1, [&] { sum_of_squares(dev, grad, P); });
+    add("global norm", 0, double(P) * 2, 1, [&] { add_sum_of_squares(dev, sum, grad, P); });
     rows.back().once = true;
 }
 
@@ -239,8 +246,7 @@ void measure_updates(Cuda& dev, const Sizes& s, const Limits& limits, const std:
     const TokenSource corpus = tokens_from_text("x", "tokens like a text's", [&](std::string_view) {
         return text_like<uint16_t>(s.N() * 4 + 1, s.V);
     });
-    const double P = double(parameter_count(c) - s.T * s.C), N = double(s.N());
-    const double flops = 6 * P * N + 12.0 * double(s.L) * double(s.B) * double(s.T) * double(s.T + 1) / 2 * double(s.C);
+    const double N = double(s.N()), flops = training_flops(c, s.T) * N;
     std::printf(
         "\n| update | tokens/s | ms | against `norm` | TFLOP/s | MFU | of the limit | GPU memory, GiB |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
@@ -248,8 +254,9 @@ void measure_updates(Cuda& dev, const Sizes& s, const Limits& limits, const std:
     std::vector<Mode> modes = {{"`norm`", GateMode::norm, 0},
                                {"`taper`, g = 1, calibrating", GateMode::taper, 10},
                                {"`taper`, g = 0.5", GateMode::taper, 199 - s.rounds / 2},
-                               {"`taper`, g = 0", GateMode::taper, 400}};
-    if (s.norm_only) modes.resize(1);
+                               {"`taper`, g = 0", GateMode::taper, 400},
+                               {"`norm` again", GateMode::norm, 0}};
+    if (s.norm_only) modes = {{s.label + " `norm`", GateMode::norm, 0}};
     if (s.micro_batches > 1 && !s.norm_only)
         modes.push_back({strprintf("`norm`, %zu micro-batches", s.micro_batches), GateMode::norm, 0, s.micro_batches});
     double baseline = 0;  // tokens per second
@@ -275,10 +282,12 @@ void measure_updates(Cuda& dev, const Sizes& s, const Limits& limits, const std:
         if (baseline == 0) baseline = speed;
         size_t free = 0, total = 0;
         CUDA_CHECK(cudaMemGetInfo(&free, &total));
-        std::printf("| %s | %.0f | %.2f | %.3fx | %.1f | %s | %s | %.1f |\n", mode.name.c_str(), speed,
-                    seconds * 1e3, speed / baseline, work * 1e-12,
+        std::printf("| %s | %.0f | %.2f | %.3fx | %.1f | %s | %s | %.1f |\n", mode.name.c_str(), speed, seconds * 1e3,
+                    speed / baseline, work * 1e-12,
                     nominal > 0 ? strprintf("%.1f%%", 100 * work / nominal).c_str() : "-",
-                    ops.empty() ? "-" : strprintf("%.1f%%", 0.1 * limit_ms(ops, limits, mode.micro_batches) / seconds).c_str(),
+                    ops.empty()
+                        ? "-"
+                        : strprintf("%.1f%%", 0.1 * limit_ms(ops, limits, mode.micro_batches) / seconds).c_str(),
                     double(total - free) / double(1 << 30));
         std::fflush(stdout);
     }
@@ -321,10 +330,11 @@ Options make_options(Sizes& s) {
            .help = "of an accumulating update, which is timed, too; 1: none"});
     o.add({.long_name = "--logits-rows", .to = &s.logits_rows, .metavar = "N", .range = {.low = 0, .high = 1e9},
            .help = "as in train_gpt"});
-    o.add({.long_name = "--rounds", .to = &s.rounds, .metavar = "N", .range = {.low = 1, .high = 10000},
-           .help = "repetitions; figures are their medians"});
+    o.add({.long_name = "--rounds", .to = &s.rounds, .metavar = "N", .range = {.low = 1, .high = 300},
+           .help = "repetitions, of an accumulating update fewer; figures are their medians"});
     o.add({.long_name = "--norm-only", .to = &s.norm_only,
-           .help = "only whole updates, only of `norm`: a row beside those of peers"});
+           .help = "only whole updates, only of norm: a row beside those of peers"});
+    o.add({.long_name = "--label", .to = &s.label, .metavar = "TEXT", .help = "what stands before that row's name"});
     // clang-format on
     return o;
 }
@@ -338,19 +348,28 @@ int run_benchmark(int argc, char** argv) {
     const CudaProbe probe = probe_cuda();
     if (!probe.usable) fail("%s", probe.description.c_str());
     Cuda dev;
-    const Limits limits = measure_limits(dev, s.rounds, s.C < 256);
-    std::printf(
-        "%s: %s, %s, %s, vocabulary %zu, batch %zu of %zu tokens, bf16; medians of %zu.\nLimits measured in this run: "
-        "copying %.0f GB/s (read and write), a large bf16 product %.1f TFLOP/s.\n\n",
-        probe.description.c_str(), counted(s.L, "layer").c_str(), counted(s.NH, "head").c_str(),
-        counted(s.C, "channel").c_str(), s.V, s.B, s.T, s.rounds, limits.bytes * 1e-9, limits.flops * 1e-12);
-    std::vector<Row> rows;
-    if (!s.norm_only) {
-        rows = measure_ops(dev, s);
-        measure_ends(dev, s, rows);
-        print_ops(rows, limits);
+    std::printf("%s: %s, %s, %s, vocabulary %zu, batch %zu of %zu tokens, bf16; medians of %zu.\n",
+                probe.description.c_str(), counted(s.L, "layer").c_str(), counted(s.NH, "head").c_str(),
+                counted(s.C, "channel").c_str(), s.V, s.B, s.T, s.rounds);
+    if (s.norm_only) {
+        measure_updates(dev, s, {}, {});
+        return 0;
     }
+    const auto measured_limits = [&](const char* when) {
+        const Limits limits = measure_limits(dev, s.rounds, s.C < 256);
+        std::printf("Limits %s: copying %.0f GB/s (read and write), a large bf16 product %.1f TFLOP/s.\n", when,
+                    limits.bytes * 1e-9, limits.flops * 1e-12);
+        return limits;
+    };
+    const Limits limits = measured_limits("before, which count");
+    std::printf("\n");
+    std::vector<Row> rows = measure_ops(dev, s);
+    measure_ends(dev, s, rows);
+    print_ops(rows, limits);
+    std::fflush(stdout);
     measure_updates(dev, s, limits, rows);
+    std::printf("\n");
+    measured_limits("afterwards");
     return 0;
 }
 

@@ -7,7 +7,7 @@
 # make cuda-compile-check  all that nvcc ever compiles, warnings as errors, and the table of registers of every kernel
 # make program-test        some tests of the programs, with those that nvcc built, where there is one, and with bench_infer
 # make kernel-table        writes that table to dev/results/kernel-resources.md
-# make gpu-test            on a GPU: the tests, the programs, both under compute-sanitizer (the first and last block of gpu-day)
+# make gpu-test            on a GPU: the tests, the programs, both under compute-sanitizer (blocks of gpu-day)
 
 # nvcc and cuBLASLt, where there are both. The programs then run on a GPU, and where they find none, on the CPU.
 comma := ,
