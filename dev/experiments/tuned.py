@@ -273,7 +273,7 @@ def figure(results):
     ax.set_yticks([-i for i in range(len(rows))], [f"{TITLES[result.size.name]}: {mode}" for result, mode in rows])
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="gap of the validation loss, % (above 0: the taper is worse)")
-    fig.legend(loc="outside lower center", ncols=len(NORMS), fontsize=8)
+    fig.legend(loc="outside lower center", ncols=2, fontsize=8)
     fig.suptitle("tapers against norms, rate and warm-up tuned for each", fontweight="bold")
     runs.plot_style.save(fig, runs.RESULTS / "tuned", ["png"])
 
