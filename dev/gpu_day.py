@@ -235,11 +235,12 @@ def table_text(header, rows):
 
 
 def best_records(records):
-    """{command: record} in the order of the records: of each the last that did not fail, else the last."""
+    """{(block, command): record} in the order of the records: of each the last that did not fail, else the last."""
     best = {}
     for record in records:
-        if not record["error"] or best.get(record["command"], record)["error"]:
-            best[record["command"]] = record
+        key = (record["block"], record["command"])
+        if not record["error"] or best.get(key, record)["error"]:
+            best[key] = record
     return best
 
 
@@ -318,10 +319,10 @@ def measure(args, results):
             line = args.line_of(command)
             if reason := args.missing.get(command.needs) or (not line and "a dry run has it elsewhere, or cannot"):
                 print(f"{block.name}: left out: {reason}")
-            elif line in here and not here[line]["error"]:
+            elif (key := (block.name, line)) in here and not here[key]["error"]:
                 print(f"{block.name}: {path} has {line}")
             else:
-                todo.append((line in here, block, command))
+                todo.append((key in here, block, command))
     for _, block, command in sorted(todo, key=lambda one: one[0]):
         left = args.end - time.monotonic()
         if left < command.expected and not args.dry_run:
@@ -361,7 +362,7 @@ def dry_run(args):
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         args.tiny, args.end = folder / "tiny.bin", math.inf  # whose context is small: the stand-in takes its time
-        shape = "--n-layer 1 --n-head 2 --n-embd 32 -t 32 -b 2 -x 20 -v 0 -m 1 --device cpu -o".split()
+        shape = "--n-layer 1 --n-head 2 --n-embd 32 -t 8 -b 2 -x 20 -v 0 -m 1 --device cpu -o".split()
         if error := execute([args.programs / "train_gpt", *shape, args.tiny], folder, 60)[1]:
             sys.exit(f"gpu_day: dry run: no model: {error}")
         failed = measure(args, folder)

@@ -4,6 +4,8 @@
 
 #include <doctest/doctest.h>
 
+#include <regex>
+
 #include "runtime/random.h"
 #include "tests/errors.h"
 #include "tests/model_in.h"
@@ -265,6 +267,20 @@ TEST_CASE("train_gpt: --gain and --scale-target can be changed until they are pu
     CHECK(contains(
         w.run("train_gpt -y -o m -x 12 --carry-moments").err,
         "--carry-moments: the run in m.state.bin is at update 9, and 0 was put in place at update 4; found 1"));
+}
+
+TEST_CASE("train_gpt: the warm-up of the rate by default") {
+    const Workplace w;
+    w.ok(kTiny + " -g norm -o m");
+    for (const auto& [flags, warmup] : {std::pair(" -x 49", "50"),
+                                        {" -x 999", "20"},
+                                        {" -x 1000", "10%"},
+                                        {" -x 1000 -u 3%", "3%"},
+                                        {" -x 1000 --init m.bin", "2%"},
+                                        {" -x 49 --init m.bin", "2%"}}) {
+        const std::string out = w.ok("train_gpt -i corpus.txt -b 2 --dry-run" + kShape + flags);
+        CHECK_MESSAGE(std::regex_search(out, std::regex(std::string("\\swarmup +") + warmup + "\\s")), out);
+    }
 }
 
 TEST_CASE("train_gpt: a run keeps its optimizer, and Muon needs whole matrices") {

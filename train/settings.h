@@ -26,7 +26,7 @@ struct Settings {
 
     std::string optimizer = "adamw";
     double lr = 3e-3, lr_gains = 1, lr_final_frac = 0.03, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.99, clip = 1;
-    Length warmup = percent_of_run(2);
+    Length warmup = percent_of_run(10);  // dev/results/experiments.md, as are those of the gate
     std::string lr_schedule = "cosine";
     double skip_loss_z = 0, skip_grad = 100;
 
