@@ -277,6 +277,8 @@ TEST_CASE("train_gpt: the warm-up of the rate by default") {
                                         {" -x 1000", "10%"},
                                         {" -x 1000 -u 3%", "3%"},
                                         {" -x 1000 --init m.bin", "2%"},
+                                        {" -x 1000 --freeze-gains", "2%"},
+                                        {" -x 1000 --optimizer muon", "2%"},
                                         {" -x 49 --init m.bin", "2%"}}) {
         const std::string out = w.ok("train_gpt -i corpus.txt -b 2 --dry-run" + kShape + flags);
         CHECK_MESSAGE(std::regex_search(out, std::regex(std::string("\\swarmup +") + warmup + "\\s")), out);

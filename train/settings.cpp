@@ -62,8 +62,9 @@ const DependentDefault<std::string> kChoices[] = {
 };
 // Where more than one holds, the last one counts.
 const DependentDefault<Length> kLengths[] = {
-    {"--warmup", &Settings::warmup, percent_of_run(2), "with --init",
-     [](const Settings& s) { return !s.init.empty(); }},
+    // Where 10% was not measured, or did harm (dev/results/experiments.md).
+    {"--warmup", &Settings::warmup, percent_of_run(2), "with --init, --freeze-gains or --optimizer muon",
+     [](const Settings& s) { return !s.init.empty() || s.freeze_gains || s.optimizer == "muon"; }},
     {"--warmup", &Settings::warmup, updates(20), "in runs of fewer than 1000 updates from random weights",
      [](const Settings& s) { return shorter(s, 1000); }},
     {"--warmup", &Settings::warmup, updates(50), "of fewer than 50", [](const Settings& s) { return shorter(s, 50); }},

@@ -139,7 +139,7 @@ def main():
                 rows.append([tuned.TITLES[size.name], mode, len(by_seed), f"{mean('loss'):.4f}", *(f"{mean(name):.3g}" for name in SHAPES),
                              *(f"{mean(name):+.4f}" for name in LOSSES)])
         base = tuned.best_norm(result) if result.best else None
-        for mode in (mode for mode in found if not mode.startswith("norm") and found[mode] and found.get(base)):
+        for mode in (mode for mode in found if not mode.startswith("norm") and len(found[mode]) > 1 and found.get(base)):
             cells = []
             for name in LOSSES:
                 gaps = [found[mode][seed][name] - found[base][seed][name] for seed in found[mode] if seed in found[base]]

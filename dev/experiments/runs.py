@@ -32,7 +32,7 @@ except ImportError:  # see needs.optional; help needs none
     stats = None
 
 RESULTS = ROOT / "dev" / "results"
-RECORDS = [RESULTS / f"runs{part}.jsonl" for part in ("", "-2", "-3")]  # parts of less than 1 MiB; new records go to the last
+RECORDS = [RESULTS / f"runs{part}.jsonl" for part in ("", "-2", "-3", "-4")]  # parts of less than 1 MiB; new records go to the last
 CORPORA = {  # name: flags, with files of --data; books_train.txt: the first 20,000,000 bytes of such a corpus;
     # bpe10k: the folder that `./bpe_train books_train.txt --vocab-size 10000 --out bpe10k` writes
     "shakespeare": {"-i": "tinyshakespeare.txt"},
