@@ -219,11 +219,11 @@ def read_records(path):
 
 
 def append_record(path, record):
-    """On the disk when this returns, so that nothing which was measured is lost with the machine."""
+    """On the disk when this returns, so that nothing which was measured is lost with the machine. A last line that is not whole goes."""
     with path.open("a+b") as file:
-        file.seek(0, os.SEEK_END)
-        torn = file.tell() and file.seek(-1, os.SEEK_END) is not None and file.read(1) != b"\n"
-        file.write(b"\n" * bool(torn) + json.dumps(record, separators=(",", ":")).encode() + b"\n")
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
