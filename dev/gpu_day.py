@@ -313,7 +313,7 @@ def measure(args, results):
         shutil.copy(args.earlier / path.name, path)
     records, failed = read_records(path), []
     here = best_records([record for record in records if record["commit"] == args.commit])
-    todo = []
+    waiting = []  # (whether it failed before, block, command)
     for block in (block for block in BLOCKS if block.name in args.blocks):
         for command in block.commands:
             line = args.line_of(command)
@@ -322,8 +322,8 @@ def measure(args, results):
             elif (key := (block.name, line)) in here and not here[key]["error"]:
                 print(f"{block.name}: {path} has {line}")
             else:
-                todo.append((key in here, block, command))
-    for _, block, command in sorted(todo, key=lambda one: one[0]):
+                waiting.append((key in here, block, command))
+    for _, block, command in sorted(waiting, key=lambda one: one[0]):
         left = args.end - time.monotonic()
         if left < command.expected and not args.dry_run:
             print(f"{block.name}: about {command.expected} s, {max(0, left):.0f} s are left; the next call measures {command.line}")
