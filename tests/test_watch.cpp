@@ -65,7 +65,7 @@ TEST_CASE("watch: a run that diverges or drifts names a site; TensorBoard's file
     CHECK_MESSAGE(drifted.find("; the first site to leave its scale is transformer.") != std::string::npos, drifted);
     CHECK_MESSAGE(drifted.find("--gate-warmup or a larger --scale-loss (0)") != std::string::npos, drifted);
     // On its way to a target of its own it has not drifted.
-    const std::string steered = w.ok(kTiny + " --scale-target 8 --scale-loss 10 -x 60");
+    const std::string steered = w.ok(kTiny + " --scale-target 100 --scale-loss 10 -x 60");
     CHECK_MESSAGE(steered.find("warning: s(h)") == std::string::npos, steered);
     // The last number there is, and a folder has it.
     const std::string file = "board/events.out.tfevents.9999999999.train_gpt";
