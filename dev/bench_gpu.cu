@@ -2,6 +2,7 @@
 // code (train_gpt.cu); prints Markdown tables. Limits are measured in the same run: copying, and one large product. An op cannot
 // take less than its operations at the one rate or its bytes at the other; an update, than the sum of that over its ops.
 #define TAPERNORM_NO_MAIN
+#include "dev/bench_shape.h"
 #include "io/options.h"
 #include "runtime/exit_status.h"
 #include "train/shape.h"
@@ -311,16 +312,7 @@ Options make_options(Sizes& s) {
     Options o("bench_gpu", "What a training update costs on this GPU, op by op, beside what the GPU can do.");
     // clang-format off
     o.section("Model");
-    o.add({.short_name = "-e", .long_name = "--model", .to = &s.shape, .metavar = "dN", .default_text = "d12",
-           .help = "a GPT-2 shape by its depth, as in train_gpt"});
-    o.add({.long_name = "--n-layer", .to = &s.L, .metavar = "L", .range = {.low = 1, .high = 1000},
-           .help = "number of blocks"});
-    o.add({.long_name = "--n-head", .to = &s.NH, .metavar = "NH", .range = {.low = 1, .high = 1024},
-           .help = "number of attention heads"});
-    o.add({.long_name = "--n-embd", .to = &s.C, .metavar = "C", .range = {.low = 1, .high = 1 << 16},
-           .help = "number of channels, a multiple of --n-head"});
-    o.add({.long_name = "--vocab", .to = &s.V, .metavar = "V", .range = {.low = 2, .high = 1 << 16},
-           .help = "number of tokens in the vocabulary"});
+    add_shape_options(o, s.shape, s.L, s.NH, s.C, s.V);
     o.section("Measurement");
     o.add({.short_name = "-t", .long_name = "--seq-len", .to = &s.T, .metavar = "T", .range = {.low = 1, .high = 1 << 16},
            .help = "tokens of a sequence"});

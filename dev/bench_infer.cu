@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 
+#include "dev/bench_shape.h"
 #include "io/options.h"
 #include "runtime/exit_status.h"
 #include "train/shape.h"
@@ -32,16 +33,7 @@ static Options make_options(Settings& s) {
     o.add({.long_name = "file", .to = &s.model, .metavar = "MODEL",
            .help = "time the states that this model's gate allows; without it, all five states of a model with random "
                    "weights, of the size that these flags set", .optional = true});
-    o.add({.short_name = "-e", .long_name = "--model", .to = &s.shape, .metavar = "dN", .default_text = "d12",
-           .help = "a GPT-2 shape by its depth, as in train_gpt"});
-    o.add({.long_name = "--n-layer", .to = &s.L, .metavar = "L", .range = {.low = 1, .high = 1000},
-           .help = "number of blocks"});
-    o.add({.long_name = "--n-head", .to = &s.NH, .metavar = "NH", .range = {.low = 1, .high = 1024},
-           .help = "number of attention heads"});
-    o.add({.long_name = "--n-embd", .to = &s.C, .metavar = "C", .range = {.low = 1, .high = 1 << 16},
-           .help = "number of channels, a multiple of --n-head"});
-    o.add({.long_name = "--vocab", .to = &s.V, .metavar = "V", .range = {.low = 1, .high = 1 << 16},
-           .help = "number of tokens in the vocabulary"});
+    add_shape_options(o, s.shape, s.L, s.NH, s.C, s.V);
     o.add({.long_name = "--seed", .to = &s.seed, .help = "seed of the random weights"});
     o.section("Measurement");
     o.add({.long_name = "--protocol", .to = &s.protocol, .choices = {"all", "last-token", "decoding"},
