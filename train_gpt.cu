@@ -754,6 +754,7 @@ constexpr const char* kMemoryHint =
     print_recipe(s, start.recipe);
     Settings shown = s;
     std::printf("%s\n", make_options(shown).table().c_str());
+    print_idle(start.settings.idle);
     Run run = open_run(s, std::move(start));
     run.arguments = arguments, run.checkpoints = checkpoints, run.lock = lock ? &*lock : nullptr;
     run.computed_with = gpu ? "CUDA" : isa_name(cpu.isa), run.device = device;

@@ -269,6 +269,22 @@ TEST_CASE("train_gpt: --gain and --scale-target can be changed until they are pu
         "--carry-moments: the run in m.state.bin is at update 9, and 0 was put in place at update 4; found 1"));
 }
 
+TEST_CASE("train_gpt: a flag that does nothing beside another is named") {
+    const Workplace w;
+    for (const std::string flags :
+         {"--gate-end 5 -g norm", "--calibration channels -g norm", "--bound 4 -g norm", "--final-bound 2 -g norm",
+          "--ema-decay 0.5 -g norm --scale-loss 0", "--gate-warmup 3 -g norm --scale-loss 0",
+          "--scale-loss-kind relative --scale-loss 0", "--lr-final-frac 0.5 -k constant",
+          "--carry-moments --lr-gains 0"}) {
+        const std::string flag = flags.substr(0, flags.find(' ')), out = w.ok(kTiny + " --overwrite -o m " + flags);
+        CHECK_MESSAGE(contains(out, "note: " + flag + " (beside -"), out);
+    }
+    for (const std::string flags :
+         {"--bound 0 -g norm", "--ema-decay 0.5 -g norm --scale-loss 0.1", "--gate-warmup 3 -g norm --gain 2",
+          "--gate-warmup 3 --gate-end 5 --bound 4", "--lr-final-frac 0.5", "-g norm"})
+        CHECK(!contains(w.ok("train_gpt -i corpus.txt -b 2 -x 6" + kShape + " --overwrite -o m " + flags), "note: "));
+}
+
 TEST_CASE("train_gpt: the warm-up of the rate by default") {
     const Workplace w;
     w.ok(kTiny + " -g norm -o m");
@@ -369,6 +385,33 @@ TEST_CASE("train_gpt: the kind of the scale loss: relative with --init, and what
         CHECK(s.bound == (*kind ? 5 : 0));
         CHECK(s.lr == (*kind ? 0.0006 : 0.003));  // 0.003: the width of these settings is 128
     }
+}
+
+TEST_CASE("train_gpt: a run that resumes keeps its warm-up, whose default would be another with what is given now") {
+    const auto warmup = [](const std::string& arguments, const std::string& kept, std::vector<const char*> argv) {
+        Settings s;
+        argv.insert(argv.begin(), {"train_gpt", "--resume"});
+        Options now = make_options(s);
+        REQUIRE(now.parse(int(argv.size()), argv.data()));
+        std::vector<std::string> given = now.arguments();
+        SavedSettings saved{.path = "state",
+                            .arguments = arguments,
+                            .gate_warmup = "45",
+                            .gate_end = "360",
+                            .total_batch = ""};
+        saved.kept = {{"--warmup", kept}};
+        const CompleteSettings complete = settle(s, now, resume_settings(s, now, given, saved), nullptr);
+        const bool open = std::ranges::count(complete.implied, "--warmup") > 0;
+        return to_text(s.warmup) + (open ? ", by default" : "");
+    };
+    CHECK(warmup("--steps=900\n", "20", {}) == "20, by default");
+    CHECK(warmup("--steps=900\n", "20", {"-x", "950"}) == "20, by default");
+    CHECK(warmup("--steps=900\n", "20", {"-x", "1200"}) == "20");
+    CHECK(warmup("--steps=900\n", "20", {"-x", "1200", "-u", "10%"}) == "10%");
+    CHECK(warmup("--steps=2000\n", "10%", {"-x", "900"}) == "10%");
+    CHECK(warmup("--steps=2000\n", "10%", {"--freeze-gains"}) == "10%");
+    CHECK(warmup("--steps=2000\n", "2%", {"--freeze-gains"}) == "2%");  // of a program whose default it was
+    CHECK(warmup("--steps=2000\n--freeze-gains\n", "2%", {"-x", "4000"}) == "2%, by default");
 }
 
 TEST_CASE("train_gpt: the settings beside a model train it again, to the bit") {

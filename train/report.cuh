@@ -185,6 +185,10 @@ inline std::string in_use(Cuda& dev) {
 }
 #endif
 
+inline void print_idle(const std::vector<std::string>& flags) {
+    for (const std::string& flag : flags) std::printf("note: %s has no effect in this run\n", flag.c_str());
+}
+
 template <class Device, class Real>
 void print_start(const Trainer<Device, Real>& t, const Run& run) {
     const Settings& s = t.settings;

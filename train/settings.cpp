@@ -305,7 +305,10 @@ void adopt_shape(Settings& s, const Options& now, const Options& given, const Or
     const Config& c = origin.config;
     const char* path = origin.path.c_str();
     auto adopt = [&](const char* flag, size_t& setting, size_t in_file) {
-        if ((now.given(flag) || now.given("--model")) && setting != in_file)
+        if (now.given("--model") && !now.given(flag) && setting != in_file)
+            fail("--model %s: expected %s %zu, which %s has, found %zu; leave the flag out", s.depth.c_str(), flag,
+                 in_file, path, setting);
+        if (now.given(flag) && setting != in_file)
             fail("%s: expected %zu, which %s has, found %zu; leave the flag out", flag, in_file, path, setting);
         setting = in_file;
     };
@@ -361,6 +364,25 @@ void settle_gate(Settings& s) {
         fail("--gate-warmup: expected at least 1 update %s, found 0",
              s.gate != "norm" || s.scale_loss > 0 ? "to calibrate from" : "before --gain");
 }
+
+// Flags that do nothing beside others.
+struct Idle {
+    const char *flag, *beside;
+    bool (*holds)(const Settings&);
+};
+bool is_norm(const Settings& s) { return s.gate == "norm"; }
+const Idle kIdle[] = {
+    {"--gate-end", "-g norm", is_norm},
+    {"--calibration", "-g norm", is_norm},
+    {"--bound", "-g norm", [](const Settings& s) { return is_norm(s) && s.bound > 0; }},
+    {"--final-bound", "-g norm", is_norm},
+    {"--gate-warmup", "-g norm",
+     [](const Settings& s) { return is_norm(s) && s.scale_loss == 0 && s.gain == 1 && !s.freeze_gains; }},
+    {"--ema-decay", "-g norm", [](const Settings& s) { return is_norm(s) && s.scale_loss == 0; }},
+    {"--scale-loss-kind", "--scale-loss 0", [](const Settings& s) { return s.scale_loss == 0; }},
+    {"--lr-final-frac", "-k constant", [](const Settings& s) { return s.lr_schedule == "constant"; }},
+    {"--carry-moments", "--lr-gains 0", [](const Settings& s) { return s.carry_moments && s.lr_gains == 0; }},
+};
 
 // Every setting that all ranks share as --help shows it, by its long name.
 std::map<std::string, std::string> texts(Settings s) {
@@ -438,6 +460,9 @@ CompleteSettings settle(Settings& s, const Options& now, const Options& given, c
     complete.settings.depth.clear();  // the sizes say the shape
     complete.settings.resume = complete.settings.overwrite = complete.settings.dry_run = false;
     settle_gate(s);
+    for (const Idle& idle : kIdle)
+        if (now.typed(idle.flag) && idle.holds(s))
+            complete.idle.push_back(std::string(idle.flag) + " (beside " + idle.beside + ")");
     return complete;
 }
 
@@ -475,11 +500,16 @@ Options resume_settings(Settings& s, const Options& now, std::vector<std::string
     std::vector<std::string> all = asked;
     all.insert(all.end(), {"--gate-warmup", saved.gate_warmup, "--gate-end", saved.gate_end});
     const auto texts_given = texts(given), texts_before = texts(s);
+    std::vector<std::string> with_new = asked;
+    with_new.insert(with_new.end(), arguments.begin(), arguments.end());
+    const Options after = parse(with_new);
+    set_dependent_defaults(s, after);
+    const auto texts_after = texts(s);
     for (const auto& [flag, value] : saved.kept) {
         parse({flag, value});
         const std::string kept = texts(s).at(flag), now_given = texts_given.at(flag);
-        // What follows from the other settings is not said, so that the file of settings leaves it open as before.
-        if (kept != texts_before.at(flag)) all.insert(all.end(), {flag, value});
+        // What follows from the other settings, before and now, is not said, so that the file of settings leaves it open as before.
+        if (kept != texts_before.at(flag) || kept != texts_after.at(flag)) all.insert(all.end(), {flag, value});
         // What is no part of the model may change.
         const bool of_model = flag != "--scale-loss-kind" && flag != "--seq-len" && flag != "--warmup";
         if (now.given(flag) && now_given != kept && of_model)

@@ -59,10 +59,11 @@ struct Origin {
 };
 
 // What settle makes of a run's settings for the file from which --config starts the same run again: complete, with fractions of
-// the run still fractions. implied: long names of those that follow from the others.
+// the run still fractions. implied: long names of those that follow from the others; idle: flags of the command line that do
+// nothing in this run, and why.
 struct CompleteSettings {
     Settings settings;
-    std::vector<std::string> implied;
+    std::vector<std::string> implied, idle = {};
 };
 
 // Applies and checks every rule between settings; errors name the flags. now: what this command line and
