@@ -209,6 +209,7 @@ void print_start(const Trainer<Device, Real>& t, const Run& run) {
     std::string waiting;
     for (const auto& [flag, waits] : {std::pair("--scale-loss", s.scale_loss > 0 && t.gate_warmup >= s.steps),
                                       std::pair("--freeze-gains", s.freeze_gains && t.gate_warmup >= s.steps),
+                                      std::pair("--carry-moments", s.carry_moments && t.gate_warmup >= s.steps),
                                       std::pair("--gain", s.gain != 1 && t.gate_warmup > s.steps)})
         if (waits) waiting += (waiting.empty() ? "" : ", ") + std::string(flag);
     if (!waiting.empty())

@@ -191,7 +191,7 @@ void add_optimizer_options(Options& o, Settings& s) {
     o.add({.long_name = "--lr-gains", .to = &s.lr_gains, .metavar = "F", .range = {.low = 0, .high = 100},
            .help = "learning rate of the gains and biases of the blocks' norms and scalings, as a multiple of -l"});
     o.add({.short_name = "-u", .long_name = "--warmup", .to = &s.warmup, .default_text = default_text("--warmup"),
-           .help = "updates, or percentage of the run, over which the learning rate rises linearly to its peak"});
+           .help = "updates, or percentage of the run, over which the learning rate rises linearly to its peak (-e: its recipe's)"});
     o.add({.short_name = "-q", .long_name = "--lr-final-frac", .to = &s.lr_final_frac, .range = {.low = 0, .high = 1},
            .help = "final learning rate as a fraction of the peak"});
     o.add({.short_name = "-k", .long_name = "--lr-schedule", .to = &s.lr_schedule,
@@ -382,6 +382,7 @@ const Idle kIdle[] = {
     {"--scale-loss-kind", "--scale-loss 0", [](const Settings& s) { return s.scale_loss == 0; }},
     {"--lr-final-frac", "-k constant", [](const Settings& s) { return s.lr_schedule == "constant"; }},
     {"--carry-moments", "--lr-gains 0", [](const Settings& s) { return s.carry_moments && s.lr_gains == 0; }},
+    {"--freeze-gains", "--lr-gains 0", [](const Settings& s) { return s.freeze_gains && s.lr_gains == 0; }},
 };
 
 // Every setting that all ranks share as --help shows it, by its long name.
