@@ -257,6 +257,17 @@ def trend(results):
     return f"\nU4, the taper's gap to norm + scale loss at 3.6M minus that at 0.93M: {text}\n" if text else ""
 
 
+def breakdowns():
+    """Of all runs of this protocol, those that ended far above the others."""
+    protocol = [r for r in runs.read_records().values() if "-x 2000 -l" in (flags := r.get("flags", "")) and "-q 0.03" in flags
+                and "--optimizer" not in flags]
+    def count(kind):
+        return [sum(where(r) for r in protocol if f"-g {kind}" in r["flags"]) for where in (lambda r: True, lambda r: (r["val_loss"] or math.inf) > 2.4)]
+    tapers, norms = count("taper"), count("norm")
+    return (f"\nOf all runs of this protocol, with AdamW, tuning and screening included, {tapers[1]} of {tapers[0]} tapers (taper-all too) and "
+            f"{norms[1]} of {norms[0]} norms ended above 2.4.\n")
+
+
 def figure(results):
     plt, colors = runs.plot_style.load()
     rows = [(result, mode) for result in results for mode in TAPERS if result.losses.get(mode)]
@@ -284,7 +295,7 @@ def main():
     results = {size.name: result_of(args, size) for size in SIZES if size.name in args.only}
     results = [results[name] for name in BY_SIZE if name in results and len(results[name].losses.get("taper", {})) > 1]
     corrected = corrected_ps(results)
-    text = "\n".join(cell_table(result) for result in results) + "\n" + seed_table(results, corrected) + trend(results)
+    text = "\n".join(cell_table(result) for result in results) + "\n" + seed_table(results, corrected) + trend(results) + breakdowns()
     print(text)
     if len(args.only) < len(SIZES):
         return  # the documents have all sizes
