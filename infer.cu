@@ -41,6 +41,7 @@
 #include "io/tokenizer.h"
 #include "model/model_file.h"
 #include "runtime/exit_status.h"
+#include "runtime/median.h"
 
 namespace tapernorm::infer {
 
@@ -164,8 +165,7 @@ nlohmann::ordered_json last_token(const Settings& s, Decoder<Device, Real>& deco
     require_finite(s.model, logits);
     do times.push_back(pass());
     while (times.size() < 50 && seconds_since(start) < 1);
-    std::nth_element(times.begin(), times.begin() + ptrdiff_t(times.size() / 2), times.end());
-    const double median = times[times.size() / 2];
+    const double seconds = median(std::move(times));
     std::fprintf(s.text(), "prompt    %s: %s\n\nnext token, by probability:\n",
                  counted(prompt.tokens.size(), "token").c_str(),
                  printable(prompt.text.empty() ? s.tokens : prompt.text, "\n\t").c_str());
@@ -182,8 +182,8 @@ nlohmann::ordered_json last_token(const Settings& s, Decoder<Device, Real>& deco
         if (tokenizer) row["text"] = tokenizer->token(size_t(t.token));
         rows.push_back(row);
     }
-    const double speed = double(prompt.tokens.size()) / median;
-    std::fprintf(s.text(), "\nlast-token mode: %.0f tokens/s (%.3f ms for %s, median of %zu)\n", speed, median * 1e3,
+    const double speed = double(prompt.tokens.size()) / seconds;
+    std::fprintf(s.text(), "\nlast-token mode: %.0f tokens/s (%.3f ms for %s, median of %zu)\n", speed, seconds * 1e3,
                  counted(prompt.tokens.size(), "token").c_str(), times.size());
     if (!s.dump.empty()) dump_logits(s.dump, logits, c.V);
     return {{"prompt", prompt.text}, {"prompt_tokens", prompt.tokens}, {"next", rows}, {"tokens_per_second", speed}};

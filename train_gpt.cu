@@ -49,6 +49,7 @@
 #include "train/start.h"
 #include "train/state.cuh"
 #include "train/stop.h"
+#include "train/tuning.cuh"
 #include "train/watch.cuh"
 
 namespace tapernorm::train {
@@ -371,6 +372,7 @@ struct Trainer {
         add_parts(moment_memory, model.shards, v, updated_by_adamw(config, s.optimizer));
         if (s.optimizer == "muon") moment_memory.add(muon, muon_scratch(config.C, 4 * config.C));
         moment_memory.allocate(true);
+        if (s.tune) begin_tuning(dev);
         calibration.decay = s.ema_decay;
         calibration.sites.resize(config.tapering_sites());
     }
@@ -483,6 +485,7 @@ struct Trainer {
             if (k > gate_warmup) follow_channels(*this);
         }
         if (k == gate_warmup) start_taper();
+        if (settings.tune) end_tuning(*this);
         step = k;
         r.seconds = std::chrono::duration<double>(Clock::now() - start).count();
         return r;

@@ -5,6 +5,7 @@
 #include "dev/bench_shape.h"
 #include "io/options.h"
 #include "runtime/exit_status.h"
+#include "runtime/median.h"
 #include "train/shape.h"
 #include "train_gpt.cu"
 
@@ -17,29 +18,23 @@ namespace {
 struct Sizes {
     std::string shape;
     size_t L = 12, NH = 12, C = 768, T = 1024, B = 32, V = 50257, micro_batches = 16, logits_rows = 0, rounds = 20;
-    bool norm_only = false;
+    bool norm_only = false, tune = false;
     std::string label;
     size_t N() const { return B * T; }
 };
 
 // Median milliseconds of one call, by events on the stream.
 double milliseconds(Cuda& dev, size_t rounds, const std::function<void()>& call) {
-    cudaEvent_t begin, end;
-    CUDA_CHECK(cudaEventCreate(&begin));
-    CUDA_CHECK(cudaEventCreate(&end));
-    std::vector<float> times;
+    CudaTimer timer;
+    std::vector<double> times;
     for (size_t i = 0; i < rounds + 2; i++) {
-        CUDA_CHECK(cudaEventRecord(begin, dev.stream));
+        timer.begin(dev.stream);
         call();
-        CUDA_CHECK(cudaEventRecord(end, dev.stream));
-        CUDA_CHECK(cudaEventSynchronize(end));
-        float ms = 0;
-        CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+        timer.end(dev.stream);
+        const double ms = timer.milliseconds();
         if (i >= 2) times.push_back(ms);
     }
-    cudaEventDestroy(begin), cudaEventDestroy(end);
-    std::nth_element(times.begin(), times.begin() + ptrdiff_t(times.size() / 2), times.end());
-    return double(times[times.size() / 2]);
+    return median(std::move(times));
 }
 
 // Tokens as frequent as words: the probability of number i is about proportional to 1 / (i + 1) (Zipf), so that a few are most of the
@@ -266,6 +261,7 @@ void measure_updates(Cuda& dev, const Sizes& s, const Limits& limits, const std:
         settings.T = s.T, settings.batch = s.B, settings.total_batch = s.N() * mode.micro_batches,
         settings.steps = 10000;
         settings.gate_warmup = updates(100), settings.gate_end = updates(300), settings.logits_rows = s.logits_rows;
+        settings.tune = s.tune;
         settings.lr = 1e-6;  // the sites' scales are not calibrated here: the model must not move
         c.mode = mode.mode;
         Trainer<Cuda, bf16> t(dev, settings, c, corpus);
@@ -277,8 +273,7 @@ void measure_updates(Cuda& dev, const Sizes& s, const Limits& limits, const std:
             const StepReport r = t.update();
             if (i >= 3) times.push_back(r.seconds);
         }
-        std::nth_element(times.begin(), times.begin() + ptrdiff_t(times.size() / 2), times.end());
-        const double seconds = times[times.size() / 2], work = flops * double(mode.micro_batches) / seconds;
+        const double seconds = median(std::move(times)), work = flops * double(mode.micro_batches) / seconds;
         const double speed = N * double(mode.micro_batches) / seconds;
         if (baseline == 0) baseline = speed;
         size_t free = 0, total = 0;
@@ -324,6 +319,7 @@ Options make_options(Sizes& s) {
            .help = "as in train_gpt"});
     o.add({.long_name = "--rounds", .to = &s.rounds, .metavar = "N", .range = {.low = 1, .high = 300},
            .help = "repetitions, of an accumulating update fewer; figures are their medians"});
+    o.add({.long_name = "--tune", .to = &s.tune, .help = "as in train_gpt: keep the fastest of cuBLASLt's best algorithms for each product"});
     o.add({.long_name = "--norm-only", .to = &s.norm_only,
            .help = "only whole updates, only of norm: a row beside those of peers"});
     o.add({.long_name = "--label", .to = &s.label, .metavar = "TEXT", .help = "what stands before that row's name"});
@@ -354,6 +350,7 @@ int run_benchmark(int argc, char** argv) {
         return limits;
     };
     const Limits limits = measured_limits("before, which count");
+    dev.plans.tune(s.tune);  // until the end of the first update; the ops below are timed with it
     std::printf("\n");
     std::vector<Row> rows = measure_ops(dev, s);
     measure_ends(dev, s, rows);

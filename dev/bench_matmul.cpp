@@ -13,6 +13,7 @@
 
 #include "ops/gemm.cuh"
 #include "runtime/exit_status.h"
+#include "runtime/median.h"
 
 #ifdef HAVE_DNNL
 #include <dnnl.h>
@@ -24,11 +25,6 @@ namespace tapernorm {
 namespace {
 
 double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-double median(std::vector<double> v) {
-    std::sort(v.begin(), v.end());
-    return v[v.size() / 2];
-}
 
 #if defined(__x86_64__)
 // Twelve independent chains of multiply-adds on registers (0 * 0 + 0), enough to hide the latency.

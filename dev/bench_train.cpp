@@ -4,6 +4,7 @@
 //
 //   ./bench_train L NH C T B V rounds
 #define TAPERNORM_NO_MAIN
+#include "runtime/median.h"
 #include "train_gpt.cu"
 
 #include <functional>
@@ -16,11 +17,6 @@
 namespace tapernorm::train {
 
 namespace {
-
-double median(std::vector<double> v) {
-    std::sort(v.begin(), v.end());
-    return v[v.size() / 2];
-}
 
 double seconds_of(const std::function<void()>& call) {
     const auto start = std::chrono::steady_clock::now();

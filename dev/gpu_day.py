@@ -99,6 +99,8 @@ BLOCKS = [
     Block("choices", "What cuBLASLt chose for every product", (Command(f"{LOG} --n-layer 1", f"{LOG} {TINY} -t 32 -b 2", 20, 60, keep="algo"),)),
     Block("update64", "The same with 64 sequences", (bench("-e d12 -b 64 --micro-batches 8", "", 60),)),
     Block("logits", "Logits 8192 rows at a time", (bench("-e d12 --logits-rows 8192 --micro-batches 1", "--logits-rows 16", 40),)),
+    Block("tuned", "With the fastest of cuBLASLt's algorithms for each product, against its own choice in `update`",
+          (bench("-e d12 --tune", "--tune", 50),)),
     Block("small", "An update of 0.9M, whose launches may cost more than its work",
           (bench("--n-layer 8 --n-head 4 --n-embd 96 --vocab 256 -t 128 -b 8", "", 20),)),
     Block("sanitizer", "The ops under compute-sanitizer", (script("sanitizer", 200, 300),)),

@@ -90,9 +90,7 @@ struct Cuda {
     // Scratch memory of at least `bytes` for one op on `stream`, valid until the next call. It grows to the largest need and
     // stays. An op with scratch cannot be part of a graph, which would go on using what has been freed since.
     void* scratch(size_t bytes) {
-        cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-        CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
-        if (status != cudaStreamCaptureStatusNone)
+        if (capturing(stream))
             fail(
                 "scratch of the kernels: expected no graph to be recorded, found one (an op that needs memory of its own)");
         if (scratch_bytes_ < bytes) {
@@ -203,6 +201,30 @@ class CudaEvent {
 
   private:
     cudaEvent_t event_ = nullptr;
+};
+
+// How long the work between two points of a stream took.
+class CudaTimer {
+  public:
+    CudaTimer() {
+        CUDA_CHECK(cudaEventCreate(&begin_));
+        CUDA_CHECK(cudaEventCreate(&end_));
+    }
+    CudaTimer(const CudaTimer&) = delete;
+    CudaTimer& operator=(const CudaTimer&) = delete;
+    ~CudaTimer() { cudaEventDestroy(begin_), cudaEventDestroy(end_); }
+    void begin(cudaStream_t stream) { CUDA_CHECK(cudaEventRecord(begin_, stream)); }
+    void end(cudaStream_t stream) { CUDA_CHECK(cudaEventRecord(end_, stream)); }
+    // Waits for the second point.
+    double milliseconds() {
+        float ms = 0;
+        CUDA_CHECK(cudaEventSynchronize(end_));
+        CUDA_CHECK(cudaEventElapsedTime(&ms, begin_, end_));
+        return double(ms);
+    }
+
+  private:
+    cudaEvent_t begin_ = nullptr, end_ = nullptr;
 };
 
 // A recorded sequence of ops, launched as one. What changes between launches (a position, a token) must be read from device

@@ -153,6 +153,13 @@ inline bool sync_launches() {
     cuda_failed(error, what.c_str(), on.file, on.line);
 }
 
+// Whether what is issued on the stream is recorded into a graph.
+inline bool capturing(cudaStream_t stream) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+    return status != cudaStreamCaptureStatusNone;
+}
+
 // Waiting is not possible while a graph is being captured: the kernel runs when the graph does.
 inline cudaError_t wait_unless_capturing(cudaStream_t stream) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;

@@ -39,7 +39,7 @@ Settings unusual_settings() {
     s.scale_loss = std::numeric_limits<double>::min(), s.freeze_gains = s.carry_moments = true, s.val_every = 0,
     s.val_batches = 1, s.distill = 0.25, s.gain = 1.5, s.lr_gains = 0.1, s.scale_target = 0.75, s.optimizer = "muon";
     s.sample_every = 4, s.tensorboard = "dir/", s.log_norms = 6, s.hellaswag = "h.jsonl", s.gpus = 2, s.zero = 1;
-    s.rank_timeout = 0.5;
+    s.rank_timeout = 0.5, s.tune = true;
     return s;
 }
 

@@ -4,7 +4,8 @@
 #include <cmath>
 #include <cstddef>
 #include <deque>
-#include <vector>
+
+#include "runtime/median.h"
 
 namespace tapernorm::train {
 
@@ -37,11 +38,9 @@ struct GradientWindow {
     // Infinite for a norm that is NaN or Inf; 0 until there are kLeast norms, or if half of them are NaN or Inf.
     double over_median(double norm) const {
         if (norms.size() < kLeast) return 0;
-        std::vector<double> sorted(norms.begin(), norms.end());
-        const auto middle = sorted.begin() + ptrdiff_t(sorted.size() / 2);
-        std::nth_element(sorted.begin(), middle, sorted.end());
-        if (!std::isfinite(*middle) || *middle == 0) return 0;
-        return std::isfinite(norm) ? norm / *middle : INFINITY;
+        const double usual = median({norms.begin(), norms.end()});
+        if (!std::isfinite(usual) || usual == 0) return 0;
+        return std::isfinite(norm) ? norm / usual : INFINITY;
     }
     void add(double norm) {
         norms.push_back(std::isfinite(norm) ? norm : INFINITY);

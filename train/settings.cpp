@@ -287,6 +287,9 @@ void add_run_options(Options& o, Settings& s) {
     o.add({.long_name = "--device", .to = &s.device, .choices = {"auto", "cpu", "cuda"}, .help = "device to run on", .per_rank = true});
     o.add({.long_name = "--precision", .to = &s.precision, .choices = {"bf16", "fp32"},
            .help = "precision of activations and gradients on a GPU; sums, the optimizer and the CPU use fp32"});
+    o.add({.long_name = "--tune", .to = &s.tune,
+           .help = "on a GPU, time cuBLASLt's best algorithms for each matrix product in the first update and keep the fastest: two runs may "
+                   "differ by rounding then, but a resumed run keeps its own"});
     o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = kMostThreads}, .default_text = "the cores it may use",
            .help = "CPU threads per rank", .per_rank = true});
     o.section("Multiple ranks");

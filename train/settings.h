@@ -42,6 +42,7 @@ struct Settings {
     std::string hellaswag, tensorboard;
     size_t log_norms = 0, seed = 1, threads = 0;
     std::string device = "auto", precision = "bf16";
+    bool tune = false;
 
     size_t gpus = 1, zero = 0;
     double rank_timeout = 600;

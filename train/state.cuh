@@ -25,6 +25,7 @@
 #include "train/run_files.h"
 #include "train/start.h"
 #include "train/trainer.h"
+#include "train/tuning.cuh"
 
 namespace tapernorm::train {
 
@@ -127,6 +128,8 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
                      {"carry_moments", std::to_string(t.settings.carry_moments)},
                      {"distill", strprintf("%g", t.settings.distill)},
                      {"arguments", lines}});
+    if (const std::string tuned = t.settings.tune ? tuned_products(t.model.dev) : ""; !tuned.empty())
+        metadata["products"] = tuned;
     return state;
 }
 
@@ -180,6 +183,8 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
     t.step = state_number(file, "step");
     check_gate_schedule(t, file);
     t.batches.seek(state_number(file, "position"));
+    if (const auto tuned = file.metadata().find("products"); t.settings.tune && tuned != file.metadata().end())
+        adopt_products(t.model.dev, tuned->second);
     auto numbers = [&]<class T>(const char* name, std::vector<T>& values) {
         if (!values.empty()) file.read(checked_tensor(file, name, {values.size()}), values.data());
     };

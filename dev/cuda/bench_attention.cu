@@ -15,46 +15,26 @@
 
 #include "ops/attention.cuh"
 #include "runtime/exit_status.h"
+#include "runtime/median.h"
 #include "runtime/random.h"
 
 namespace tapernorm {
 
 namespace {
 
-double median(std::vector<double> v) {
-    std::sort(v.begin(), v.end());
-    return v[v.size() / 2];
+// Median seconds of op() over `rounds`, each the mean of 5 calls in a row.
+double measure(Cuda& dev, int rounds, const std::function<void()>& op) {
+    CudaTimer timer;
+    for (int i = 0; i < 3; i++) op();
+    std::vector<double> seconds;
+    for (int i = 0; i < rounds; i++) {
+        timer.begin(dev.stream);
+        for (int j = 0; j < 5; j++) op();
+        timer.end(dev.stream);
+        seconds.push_back(timer.milliseconds() / 5e3);
+    }
+    return median(seconds);
 }
-
-class Timer {
-  public:
-    Timer() {
-        CUDA_CHECK(cudaEventCreate(&begin_));
-        CUDA_CHECK(cudaEventCreate(&end_));
-    }
-    ~Timer() {
-        cudaEventDestroy(begin_);
-        cudaEventDestroy(end_);
-    }
-    // Median seconds of op() over `rounds`, each the mean of 5 calls in a row.
-    double measure(Cuda& dev, int rounds, const std::function<void()>& op) {
-        for (int i = 0; i < 3; i++) op();
-        std::vector<double> seconds;
-        for (int i = 0; i < rounds; i++) {
-            float milliseconds = 0;
-            CUDA_CHECK(cudaEventRecord(begin_, dev.stream));
-            for (int j = 0; j < 5; j++) op();
-            CUDA_CHECK(cudaEventRecord(end_, dev.stream));
-            CUDA_CHECK(cudaEventSynchronize(end_));
-            CUDA_CHECK(cudaEventElapsedTime(&milliseconds, begin_, end_));
-            seconds.push_back(double(milliseconds) / 5e3);
-        }
-        return median(seconds);
-    }
-
-  private:
-    cudaEvent_t begin_, end_;
-};
 
 template <class T>
 class Buffer {
@@ -187,7 +167,6 @@ void validate(Cuda& dev, size_t hs) {
 
 void bench(int rounds) {
     Cuda dev;
-    Timer timer;
     std::printf("%s\n\n", probe_cuda().description.c_str());
     for (size_t hs : {32, 64, 80, 96, 128}) validate(dev, hs);
 
@@ -195,7 +174,7 @@ void bench(int rounds) {
     double peak;
     {
         Matmul matmul(dev, n);
-        peak = 2.0 * double(n) * double(n) * double(n) / timer.measure(dev, rounds, [&] { matmul.run(); });
+        peak = 2.0 * double(n) * double(n) * double(n) / measure(dev, rounds, [&] { matmul.run(); });
     }
     std::printf("\ncuBLASLt, bf16, %zu x %zu x %zu: %.0f TFLOP/s\n\n", n, n, n, peak * 1e-12);
     std::printf("| B | T | NH | hs | forward, us | TFLOP/s | of matmul | backward, us | TFLOP/s | of matmul |\n");
@@ -204,8 +183,8 @@ void bench(int rounds) {
          {Shape{32, 1024, 12, 64}, Shape{128, 256, 12, 64}, Shape{8, 4096, 12, 64}, Shape{32, 1024, 16, 64},
           Shape{32, 1024, 12, 80}, Shape{32, 1024, 6, 128}, Shape{8, 4096, 6, 128}}) {
         Attention attention(dev, s);
-        const double forward = timer.measure(dev, rounds, [&] { attention.forward(dev); });
-        const double backward = timer.measure(dev, rounds, [&] { attention.backward(dev); });
+        const double forward = measure(dev, rounds, [&] { attention.forward(dev); });
+        const double backward = measure(dev, rounds, [&] { attention.backward(dev); });
         const double forward_rate = 2 * s.flops() / forward, backward_rate = 5 * s.flops() / backward;
         std::printf("| %zu | %zu | %zu | %zu | %.1f | %.0f | %.0f%% | %.1f | %.0f | %.0f%% |\n", s.B, s.T, s.NH, s.hs,
                     forward * 1e6, forward_rate * 1e-12, 100 * forward_rate / peak, backward * 1e6,

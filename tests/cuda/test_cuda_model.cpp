@@ -155,6 +155,32 @@ void resume_exactly() {
     }
 }
 
+#ifdef CUDA_EMU
+// Algorithms are timed in the first update; the same run with other times has other bits, and a run that resumes keeps its own.
+void resume_tuned() {
+    const TemporaryFolder folder;
+    CudaRun run(folder.path, NormKind::layernorm, GateMode::taper, 24, 10);
+    run.settings.tune = true;
+    emu::settings().fastest = 0;
+    const Trace other = whole_run<Cuda, bf16>(run);
+    emu::settings().fastest = 4;
+    const Trace whole = whole_run<Cuda, bf16>(run);
+    CHECK(whole.parameters != other.parameters);
+    check_series("loss", whole.loss, other.loss, kLossTolerance<bf16>);
+    Cuda dev, later;
+    Trainer<Cuda, bf16> first(dev, run.settings, run.config, run.corpus);
+    initialize(first.model, 1);
+    while (first.step < 3) first.update();
+    Checkpoints states(state_path(run.settings.out));
+    save_state(first, {}, states);
+    emu::settings().fastest = 0;
+    Trainer<Cuda, bf16> second(later, run.settings, run.config, run.corpus);
+    load_state(second, SafetensorsFile(state_path(run.settings.out)));
+    CHECK(trace(second, run).parameters == whole.parameters);
+    emu::settings().fastest = -1;
+}
+#endif
+
 // Divergences and losses of 3 updates that learn from a teacher.
 template <class Device, class Real>
 std::vector<double> taught(const CudaRun& run) {
@@ -225,6 +251,9 @@ void check_logits(const std::vector<float>& got, const std::vector<float>& expec
 
 CUDA_TEST("cuda trainer: 30 updates through all gate phases agree with the CPU") { FOR_BOTH_TYPES(compare_with_cpu); }
 CUDA_TEST("cuda trainer: runs are equal and resuming is exact, to the bit") { FOR_BOTH_TYPES(resume_exactly); }
+#ifdef CUDA_EMU
+CUDA_TEST("cuda trainer: a run with --tune resumes with its own algorithms") { resume_tuned(); }
+#endif
 CUDA_TEST("cuda trainer: with a teacher") { FOR_BOTH_TYPES(teacher_agrees); }
 CUDA_TEST("cuda trainer: recomputation") { FOR_BOTH_TYPES(recompute_agrees); }
 

@@ -7,6 +7,8 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <set>
+#include <sstream>
 
 #include "ops/channel_sums.cuh"
 #include "ops/cross_entropy.cuh"
@@ -566,8 +568,9 @@ static void check_all_gelus() {
 CUDA_TEST("cuda gelu") { FOR_BOTH_TYPES(check_all_gelus); }
 
 template <class Real>
-static void check_all_matmuls() {
+static void check_all_matmuls(bool tune = false) {
     Cuda dev;
+    dev.plans.tune(tune);
     for (const MatmulCase& test : kMatmuls) {
         CAPTURE(test.M);
         CAPTURE(test.C);
@@ -586,7 +589,54 @@ static void check_all_matmuls() {
     check_head<Real>(dev, 6, 128, 513, 520);
 }
 CUDA_TEST("cuda matmul: every epilogue, fused and apart") { FOR_BOTH_TYPES(check_all_matmuls); }
+CUDA_TEST("cuda matmul: every epilogue, by algorithms chosen by time") {
+    check_all_matmuls<bf16>(true);
+    check_all_matmuls<float>(true);
+}
 #ifdef CUDA_EMU
+// Numbers of the stand-in's algorithms in a list of choices, whose lines are ten numbers of a shape and eight words.
+static std::set<size_t> algorithms_of(const MatmulPlans& plans) {
+    std::set<size_t> found;
+    std::istringstream text(plans.choices());
+    for (std::string line; std::getline(text, line);) {
+        std::istringstream in(line);
+        size_t number = 0;
+        for (int i = 0; i < 12; i++) in >> std::hex >> number;
+        found.insert(number);
+    }
+    return found;
+}
+CUDA_TEST("cuda matmul: the fastest algorithm is chosen, which another process may adopt") {
+    const MatmulCase wide{37, 128, 48}, narrow{37, 48, 128};
+    std::string chosen;
+    for (const int fastest : {4, 2, 0}) {  // others of the five refuse
+        emu::settings().fastest = fastest;
+        Cuda dev;
+        dev.plans.tune(true);
+        check_matmul_forward<bf16>(dev, wide);
+        check_matmul_backward<bf16>(dev, wide, true, false);
+        CHECK(algorithms_of(dev.plans) == std::set<size_t>{size_t(fastest)});
+        if (fastest == 4) chosen = dev.plans.choices();
+    }
+    Cuda dev;
+    dev.plans.tune(true);
+    dev.plans.adopt(chosen);
+    check_matmul_forward<bf16>(dev, wide);
+    check_matmul_backward<bf16>(dev, wide, true, false);
+    CHECK(dev.plans.choices() == chosen);
+    check_matmul_forward<bf16>(dev, narrow);
+    CHECK(algorithms_of(dev.plans) == std::set<size_t>{0, 4});  // of shapes that are not in the list
+    dev.plans.adopt("damaged");
+    // A product that adds to its result comes out the same only once: it is not tried, and not spoilt.
+    emu::settings().fastest = 4;
+    Cuda other;
+    other.plans.tune(true);
+    check_matmul_backward<bf16>(other, wide, false, true);
+    CHECK(algorithms_of(other.plans).contains(0));
+    check_matmul_backward<bf16>(other, wide, false, false);
+    CHECK(algorithms_of(other.plans) == std::set<size_t>{4});
+    emu::settings().fastest = -1;
+}
 // What a GPU's cuBLASLt does not have, it may say when asked, or when called.
 CUDA_TEST("cuda matmul: epilogues that the library refuses run behind the product") {
     for (bool emu::Settings::* refusal : {&emu::Settings::no_epilogues, &emu::Settings::late_refusals}) {

@@ -89,6 +89,25 @@ CUDA_TEST(
     }
 }
 
+#ifdef CUDA_EMU
+CUDA_TEST("cuda trainer: with --tune all ranks have rank 0's algorithms, and keep them when they resume") {
+    const Variable devices("EMU_DEVICES", "2"), eager("EMU_LAZY", "0");
+    // Sums of so many terms depend on their order.
+    const std::string shape = " --n-embd 64 -t 32 -d 64", wide = "--gpus 2 --tune -k constant -u 0" + shape;
+    const Workplace whole, other, resumed;
+    {
+        const Variable fastest("EMU_FASTEST", "4");  // rank 1 has another, by its own clock
+        run_ranks(whole, wide);
+        run_ranks(resumed, wide + " -x 3");
+    }
+    const Variable fastest("EMU_FASTEST", "0");
+    run_ranks(resumed, "-y --gpus 2 -x 6" + shape);
+    CHECK(model_in(resumed.at("model.bin")) == model_in(whole.at("model.bin")));
+    run_ranks(other, wide);
+    CHECK(model_in(other.at("model.bin")) != model_in(whole.at("model.bin")));
+}
+#endif
+
 CUDA_TEST("cuda trainer: a rank that is killed or hangs ends the other, and its number is said") {
     if (too_few_gpus()) return;
     // Lazy: a collective runs when somebody waits for it, as on a GPU.

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "runtime.h"
+#include "stream.h"
 #include "text.h"
 
 namespace emu {
@@ -43,7 +44,12 @@ thread_local std::string refusal;
 // ---------------------------------------------------------------------------------------------------------------------
 // Is this problem one that the library surely accepts?
 
+// The heuristics know so many algorithms, of which all after the first add in another order. One has a state that says so, one
+// refuses when it is called.
+constexpr int kAlgorithms = 5, kBroken = 1, kRefused = 3;
+
 struct Problem {
+    int algorithm;
     Operation op;
     Layout a, b, c, d;
     float alpha, beta;
@@ -228,10 +234,12 @@ void store_sums(const Problem& p, const std::vector<float>& panels, size_t count
     }
 }
 
-// One tile of sums of products, 16 rows by 4 columns.
-void multiply(float (&sums)[width_b][width_a], const float* a, const float* b, size_t k) {
+// One tile of sums of products, 16 rows by 4 columns. backward: from the last step of k.
+void multiply(float (&sums)[width_b][width_a], const float* a, const float* b, size_t k, bool backward) {
     for (auto& column : sums) std::fill(std::begin(column), std::end(column), 0.0f);
-    for (size_t j = 0; j < k; j++, a += width_a, b += width_b)
+    if (backward) a += (k - 1) * width_a, b += (k - 1) * width_b;
+    const ptrdiff_t step = backward ? -1 : 1;
+    for (size_t j = 0; j < k; j++, a += step * ptrdiff_t(width_a), b += step * ptrdiff_t(width_b))
         for (size_t column = 0; column < width_b; column++)
             for (size_t row = 0; row < width_a; row++) sums[column][row] += a[row] * b[column];
 }
@@ -267,7 +275,7 @@ void run_batch(const Problem& p, size_t batch) {
     for (size_t column = 0; column < n; column += width_b)
         for (size_t row = 0; row < m; row += width_a) {
             float sums[width_b][width_a];
-            multiply(sums, &a[row * k], &b[column * k], k);
+            multiply(sums, &a[row * k], &b[column * k], k, p.algorithm > 0);
             for (size_t j = column; j < std::min(n, column + width_b); j++)
                 for (size_t i = row; i < std::min(m, row + width_a); i++) {
                     const float value = finish(p, sums[j - column][i - row], C, i, j);
@@ -468,11 +476,13 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     if (const cublasStatus_t status = check(p); status != CUBLAS_STATUS_SUCCESS) return status;
     if (settings().no_epilogues && p.op.epilogue != CUBLASLT_EPILOGUE_DEFAULT)
         return refuse(CUBLAS_STATUS_NOT_SUPPORTED, "the test wants no epilogues");
-    results[0] = {};
-    results[0].algo.data[0] = fingerprint(p);
-    results[0].state = CUBLAS_STATUS_SUCCESS;
-    results[0].wavesCount = 1;
-    *found = 1;
+    *found = std::min(requested, kAlgorithms);
+    for (int i = 0; i < *found; i++) {
+        results[i] = {};
+        results[i].algo.data[0] = fingerprint(p), results[i].algo.data[1] = uint64_t(i);
+        results[i].state = i == kBroken ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
+        results[i].wavesCount = 1;
+    }
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -490,11 +500,20 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t op, 
     if (const cublasStatus_t status = check_memory(p); status != CUBLAS_STATUS_SUCCESS) return status;
     if (settings().late_refusals && p.op.epilogue != CUBLASLT_EPILOGUE_DEFAULT)
         return refuse(CUBLAS_STATUS_NOT_SUPPORTED, "the test wants a late refusal");
-    if (algorithm && algorithm->data[0] != fingerprint(p))
+    if (algorithm && (algorithm->data[0] != fingerprint(p) || algorithm->data[1] >= kAlgorithms))
         return refuse(CUBLAS_STATUS_INVALID_VALUE, "the algorithm was found for another problem");
+    p.algorithm = algorithm ? int(algorithm->data[1]) : 0;
+    if (p.algorithm == kBroken)
+        return refuse(CUBLAS_STATUS_INVALID_VALUE, "the heuristics said that this algorithm fails");
+    if (p.algorithm == kRefused) return refuse(CUBLAS_STATUS_NOT_SUPPORTED, "one algorithm of each product refuses");
     if (workspace_bytes && !check_range(workspace, workspace_bytes).empty())
         return refuse(CUBLAS_STATUS_INVALID_VALUE, "the workspace is not device memory of that size");
-    const cudaError_t error = submit(stream, [p] {
+    int device = 0;
+    cudaGetDevice(&device);
+    const int fastest = settings().fastest;
+    const bool slow = fastest >= 0 && p.algorithm != (fastest + 2 * device) % 6;
+    const cudaError_t error = submit(stream, [p, slow] {
+        if (slow) pretended_milliseconds() += 1000;
         for (int batch = 0; batch < p.d.batches; batch++) run_batch(p, size_t(batch));
     });
     return error == cudaSuccess ? CUBLAS_STATUS_SUCCESS

@@ -11,7 +11,7 @@ namespace emu {
 enum class Order { forward, backward, random };
 
 // Start values come from the environment: EMU_ORDER=forward|backward|<seed>, EMU_LAZY=1, EMU_ABORT=1,
-// EMU_SM=80, EMU_MEMORY_MIB=8192, EMU_DEVICES=1.
+// EMU_SM=80, EMU_MEMORY_MIB=8192, EMU_DEVICES=1, EMU_FASTEST=0|2|4.
 struct Settings {
     Order order = Order::forward;
     uint64_t seed = 0;
@@ -23,6 +23,9 @@ struct Settings {
     int devices = 1;
     bool no_epilogues = false;   // cuBLASLt's heuristics know plain products only
     bool late_refusals = false;  // its products refuse the epilogues that its heuristics promise
+    // The algorithm of its products (0, 2 or 4) that is fastest on device 0, the next one on device 1: all others take a second
+    // longer by the clock of events. -1: none.
+    int fastest = -1;
 };
 Settings& settings();
 

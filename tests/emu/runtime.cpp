@@ -40,6 +40,7 @@ Settings& settings() {
         s.sm = int(number("EMU_SM", 80));
         s.memory = number("EMU_MEMORY_MIB", 8192) << 20;
         s.devices = int(number("EMU_DEVICES", 1));
+        s.fastest = environment("EMU_FASTEST").empty() ? -1 : int(number("EMU_FASTEST", 0));
         return s;
     }();
     return instance;

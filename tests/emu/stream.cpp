@@ -79,6 +79,11 @@ Handle handle_of(T& object) {
 
 }  // namespace
 
+std::atomic<double>& pretended_milliseconds() {
+    static std::atomic<double> sum;
+    return sum;
+}
+
 std::mutex& streams_mutex() { return all().mutex; }
 
 std::shared_ptr<Stream> find_stream(cudaStream_t stream) {
@@ -216,7 +221,7 @@ cudaError_t cudaEventRecord(cudaEvent_t handle, cudaStream_t stream_handle) {
     event->capture = nullptr;
     const cudaError_t error = submit(stream_handle, [event] {
         const auto now = std::chrono::steady_clock::now().time_since_epoch();
-        event->milliseconds = std::chrono::duration<double, std::milli>(now).count();
+        event->milliseconds = std::chrono::duration<double, std::milli>(now).count() + pretended_milliseconds();
     });
     std::lock_guard lock(all().mutex);
     event->stream = stream;

@@ -1,5 +1,6 @@
 // Streams, events and captures. Inside of the stand-in only.
 #pragma once
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -50,6 +51,9 @@ std::mutex& streams_mutex();
 
 std::shared_ptr<Stream> find_stream(cudaStream_t stream);  // null: not a living stream
 std::shared_ptr<Event> find_event(cudaEvent_t event);
+
+// What the clock of events shows beyond the host's time: work that is meant to take long adds to it and does not wait.
+std::atomic<double>& pretended_milliseconds();
 
 // Executes what was submitted to the stream up to this ticket.
 void run_until(Stream& stream, uint64_t ticket);
