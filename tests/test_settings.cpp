@@ -295,7 +295,9 @@ TEST_CASE("train_gpt: the warm-up of the rate by default") {
                                         {" -x 1000", "10%"},
                                         {" -x 1000 -u 3%", "3%"},
                                         {" -x 1000 --init m.bin", "2%"},
-                                        {" -x 1000 --freeze-gains", "2%"},
+                                        {" -x 1000 --freeze-gains", "5%"},
+                                        {" -x 1000 --freeze-gains --init m.bin", "2%"},
+                                        {" -x 1000 --freeze-gains --optimizer muon", "2%"},
                                         {" -x 1000 --optimizer muon", "2%"},
                                         {" -x 49 --init m.bin", "2%"}}) {
         const std::string out = w.ok("train_gpt -i corpus.txt -b 2 --dry-run" + kShape + flags);
@@ -413,7 +415,8 @@ TEST_CASE("train_gpt: a run that resumes keeps its warm-up, whose default would 
     CHECK(warmup("--steps=2000\n", "10%", {"-x", "900"}) == "10%");
     CHECK(warmup("--steps=2000\n", "10%", {"--freeze-gains"}) == "10%");
     CHECK(warmup("--steps=2000\n", "2%", {"--freeze-gains"}) == "2%");  // of a program whose default it was
-    CHECK(warmup("--steps=2000\n--freeze-gains\n", "2%", {"-x", "4000"}) == "2%, by default");
+    CHECK(warmup("--steps=2000\n--freeze-gains\n", "2%", {"-x", "4000"}) == "2%");
+    CHECK(warmup("--steps=2000\n--freeze-gains\n", "5%", {"-x", "4000"}) == "5%, by default");
 }
 
 TEST_CASE("train_gpt: the settings beside a model train it again, to the bit") {

@@ -63,8 +63,10 @@ const DependentDefault<std::string> kChoices[] = {
 // Where more than one holds, the last one counts.
 const DependentDefault<Length> kLengths[] = {
     // Where 10% was not measured, or did harm (dev/results/experiments.md).
-    {"--warmup", &Settings::warmup, percent_of_run(2), "with --init, --freeze-gains or --optimizer muon",
-     [](const Settings& s) { return !s.init.empty() || s.freeze_gains || s.optimizer == "muon"; }},
+    {"--warmup", &Settings::warmup, percent_of_run(5), "with --freeze-gains",
+     [](const Settings& s) { return s.freeze_gains; }},
+    {"--warmup", &Settings::warmup, percent_of_run(2), "with --init or --optimizer muon",
+     [](const Settings& s) { return !s.init.empty() || s.optimizer == "muon"; }},
     {"--warmup", &Settings::warmup, updates(20), "in runs of fewer than 1000 updates from random weights",
      [](const Settings& s) { return shorter(s, 1000); }},
     {"--warmup", &Settings::warmup, updates(50), "of fewer than 50", [](const Settings& s) { return shorter(s, 50); }},
