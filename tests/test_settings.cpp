@@ -273,18 +273,27 @@ TEST_CASE("train_gpt: --gain and --scale-target can be changed until they are pu
 
 TEST_CASE("train_gpt: a flag that does nothing beside another is named") {
     const Workplace w;
-    for (const std::string flags :
-         {"--gate-end 5 -g norm", "--calibration channels -g norm", "--bound 4 -g norm", "--final-bound 2 -g norm",
-          "--ema-decay 0.5 -g norm --scale-loss 0", "--gate-warmup 3 -g norm --scale-loss 0",
-          "--scale-loss-kind relative --scale-loss 0", "--lr-final-frac 0.5 -k constant",
-          "--carry-moments --lr-gains 0", "--freeze-gains --lr-gains 0"}) {
-        const std::string flag = flags.substr(0, flags.find(' ')), out = w.ok(kTiny + " --overwrite -o m " + flags);
-        CHECK_MESSAGE(contains(out, "note: " + flag + " (beside -"), out);
+    const std::string plain = "train_gpt -i corpus.txt -b 2 -x 6 -l 0.01 --overwrite" + kShape + " ";
+    for (const auto& [flag, other] : {std::pair("--gate-end 5", "-g norm"),
+                                      {"--calibration channels", "-g norm"},
+                                      {"--bound 4", "-g norm"},
+                                      {"--final-bound 2", "-g norm"},
+                                      {"--ema-decay 0.5", "-g norm --scale-loss 0"},
+                                      {"--gate-warmup 2", "-g norm --scale-loss 0"},
+                                      {"--scale-loss-kind relative", "--scale-loss 0"},
+                                      {"--lr-final-frac 0.5", "-k constant"},
+                                      {"--carry-moments", "--lr-gains 0"}}) {
+        const std::string name = std::string(flag).substr(0, std::string(flag).find(' '));
+        const std::string out = w.ok(plain + "-o with " + flag + " " + other);
+        CHECK_MESSAGE(contains(out, "note: " + name + " (beside -"), out);
+        w.ok(plain + "-o without " + other);
+        CHECK_MESSAGE(content_of(w.at("with.bin")) == content_of(w.at("without.bin")), flag);  // as it says
     }
     for (const std::string flags :
          {"--bound 0 -g norm", "--ema-decay 0.5 -g norm --scale-loss 0.1", "--gate-warmup 3 -g norm --gain 2",
           "--gate-warmup 3 --gate-end 5 --bound 4", "--lr-final-frac 0.5", "-g norm"})
-        CHECK(!contains(w.ok("train_gpt -i corpus.txt -b 2 -x 6" + kShape + " --overwrite -o m " + flags), "note: "));
+        CHECK(!contains(w.ok(plain + "-o m " + flags), "note: "));
+    CHECK(contains(w.ok(plain + "-o m --tune"), "note: --tune has no effect on a CPU"));
 }
 
 TEST_CASE("train_gpt: the warm-up of the rate by default") {

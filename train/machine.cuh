@@ -32,6 +32,7 @@ inline bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks, std::str
                       ranks.size, ranks.launcher.c_str()));
     in_words = choice.cuda ? strprintf("cuda: %s, %s", choice.why.c_str(), s.precision.c_str()) : describe(cpu, choice);
     std::printf("device    %s\n", in_words.c_str());
+    if (s.tune && !choice.cuda) std::printf("note: --tune has no effect on a CPU\n");
     return choice.cuda;
 }
 

@@ -387,7 +387,6 @@ const Idle kIdle[] = {
     {"--scale-loss-kind", "--scale-loss 0", [](const Settings& s) { return s.scale_loss == 0; }},
     {"--lr-final-frac", "-k constant", [](const Settings& s) { return s.lr_schedule == "constant"; }},
     {"--carry-moments", "--lr-gains 0", [](const Settings& s) { return s.carry_moments && s.lr_gains == 0; }},
-    {"--freeze-gains", "--lr-gains 0", [](const Settings& s) { return s.freeze_gains && s.lr_gains == 0; }},
 };
 
 // Every setting that all ranks share as --help shows it, by its long name.
