@@ -428,6 +428,27 @@ TEST_CASE("train_gpt: a run that resumes keeps its warm-up, whose default would 
     CHECK(warmup("--steps=2000\n--freeze-gains\n", "5%", {"-x", "4000"}) == "5%, by default");
 }
 
+TEST_CASE("train_gpt: where the flags of ranks differ, the one that was given is named, not what follows from it") {
+    const auto facts = [](std::vector<const char*> argv) {
+        argv.insert(argv.begin(), "train_gpt");
+        Settings s;
+        Options now = make_options(s);
+        REQUIRE(now.parse(int(argv.size()), argv.data()));
+        settle(s, now, now, nullptr);
+        return common_settings(s, Start{});
+    };
+    const auto plain = facts({"-x", "2000"});
+    for (const auto& [flag, value] :
+         {std::pair("--freeze-gains", ""), {"--optimizer", "muon"}, {"--steps", "90"}, {"--warmup", "7"}}) {
+        const auto other = facts(*value ? std::vector{"-x", "2000", flag, value} : std::vector{"-x", "2000", flag});
+        REQUIRE(other.size() == plain.size());
+        size_t i = 0;
+        while (i < plain.size() && plain[i].value == other[i].value) i++;
+        REQUIRE(i < plain.size());
+        CHECK_MESSAGE(plain[i].name.starts_with(flag), plain[i].name);
+    }
+}
+
 TEST_CASE("train_gpt: the settings beside a model train it again, to the bit") {
     for (const std::string flags : {" -g taper -u 5% --no-shuffle -d 64", " -g norm",
                                     " -g taper-all --scale-loss 0 --skip-grad 50", " --init base.bin"}) {

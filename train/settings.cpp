@@ -93,15 +93,6 @@ void set_dependent_defaults(Settings& s, const Options& given) {
 // norms out (dev/results/experiments.md: a pretrained GPT-2).
 double tuning_rate(size_t C) { return std::min(Settings().lr, 0.46 / double(C)); }
 
-std::vector<std::string> flags_with_dependent_defaults() {
-    std::vector<std::string> flags = {"--lr"};
-    auto add = [&](const auto& rules) {
-        for (const auto& r : rules) flags.push_back(r.flag);
-    };
-    add(kNumbers), add(kChoices), add(kLengths);
-    return flags;
-}
-
 // "0.003; 0.0001 with --init", for --help.
 std::string default_text(const char* flag) {
     const Settings s;
@@ -409,6 +400,15 @@ std::string present_name(const std::string& flag) {
 }
 
 }  // namespace
+
+std::vector<std::string> flags_with_dependent_defaults() {
+    std::vector<std::string> flags = {"--lr"};
+    auto add = [&](const auto& rules) {
+        for (const auto& r : rules) flags.push_back(r.flag);
+    };
+    add(kNumbers), add(kChoices), add(kLengths);
+    return flags;
+}
 
 Options make_options(Settings& s) {
     Options

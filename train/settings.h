@@ -53,6 +53,9 @@ struct Settings {
 // The table of all flags; it fills s. s holds the defaults that --help shows.
 Options make_options(Settings& s);
 
+// Long names of those whose default depends on other settings.
+std::vector<std::string> flags_with_dependent_defaults();
+
 // The file that a run begins from: --init's model, or the state to resume.
 struct Origin {
     std::string path;
