@@ -14,6 +14,7 @@ Stated on 2026-11-30, before the first run:
 """
 import argparse
 import statistics
+import sys
 
 import runs
 import tuned
@@ -39,6 +40,9 @@ def main():
     tried = losses_of(args, {(mode, cell): (mode, cell, TUNING) for mode in MODES
                              for cell in [before.best[mode], *((rate, "10%") for rate in RATES)]})
     whole = {name: statistics.mean(losses.values()) for name, losses in tried.items() if len(losses) == len(TUNING)}
+    for mode in MODES:
+        if not any(name[0] == mode for name in whole):
+            sys.exit(f"retuned.py: expected a cell of {mode} with all its tuning runs, found none; run it without --report")
     cells = {mode: min((name for name in whole if name[0] == mode), key=whole.get)[1] for mode in MODES}
     fresh = losses_of(args, {mode: (mode, cell, FRESH) for mode, cell in cells.items()})
     rows = [[mode, ", ".join(cell), len(losses), runs.losses_text(losses), "chosen" if cell == cells[mode] else ""]
