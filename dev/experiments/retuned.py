@@ -26,11 +26,10 @@ SIZE = next(size for size in tuned.SIZES if size.name == "0.2M")
 
 
 def losses_of(args, wanted):
-    """{name: {seed: validation loss}} of {name: (mode, cell, seeds)}; a run that diverged has none."""
+    """{name: {seed: validation loss}} of {name: (mode, cell, seeds)}."""
     made = {name: {seed: tuned.make_run(SIZE, mode, cell, seed) for seed in seeds} for name, (mode, cell, seeds) in wanted.items()}
     records = runs.run_all(args, [run for some in made.values() for run in some.values()])
-    return {name: {seed: records[run]["val_loss"] for seed, run in some.items() if run in records and records[run]["val_loss"]}
-            for name, some in made.items()}
+    return {name: runs.losses_of(some, records) for name, some in made.items()}
 
 
 def main():

@@ -216,6 +216,12 @@ def train_missing(trainer, missing, wait, jobs):
                   f"{run.flags}", flush=True)
 
 
+def losses_of(by_seed, records):
+    """{seed: validation loss} of {seed: run}; a run that diverged or was not made has none."""
+    found = {seed: records.get(run) for seed, run in by_seed.items()}
+    return {seed: record["val_loss"] for seed, record in found.items() if record and record["val_loss"]}
+
+
 # ---- statistics -----------------------------------------------------------------------------------------------------
 
 def paired_gap(losses, base):

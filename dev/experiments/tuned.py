@@ -165,9 +165,7 @@ def seeds_of(size, mode):
 
 
 def seed_losses(size, mode, cell, records):
-    """{seed: validation loss}; a run that diverged has none."""
-    found = {seed: records.get(make_run(size, mode, cell, seed)) for seed in seeds_of(size, mode)}
-    return {seed: record["val_loss"] for seed, record in found.items() if record and record["val_loss"]}
+    return runs.losses_of({seed: make_run(size, mode, cell, seed) for seed in seeds_of(size, mode)}, records)
 
 
 TITLES = {"0.04M": "books, 0.04M", "0.2M": "tinyshakespeare, 0.2M", "0.93M": "books, 0.93M", "3.6M": "books, 3.6M"}

@@ -31,14 +31,14 @@ CASES = [  # sizes, mode, warm-ups, seeds
 
 def main():
     args = runs.arguments(__doc__)
-    cases = [(size, *case[1:]) for name in tuned.BY_SIZE for case in CASES for size in tuned.SIZES if name in case[0] and size.name == name]
+    sizes = {size.name: size for size in tuned.SIZES}
+    cases = [(sizes[name], *case) for name in tuned.BY_SIZE for names, *case in CASES if name in names]
     def make_run(size, mode, warmup, seed):
         return Run(size.corpus, f"{size.shape} -x {size.steps} -l 3e-3 -u {warmup} -q 0.03 {tuned.MODES[mode]} -v 0", seed)
     records = runs.run_all(args, [make_run(size, mode, warmup, seed) for size, mode, warmups, seeds in cases for warmup in warmups for seed in seeds])
     rows = []
     for size, mode, warmups, seeds in cases:
-        losses = {warmup: {seed: record["val_loss"] for seed in seeds
-                           if (record := records.get(make_run(size, mode, warmup, seed))) and record["val_loss"]} for warmup in warmups}
+        losses = {warmup: runs.losses_of({seed: make_run(size, mode, warmup, seed) for seed in seeds}, records) for warmup in warmups}
         rows += [[tuned.TITLES[size.name], mode, warmup, len(losses[warmup]), runs.losses_text(losses[warmup]),
                   "" if warmup == "2%" else runs.gap_text(losses[warmup], losses["2%"])] for warmup in warmups]
     text = runs.table(["corpus, size", "mode", "-u", "seeds", "validation loss", "gap to 2% [95%]"], rows)
