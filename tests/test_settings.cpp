@@ -428,6 +428,18 @@ TEST_CASE("train_gpt: a run that resumes keeps its warm-up, whose default would 
     CHECK(warmup("--steps=2000\n--freeze-gains\n", "5%", {"-x", "4000"}) == "5%, by default");
 }
 
+TEST_CASE("train_gpt: a shape that is not --init's is blamed on the flag that gave it") {
+    const Workplace w;
+    w.ok(kTiny + " -g norm -o m");
+    for (const auto& [flags, said] :
+         {std::pair("-e d12", "--model d12: --n-layer: expected 1, which m.bin has, found 12"),
+          {"--n-layer 2", "error: --n-layer: expected 1, which m.bin has, found 2"}}) {
+        const Outcome refused = w.run("train_gpt -i corpus.txt --init m.bin -o x " + std::string(flags));
+        CHECK(refused.status == 1);
+        CHECK_MESSAGE(contains(refused.err, std::string(said) + "; leave the flag out"), refused.err);
+    }
+}
+
 TEST_CASE("train_gpt: where the flags of ranks differ, the one that was given is named, not what follows from it") {
     const auto facts = [](std::vector<const char*> argv) {
         argv.insert(argv.begin(), "train_gpt");

@@ -301,11 +301,10 @@ void adopt_shape(Settings& s, const Options& now, const Options& given, const Or
     const Config& c = origin.config;
     const char* path = origin.path.c_str();
     auto adopt = [&](const char* flag, size_t& setting, size_t in_file) {
-        if (now.given("--model") && !now.given(flag) && setting != in_file)
-            fail("--model %s: expected %s %zu, which %s has, found %zu; leave the flag out", s.depth.c_str(), flag,
-                 in_file, path, setting);
-        if (now.given(flag) && setting != in_file)
-            fail("%s: expected %zu, which %s has, found %zu; leave the flag out", flag, in_file, path, setting);
+        const bool by_model = !now.given(flag) && now.given("--model");
+        if ((now.given(flag) || by_model) && setting != in_file)
+            fail("%s: expected %zu, which %s has, found %zu; leave the flag out",
+                 by_model ? strprintf("--model %s: %s", s.depth.c_str(), flag).c_str() : flag, in_file, path, setting);
         setting = in_file;
     };
     adopt("--n-layer", s.L, c.L), adopt("--n-head", s.NH, c.NH), adopt("--n-embd", s.C, c.C);
