@@ -19,6 +19,7 @@
 #include <cstring>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <type_traits>
 
 #include "runtime/error.h"
@@ -43,6 +44,7 @@ inline const char* cuda_hint(cudaError_t error) {
         case cudaErrorInvalidConfiguration:
         case cudaErrorInvalidValue:
         case cudaErrorLaunchOutOfResources:
+        case cudaErrorCooperativeLaunchTooLarge:
             return "the launch does not fit this GPU; please report it with this line";
         default:
             return "run again with SYNC_LAUNCHES=1 to learn which kernel failed, or under compute-sanitizer";
@@ -178,21 +180,54 @@ cudaError_t allow_shared_memory(size_t smem) {
                                 int(smem));
 }
 
-template <auto kernel, class... Arguments>
-void launch(dim3 grid, dim3 block, size_t smem, LaunchStream on, const Arguments&... arguments) {
+#ifndef CUDA_EMU
+// With pointers to values of the parameters' own types: nothing converts them on the way.
+template <class... Parameters, class... Arguments>
+void start_cooperatively(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
+                         const Arguments&... arguments) {
+    std::tuple<std::remove_cv_t<Parameters>...> values(static_cast<Parameters>(arguments)...);
+    std::apply(
+        [&](auto&... value) {
+            void* pointers[] = {&value..., nullptr};
+            cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), shape.grid, shape.block, pointers,
+                                        shape.smem, stream);
+        },
+        values);
+}
+#endif
+
+template <auto kernel, bool cooperative, class... Arguments>
+void launch_checked(const LaunchShape& shape, const LaunchStream& on, const Arguments&... arguments) {
     check_arguments(kernel, arguments...);
+    const dim3 &grid = shape.grid, &block = shape.block;
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-    cudaError_t error = allow_shared_memory<kernel>(smem);
+    cudaError_t error = allow_shared_memory<kernel>(shape.smem);
     if (error == cudaSuccess) {
 #ifdef CUDA_EMU
-        emu::launch(kernel, kernel_name<kernel>(), on.file, on.line, grid, block, smem, on.stream, arguments...);
+        emu::launch<cooperative>(kernel, kernel_name<kernel>(), on.file, on.line, grid, block, shape.smem, on.stream,
+                                 arguments...);
 #else
-        kernel<<<grid, block, smem, on.stream>>>(arguments...);
+        if constexpr (cooperative)
+            start_cooperatively(kernel, shape, on.stream, arguments...);
+        else
+            kernel<<<grid, block, shape.smem, on.stream>>>(arguments...);
 #endif
         error = cudaGetLastError();
     }
     if (error == cudaSuccess && sync_launches()) error = wait_unless_capturing(on.stream);
-    if (error != cudaSuccess) launch_failed(error, kernel_name<kernel>(), {grid, block, smem}, on);
+    if (error != cudaSuccess) launch_failed(error, kernel_name<kernel>(), shape, on);
+}
+
+template <auto kernel, class... Arguments>
+void launch(dim3 grid, dim3 block, size_t smem, LaunchStream on, const Arguments&... arguments) {
+    launch_checked<kernel, false>({grid, block, smem}, on, arguments...);
+}
+
+// All blocks exist at once, so that they may meet in cooperative_groups::this_grid().sync() (runtime/grid.cuh). It fails if the
+// GPU cannot hold that many: blocks_per_multiprocessor on each.
+template <auto kernel, class... Arguments>
+void launch_cooperative(dim3 grid, dim3 block, size_t smem, LaunchStream on, const Arguments&... arguments) {
+    launch_checked<kernel, true>({grid, block, smem}, on, arguments...);
 }
 
 // How many blocks of this shape one multiprocessor can hold at a time.

@@ -1,5 +1,6 @@
-// The running block: its threads, who waits for what. Inside of the stand-in only.
+// Blocks: their threads, who waits for what. Inside of the stand-in only.
 #pragma once
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -14,7 +15,7 @@ constexpr size_t max_shared_memory = 227 << 10;  // the largest of the imitated 
 constexpr int max_copies = 256;                  // cp.async in flight, per thread
 
 struct Thread {
-    enum class State { waiting_to_start, ready, at_barrier, at_warp_op, returned };
+    enum class State { waiting_to_start, ready, at_barrier, at_grid_barrier, at_warp_op, returned };
     State state;
     unsigned id;  // x + blockDim.x * (y + blockDim.y * z)
     Dim index;
@@ -62,6 +63,40 @@ class ReadyList {
     unsigned first_ = 0, count_ = 0;
 };
 
+// What belongs to one block. An ordinary launch uses one of these for block after block, a cooperative launch
+// has one for each of its blocks.
+struct Block {
+    Block();
+    ~Block();
+    Block(const Block&) = delete;
+    Block& operator=(const Block&) = delete;
+
+    void make_room(unsigned threads);
+    void begin(const Launch& launch, Dim block);
+    // Of dynamic shared memory, filled with NaN.
+    void begin_shared_memory(size_t bytes);
+    AsyncCopy* copies_of(const Thread* t) { return &copies[size_t(t->id) * max_copies]; }
+
+    Dim index{};
+    unsigned thread_count = 0, unstarted = 0, returned = 0, at_grid_barrier = 0;
+    std::vector<Thread> threads;
+    std::vector<unsigned> start_order;
+    std::vector<Warp> warps;
+    std::unique_ptr<AsyncCopy[]> copies;  // memory that no cp.async uses is never touched
+    ReadyList ready;
+    size_t first_fiber = 0;  // where each thread has a fiber of its own: that of thread 0
+
+    // The block barrier. Counters and synchronization objects are used in turns, as in Warp.
+    unsigned at_barrier = 0;
+    unsigned turn = 0;
+    int count[2] = {0, 0};
+    char sync[2] = {0, 0};
+    Thread* first_at_barrier = nullptr;
+
+    char* shared_end = nullptr;  // guard page
+    char* shared = nullptr;
+};
+
 class Engine {
   public:
     static Engine& of_this_host_thread();
@@ -72,8 +107,10 @@ class Engine {
 
     // From CUDA threads.
     BarrierResult barrier(const char* name, bool predicate, Site site);
+    void grid_barrier(const char* name, Site site);
+    void fence();
     void warp_operation(const WarpOp& op, unsigned mask, void* mine, Site site);
-    void begin_copy(const AsyncCopy& copy, Site site);
+    AsyncCopy& begin_copy(const AsyncCopy& copy);
     bool take_finished_copy(int pending_groups, AsyncCopy& copy);
     void yield();
     void found(const std::string& diagnosis);  // wrong use by the current thread,
@@ -82,16 +119,22 @@ class Engine {
     [[noreturn]] void fault(const void* address, bool writes);  // the same, from a signal handler
 
     Thread* current() { return current_; }  // null outside of kernels
-    void* shared_memory() const { return shared_; }
+    void* shared_memory() const { return block_->shared; }
     std::string where() const;  // "kernel k <<<...>>> launched at file:line, block (0, 0, 0), thread (1, 0, 0)"
     uint64_t switches() const { return switches_; }
+    uint64_t launches() const { return launches_; }
+    uint64_t grid_barriers() const { return grid_barriers_; }
 
   private:
     Engine();
-    void make_fibers(unsigned threads);
-    void begin_block(const Launch& launch, Dim block);
-    bool run_block();
+    void make_fibers(size_t count);
+    Block& begin_block(size_t number, const Launch& launch, size_t linear_index);
+    void run_in_turn(const Launch& launch, size_t blocks);
+    void run_together(const Launch& launch, size_t blocks);
+    bool run_block(Block& block);
+    bool release_grid_barrier(size_t blocks);
     void diagnose_deadlock();
+    void diagnose_grid_deadlock(size_t blocks);
     void diagnose_fault();
 
     static void fiber_entry();
@@ -102,23 +145,18 @@ class Engine {
     void switch_to(Fiber* to);
 
     void release_barrier();
+    static void make_all_ready(Block& block);
     OpenOp& open_op(Warp& warp, const WarpOp& op, unsigned mask, Site site);
     void release_lanes(unsigned warp, unsigned lanes);
     void check_mask(const WarpOp& op, unsigned mask, Site site);
-    AsyncCopy* copies_of(const Thread* t) { return &copies_[t->id * max_copies]; }
 
     Fiber* host_ = nullptr;
     std::vector<Fiber*> fibers_, idle_;
     const Launch* launch_ = nullptr;
-    unsigned thread_count_ = 0, unstarted_ = 0;
-    std::vector<Thread> threads_;
-    std::vector<unsigned> start_order_;
-    std::vector<Warp> warps_;
-    std::vector<AsyncCopy> copies_;
-    ReadyList ready_;
+    std::vector<std::unique_ptr<Block>> blocks_;
+    Block* block_ = nullptr;  // the running one
     Thread* current_ = nullptr;
     Fiber* running_ = nullptr;
-    unsigned returned_ = 0;
     std::mt19937_64 random_;
     std::string failure_;
     struct {
@@ -127,17 +165,14 @@ class Engine {
         const void* address;
         bool writes;
     } fault_{};
-    uint64_t switches_ = 0;
+    uint64_t switches_ = 0, launches_ = 0, grid_barriers_ = 0;
+    char begin_sync_ = 0, end_sync_ = 0;
 
-    // The block barrier. Counters and synchronization objects are used in turns, as in Warp.
-    unsigned at_barrier_ = 0;
-    unsigned turn_ = 0;
-    int count_[2] = {0, 0};
-    char sync_[2] = {0, 0}, begin_sync_ = 0, end_sync_ = 0;
-    Thread* first_at_barrier_ = nullptr;
-
-    char* shared_end_ = nullptr;  // guard page
-    char* shared_ = nullptr;      // the running block's
+    // The grid barrier: who came first, and synchronization objects used in turns.
+    const Block* first_block_at_grid_barrier_ = nullptr;
+    const Thread* first_at_grid_barrier_ = nullptr;
+    unsigned grid_turn_ = 0;
+    char grid_sync_[2] = {0, 0}, fence_sync_ = 0;
 };
 
 }  // namespace emu

@@ -21,49 +21,106 @@ bool same(const Site& a, const Site& b) {
 
 BarrierResult Engine::barrier(const char* name, bool predicate, Site site) {
     if (!current_) misuse("%s", name);
-    Thread* self = current_;
-    const unsigned turn = turn_;
-    if (at_barrier_ == 0) {
-        first_at_barrier_ = self;
-        count_[turn] = 0;
-    } else if (!same(first_at_barrier_->site, site)) {
-        const Thread& first = *first_at_barrier_;
+    Block& block = *block_;
+    const unsigned turn = block.turn;
+    if (block.at_barrier == 0) {
+        block.first_at_barrier = current_;
+        block.count[turn] = 0;
+    } else if (!same(block.first_at_barrier->site, site)) {
+        const Thread& first = *block.first_at_barrier;
         misuse(
             "threads of one block meet in two different barriers: this one in %s at %s:%d, thread %u in %s "
             "at %s:%d",
             name, site.file, site.line, first.id, first.waits_in, first.site.file, first.site.line);
     }
-    at_barrier_++;
-    count_[turn] += predicate;
-    happens_release(&sync_[turn]);
-    if (at_barrier_ == thread_count_) release_barrier();
-    wait_here(at_barrier_ ? Thread::State::at_barrier : Thread::State::ready, name, site);
-    happens_acquire(&sync_[turn]);
-    return {int(thread_count_), count_[turn]};
+    block.at_barrier++;
+    block.count[turn] += predicate;
+    happens_release(&block.sync[turn]);
+    if (block.at_barrier == block.thread_count) release_barrier();
+    wait_here(block.at_barrier ? Thread::State::at_barrier : Thread::State::ready, name, site);
+    happens_acquire(&block.sync[turn]);
+    return {int(block.thread_count), block.count[turn]};
 }
 
 void Engine::release_barrier() {
-    for (unsigned i = 0; i < thread_count_; i++) {
-        Thread& t = threads_[settings().order == Order::backward ? thread_count_ - 1 - i : i];
+    make_all_ready(*block_);
+    block_->at_barrier = 0;
+    block_->turn ^= 1;
+}
+
+void Engine::make_all_ready(Block& block) {
+    for (unsigned i = 0; i < block.thread_count; i++) {
+        Thread& t = block.threads[settings().order == Order::backward ? block.thread_count - 1 - i : i];
         t.state = Thread::State::ready;
-        ready_.push_back(&t);
+        block.ready.push_back(&t);
     }
-    at_barrier_ = 0;
-    turn_ ^= 1;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Grid barrier
+
+void Engine::grid_barrier(const char* name, Site site) {
+    if (!current_) misuse("%s", name);
+    if (!launch_->cooperative)
+        misuse("%s at %s:%d in a kernel that was not launched cooperatively", name, site.file, site.line);
+    if (!first_at_grid_barrier_) {
+        first_at_grid_barrier_ = current_;
+        first_block_at_grid_barrier_ = block_;
+    } else if (!same(first_at_grid_barrier_->site, site)) {
+        const Thread& first = *first_at_grid_barrier_;
+        const Dim& block = first_block_at_grid_barrier_->index;
+        misuse(
+            "threads of one grid meet in two different grid barriers: this one in %s at %s:%d, thread %u of block "
+            "(%u, %u, %u) in %s at %s:%d",
+            name, site.file, site.line, first.id, block.x, block.y, block.z, first.waits_in, first.site.file,
+            first.site.line);
+    }
+    block_->at_grid_barrier++;
+    void* sync = &grid_sync_[grid_turn_];
+    happens_release(sync);
+    wait_here(Thread::State::at_grid_barrier, name, site);
+    happens_acquire(sync);
+}
+
+// Atomics are relaxed, so ThreadSanitizer takes no order from them. (In an ordinary launch the blocks have one
+// anyway, and a fence must not hide that threads of a block have none.)
+void Engine::fence() {
+    if (!launch_ || !launch_->cooperative) return;
+    happens_acquire(&fence_sync_);
+    happens_release(&fence_sync_);
+}
+
+// When no block can continue: false if all have returned, true if all of them wait in the barrier, which they
+// may now leave. Else it is a deadlock.
+bool Engine::release_grid_barrier(size_t blocks) {
+    size_t returned = 0;
+    for (size_t i = 0; i < blocks; i++) returned += blocks_[i]->at_grid_barrier == 0;
+    if (returned > 0) {
+        if (returned < blocks) diagnose_grid_deadlock(blocks);
+        return false;
+    }
+    for (size_t i = 0; i < blocks; i++) {
+        blocks_[i]->at_grid_barrier = 0;
+        make_all_ready(*blocks_[i]);
+    }
+    first_at_grid_barrier_ = nullptr;
+    grid_turn_ ^= 1;
+    grid_barriers_++;
+    return true;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Warp operations
 
 void Engine::check_mask(const WarpOp& op, unsigned mask, Site site) {
-    const unsigned lane = current_->id % 32, lanes = thread_count_ - current_->id / 32 * 32;
+    const unsigned lane = current_->id % 32, lanes = block_->thread_count - current_->id / 32 * 32;
     if (!(mask >> lane & 1))
         misuse("%s at %s:%d: lane %u is not in its own mask %08x", op.name, site.file, site.line, lane, mask);
     if (lanes < 32 && mask >> lanes)
         misuse(
             "%s at %s:%d: the mask %08x names lanes that do not exist, the block has %u threads, not a "
             "multiple of 32",
-            op.name, site.file, site.line, mask, thread_count_);
+            op.name, site.file, site.line, mask, block_->thread_count);
 }
 
 // The operation with this mask that waits for this lane, or a new one.
@@ -89,7 +146,7 @@ void Engine::warp_operation(const WarpOp& op, unsigned mask, void* mine, Site si
     check_mask(op, mask, site);
     Thread* self = current_;
     const unsigned lane = self->id % 32, leader = unsigned(__builtin_ctz(mask));
-    Warp& warp = warps_[self->id / 32];
+    Warp& warp = block_->warps[self->id / 32];
     OpenOp& open = open_op(warp, op, mask, site);
     open.lanes[lane] = mine;
     open.arrived |= 1u << lane;
@@ -117,15 +174,19 @@ void Engine::release_lanes(unsigned warp, unsigned lanes) {
     for (unsigned i = 0; i < 32; i++) {
         const unsigned lane = settings().order == Order::backward ? i : 31 - i;
         if (!(lanes >> lane & 1)) continue;
-        Thread& t = threads_[warp * 32 + lane];
+        Thread& t = block_->threads[warp * 32 + lane];
         t.state = Thread::State::ready;
-        ready_.push_front(&t);
+        block_->ready.push_front(&t);
     }
 }
 
 BarrierResult block_barrier(const char* name, bool predicate, Site site) {
     return Engine::of_this_host_thread().barrier(name, predicate, site);
 }
+
+void fence() { Engine::of_this_host_thread().fence(); }
+
+void grid_barrier(const char* name, Site site) { Engine::of_this_host_thread().grid_barrier(name, site); }
 
 void warp_operation(const WarpOp& op, unsigned mask, void* mine, Site site) {
     Engine::of_this_host_thread().warp_operation(op, mask, mine, site);

@@ -13,7 +13,7 @@
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 #undef __shared__
-#define __shared__ static thread_local  // blocks of one host thread run one after another
+#define __shared__ static thread_local  // the blocks of an ordinary launch run one after another
 #undef __constant__
 #define __constant__ static const
 
@@ -44,10 +44,10 @@ inline void __syncwarp(unsigned mask = ~0u, EMU_SITE) {
     emu::warp_operation(op, mask, nullptr, {file, line});
 }
 
-// Threads of a block share one host thread, and blocks follow each other: memory is always in order.
-inline void __threadfence() {}
+// All threads share one host thread, where memory is always in order: only ThreadSanitizer must be told.
+inline void __threadfence() { emu::fence(); }
 inline void __threadfence_block() {}
-inline void __threadfence_system() {}
+inline void __threadfence_system() { emu::fence(); }
 inline void __nanosleep(unsigned) { emu::yield(); }
 [[noreturn]] inline void __trap(EMU_SITE) { emu::misuse("__trap at %s:%d", file, line); }
 

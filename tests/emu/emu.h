@@ -6,8 +6,8 @@
 
 namespace emu {
 
-// In which order threads of a block start and continue. Any order is legal CUDA, so results must not depend
-// on it.
+// In which order blocks, and threads of a block, start and continue. Any order is legal CUDA, so results must
+// not depend on it.
 enum class Order { forward, backward, random };
 
 // Start values come from the environment: EMU_ORDER=forward|backward|<seed>, EMU_LAZY=1, EMU_ABORT=1,
@@ -35,6 +35,10 @@ std::string take_diagnosis();
 
 // Device and pinned allocations that live.
 size_t live_allocations();
+
+// Kernels that ran, and grid barriers that all blocks passed, since the program started, on this host thread.
+uint64_t launches();
+uint64_t grid_barriers();
 
 // Switches between CUDA threads since the program started, on this host thread.
 uint64_t switches();

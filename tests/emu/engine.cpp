@@ -1,4 +1,5 @@
-// Runs grids: block after block, and in a block thread after thread until each has to wait.
+// Runs grids: block after block, and in a block thread after thread until each has to wait. The blocks of a
+// cooperative launch take turns: each runs until all of its threads wait in the grid barrier (or have returned).
 //
 // Threads start lazily. One fiber runs one thread after another, and a second one is taken only when a thread
 // waits, so a kernel without barriers costs no switches. Threads that a warp operation releases go to the
@@ -6,6 +7,7 @@
 // can, which shows missing barriers better than running all warps in step.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -26,6 +28,7 @@ namespace emu {
 namespace {
 
 constexpr size_t page = 4096;
+constexpr size_t shared_mapping = (max_shared_memory + page - 1) / page * page;  // a guard page follows
 // ThreadSanitizer takes every fiber for a thread, so each CUDA thread needs its own, always the same.
 #ifdef EMU_TSAN
 constexpr bool fiber_per_thread = true;
@@ -42,23 +45,63 @@ Engine& Engine::of_this_host_thread() {
     return engine;
 }
 
-Engine::Engine() : threads_(max_threads), warps_(max_warps), copies_(size_t(max_threads) * max_copies) {
-    idle_.reserve(max_threads);
-    char* memory =
-        static_cast<char*>(mmap(nullptr, max_shared_memory + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    const size_t bytes = (max_shared_memory + page - 1) / page * page;
-    if (memory == MAP_FAILED || mprotect(memory, bytes, PROT_READ | PROT_WRITE) != 0) {
-        std::perror("emu: no memory for shared memory");
-        std::exit(1);
-    }
-    shared_ = shared_end_ = memory + bytes;
-}
+Engine::Engine() { idle_.reserve(max_threads); }
 
 Engine::~Engine() {
     for (Fiber* fiber : fibers_) fiber_destroy(fiber);
-    const size_t bytes = (max_shared_memory + page - 1) / page * page;
-    allow_access(shared_end_ - bytes, bytes);
-    munmap(shared_end_ - bytes, bytes + page);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Blocks
+
+Block::Block() {
+    char* memory = static_cast<char*>(
+        mmap(nullptr, shared_mapping + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (memory == MAP_FAILED || mprotect(memory, shared_mapping, PROT_READ | PROT_WRITE) != 0) {
+        std::perror("emu: no memory for shared memory");
+        std::exit(1);
+    }
+    shared = shared_end = memory + shared_mapping;
+}
+
+Block::~Block() {
+    allow_access(shared_end - shared_mapping, shared_mapping + page);
+    munmap(shared_end - shared_mapping, shared_mapping + page);
+}
+
+void Block::make_room(unsigned count) {
+    if (threads.size() >= count) return;
+    threads.resize(count);
+    warps.resize((count + 31) / 32);
+    copies.reset(new AsyncCopy[size_t(count) * max_copies]);
+}
+
+void Block::begin(const Launch& launch, Dim block) {
+    index = block;
+    thread_count = launch.block.x * launch.block.y * launch.block.z;
+    make_room(thread_count);
+    for (unsigned id = 0; id < thread_count; id++) {
+        Thread& t = threads[id];
+        t = {};
+        t.id = id;
+        t.index = {id % launch.block.x, id / launch.block.x % launch.block.y, id / (launch.block.x * launch.block.y)};
+    }
+    start_order.resize(thread_count);
+    for (unsigned i = 0; i < thread_count; i++)
+        start_order[i] = settings().order == Order::backward ? thread_count - 1 - i : i;
+    for (Warp& warp : warps) warp.open_count = 0;
+    ready.clear();
+    unstarted = returned = at_barrier = at_grid_barrier = 0;
+    begin_shared_memory(launch.smem);
+}
+
+void Block::begin_shared_memory(size_t bytes) {
+    char* const lowest = shared_end - max_shared_memory;
+    allow_access(lowest, max_shared_memory + page);
+    shared = shared_end - (bytes + 15) / 16 * 16;
+    std::memset(shared, 0xff, size_t(shared_end - shared));
+    forbid_access(lowest, size_t(shared - lowest));
+    forbid_access(shared + bytes, page);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -67,65 +110,83 @@ Engine::~Engine() {
 bool Engine::run(const Launch& launch) {
     host_ = running_ = fiber_of_host();
     launch_ = &launch;
-    thread_count_ = launch.block.x * launch.block.y * launch.block.z;
+    launches_++;
     random_.seed(settings().seed);
-    make_fibers(fiber_per_thread ? thread_count_ : 1);
     install_fault_handler();
     blockDim = dim3(launch.block.x, launch.block.y, launch.block.z);
     gridDim = dim3(launch.grid.x, launch.grid.y, launch.grid.z);
 
-    const size_t plane = size_t(launch.grid.x) * launch.grid.y, blocks = plane * launch.grid.z;
-    const size_t start = settings().order == Order::random ? random_() % blocks : 0;
+    const size_t blocks = size_t(launch.grid.x) * launch.grid.y * launch.grid.z;
     failure_.clear();
-    for (size_t i = 0; i < blocks && failure_.empty(); i++) {
-        const size_t b = settings().order == Order::backward ? blocks - 1 - i : (start + i) % blocks;
-        begin_block(launch, {unsigned(b % launch.grid.x), unsigned(b % plane / launch.grid.x), unsigned(b / plane)});
-        run_block();
-    }
+    if (launch.cooperative)
+        run_together(launch, blocks);
+    else
+        run_in_turn(launch, blocks);
     launch_ = nullptr;
+    block_ = nullptr;
     if (failure_.empty()) return true;
-    for (Fiber* fiber : fibers_) fiber_restart(fiber);
+    const size_t threads = size_t(launch.block.x) * launch.block.y * launch.block.z;
+    const size_t used = fiber_per_thread ? (launch.cooperative ? blocks : 1) * threads : fibers_.size();
+    for (size_t i = 0; i < used; i++) fiber_restart(fibers_[i]);
     idle_.assign(fibers_.begin(), fibers_.end());
     report(cudaErrorLaunchFailure, failure_);
     return false;
 }
 
-void Engine::make_fibers(unsigned count) {
+void Engine::make_fibers(size_t count) {
     while (fibers_.size() < count) {
         fibers_.push_back(fiber_create(fiber_entry, fibers_.size()));
         idle_.push_back(fibers_.back());
     }
 }
 
-void Engine::begin_block(const Launch& launch, Dim block) {
-    blockIdx = {block.x, block.y, block.z};
-    for (unsigned id = 0; id < thread_count_; id++) {
-        Thread& t = threads_[id];
-        t = {};
-        t.id = id;
-        t.index = {id % launch.block.x, id / launch.block.x % launch.block.y, id / (launch.block.x * launch.block.y)};
-    }
-    start_order_.resize(thread_count_);
-    for (unsigned i = 0; i < thread_count_; i++)
-        start_order_[i] = settings().order == Order::backward ? thread_count_ - 1 - i : i;
-    if (settings().order == Order::random) std::shuffle(start_order_.begin(), start_order_.end(), random_);
-    for (Warp& warp : warps_) warp.open_count = 0;
-    ready_.clear();
-    unstarted_ = returned_ = at_barrier_ = 0;
-
-    allow_access(shared_end_ - max_shared_memory, max_shared_memory + page);
-    shared_ = shared_end_ - (launch.smem + 15) / 16 * 16;
-    std::memset(shared_, 0xff, size_t(shared_end_ - shared_));
-    forbid_access(shared_end_ - max_shared_memory, size_t(shared_ - (shared_end_ - max_shared_memory)));
-    forbid_access(shared_ + launch.smem, page);
+Block& Engine::begin_block(size_t number, const Launch& launch, size_t linear_index) {
+    const size_t plane = size_t(launch.grid.x) * launch.grid.y;
+    if (number == blocks_.size()) blocks_.push_back(std::make_unique<Block>());
+    Block& block = *blocks_[number];
+    block.begin(launch, {unsigned(linear_index % launch.grid.x), unsigned(linear_index % plane / launch.grid.x),
+                         unsigned(linear_index / plane)});
+    if (settings().order == Order::random) std::shuffle(block.start_order.begin(), block.start_order.end(), random_);
+    block.first_fiber = number * block.thread_count;
+    make_fibers(fiber_per_thread ? block.first_fiber + block.thread_count : 1);
+    return block;
 }
 
-bool Engine::run_block() {
+// One block after another, so one of ours serves them all.
+void Engine::run_in_turn(const Launch& launch, size_t blocks) {
+    const size_t start = settings().order == Order::random ? random_() % blocks : 0;
+    for (size_t i = 0; i < blocks && failure_.empty(); i++) {
+        const size_t b = settings().order == Order::backward ? blocks - 1 - i : (start + i) % blocks;
+        Block& block = begin_block(0, launch, b);
+        happens_release(&begin_sync_);
+        run_block(block);
+        happens_acquire(&end_sync_);
+    }
+}
+
+// All blocks exist; each runs as far as it can, then the next. Between blocks nothing but grid barriers orders
+// memory, which ThreadSanitizer is told by the host's not taking part before the end.
+void Engine::run_together(const Launch& launch, size_t blocks) {
+    std::vector<Block*> order(blocks);
+    for (size_t b = 0; b < blocks; b++)
+        order[settings().order == Order::backward ? blocks - 1 - b : b] = &begin_block(b, launch, b);
+    first_at_grid_barrier_ = nullptr;
     happens_release(&begin_sync_);
-    switch_to(next_fiber());  // returns when no thread can continue
+    do {
+        if (settings().order == Order::random) std::shuffle(order.begin(), order.end(), random_);
+        for (size_t i = 0; i < blocks && failure_.empty(); i++) run_block(*order[i]);
+    } while (failure_.empty() && release_grid_barrier(blocks));
     happens_acquire(&end_sync_);
+}
+
+// Until each of its threads has returned or waits in a grid barrier.
+bool Engine::run_block(Block& block) {
+    block_ = &block;
+    blockIdx = {block.index.x, block.index.y, block.index.z};
+    switch_to(next_fiber());  // returns when no thread can continue
     if (fault_.thread) diagnose_fault();
-    if (failure_.empty() && returned_ < thread_count_) diagnose_deadlock();
+    const bool stands = block.returned == block.thread_count || block.at_grid_barrier == block.thread_count;
+    if (failure_.empty() && !stands) diagnose_deadlock();
     return failure_.empty();
 }
 
@@ -145,7 +206,7 @@ void Engine::run_thread() {
         leave();
     }
     current_->state = Thread::State::returned;
-    returned_++;
+    block_->returned++;
     if (!fiber_per_thread) idle_.push_back(running_);
     switch_to(next_fiber());
 }
@@ -157,25 +218,26 @@ void Engine::set_current(Thread* t) {
 
 // The fiber to continue with: of a thread that can continue, else of a new thread, else the host.
 Fiber* Engine::next_fiber() {
-    const bool can_start = unstarted_ < thread_count_;
-    bool start = ready_.empty();
-    if (settings().order == Order::random && (can_start || !ready_.empty())) {
-        const unsigned choice = unsigned(random_() % (ready_.size() + can_start));
-        start = choice == ready_.size();
-        if (!start) ready_.swap_to_front(choice);
+    Block& block = *block_;
+    const bool can_start = block.unstarted < block.thread_count;
+    bool start = block.ready.empty();
+    if (settings().order == Order::random && (can_start || !block.ready.empty())) {
+        const unsigned choice = unsigned(random_() % (block.ready.size() + can_start));
+        start = choice == block.ready.size();
+        if (!start) block.ready.swap_to_front(choice);
     }
     if (!start) {
-        set_current(ready_.pop_front());
+        set_current(block.ready.pop_front());
         return current_->fiber;
     }
     if (!can_start) {
         current_ = nullptr;
         return host_;
     }
-    set_current(&threads_[start_order_[unstarted_++]]);
+    set_current(&block.threads[block.start_order[block.unstarted++]]);
     current_->state = Thread::State::ready;
-    if (fiber_per_thread) return current_->fiber = fibers_[current_->id];
-    if (idle_.empty()) make_fibers(unsigned(fibers_.size()) + 1);
+    if (fiber_per_thread) return current_->fiber = fibers_[block.first_fiber + current_->id];
+    if (idle_.empty()) make_fibers(fibers_.size() + 1);
     current_->fiber = idle_.back();
     idle_.pop_back();
     return current_->fiber;
@@ -198,29 +260,30 @@ void Engine::wait_here(Thread::State state, const char* name, Site site) {
 }
 
 void Engine::yield() {
-    ready_.push_back(current_);
+    block_->ready.push_back(current_);
     switch_to(next_fiber());
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Asynchronous copies
 
-void Engine::begin_copy(const AsyncCopy& copy, Site site) {
+AsyncCopy& Engine::begin_copy(const AsyncCopy& copy) {
     Thread* t = current_;
     const char* wrong = nullptr;
     if (reinterpret_cast<uintptr_t>(copy.shared) % unsigned(copy.bytes)) wrong = "the shared address is not aligned";
     if (copy.valid && reinterpret_cast<uintptr_t>(copy.global) % unsigned(copy.bytes))
         wrong = "the global address is not aligned";
     if (t->copies == max_copies) wrong = "too many copies in flight";
-    if (wrong) misuse("cp_async<%d> at %s:%d: %s", copy.bytes, site.file, site.line, wrong);
-    AsyncCopy& slot = copies_of(t)[t->copies++];
+    if (wrong) misuse("cp_async<%d> at %s:%d: %s", copy.bytes, copy.site.file, copy.site.line, wrong);
+    AsyncCopy& slot = block_->copies_of(t)[t->copies++];
     slot = copy;
     slot.group = t->copy_group;
+    return slot;
 }
 
 bool Engine::take_finished_copy(int pending_groups, AsyncCopy& copy) {
     Thread* t = current_;
-    AsyncCopy* all = copies_of(t);
+    AsyncCopy* all = block_->copies_of(t);
     // Copies are in the order of their groups. Group g is closed when g < copy_group.
     if (t->copies == 0 || all[0].group >= t->copy_group - pending_groups) return false;
     copy = all[0];
@@ -242,41 +305,67 @@ void Engine::leave() {
 
 std::string Engine::where() const {
     if (!launch_) return "host code";
-    std::string text =
-        strprintf("kernel %s <<<%s, %s, %zu>>> launched at %s:%d, block %s", launch_->kernel.c_str(),
-                  text_of(launch_->grid).c_str(), text_of(launch_->block).c_str(), launch_->smem, launch_->site.file,
-                  launch_->site.line, text_of({blockIdx.x, blockIdx.y, blockIdx.z}).c_str());
+    std::string text = strprintf("kernel %s <<<%s, %s, %zu>>> launched at %s:%d", launch_->kernel.c_str(),
+                                 text_of(launch_->grid).c_str(), text_of(launch_->block).c_str(), launch_->smem,
+                                 launch_->site.file, launch_->site.line);
+    if (block_) text += ", block " + text_of(block_->index);
     if (current_) text += ", thread " + text_of(current_->index);
     return text;
 }
 
-// Nobody can continue and somebody has not returned. Says who waits where.
-void Engine::diagnose_deadlock() {
-    unsigned waits[5] = {};
+namespace {
+
+std::string doing(const Thread& t) {
+    if (t.state == Thread::State::returned) return "returned";
+    return strprintf("wait in %s at %s:%d", t.waits_in, t.site.file, t.site.line);
+}
+
+// "; blocks 0-31, 64-95 wait in ...; blocks 32-63 returned", for `who` = "blocks" and what each of them does.
+template <class F>
+std::string who_does_what(const char* who, size_t count, F&& does) {
     std::map<std::string, std::string> groups;  // what they do -> "0-31, 64-95"
-    for (unsigned first = 0, next; first < thread_count_; first = next) {
-        auto doing = [&](unsigned id) -> std::string {
-            const Thread& t = threads_[id];
-            if (t.state == Thread::State::returned) return "returned";
-            return strprintf("wait in %s at %s:%d", t.waits_in, t.site.file, t.site.line);
-        };
-        const std::string what = doing(first);
-        for (next = first; next < thread_count_ && doing(next) == what; next++) waits[int(threads_[next].state)]++;
+    for (size_t first = 0, next; first < count; first = next) {
+        const std::string what = does(first);
+        for (next = first + 1; next < count && does(next) == what;) next++;
         std::string& ranges = groups[what];
         if (ranges.size() > 60) {
             if (!ranges.ends_with("...")) ranges += ", ...";
             continue;
         }
-        ranges += strprintf("%s%u", ranges.empty() ? "" : ", ", first);
-        if (next > first + 1) ranges += strprintf("-%u", next - 1);
+        ranges += strprintf("%s%zu", ranges.empty() ? "" : ", ", first);
+        if (next > first + 1) ranges += strprintf("-%zu", next - 1);
     }
+    std::string text;
+    for (const auto& [what, ranges] : groups) text += strprintf("; %s %s %s", who, ranges.c_str(), what.c_str());
+    return text;
+}
+
+}  // namespace
+
+// No thread of the block can continue, and they have neither all returned nor all reached a grid barrier. Says
+// who waits where.
+void Engine::diagnose_deadlock() {
+    const Block& block = *block_;
+    auto some_are = [&](Thread::State state) {
+        return std::any_of(block.threads.begin(), block.threads.begin() + block.thread_count,
+                           [state](const Thread& t) { return t.state == state; });
+    };
     std::string text = "deadlock: ";
-    if (waits[int(Thread::State::at_warp_op)])
+    if (some_are(Thread::State::at_warp_op))
         text += "lanes named in the mask of a warp operation never call it";
+    else if (block.at_grid_barrier)
+        text += "threads wait in a grid barrier that others of their block do not reach";
     else
         text += "threads returned before a block barrier that others wait at";
-    for (const auto& [what, ranges] : groups) text += "; threads " + ranges + " " + what;
+    text += who_does_what("threads", block.thread_count, [&](size_t id) { return doing(block.threads[id]); });
     failure_ = where() + ": " + text;
+}
+
+// The same for the blocks of a grid, each of which has returned or waits in the grid barrier.
+void Engine::diagnose_grid_deadlock(size_t blocks) {
+    block_ = nullptr;
+    failure_ = where() + ": deadlock: blocks returned before a grid barrier that others wait at" +
+               who_does_what("blocks", blocks, [&](size_t b) { return doing(blocks_[b]->threads[0]); });
 }
 
 void Engine::fault(const void* address, bool writes) {
@@ -291,9 +380,9 @@ void Engine::diagnose_fault() {
         what = "through a misaligned vector access, or what is no address";
     else if (fiber_stack_overflow(fault_.fiber, p))
         what = "the guard pages of its stack, which is full";
-    else if (p >= shared_end_ && p < shared_end_ + page)
+    else if (p >= block_->shared_end && p < block_->shared_end + page)
         what = strprintf("%zu bytes past the end of the %zu bytes of dynamic shared memory",
-                         size_t(p - shared_) - launch_->smem, launch_->smem);
+                         size_t(p - block_->shared) - launch_->smem, launch_->smem);
     else if (reinterpret_cast<uintptr_t>(p) < page)
         what = "a null pointer";
     else if (what.empty())
@@ -309,10 +398,13 @@ void Engine::diagnose_fault() {
 
 unsigned lane_id() { return Engine::of_this_host_thread().current()->id % 32; }
 
-void* dynamic_shared() { return Engine::of_this_host_thread().shared_memory(); }
+void* dynamic_shared() {
+    if (!Engine::of_this_host_thread().current()) misuse("dynamic_shared");
+    return Engine::of_this_host_thread().shared_memory();
+}
 
-void begin_copy(void* shared, const void* global, int bytes, bool valid, Site site) {
-    Engine::of_this_host_thread().begin_copy({shared, global, bytes, valid, 0}, site);
+AsyncCopy& begin_copy(void* shared, const void* global, int bytes, bool valid, Site site) {
+    return Engine::of_this_host_thread().begin_copy({shared, global, bytes, valid, 0, site, {}});
 }
 
 void commit_copies() { Engine::of_this_host_thread().current()->copy_group++; }
@@ -322,6 +414,10 @@ bool take_finished_copy(int pending_groups, AsyncCopy& copy) {
 }
 
 void yield() { Engine::of_this_host_thread().yield(); }
+
+uint64_t launches() { return Engine::of_this_host_thread().launches(); }
+
+uint64_t grid_barriers() { return Engine::of_this_host_thread().grid_barriers(); }
 
 uint64_t switches() { return Engine::of_this_host_thread().switches(); }
 

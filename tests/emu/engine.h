@@ -2,11 +2,12 @@
 // launch itself.
 //
 // The threads of a block are fibers that run one at a time until they have to wait. Blocks run one after
-// another on the host thread that executes the stream. See engine.cpp (scheduling), collective.cpp (barriers
-// and warp operations).
+// another on the host thread that executes the stream; those of a cooperative launch take turns, from grid
+// barrier to grid barrier. See engine.cpp (scheduling), collective.cpp (barriers and warp operations).
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <string>
 #include <tuple>
@@ -31,6 +32,12 @@ struct BarrierResult {
 
 BarrierResult block_barrier(const char* name, bool predicate, Site site);
 
+// Of all blocks of a cooperative launch.
+void grid_barrier(const char* name, Site site);
+
+// What a thread wrote before its fence can be seen by those that fence later.
+void fence();
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Warp operations: every lane named in the mask brings its data; the lane that arrives last computes all
 // results.
@@ -53,15 +60,17 @@ unsigned lane_id();
 void* dynamic_shared();
 
 // A copy from global to shared memory is done when it is waited for: who forgets to wait reads the poison
-// that the start of the copy left there.
+// that the start of the copy left there. A GPU may read the source at any time until then, so it must not change.
 struct AsyncCopy {
     void* shared;
     const void* global;
     int bytes;
     bool valid;
     int group;
+    Site site;
+    uint32_t before[4];  // the source when the copy began; the caller of begin_copy fills it
 };
-void begin_copy(void* shared, const void* global, int bytes, bool valid, Site site);
+AsyncCopy& begin_copy(void* shared, const void* global, int bytes, bool valid, Site site);
 void commit_copies();
 bool take_finished_copy(int pending_groups, AsyncCopy& copy);  // false when none is left
 
@@ -84,6 +93,7 @@ struct Launch {
     const void* function = nullptr;
     Dim grid, block;
     size_t smem = 0;
+    bool cooperative = false;    // all blocks exist at once and may meet in grid barriers
     std::function<void()> body;  // runs the kernel for the current thread
 };
 
@@ -94,19 +104,22 @@ void submit_launch(Launch launch, void* stream);
 void check_argument(const Launch& launch, size_t index, const void* bytes, size_t size, bool is_struct);
 
 template <class T>
-void check_kernel_argument(const Launch& launch, size_t index, T& value) {
+void check_kernel_argument(const Launch& launch, size_t index, const T& value) {
     if constexpr (std::is_pointer_v<T>) {
         if constexpr (!std::is_function_v<std::remove_pointer_t<T>>)
             check_argument(launch, index, &value, sizeof value, false);
     } else if constexpr (std::is_class_v<T> && sizeof(T) >= sizeof(void*)) {
+        // Old pointers in the gaps would be found. (In a copy: GCC 12 clears some members of arrays of structs, too.)
+        alignas(T) unsigned char bytes[sizeof(T)];
+        std::memcpy(bytes, &value, sizeof value);
 #if defined(__GNUC__) && !defined(__clang__)
-        __builtin_clear_padding(&value);  // or old pointers in the gaps would be found
+        __builtin_clear_padding(reinterpret_cast<T*>(bytes));
 #endif
-        check_argument(launch, index, &value, sizeof value, true);
+        check_argument(launch, index, bytes, sizeof value, true);
     }
 }
 
-template <class... Parameters, class... Arguments>
+template <bool cooperative = false, class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), std::string name, const char* file, int line, const auto& grid,
             const auto& block, size_t smem, void* stream, const Arguments&... arguments) {
     std::tuple<std::remove_cv_t<Parameters>...> values(static_cast<Parameters>(arguments)...);
@@ -117,6 +130,7 @@ void launch(void (*kernel)(Parameters...), std::string name, const char* file, i
     launch.grid = {grid.x, grid.y, grid.z};
     launch.block = {block.x, block.y, block.z};
     launch.smem = smem;
+    launch.cooperative = cooperative;
     [&]<size_t... i>(std::index_sequence<i...>) {
         (check_kernel_argument(launch, i, std::get<i>(values)), ...);
     }(std::index_sequence_for<Parameters...>());

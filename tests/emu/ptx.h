@@ -67,7 +67,9 @@ inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row, EMU_SITE) {
 template <int bytes>
 void cp_async(void* shared, const void* global, bool valid = true, EMU_SITE) {
     static_assert(bytes == 4 || bytes == 8 || bytes == 16);
-    emu::begin_copy(shared, global, bytes, valid, {file, line});
+    emu::AsyncCopy& copy = emu::begin_copy(shared, global, bytes, valid, {file, line});
+    const auto* source = static_cast<const volatile uint32_t*>(global);
+    for (int i = 0; valid && i < bytes / 4; i++) copy.before[i] = source[i];
     // NaN until the copy is waited for. Volatile: ThreadSanitizer sees stores, but not an inlined memset.
     auto* words = static_cast<volatile uint32_t*>(shared);
     for (int i = 0; i < bytes / 4; i++) words[i] = ~0u;
@@ -79,6 +81,9 @@ template <int pending>
 void cp_async_wait() {
     emu::AsyncCopy copy;
     while (emu::take_finished_copy(pending, copy)) {
+        if (copy.valid && std::memcmp(copy.before, copy.global, size_t(copy.bytes)) != 0)
+            emu::misuse("cp_async<%d> at %s:%d: its source changed before the wait for it", copy.bytes, copy.site.file,
+                        copy.site.line);
         if (copy.valid)
             std::memcpy(copy.shared, copy.global, size_t(copy.bytes));
         else

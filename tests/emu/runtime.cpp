@@ -79,6 +79,7 @@ constexpr ErrorText error_texts[] = {
     EMU_ERROR(cudaErrorMisalignedAddress, "misaligned address"),
     EMU_ERROR(cudaErrorLaunchFailure, "unspecified launch failure"),
     EMU_ERROR(cudaErrorLaunchOutOfResources, "too many resources requested for launch"),
+    EMU_ERROR(cudaErrorCooperativeLaunchTooLarge, "too many blocks in cooperative launch"),
     EMU_ERROR(cudaErrorNotSupported, "operation not supported"),
     EMU_ERROR(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing"),
     EMU_ERROR(cudaErrorStreamCaptureInvalidated, "operation failed due to a previous error during capture"),
@@ -140,15 +141,37 @@ FunctionAttributes& function_attributes() {
 // Per block, and per multiprocessor, as NVIDIA's programming guide lists them.
 size_t shared_memory_limit() { return size_t(settings().sm >= 90 ? 227 : settings().sm == 80 ? 163 : 99) << 10; }
 
-std::string wrong_shape(const Launch& l) {
+constexpr int multiprocessors = 4;  // few, so that small tests fill them
+
+// By threads and shared memory alone: registers are not known here.
+int resident_blocks_per_multiprocessor(size_t threads, size_t smem) {
+    return int(std::min({size_t(32), 2048 / threads, (shared_memory_limit() + 1024) / (smem + 1024)}));
+}
+
+struct Refusal {
+    cudaError_t error = cudaSuccess;
+    std::string what;
+};
+
+Refusal wrong_shape(const Launch& l) {
     const Dim &g = l.grid, &b = l.block;
     const size_t threads = size_t(b.x) * b.y * b.z, allowed = allowed_shared_memory(l.function);
-    if (threads == 0 || threads > max_threads || b.z > 64) return strprintf("a block of %zu threads", threads);
-    if (g.x == 0 || g.y == 0 || g.z == 0) return "an empty grid";
-    if (g.x > 0x7fffffff || g.y > 65535 || g.z > 65535) return "a grid too large in one dimension";
+    if (threads == 0 || threads > max_threads || b.z > 64)
+        return {cudaErrorInvalidConfiguration, strprintf("a block of %zu threads", threads)};
+    if (g.x == 0 || g.y == 0 || g.z == 0) return {cudaErrorInvalidConfiguration, "an empty grid"};
+    if (g.x > 0x7fffffff || g.y > 65535 || g.z > 65535)
+        return {cudaErrorInvalidConfiguration, "a grid too large in one dimension"};
     if (l.smem > allowed)
-        return strprintf("%zu bytes of shared memory, but %zu were allowed by cudaFuncSetAttribute", l.smem, allowed);
-    return "";
+        return {cudaErrorInvalidValue,
+                strprintf("%zu bytes of shared memory, but %zu were allowed by cudaFuncSetAttribute", l.smem, allowed)};
+    const size_t blocks = size_t(g.x) * g.y * g.z;
+    const int resident = resident_blocks_per_multiprocessor(threads, l.smem);
+    if (l.cooperative && blocks > size_t(resident) * multiprocessors)
+        return {cudaErrorCooperativeLaunchTooLarge,
+                strprintf("%zu blocks in a cooperative launch, but only %d of them fit at once, %d on each of %d "
+                          "multiprocessors",
+                          blocks, resident * multiprocessors, resident, multiprocessors)};
+    return {};
 }
 
 }  // namespace
@@ -162,10 +185,9 @@ size_t allowed_shared_memory(const void* kernel) {
 
 void submit_launch(Launch launch, void* stream) {
     if (errors.pending != cudaSuccess) return;
-    if (const std::string wrong = wrong_shape(launch); !wrong.empty()) {
-        refuse(wrong.find("shared") == std::string::npos ? cudaErrorInvalidConfiguration : cudaErrorInvalidValue,
-               strprintf("kernel %s launched at %s:%d with %s", launch.kernel.c_str(), launch.site.file,
-                         launch.site.line, wrong.c_str()));
+    if (const Refusal wrong = wrong_shape(launch); wrong.error != cudaSuccess) {
+        refuse(wrong.error, strprintf("kernel %s launched at %s:%d with %s", launch.kernel.c_str(), launch.site.file,
+                                      launch.site.line, wrong.what.c_str()));
         return;
     }
     auto shared = std::make_shared<const Launch>(std::move(launch));
@@ -222,7 +244,6 @@ cudaError_t cudaDeviceReset() {
     return cudaSuccess;
 }
 
-// Few multiprocessors, so that small tests fill them.
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int number) {
     if (number < 0 || number >= settings().devices) return refuse(cudaErrorInvalidDevice);
     *p = {};
@@ -240,11 +261,11 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int number) {
     p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024, p->maxThreadsDim[2] = 64;
     p->maxGridSize[0] = 0x7fffffff, p->maxGridSize[1] = p->maxGridSize[2] = 65535;
     p->major = settings().sm / 10, p->minor = settings().sm % 10;
-    p->multiProcessorCount = 4;
+    p->multiProcessorCount = multiprocessors;
     p->l2CacheSize = 32 << 20;
     p->persistingL2CacheMaxSize = 16 << 20;
     p->memoryBusWidth = 256;
-    p->concurrentKernels = p->unifiedAddressing = 1;
+    p->concurrentKernels = p->unifiedAddressing = p->cooperativeLaunch = 1;
     p->asyncEngineCount = 2;
     p->totalConstMem = 64 << 10;
     return cudaSuccess;
@@ -268,6 +289,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int num
             return cudaSuccess;
         case cudaDevAttrMaxThreadsPerMultiProcessor:
             *value = p.maxThreadsPerMultiProcessor;
+            return cudaSuccess;
+        case cudaDevAttrCooperativeLaunch:
+            *value = p.cooperativeLaunch;
             return cudaSuccess;
         case cudaDevAttrL2CacheSize:
             *value = p.l2CacheSize;
@@ -308,10 +332,9 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
     return cudaSuccess;
 }
 
-// By threads and shared memory alone: registers are not known here.
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* kernel, int threads, size_t smem) {
     if (threads <= 0 || threads > int(max_threads) || smem > allowed_shared_memory(kernel))
         return refuse(cudaErrorInvalidValue);
-    *blocks = std::min({32, 2048 / threads, int((shared_memory_limit() + 1024) / (smem + 1024))});
+    *blocks = resident_blocks_per_multiprocessor(size_t(threads), smem);
     return cudaSuccess;
 }

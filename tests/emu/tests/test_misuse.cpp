@@ -8,6 +8,7 @@
 #include <cstdio>
 
 #include "emu.h"
+#include "runtime/grid.cuh"
 #include "runtime/ptx.cuh"
 #include "sanitizer.h"
 #include "tests/cuda/cuda_test.h"
@@ -122,6 +123,70 @@ __global__ void unaligned_matrix_row(float* x) {
     x[threadIdx.x] = float(r[0]);
 }
 
+// ---- grid barriers
+
+using cooperative_groups::this_grid;
+
+__global__ void meets_in_grid(float* x) {
+    this_grid().sync();
+    if (blockIdx.x == 0 && blockIdx.y == 0) x[threadIdx.x % 64] = 0;
+}
+
+__global__ void block_returns(float* x) {
+    if (blockIdx.x == 1) return;
+    this_grid().sync();
+    x[threadIdx.x] = 0;
+}
+
+__global__ void block_returns_later(float* x) {
+    this_grid().sync();
+    if (blockIdx.x >= 2) return;
+    this_grid().sync();
+    x[threadIdx.x] = 0;
+}
+
+__global__ void threads_return(float* x) {
+    if (threadIdx.x >= 40) return;
+    this_grid().sync();
+    x[threadIdx.x] = 0;
+}
+
+__global__ void grid_against_block_barrier(float* x) {
+    if (threadIdx.x < 32)
+        this_grid().sync();
+    else
+        __syncthreads();
+    x[threadIdx.x] = 0;
+}
+
+__global__ void two_grid_barriers(float* x) {
+    if (blockIdx.x == 0)
+        this_grid().sync();
+    else
+        this_grid().sync();
+    x[threadIdx.x] = 0;
+}
+
+__global__ void two_grid_barriers_in_block(float* x) {
+    if (threadIdx.x < 32)
+        this_grid().sync();
+    else
+        this_grid().sync();
+    x[threadIdx.x] = 0;
+}
+
+__global__ void grid_against_shuffle(float* x) {
+    if (threadIdx.x == 39)
+        this_grid().sync();
+    else
+        x[threadIdx.x] = __shfl_xor_sync(~0u, 1.0f, 1);
+}
+
+__global__ void UNCHECKED fails_after_grid_barrier(float* x) {
+    this_grid().sync();
+    if (blockIdx.x == 2) x[0] = dynamic_shared<float>()[threadIdx.x + 4];
+}
+
 // ---- memory
 
 __global__ void UNCHECKED past_the_end(float* x, int i) { x[i] = 0; }
@@ -168,6 +233,17 @@ __global__ void forgotten_commit(float* x, const float* y) {
 
 __global__ void unaligned_copy(const float* y) { cp_async<16>(dynamic_shared<float>(), y + 2); }
 
+// Fetched before the grid barrier that the source needs.
+__global__ void UNCHECKED copies_too_early(float* x) {
+    float* shared = dynamic_shared<float>();
+    cp_async<4>(shared + threadIdx.x, x + (blockIdx.x + 1) % gridDim.x * blockDim.x + threadIdx.x);
+    cp_async_commit();
+    x[blockIdx.x * blockDim.x + threadIdx.x] = float(threadIdx.x + 7);
+    this_grid().sync();
+    cp_async_wait<0>();
+    x[blockIdx.x * blockDim.x + threadIdx.x] = shared[threadIdx.x];
+}
+
 // ---- values
 
 __global__ void reads_uninitialized(float* x, const float* y) {
@@ -180,6 +256,24 @@ __global__ void UNCHECKED missing_barrier(float* x) {
     float* shared = dynamic_shared<float>();
     shared[threadIdx.x] = float(threadIdx.x);
     x[threadIdx.x] = shared[(threadIdx.x + 32) % blockDim.x] + shared[(threadIdx.x + 224) % blockDim.x];
+}
+
+// Every block needs what its neighbours wrote, so a grid barrier is missing after the first line.
+__global__ void UNCHECKED missing_grid_barrier(float* x, float* y) {
+    const unsigned b = blockIdx.x, blocks = gridDim.x;
+    x[b * blockDim.x + threadIdx.x] = float(b);
+    y[b * blockDim.x + threadIdx.x] =
+        x[(b + 1) % blocks * blockDim.x + threadIdx.x] + x[(b + blocks - 1) % blocks * blockDim.x + threadIdx.x];
+}
+
+// A grid barrier serves as block barrier, but only where it stands.
+__global__ void UNCHECKED missing_barrier_between_grid_barriers(float* x) {
+    float* shared = dynamic_shared<float>();
+    shared[threadIdx.x] = -1;
+    this_grid().sync();
+    shared[threadIdx.x] = float(threadIdx.x);
+    x[threadIdx.x] = shared[(threadIdx.x + 32) % blockDim.x] + shared[(threadIdx.x + 224) % blockDim.x];
+    this_grid().sync();
 }
 
 // The same mistakes for the sanitizers, which find the line.
@@ -200,6 +294,43 @@ __global__ void no_race(float* x) {
     shared[threadIdx.x] = x[threadIdx.x];
     __syncwarp();
     x[threadIdx.x] = shared[threadIdx.x ^ 1];
+}
+
+__global__ void race_in_grid(float* x) {
+    if (blockIdx.x == 1) x[threadIdx.x] = 2;
+    __syncthreads();
+    if (blockIdx.x == 0) x[threadIdx.x] += 1;  // the race
+    this_grid().sync();
+}
+
+__global__ void race_after_grid_barrier(float* x) {
+    this_grid().sync();
+    float* shared = dynamic_shared<float>();
+    shared[threadIdx.x] = float(threadIdx.x);
+    if (blockIdx.x == 1) x[threadIdx.x] = shared[(threadIdx.x + 32) % blockDim.x];  // the race
+    this_grid().sync();
+}
+
+// Also what a fence and an atomic order, as in "the last block adds up".
+__global__ void no_race_in_grid(float* x) {
+    float* shared = dynamic_shared<float>();
+    unsigned* const arrived = reinterpret_cast<unsigned*>(x + 32);
+    shared[threadIdx.x] = 1;
+    __syncthreads();
+    for (unsigned i = 0; i < 3; i++) {
+        if (blockIdx.x == i % 2 && threadIdx.x < 32) x[threadIdx.x] += shared[threadIdx.x + 32];
+        this_grid().sync();
+        shared[threadIdx.x ^ 32] = float(i);
+        this_grid().sync();
+    }
+    if (threadIdx.x == 0) {
+        x[33 + blockIdx.x] = 1;
+        __threadfence();
+        if (atomicInc(arrived, 1) == 1) {
+            __threadfence();
+            x[0] = x[33] + x[34];
+        }
+    }
 }
 
 // A shuffle orders no memory.
@@ -281,6 +412,42 @@ TEST_CASE("emu: invalid memory accesses") {
     check_report([&] { launch<traps>(1, 1, 0, stream); }, {"__trap at"});
 }
 
+TEST_CASE("emu: grid barriers that not all blocks reach") {
+    Fixture f;
+    const unsigned threads = 64;
+    auto run = [&]<auto kernel>() { launch_cooperative<kernel>(dim3(2, 2), threads, 16, f.dev.stream, f.x.data()); };
+    const uint64_t passed = emu::grid_barriers();
+    check_report([&] { launch<meets_in_grid>(2, threads, 0, f.dev.stream, f.x.data()); },
+                 {"kernel meets_in_grid <<<(2, 1, 1), (64, 1, 1), 0>>>", "block (0, 0, 0), thread (0, 0, 0)",
+                  "grid_group::sync at", "test_misuse.cpp:", "in a kernel that was not launched cooperatively"});
+    check_report([&] { launch_cooperative<block_returns>(4, threads, 0, f.dev.stream, f.x.data()); },
+                 {"kernel block_returns <<<(4, 1, 1)",
+                  "test_misuse.cpp:", ": deadlock: blocks returned before a grid barrier that others wait at",
+                  "; blocks 0, 2-3 wait in grid_group::sync at", "; blocks 1 returned"});
+    CHECK(emu::grid_barriers() == passed);
+    check_report([&] { launch_cooperative<block_returns_later>(4, threads, 0, f.dev.stream, f.x.data()); },
+                 {"; blocks 0-1 wait in grid_group::sync at", "; blocks 2-3 returned"});
+    check_report([&] { run.template operator()<threads_return>(); },
+                 {"block (0, 0, 0): deadlock: threads wait in a grid barrier that others of their block do not reach",
+                  "; threads 0-39 wait in grid_group::sync at", "; threads 40-63 returned"});
+    check_report([&] { run.template operator()<grid_against_block_barrier>(); },
+                 {"threads wait in a grid barrier that others of their block do not reach",
+                  "; threads 0-31 wait in grid_group::sync at", "; threads 32-63 wait in __syncthreads at"});
+    check_report([&] { run.template operator()<two_grid_barriers_in_block>(); },
+                 {"block (0, 0, 0), thread (32, 0, 0): threads of one grid meet in two different grid barriers: this "
+                  "one in grid_group::sync at",
+                  "thread 0 of block (0, 0, 0) in grid_group::sync at"});
+    check_report([&] { launch_cooperative<two_grid_barriers>(3, threads, 0, f.dev.stream, f.x.data()); },
+                 {"block (1, 0, 0), thread (0, 0, 0): threads of one grid meet in two different grid barriers",
+                  "thread 0 of block (0, 0, 0) in grid_group::sync at"});
+    check_report([&] { run.template operator()<grid_against_shuffle>(); },
+                 {"lanes named in the mask of a warp operation never call it", "; threads 0-31 returned",
+                  "; threads 39 wait in grid_group::sync at", "; threads 32-38, 40-63 wait in __shfl_xor_sync at"});
+    check_report([&] { launch_cooperative<fails_after_grid_barrier>(4, 32, 128, f.dev.stream, f.x.data()); },
+                 {"reads 0 bytes past the end of the 128 bytes of dynamic shared memory",
+                  "block (2, 0, 0), thread (28, 0, 0)"});
+}
+
 #if !defined(EMU_ASAN)
 TEST_CASE("emu: writes into the last unit of an allocation are found when it is freed") {
     Quiet quiet;
@@ -318,6 +485,8 @@ TEST_CASE("emu: asynchronous copies") {
                  {"returns with 1 cp_async copies that it did not wait for"});
     check_report([&] { launch<unaligned_copy>(1, 1, 128, stream, y.data()); },
                  {"cp_async<16> at", "the global address is not aligned"});
+    check_report([&] { launch_cooperative<copies_too_early>(2, 32, 128, stream, f.x.data()); },
+                 {"block (0, 0, 0), thread (0, 0, 0): cp_async<4> at", "its source changed before the wait for it"});
 }
 
 TEST_CASE("emu: memory that nobody wrote is NaN") {
@@ -343,6 +512,60 @@ TEST_CASE("emu: limits of launches") {
     emu::launch(two_barriers, "raw", "here", 1, dim3(1), dim3(32), 60000, f.dev.stream, f.x.data());
     CHECK(cudaGetLastError() == cudaErrorInvalidValue);
     CHECK(emu::take_diagnosis().find("60000 bytes of shared memory, but 49152 were allowed") != std::string::npos);
+}
+
+TEST_CASE("emu: a cooperative launch must fit the device") {
+    Fixture f;
+    auto run = [&](dim3 grid, unsigned threads, size_t smem) {
+        launch_cooperative<meets_in_grid>(grid, threads, smem, f.dev.stream, f.x.data());
+    };
+    int cooperative = 0;
+    CUDA_CHECK(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, 0));
+    CHECK(cooperative == 1);
+    run(dim3(4, 2), 1024 / 16, size_t(80) << 10);
+    check_report([&] { run(dim3(3, 3), 64, size_t(80) << 10); },
+                 {"kernel meets_in_grid <<<(3, 3, 1), (64, 1, 1), 81920>>>", "cudaErrorCooperativeLaunchTooLarge",
+                  "9 blocks in a cooperative launch, but only 8 of them fit at once, 2 on each of 4 multiprocessors",
+                  "does not fit this GPU"});
+    check_report([&] { run(129, 64, 0); }, {"129 blocks", "only 128 of them fit at once, 32 on each"});
+    check_report([&] { run(9, 1024, 0); }, {"9 blocks", "only 8 of them fit at once, 2 on each"});
+    run(0, 64, 0);  // no work
+}
+
+TEST_CASE("emu: a missing grid barrier shows in every order of blocks") {
+    Quiet quiet;
+    int wrong = 0;
+    for (const emu::Order order : {emu::Order::forward, emu::Order::backward, emu::Order::random}) {
+        emu::settings().order = order;
+        Cuda dev;
+        DeviceArray<float> x(dev, 8 * 32), y(dev, 8 * 32);
+        launch_cooperative<missing_grid_barrier>(8, 32, 0, dev.stream, x.data(), y.data());
+        const std::vector<float> got = y.values();
+        for (size_t b = 0; b < 8; b++)
+            if (!(got[b * 32] == float((b + 1) % 8) + float((b + 7) % 8))) {
+                wrong++;
+                break;
+            }
+    }
+    CHECK(wrong == 3);
+}
+
+TEST_CASE("emu: a missing block barrier between grid barriers shows in every order of threads") {
+    Quiet quiet;
+    int wrong = 0;
+    for (const emu::Order order : {emu::Order::forward, emu::Order::backward, emu::Order::random}) {
+        emu::settings().order = order;
+        Cuda dev;
+        DeviceArray<float> x(dev, 256);
+        launch_cooperative<missing_barrier_between_grid_barriers>(2, 256, 256 * sizeof(float), dev.stream, x.data());
+        const std::vector<float> got = x.values();
+        for (size_t i = 0; i < 256; i++)
+            if (!(got[i] == float((i + 32) % 256) + float((i + 224) % 256))) {
+                wrong++;
+                break;
+            }
+    }
+    CHECK(wrong == 3);
 }
 
 TEST_CASE("emu: a missing barrier shows in some thread order") {
@@ -488,6 +711,13 @@ void run_child() {
     launch<kernel>(1, 64, 64 * sizeof(float), dev.stream, x.data());
 }
 
+template <auto kernel>
+void run_grid_child() {
+    Cuda dev;
+    DeviceArray<float> x(dev, std::vector<float>(64, 0));
+    for (int i = 0; i < 2; i++) launch_cooperative<kernel>(2, 64, 64 * sizeof(float), dev.stream, x.data());
+}
+
 void check_child(const char* name, std::initializer_list<const char*> parts) {
     int status = 0;
     const std::string output = run_again(name, "", status);
@@ -500,6 +730,9 @@ void check_child(const char* name, std::initializer_list<const char*> parts) {
 TEST_CASE("emu child: race" * doctest::skip()) { run_child<race>(); }
 TEST_CASE("emu child: no race" * doctest::skip()) { run_child<no_race>(); }
 TEST_CASE("emu child: warp race" * doctest::skip()) { run_child<race_in_warp>(); }
+TEST_CASE("emu child: grid race" * doctest::skip()) { run_grid_child<race_in_grid>(); }
+TEST_CASE("emu child: late race" * doctest::skip()) { run_grid_child<race_after_grid_barrier>(); }
+TEST_CASE("emu child: no grid race" * doctest::skip()) { run_grid_child<no_race_in_grid>(); }
 TEST_CASE("emu child: overrun" * doctest::skip()) { run_child<overrun>(); }
 TEST_CASE("emu child: shared overrun" * doctest::skip()) { run_child<shared_overrun>(); }
 
@@ -509,6 +742,11 @@ TEST_CASE("emu: sanitizers name the line of the kernel") {
     check_child("emu child: warp race",
                 {"SUMMARY: ThreadSanitizer: data race tests/test_misuse.cpp:", "in race_in_warp"});
     check_child("emu child: no race", {"SUCCESS"});
+    check_child("emu child: grid race",
+                {"SUMMARY: ThreadSanitizer: data race tests/test_misuse.cpp:", "in race_in_grid"});
+    check_child("emu child: late race",
+                {"SUMMARY: ThreadSanitizer: data race tests/test_misuse.cpp:", "in race_after_grid_barrier"});
+    check_child("emu child: no grid race", {"SUCCESS"});
 #else
     check_child("emu child: overrun", {"use-after-poison", "in overrun tests/test_misuse.cpp:"});
     check_child("emu child: shared overrun", {"use-after-poison", "in shared_overrun tests/test_misuse.cpp:"});
