@@ -17,6 +17,7 @@ constexpr unsigned kMatvecMostRows = 16;
 // How many elements of x a block holds at a time, over all rows. A row's share, for any number of rows, is a multiple of what
 // the threads take in one turn: so a row's sums have one order, whatever other rows there are.
 constexpr unsigned kMatvecNumbers = 12 << 10;
+constexpr unsigned kMatvecMostLanes = 8, kMatvecFewestLanes = 2;
 
 template <class Real>
 struct Matvec {
@@ -112,29 +113,53 @@ __device__ __forceinline__ void matvec_store(const Matvec<Real>& a, float sum, u
     a.out[size_t(r) * a.ld_out + n] = Real(sum);
 }
 
+// How many packs of weights a thread with so many sums has on their way: as many as registers hold beside what staging takes,
+// while two blocks fit on a multiprocessor (with 128 sums one does).
+template <unsigned sums>
+constexpr unsigned kMatvecAhead = sums == 64 ? 3 : 6;
+
 // W [K, N]. A block computes a.lanes vectors of columns of all rows (R >= a.rows of them; rows from a.rows on are never
-// stored). Its threads divide k, and their sums are added in a fixed order. One block per multiprocessor is enough, so the
-// compiler may keep all sums in registers.
+// stored). Its threads divide k, and their sums are added in a fixed order.
+// Weights depend on nothing, so the first ones are requested before x is staged. They wait as bits: the elements of a Pack
+// would be taken apart, and thereby waited for, as soon as they are requested.
 template <class Real, int R>
-__global__ void __launch_bounds__(kMatvecThreads, 1) matvec_kernel(const __grid_constant__ Matvec<Real> a) {
-    constexpr unsigned P = kVector<Real>;
+__global__ void __launch_bounds__(kMatvecThreads, Pack<Real>::kSize* R <= 64 ? 2 : 1)
+    matvec_kernel(const __grid_constant__ Matvec<Real> a) {
+    constexpr unsigned P = kVector<Real>, kAhead = kMatvecAhead<R * P>;
+    static_assert(kMatvecNumbers / R % (kAhead * kMatvecThreads / kMatvecFewestLanes) == 0,
+                  "every chunk but the last uses all of `ahead` equally often");
     float* const shared = matvec_shared();
     const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, tile = a.lanes * P;
     const unsigned group = threadIdx.x / a.lanes, groups = kMatvecThreads / a.lanes;
     const unsigned n = blockIdx.x * tile + threadIdx.x % a.lanes * P;
+    const unsigned K = n < a.N ? a.K : 0;
     float sum[R][P] = {};
-    matvec_chunks(a, [&](unsigned k0, unsigned count) {
-        if (n >= a.N) return;
-#pragma unroll 4
-        for (unsigned k = group; k < count; k += groups) {
-            const Pack<Real> w = load_pack_readonly(a.weight + size_t(k0 + k) * a.N + n);
+    auto load = [&](unsigned k) { return pack_bits(load_pack_readonly(a.weight + size_t(k) * a.N + n)); };
+    auto use = [&](uint4 bits, unsigned k) {  // k counts from the beginning of the chunk
+        const Pack<Real> w = as_pack<Real>(bits);
 #pragma unroll
-            for (int r = 0; r < R; r++) {
-                const float x = shared[unsigned(r) * a.chunk + k];
+        for (int r = 0; r < R; r++) {
+            const float x = shared[unsigned(r) * a.chunk + k];
 #pragma unroll
-                for (unsigned j = 0; j < P; j++) sum[r][j] += x * float(w[int(j)]);
-            }
+            for (unsigned j = 0; j < P; j++) sum[r][j] += x * float(w[int(j)]);
         }
+    };
+    uint4 ahead[kAhead];
+#pragma unroll
+    for (unsigned i = 0; i < kAhead; i++)
+        if (group + i * groups < K) ahead[i] = load(group + i * groups);
+    matvec_chunks(a, [&](unsigned k0, unsigned count) {
+        if (K == 0) return;
+        unsigned k = group;
+        for (; k + (kAhead - 1) * groups < count; k += kAhead * groups)
+#pragma unroll
+            for (unsigned i = 0; i < kAhead; i++) {
+                use(ahead[i], k + i * groups);
+                if (const unsigned next = k0 + k + (i + kAhead) * groups; next < K) ahead[i] = load(next);
+            }
+#pragma unroll
+        for (unsigned i = 0; i + 1 < kAhead; i++)  // what is left in the last chunk
+            if (k + i * groups < count) use(ahead[i], k + i * groups);
     });
 #pragma unroll
     for (int i = 0; i < R * int(P); i++)
@@ -162,12 +187,20 @@ __global__ void __launch_bounds__(kMatvecThreads) matvec_transposed_kernel(const
     float* const shared = matvec_shared();
     const unsigned lane = threadIdx.x % 32, n = (blockIdx.x * kMatvecWarps + threadIdx.x / 32) * kMatvecDots;
     float sum[kMatvecDots][R] = {};
+    uint4 next[kMatvecDots];
+    auto request = [&](unsigned k) {
+#pragma unroll
+        for (unsigned d = 0; d < kMatvecDots; d++)
+            next[d] = pack_bits(load_pack_readonly(a.weight + size_t(min(n + d, a.N - 1)) * a.K + k));
+    };
+    constexpr bool early = R < 16;  // with 16, one block instead of two would fit on a multiprocessor
+    if (early && lane * P < a.K) request(lane * P);
     matvec_chunks(a, [&](unsigned k0, unsigned count) {
         for (unsigned k = lane * P; k < count; k += 32 * P) {
+            if (!early) request(k0 + k);
             Pack<Real> w[kMatvecDots];
 #pragma unroll
-            for (unsigned d = 0; d < kMatvecDots; d++)
-                w[d] = load_pack_readonly(a.weight + size_t(min(n + d, a.N - 1)) * a.K + k0 + k);
+            for (unsigned d = 0; d < kMatvecDots; d++) w[d] = as_pack<Real>(next[d]);
 #pragma unroll
             for (int r = 0; r < R; r++)
 #pragma unroll
@@ -176,6 +209,7 @@ __global__ void __launch_bounds__(kMatvecThreads) matvec_transposed_kernel(const
 #pragma unroll
                     for (unsigned d = 0; d < kMatvecDots; d++) sum[d][r] += x * float(w[d][int(j)]);
                 }
+            if (early && k0 + k + 32 * P < a.K) request(k0 + k + 32 * P);
         }
     });
 #pragma unroll
@@ -212,7 +246,9 @@ void matvec(Cuda& dev, Matvec<Real> a, bool transposed) {
         constexpr int R = decltype(size)::value;
         a.chunk = std::min(a.K, kMatvecNumbers / R / P * P);
         // As many columns per block as still leave every multiprocessor a block: whole cache lines where possible.
-        for (a.lanes = 8; a.lanes > 2 && blocks_for(a.N, a.lanes * P) < unsigned(dev.multiprocessors());) a.lanes /= 2;
+        a.lanes = kMatvecMostLanes;
+        while (a.lanes > kMatvecFewestLanes && blocks_for(a.N, a.lanes * P) < unsigned(dev.multiprocessors()))
+            a.lanes /= 2;
         const size_t sums = transposed ? 0 : kMatvecWarps * R * a.lanes * P;
         const size_t shared =
             kMatvecMostRows * sizeof(float2) + std::max<size_t>(size_t(R) * a.chunk, sums) * sizeof(float);

@@ -2,10 +2,11 @@
 // top_k most probable tokens, among these the most probable that together reach top_p, and from these one by the inverse of
 // the cumulative distribution, with the same random numbers. Equal logits are ordered by token id.
 //
-// Nothing is sorted. A token's key orders like its probability, and a token is searched for by its key: a pass over the
-// logits adds up, for seven keys at a time, how much lies at or above each of them, which narrows the interval to an
-// eighth. Probabilities are summed as integers (2^40 for the most probable token), so the order of the threads changes no
-// bit. The choice may differ from that of the host, which adds in double, where the random number is within about 2^-22 of
+// A token's key orders like its probability, and a token is searched for by its key: a pass over the logits adds up, for seven
+// keys at a time, how much lies at or above each of them, which leaves an interval between two of them. When few tokens are left
+// in it, each is compared with each. Passes are what takes time, for one multiprocessor does them all: so the first seven keys
+// lie where tokens are (some nats below the most probable one, not spread over all numbers), and mostly one or two are enough.
+// Probabilities are summed as integers (2^40 for the most probable token), so the order of the threads changes no bit. The choice may differ from that of the host, which adds in double, where the random number is within about 2^-22 of
 // a boundary.
 #pragma once
 #ifdef TN_CUDA
@@ -25,8 +26,7 @@ struct SampleSettings {
     uint64_t first;         // number of the first choice
 };
 
-// One step of several sequences: each block of the kernel chooses a token from a row of logits and writes the input of the
-// model's next step.
+// One step of several sequences: a block chooses a token from a row of logits and writes the input of the model's next step.
 template <class Real>
 struct SampleStep {
     const SampleSettings* settings;
@@ -41,9 +41,11 @@ struct SampleStep {
     unsigned C, T;
 };
 
-constexpr unsigned kSampleThreads = 1024, kSampleWays = 8;
+constexpr unsigned kSampleThreads = 512, kSampleWays = 8;
 using SampleSum = unsigned long long;
-constexpr size_t kSampleShared = kSampleThreads / 32 * (kSampleWays - 1) * sizeof(SampleSum);
+constexpr unsigned kSampleFew = 256;  // tokens that are compared with one another
+constexpr size_t kSampleShared = (1 + 2 * kSampleFew) * sizeof(SampleSum);
+static_assert(kSampleShared >= kSampleThreads / 32 * (kSampleWays - 1) * sizeof(SampleSum));
 
 // Sums over the block, for all threads. shared [warps, n].
 template <unsigned n>
@@ -76,23 +78,43 @@ struct SampleRow {
     SampleSum* shared;
     float inverse_temperature, top;  // top: the largest logit
     SampleSum top_key;
+    // Loads ahead in `mass` and `find`, whose arithmetic takes longer than they do.
+    static constexpr unsigned kHidden = 1;
 
-    // The largest key; ~0 if a logit is not finite.
+    // Calls use(logit, id) for this thread's part of the row. One multiprocessor reads all of it, so what counts is how many
+    // bytes are on their way at a time: 16 per load, and kAhead loads before the first is used.
+    template <unsigned kAhead, class Use>
+    __device__ __forceinline__ void each(Use&& use) const {
+        constexpr unsigned P = kVector<Real>;
+        // Fewer than P logits lie before the first 16-byte boundary, as many behind the last one: threads take one each.
+        const unsigned head = min(V, unsigned(-reinterpret_cast<uintptr_t>(z) % 16 / sizeof(Real)));
+        const unsigned end = head + (V - head) / P * P, stride = blockDim.x * P;
+        const unsigned single = threadIdx.x < head ? threadIdx.x : end + threadIdx.x - head;
+        const float alone = single < V ? float(z[single]) : 0.0f;
+        for (unsigned first = head + threadIdx.x * P; first < end; first += kAhead * stride) {
+            Pack<Real> pack[kAhead];
+#pragma unroll
+            for (unsigned a = 0; a < kAhead; a++)
+                if (first + a * stride < end) pack[a] = load_pack(z + first + a * stride);
+#pragma unroll
+            for (unsigned a = 0; a < kAhead; a++)
+                if (const unsigned i = first + a * stride; i < end)
+#pragma unroll
+                    for (unsigned j = 0; j < P; j++) use(float(pack[a][int(j)]), i + j);
+        }
+        if (single < V) use(alone, single);
+    }
+    // The largest key; ~0 if a logit is not finite. Begins with a barrier: the caller may have used `shared` until now.
     __device__ SampleSum largest() const {
         SampleSum best = 0;
-        auto look = [&](float logit, unsigned id) {
+        each<4>([&](float logit, unsigned id) {
             best = max(best, fabsf(logit) < INFINITY ? sample_key(logit, id) : ~SampleSum(0));
-        };
-        // All that a greedy choice reads: 16 bytes at a time where the row allows it.
-        constexpr unsigned P = kVector<Real>;
-        const unsigned whole = reinterpret_cast<uintptr_t>(z) % 16 == 0 ? V / P * P : 0;
-        for (unsigned i = threadIdx.x * P; i < whole; i += blockDim.x * P) {
-            const Pack<Real> pack = load_pack(z + i);
-#pragma unroll
-            for (unsigned j = 0; j < P; j++) look(float(pack[int(j)]), i + j);
-        }
-        for (unsigned i = whole + threadIdx.x; i < V; i += blockDim.x) look(float(z[i]), i);
+        });
+        return largest_of_block(best);
+    }
+    __device__ SampleSum largest_of_block(SampleSum best) const {
         for (int lanes = 16; lanes > 0; lanes /= 2) best = max(best, __shfl_xor_sync(~0u, best, lanes));
+        __syncthreads();
         if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = best;
         __syncthreads();
         for (unsigned w = 0; w < blockDim.x / 32; w++) best = max(best, shared[w]);
@@ -106,40 +128,78 @@ struct SampleRow {
     // The weights of all keys from `cut` up.
     __device__ SampleSum mass(SampleSum cut) const {
         SampleSum sum[1] = {};
-        for (unsigned i = threadIdx.x; i < V; i += blockDim.x)
-            if (const float logit = float(z[i]); sample_key(logit, i) >= cut) sum[0] += weight(logit);
+        each<kHidden>([&](float logit, unsigned id) {
+            if (sample_key(logit, id) >= cut) sum[0] += weight(logit);
+        });
         sample_totals(sum, shared);
         return sum[0];
     }
+    // Brings the tokens with keys from low up and below high, and their amounts, to `shared`, in any order; how many there are,
+    // which may be more than the kSampleFew that have room.
+    __device__ unsigned collect(SampleSum low, SampleSum high, bool weighted) const {
+        auto* const count = reinterpret_cast<unsigned*>(shared);
+        SampleSum *const keys = shared + 1, *const amounts = keys + kSampleFew;
+        __syncthreads();  // everyone has read what was here
+        if (threadIdx.x == 0) *count = 0;
+        __syncthreads();
+        each<kHidden>([&](float logit, unsigned id) {
+            const SampleSum key = sample_key(logit, id);
+            if (key - low >= high - low) return;
+            if (const unsigned at = atomicAdd(count, 1u); at < kSampleFew)
+                keys[at] = key, amounts[at] = weighted ? weight(logit) : 1;
+        });
+        __syncthreads();
+        return *count;
+    }
+    // Of the n tokens that `collect` brought, the largest key from which up there is more than target, `above` included.
+    __device__ SampleSum largest_above(SampleSum target, SampleSum above, unsigned n) const {
+        const SampleSum *const keys = shared + 1, *const amounts = keys + kSampleFew;
+        SampleSum best = 0;
+        for (unsigned i = threadIdx.x; i < n; i += blockDim.x) {
+            SampleSum sum = above;
+            for (unsigned j = 0; j < n; j++) sum += keys[j] >= keys[i] ? amounts[j] : 0;
+            if (sum > target) best = max(best, keys[i]);
+        }
+        return largest_of_block(best);
+    }
     // The largest key from which up the tokens, or their weights, sum to more than target.
     __device__ SampleSum find(bool weighted, SampleSum target) const {
-        SampleSum low = 0, high = top_key + 1;  // from low up there is more than target, from high up there is not
-        while (high - low > 1) {
-            auto split = [&](unsigned way) { return low + (high - low) * way / kSampleWays; };
-            SampleSum sums[kSampleWays - 1] = {};
-            for (unsigned i = threadIdx.x; i < V; i += blockDim.x) {
-                const float logit = float(z[i]);
-                const SampleSum key = sample_key(logit, i), amount = weighted ? weight(logit) : 1;
+        // From low up there is more than target, from high up there is `above`, which is not.
+        SampleSum low = 0, high = top_key + 1, above = 0;
+        for (bool first = V > kSampleFew;; first = false) {
+            if (!first)
+                if (const unsigned n = collect(low, high, weighted); n <= kSampleFew)
+                    return largest_above(target, above, n);
+            SampleSum cuts[kSampleWays - 1], sums[kSampleWays - 1] = {};
 #pragma unroll
-                for (unsigned way = 1; way < kSampleWays; way++) sums[way - 1] += key >= split(way) ? amount : 0;
+            for (unsigned i = 0; i < kSampleWays - 1; i++) {
+                constexpr float kNats[kSampleWays - 1] = {16, 8, 5, 3, 2, 1, 0.5f};
+                cuts[i] = first ? sample_key(top - kNats[i] / inverse_temperature, 0xffffu)
+                                : low + (high - low) * (i + 1) / kSampleWays;
             }
+            each<kHidden>([&](float logit, unsigned id) {
+                const SampleSum key = sample_key(logit, id);
+                if (key - low >= high - low) return;
+                const SampleSum amount = weighted ? weight(logit) : 1;
+#pragma unroll
+                for (unsigned i = 0; i < kSampleWays - 1; i++) sums[i] += key >= cuts[i] ? amount : 0;
+            });
             sample_totals(sums, shared);
-            SampleSum next_low = low, next_high = high;
-            for (unsigned way = kSampleWays - 1; way > 0; way--)
-                if (sums[way - 1] > target) {
-                    next_low = split(way);
+#pragma unroll
+            for (unsigned i = 0; i < kSampleWays - 1; i++) {  // from the lowest key up
+                if (above + sums[i] <= target) {
+                    high = cuts[i], above += sums[i];
                     break;
-                } else {
-                    next_high = split(way);
                 }
-            low = next_low, high = next_high;
+                low = cuts[i];
+            }
         }
-        return low;
     }
 };
 
+// The key of the token, ~0 if a logit is not finite. `stream`: this row's.
 template <class Real>
-__device__ SampleSum sample_choice(SampleRow<Real>& row, const SampleSettings& s, unsigned step) {
+__device__ SampleSum sample_choice(SampleRow<Real>& row, const SampleSettings& s, uint64_t stream, unsigned step) {
     row.top_key = row.largest();
     if (row.top_key == ~SampleSum(0) || s.inverse_temperature == 0) return row.top_key;
     row.top = float(row.z[0xffffu - unsigned(row.top_key & 0xffff)]);
@@ -150,25 +210,33 @@ __device__ SampleSum sample_choice(SampleRow<Real>& row, const SampleSettings& s
         const SampleSum reached = SampleSum(ceil(s.top_p * double(mass)));
         cut = row.find(true, reached > 0 ? reached - 1 : 0), mass = row.mass(cut);
     }
-    const double u = random_uniform(s.seed, s.stream + blockIdx.x, s.first + step);
+    const double u = random_uniform(s.seed, stream, s.first + step);
     return row.find(true, min(SampleSum(u * double(mass)), mass - 1));
+}
+
+// Row `row` of a step of `rows`, by all threads of a block, any number of warps up to kSampleThreads / 32; kSampleShared bytes
+// of `shared`. store(c, value) takes the next input's channels; the last choice of a full context has none.
+template <class Real, class Store>
+__device__ void sample_row(const SampleStep<Real>& a, unsigned row, unsigned rows, SampleSum* shared, Store&& store) {
+    const unsigned step = a.steps[row], position = unsigned(a.positions[row]) + 1;
+    SampleRow<Real> logits{a.logits + row * a.ld, a.V, shared, 0, 0, 0};
+    const SampleSum key = sample_choice(logits, *a.settings, a.settings->stream + row, step);
+    const unsigned token = key == ~SampleSum(0) ? 0 : 0xffffu - unsigned(key & 0xffff);
+    if (threadIdx.x == 0) {
+        a.ids[size_t(step) * rows + row] = key == ~SampleSum(0) ? -1 : int(token);
+        a.steps[row] = step + 1, a.positions[row] = int(position);
+    }
+    if (position >= a.T) return;
+    const float mean = a.wte_mean ? float(a.wte_mean[token]) : 0.0f;
+    for (unsigned c = threadIdx.x; c < a.C; c += blockDim.x)
+        store(c, float(a.wte[size_t(token) * a.C + c]) - mean + float(a.wpe[size_t(position) * a.C + c]));
 }
 
 template <class Real>
 __global__ void __launch_bounds__(kSampleThreads) sample_kernel(const __grid_constant__ SampleStep<Real> a) {
-    const unsigned row = blockIdx.x, step = a.steps[row], position = unsigned(a.positions[row]) + 1;
-    SampleRow<Real> logits{a.logits + row * a.ld, a.V, dynamic_shared<SampleSum>(), 0, 0, 0};
-    const SampleSum key = sample_choice(logits, *a.settings, step);
-    const unsigned token = key == ~SampleSum(0) ? 0 : 0xffffu - unsigned(key & 0xffff);
-    if (threadIdx.x == 0) {
-        a.ids[size_t(step) * gridDim.x + row] = key == ~SampleSum(0) ? -1 : int(token);
-        a.steps[row] = step + 1, a.positions[row] = int(position);
-    }
-    if (position >= a.T) return;  // the last choice of a full context: no step follows
-    const float mean = a.wte_mean ? float(a.wte_mean[token]) : 0.0f;
-    for (unsigned c = threadIdx.x; c < a.C; c += blockDim.x)
-        a.x[size_t(row) * a.C + c] =
-            Real(float(a.wte[size_t(token) * a.C + c]) - mean + float(a.wpe[size_t(position) * a.C + c]));
+    const unsigned row = blockIdx.x;
+    sample_row(a, row, gridDim.x, dynamic_shared<SampleSum>(),
+               [&](unsigned c, float value) { a.x[size_t(row) * a.C + c] = Real(value); });
 }
 
 template <class Real>

@@ -83,11 +83,18 @@ void check_matvec(Cuda& dev, const MatvecCase& s, NormKind kind, Phase phase, bo
 template <class Real>
 void matvec_agrees() {
     Cuda dev;
-    // Fewer rows than a kernel rounds up to; columns that do not fill a block; more k than a chunk holds (16 rows of 640).
+    // Fewer rows than a kernel rounds up to; columns that do not fill a block; fewer k than there are threads to divide them;
+    // several chunks of k (12288 / rows), of which the last is whole turns of the threads or is not.
     for (const MatvecCase& s : {MatvecCase{1, 24, 72, false},
                                 {3, 32, 40, false},
                                 {5, 96, 136, false},
                                 {16, 648, 24, false},
+                                {13, 1640, 24, false},
+                                {8, 3072, 24, false},
+                                {7, 1736, 40, false},
+                                {4, 3080, 24, false},
+                                {2, 6936, 16, false},
+                                {1, 12304, 16, false},
                                 {1, 24, 37, true},
                                 {2, 264, 50, true},
                                 {16, 656, 5, true}}) {
@@ -131,11 +138,13 @@ std::pair<std::vector<int>, std::vector<int>> choices(Cuda& dev, const std::vect
 template <class Real>
 void sampling_agrees() {
     Cuda dev;
-    for (const size_t V : {1, 2, 37, 100}) {
+    // (Of more than kSampleFew tokens only those around the choice are compared; 700 and 3000 have more equal ones than that.)
+    for (const size_t V : {1, 2, 37, 100, 257, 700, 3000}) {
         std::vector<float> logits(V);
         for (size_t i = 0; i < V; i++) logits[i] = float(2 * random_normal(3, V, i));
-        if (V == 100)
+        if (V == 100 || V == 3000)
             for (size_t i = 0; i < V; i++) logits[i] = std::round(logits[i]);  // many ties
+        if (V == 700) logits.assign(V, 0.25f);
         for (const Sampling& s :
              {Sampling{.temperature = 0}, Sampling{.temperature = 1e-39}, Sampling{.temperature = 1},
               Sampling{.temperature = 0.3, .seed = 2}, Sampling{.temperature = 30, .seed = 3},
@@ -161,6 +170,81 @@ void sampling_agrees() {
     CHECK(choices<Real>(dev, logits, {}, 1).first[0] == -1);
     logits[20] = std::numeric_limits<float>::quiet_NaN();
     CHECK(choices<Real>(dev, logits, {}, 1).first[0] == -1);
+}
+
+template <class Real>
+__global__ void sample_somewhere_kernel(SampleStep<Real> a, unsigned rows) {
+    for (unsigned row = 0; row < rows; row++)
+        if (blockIdx.x == 1 + row / 2)
+            sample_row(a, row, rows, dynamic_shared<SampleSum>(),
+                       [&](unsigned c, float value) { a.x[row * a.C + c] = Real(value); });
+}
+
+// Rows that begin at every residue of 16 bytes and take several trips of the loops that read them; the same choices and inputs
+// where other blocks make them, with other numbers of threads and several rows by one block.
+template <class Real>
+void long_rows_agree() {
+    Cuda dev;
+    const size_t rows = 9, ld = 34201, C = 5, T = 3;
+    std::vector<Real> logits(rows * ld), wte(ld * C), wpe(T * C);
+    for (size_t i = 0; i < logits.size(); i++) logits[i] = Real(float(random_normal(4, 1, i)));
+    // The winner of a greedy choice stands where a loop might stop short: first, last, and in between.
+    for (size_t row = 0; row < rows; row++) logits[row * ld + row * (ld - 1) / (rows - 1)] = Real(9.0f);
+    for (size_t i = 0; i < wte.size(); i++) wte[i] = Real(float(random_normal(4, 2, i)));
+    for (size_t i = 0; i < wpe.size(); i++) wpe[i] = Real(float(random_normal(4, 3, i)));
+    const std::vector<float> as_float(logits.begin(), logits.end());
+    const DeviceArray<Real> z(dev, logits), e(dev, wte), p(dev, wpe);
+    for (const unsigned V : {unsigned(ld), 33000u, 3u})
+        for (const Sampling& s : {Sampling{.temperature = 0}, Sampling{.temperature = 0.9, .seed = 2},
+                                  Sampling{.temperature = 2, .top_k = 3000, .top_p = 0.9, .seed = 3}}) {
+            CAPTURE(V);
+            CAPTURE(s.temperature);
+            const DeviceArray<SampleSettings> settings(dev, std::vector{sample_settings(s, 2)});
+            std::vector<int> ids[2], expected;
+            std::vector<Real> x[2];
+            for (const bool somewhere : {false, true}) {
+                // The last row's context is full: it gets no input.
+                std::vector<int> before(rows, 0);
+                before[rows - 1] = int(T) - 1;
+                const DeviceArray<Real> input(dev, std::vector<Real>(rows * C, Real(-1.0f)));
+                const DeviceArray<int> chosen(dev, 2 * rows), positions(dev, before);
+                const DeviceArray<unsigned> done(dev, std::vector<unsigned>(rows, 1));
+                const SampleStep<Real> step{settings.data(),
+                                            z.data(),
+                                            ld,
+                                            V,
+                                            chosen.data(),
+                                            done.data(),
+                                            positions.data(),
+                                            input.data(),
+                                            e.data(),
+                                            nullptr,
+                                            p.data(),
+                                            C,
+                                            T};
+                if (somewhere)
+                    launch<sample_somewhere_kernel<Real>>(7, 96, kSampleShared, dev.stream, step, unsigned(rows));
+                else
+                    sample_step(dev, step, rows);
+                ids[somewhere] = chosen.values(), x[somewhere] = input.values();
+                ids[somewhere].erase(ids[somewhere].begin(), ids[somewhere].begin() + rows);
+                before.assign(rows, 1), before[rows - 1] = int(T);
+                CHECK(positions.values() == before);
+                CHECK(done.values() == std::vector<unsigned>(rows, 2));
+            }
+            for (size_t row = 0; row < rows; row++) {
+                Sampling of_row = s;
+                of_row.stream += row;
+                expected.push_back(sample(&as_float[row * ld], V, of_row, 3));
+                for (size_t c = 0; c < C; c++) {
+                    const float value = float(wte[size_t(expected[row]) * C + c]) + float(wpe[C + c]);
+                    CHECK(float(x[0][row * C + c]) == float(row == rows - 1 ? Real(-1.0f) : Real(value)));
+                }
+            }
+            CHECK(ids[0] == expected);
+            CHECK(ids[1] == expected);
+            CHECK(std::memcmp(x[0].data(), x[1].data(), x[0].size() * sizeof(Real)) == 0);
+        }
 }
 
 // The logits that a prompt of each sequence leaves, [sequences, V].
@@ -359,29 +443,34 @@ CUDA_TEST("cuda matvec: sites, epilogues, rows") { FOR_BOTH_TYPES(matvec_agrees)
 template <class Real>
 static void rows_are_independent() {
     Cuda dev;
-    for (const bool transposed : {false, true}) {
-        const size_t K = 1600, N = 40;
+    // One chunk of k for a single row, two to ten for more; a block takes few columns, or as many as it can.
+    const size_t K = 7000, most = 16, wide = size_t(dev.multiprocessors()) * kMatvecMostLanes * kVector<Real>;
+    for (const auto& [transposed, N] : {std::pair<bool, size_t>{false, 40}, {false, wide}, {true, 40}}) {
         Site<Real> none{};
         none.phase = Phase::folded;
-        const Input<Real> x(dev, 16 * K, 1), w(dev, K * N, 2);
-        const DeviceArray<Real> together(dev, 16 * N), alone(dev, N);
-        // clang-format off
-        const Matvec<Real> a{.out = together.data(), .x = x.data(), .site = none, .weight = w.data(),
-                             .rows = 16, .K = unsigned(K), .N = unsigned(N)};
-        // clang-format on
-        matvec(dev, a, transposed);
-        const std::vector<Real> all = together.values();
-        for (const unsigned row : {0u, 9u}) {
-            Matvec<Real> one = a;
-            one.out = alone.data(), one.x = x.data() + row * K, one.rows = 1;
-            matvec(dev, one, transposed);
-            const std::vector<Real> got = alone.values();
-            CHECK(std::memcmp(got.data(), &all[row * N], N * sizeof(Real)) == 0);
+        const Input<Real> x(dev, most * K, 1), w(dev, K * N, 2);
+        const DeviceArray<Real> together(dev, most * N), alone(dev, N);
+        for (const unsigned rows : {2u, 3u, 8u, 16u}) {
+            CAPTURE(rows);
+            // clang-format off
+            const Matvec<Real> a{.out = together.data(), .x = x.data(), .site = none, .weight = w.data(),
+                                 .rows = rows, .K = unsigned(K), .N = unsigned(N)};
+            // clang-format on
+            matvec(dev, a, transposed);
+            const std::vector<Real> all = together.values();
+            for (const unsigned row : {0u, rows - 1}) {
+                Matvec<Real> one = a;
+                one.out = alone.data(), one.x = x.data() + row * K, one.rows = 1;
+                matvec(dev, one, transposed);
+                const std::vector<Real> got = alone.values();
+                CHECK(std::memcmp(got.data(), &all[row * N], N * sizeof(Real)) == 0);
+            }
         }
     }
 }
 CUDA_TEST("cuda matvec: a row has the same bits alone and with others") { FOR_BOTH_TYPES(rows_are_independent); }
 CUDA_TEST("cuda sampling: the host's choices") { FOR_BOTH_TYPES(sampling_agrees); }
+CUDA_TEST("cuda sampling: long rows that begin anywhere, chosen by any block") { FOR_BOTH_TYPES(long_rows_agree); }
 CUDA_TEST("cuda decoding: greedy tokens are the CPU's") { FOR_BOTH_TYPES(generation_agrees); }
 
 CUDA_TEST("cuda decoding: the same graph for other settings; the same tokens again; no sequence beyond its context") {
