@@ -121,6 +121,7 @@ static Options make_options(Settings& s) {
     o.exclude("--prompts", {"--last-token", "--prompt", "--tokens", "--dump"});
     o.exclude("--samples", {"--last-token", "--dump"});
     o.exclude("--tokens", {"--prompt"});
+    o.exclude("--persistent", {"--eval", "--hellaswag", "--last-token", "--info"});
     o.exclude("--info",
               {"--eval", "--hellaswag", "--prompts", "--last-token", "--prompt", "--tokens", "--dump", "--samples"});
     return o;
@@ -235,7 +236,7 @@ void converse(const Settings& s, Decoder<Device, Real>& decoder, const PromptRea
               const std::optional<Tokenizer>& tokenizer) {
     std::printf("prompts   each begins a text of its own, of %zu tokens (-n); Ctrl-C stops a text, Ctrl-D ends\n\n",
                 s.n);
-    Generator<Device, Real> generator(decoder);
+    Generator<Device, Real> generator(decoder, s.engine.persistent);
     Sampling sampling = s.sampling();
     LineEditor lines("> ");
     while (const std::optional<std::string> line = lines.next()) {
@@ -263,7 +264,7 @@ void generate_all(const Settings& s, Decoder<Device, Real>& decoder, const std::
     const std::optional<int> end = end_token(s, tokenizer);
     const auto start = std::chrono::steady_clock::now();
     size_t generated = 0;
-    Generator<Device, Real> generator(decoder);
+    Generator<Device, Real> generator(decoder, s.engine.persistent);
     for (size_t first = 0; first < texts; first += s.batch) {
         const size_t B = std::min(s.batch, texts - first);
         std::vector<std::vector<int>> tokens;
@@ -339,7 +340,7 @@ nlohmann::ordered_json run(const Settings& s, const Engine<Device, Real>& engine
     } else if (s.converses) {
         converse(s, decoder, PromptReader(s.model, engine.info, in.tokenizer, in.why_no_tokenizer), in.tokenizer);
     } else {
-        Generator<Device, Real> generator(decoder);
+        Generator<Device, Real> generator(decoder, s.engine.persistent);
         generate(s, generator, in.prompts[0], s.sampling(), in.tokenizer);
     }
     return nlohmann::ordered_json::object();

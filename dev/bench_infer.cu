@@ -89,7 +89,8 @@ static int run_program(int argc, char** argv) {
     std::printf("model     %s: %s\ndevice    %s\n", printable(name).c_str(), describe(info).c_str(),
                 describe(s.engine, cpu, choice).c_str());
     with_engine(s.engine, choice, cpu, name, *model, [&]<class Device, class Real>(const Engine<Device, Real>& engine) {
-        InferenceBench<Device, Real>(engine, bench_states(info.config, info.gate, s.model.empty()), s.seconds)
+        InferenceBench<Device, Real>(engine, bench_states(info.config, info.gate, s.model.empty()), s.seconds,
+                                     s.engine.persistent)
             .run(s.protocol);
     });
     return 0;

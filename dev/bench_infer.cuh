@@ -144,8 +144,9 @@ inline double matmul_rate(Cpu& dev, size_t T, size_t C) {
 template <class Device, class Real>
 class InferenceBench {
   public:
-    InferenceBench(const Engine<Device, Real>& engine, std::vector<BenchState> states, double budget)
-        : e_(engine), states_(std::move(states)), budget_(budget), scales_(engine.info.scales),
+    // persistent: also decode by the kernel of a whole step, where it takes the model.
+    InferenceBench(const Engine<Device, Real>& engine, std::vector<BenchState> states, double budget, bool persistent)
+        : e_(engine), states_(std::move(states)), budget_(budget), persistent_(persistent), scales_(engine.info.scales),
           launches_(states_.size()), memory_(engine.dev, "the means of tokens") {
         const Config& c = e_.info.config;
         memory_.add(no_means_, c.V);
@@ -170,11 +171,18 @@ class InferenceBench {
             for (size_t B : {1, 4})
                 if (which != "decoding" && (T == 128 || T / 2 < context)) last_token(B, std::min(T, context));
         for (size_t B : {1, 4, 16})
-            if (which != "last-token") decode(B, std::min(kPrompt, (context + 1) / 2));
+            for (const bool persistent : {false, true})
+                if (which != "last-token" && (!persistent || takes_one_kernel(B)))
+                    decode(B, std::min(kPrompt, (context + 1) / 2), persistent);
         if (which != "last-token" && context > 1) print_counts();
     }
 
   private:
+    // Whether --persistent asks for steps of one kernel, and there is one for B sequences.
+    bool takes_one_kernel(size_t B) const {
+        return persistent_ && Generator<Device, Real>::can_persist(e_.dev, e_.info.config, B);
+    }
+
     static constexpr bool kOnHost = std::is_same_v<Device, Cpu>;
     static constexpr size_t kPrompt = 32, kNew = 128;
 
@@ -264,14 +272,15 @@ class InferenceBench {
         return rows * 24 * C * C * L + rows * 2 * C * double(T + 1) * L + double(B) * 2 * C * double(e_.info.config.V);
     }
 
-    void decode(size_t B, size_t prompt) {
+    void decode(size_t B, size_t prompt, bool persistent) {
         const size_t steps = std::min(kNew, e_.info.config.T - prompt), V = e_.info.config.V;
         if (steps == 0) return void(std::printf("| decoding | %zu | the context is one token |\n", B));
         auto list = decoders(B, prompt + steps);
         const auto prompts = random_tokens(B, prompt);
         std::vector<std::vector<Acc<Real>>> logits(list.size(), std::vector<Acc<Real>>(B * V));
         std::vector<std::unique_ptr<Generator<Device, Real>>> generators;
-        for (auto& decoder : list) generators.push_back(std::make_unique<Generator<Device, Real>>(*decoder));
+        for (auto& decoder : list)
+            generators.push_back(std::make_unique<Generator<Device, Real>>(*decoder, persistent));
         auto [times, bandwidth] = take_turns(list.size(), budget_, [&](size_t first) {
             for (size_t i = 0; i < list.size(); i++) {
                 for (size_t b = 0; b < B; b++) list[i]->rewind(0, b);
@@ -288,12 +297,12 @@ class InferenceBench {
                     generators[i]->generate(logits[i], V, steps + 1, {.temperature = 0}, 0,
                                             [](size_t, const int*) { return true; });
                     turn.seconds[i] = (now() - start) / double(steps);
-                    if (const auto* graph = generators[i]->graph()) launches_[i] = graph->nodes();
+                    if (!persistent) launches_[i] = generators[i]->kernels();
                 }
                 return turn;
             }
         });
-        std::printf("| decoding, ms per step (GB/s of weights) | %zu |", B);
+        std::printf("| decoding%s, ms per step (GB/s of weights) | %zu |", persistent ? " by one kernel" : "", B);
         for (const auto& t : times) {
             const Spread s = spread_of(t);
             std::printf(" %.3f ± %.1f%% (%.1f) |", s.median * 1e3, 100 * s.half_quartiles / s.median,
@@ -403,6 +412,7 @@ class InferenceBench {
     const Engine<Device, Real>& e_;
     std::vector<BenchState> states_;
     double budget_;
+    bool persistent_;
     std::vector<TaperScale> scales_;  // for every site that could taper
     double weight_bytes_ = 0;         // read by one decoding step
     std::vector<size_t> launches_;    // kernels in each state's recorded step; 0 where none is recorded

@@ -7,13 +7,16 @@
 // products). A folded model launches as many as a normalized one and reads as many bytes of weights; what folding saves is
 // that no product waits for statistics of its input. (A folded model could merge attn_proj into mlp_fc, since nothing
 // nonlinear is left between them: one launch less per block, for a third more bytes of weights. Not done.)
-// More sequences than those kernels take go through cuBLASLt, in the same graph.
+// More sequences than those kernels take go through cuBLASLt, in the same graph. (One kernel for all of it, without the gaps between
+// 2 + 5 L kernels: inference/persistent_step.cuh, where that was asked for.)
 #pragma once
 #ifdef TN_CUDA
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "inference/decoder.cuh"
+#include "inference/persistent_step.cuh"
 #include "inference/sampler.h"
 #include "ops/matvec.cuh"
 #include "ops/sampling.cuh"
@@ -35,8 +38,9 @@ class DecodeGraph {
   public:
     static constexpr size_t kAhead = 16;  // steps that the host may be ahead of the tokens it has read
 
-    // All sequences of the decoder take part. It must outlive this.
-    explicit DecodeGraph(Decoder<Cuda, Real>& decoder)
+    // All sequences of the decoder take part. It must outlive this. persistent: a step is one kernel (inference/persistent_step.cuh),
+    // not a graph of kernels; fails where that kernel does not take the model or as many sequences.
+    explicit DecodeGraph(Decoder<Cuda, Real>& decoder, bool persistent = false)
         : dev_(decoder.device()), decoder_(decoder), rows_(decoder.sequences()), memory_(dev_, "the decoding graph"),
           read_(kAhead * rows_), copied_(kAhead) {
         const Config& c = decoder.config_;
@@ -45,6 +49,14 @@ class DecodeGraph {
         memory_.add(ids_, c.T * rows_), memory_.add(finished_, rows_ * c.NH);
         memory_.add(partial_, rows_ * c.NH * splits * (c.C / c.NH + 2));
         memory_.allocate(true);
+        if (persistent) {
+            if (const std::string why = PersistentStep<Real>::why_not(dev_, c, rows_); !why.empty())
+                fail("--persistent: %s", why.c_str());
+            std::vector<Layer<Real>> layers;
+            decoder.blocks([&](const Layer<Real>& a) { layers.push_back(a); }, [](size_t) {});
+            layers.push_back(decoder.head(decoder.logits_, decoder.x_));
+            persistent_.emplace(dev_, c, layers, decoder.k_cache_, decoder.v_cache_, rows_);
+        }
     }
 
     DecodeGraph(const DecodeGraph&) = delete;
@@ -83,7 +95,8 @@ class DecodeGraph {
         }
     }
 
-    const CudaGraph& graph() const { return graph_; }  // one step; empty until it was recorded
+    // Kernels of one step; 0 until it was recorded.
+    size_t kernels() const { return persistent_ ? 1 : graph_.nodes(); }
 
   private:
     void begin(const std::vector<Acc<Real>>& logits, size_t n, const Sampling& s, size_t first) {
@@ -110,20 +123,22 @@ class DecodeGraph {
     // The first step runs unrecorded: cuBLASLt chooses its algorithms and modules are loaded, which a recording must not do.
     void step() {
         for (size_t& length : decoder_.lengths_) length++;
+        if (persistent_) return persistent_->launch(choice());
         if (recorded_V_ == V_) return graph_.launch(dev_);
         issue();
         graph_.record(dev_, [&] { issue(); });
         recorded_V_ = V_;
     }
 
-    void choose() {
+    SampleStep<Real> choice() const {
         const Config& c = decoder_.config_;
         const GptTensors<Real>& w = decoder_.weights_;
-        sample_step<Real>(dev_,
-                          {settings_, decoder_.logits_, decoder_.ld_logits_, unsigned(V_), ids_, steps_, positions_,
-                           decoder_.x_, w.wte, w.wte_mean, w.wpe, unsigned(c.C), unsigned(c.T)},
-                          rows_);
+        return {settings_, decoder_.logits_, decoder_.ld_logits_, unsigned(V_), ids_,
+                steps_,    positions_,       decoder_.x_,         w.wte,        w.wte_mean,
+                w.wpe,     unsigned(c.C),    unsigned(c.T)};
     }
+
+    void choose() { sample_step<Real>(dev_, choice(), rows_); }
 
     void issue() {
         choose();
@@ -182,6 +197,7 @@ class DecodeGraph {
     unsigned *steps_ = nullptr, *finished_ = nullptr;
     int *positions_ = nullptr, *ids_ = nullptr;  // [rows], [T, rows]
     float* partial_ = nullptr;
+    std::optional<PersistentStep<Real>> persistent_;
     CudaGraph graph_;
     Pinned<int> read_;  // [kAhead, rows]
     CudaEvent chosen_;

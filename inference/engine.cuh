@@ -26,6 +26,7 @@ struct Engine {
 
 struct EngineSettings {
     std::string device = "auto", precision = "bf16", weights = "fp32";
+    bool persistent = false;
     size_t threads = 0;
 };
 
@@ -39,6 +40,9 @@ inline void add_engine_options(Options& o, EngineSettings& s) {
            .help = "where to run; auto: on the GPU if there is one"});
     o.add({.long_name = "--precision", .to = &s.precision, .choices = {"bf16", "fp32"},
            .help = "precision of weights and activations on a GPU; the CPU computes in fp32"});
+    o.add({.long_name = "--persistent", .to = &s.persistent,
+           .help = "generate on a GPU with one kernel per token, for up to 4 texts at a time of heads of up to 64 numbers; their "
+                   "logits differ by rounding (off until a GPU has shown that it is faster)"});
     o.add({.long_name = "--threads", .to = &s.threads, .range = {.high = kMostThreads}, .default_text = "the cores it may use",
            .help = "number of CPU threads"});
     // clang-format on
@@ -52,6 +56,8 @@ inline DeviceChoice choose_device(const EngineSettings& s, const Options& o) {
             "--weights %s: sets the data type on the CPU; expected --device cpu with it, found a GPU (which has "
             "--precision)",
             s.weights.c_str());
+    if (!choice.cuda && s.persistent)
+        fail("--persistent: expected a GPU, found none (%s); leave it out", choice.why.c_str());
     return choice;
 }
 

@@ -75,7 +75,8 @@ void generate_on_host(Decoder<Device, Real>& decoder, std::vector<Acc<Real>>& lo
 template <class Device, class Real>
 class Generator {
   public:
-    explicit Generator(Decoder<Device, Real>& decoder) : decoder_(decoder) {}
+    explicit Generator(Decoder<Device, Real>& decoder, bool /* persistent */ = false) : decoder_(decoder) {}
+    static bool can_persist(const Device&, const Config&, size_t) { return false; }
     Decoder<Device, Real>& decoder() const { return decoder_; }
     // See generate_on_host.
     void generate(std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s, size_t first,
@@ -91,8 +92,13 @@ class Generator {
 template <class Real>
 class Generator<Cuda, Real> {
   public:
-    explicit Generator(Decoder<Cuda, Real>& decoder) : decoder_(decoder) {
-        if (DecodeGraph<Real>::supports(decoder)) graph_.emplace(decoder);
+    // Whether one kernel can be a step of so many sequences.
+    static bool can_persist(const Cuda& dev, const Config& c, size_t sequences) {
+        return PersistentStep<Real>::why_not(dev, c, sequences).empty();
+    }
+    // persistent: see DecodeGraph.
+    explicit Generator(Decoder<Cuda, Real>& decoder, bool persistent = false) : decoder_(decoder) {
+        if (persistent || DecodeGraph<Real>::supports(decoder)) graph_.emplace(decoder, persistent);
     }
     void generate(std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s, size_t first,
                   const OnStep& on_step) {
@@ -102,8 +108,8 @@ class Generator<Cuda, Real> {
             generate_on_host(decoder_, logits, V, n, s, first, on_step);
     }
     Decoder<Cuda, Real>& decoder() const { return decoder_; }
-    // One step as it was recorded; null where the host runs the steps.
-    const CudaGraph* graph() const { return graph_ ? &graph_->graph() : nullptr; }
+    // Kernels of one step, once there was one; 0 where the host runs the steps.
+    size_t kernels() const { return graph_ ? graph_->kernels() : 0; }
 
   private:
     Decoder<Cuda, Real>& decoder_;

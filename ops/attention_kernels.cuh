@@ -326,25 +326,26 @@ __device__ __forceinline__ void combine_parts(Out* out, Part&& part, int count, 
     if (!divide && threadIdx.x == 0) out[hs] = Out(top), out[hs + 1] = Out(weight);
 }
 
-// One head's query q [hs] against the keys and values [begin, end), whose rows are C apart; leaves kDecodeGroups parts.
-// Groups of 8 lanes take keys in turn, kAhead at a time, each group with a softmax of its own; a lane holds 16 bytes of
-// channels out of every 128, `packs` times. Loads depend on no condition, so that many can be in flight: lanes without a
-// channel or a key read another's and give it the weight 0. Scores are in units of log 2: exp2_factor is log2e / sqrt(hs).
-template <class Real, int packs>
+// One head's query q [hs] against the keys and values [begin, end), whose rows are C apart, by a block of so many threads. Groups
+// of 8 lanes take keys in turn, kAhead at a time, each group with a softmax of its own; a lane holds 16 bytes of channels out of
+// every 128, `packs` times. Loads depend on no condition, so that many can be in flight: lanes without a channel or a key read
+// another's and give it the weight 0. Scores are in units of log 2: exp2_factor is log2e / sqrt(hs). Leaves a part per group; of
+// more groups than kDecodeGroups, a part per warp.
+template <class Real, int packs, int threads = kDecodeThreads>
 __device__ void decode_keys_of_head(float* parts, const Real* q_row, const Real* k, const Real* v, size_t C, int hs,
                                     int begin, int end, float exp2_factor) {
-    constexpr int kWidth = kVector<Real>, kAhead = 4;
+    constexpr int kWidth = kVector<Real>, kAhead = 4, kGroups = threads / 8;
     const int group = int(threadIdx.x / 8), lane = int(threadIdx.x % 8) * kWidth;
     auto channel = [&](int i) { return lane + 8 * kWidth * i < hs ? size_t(lane + 8 * kWidth * i) : 0; };
     float q[packs][kWidth] = {}, out[packs][kWidth] = {}, top = -INFINITY, sum = 0, x[kWidth];
 #pragma unroll
     for (int i = 0; i < packs; i++)
         if (lane + 8 * kWidth * i < hs) load_vector(q[i], q_row + channel(i), 0, kWidth, true);
-    for (int key = begin + group; key - group < end; key += kDecodeGroups * kAhead) {
+    for (int key = begin + group; key - group < end; key += kGroups * kAhead) {
         float s[kAhead] = {}, new_top = top;
 #pragma unroll
         for (int i = 0; i < kAhead * packs; i++) {
-            const int j = i / packs, row = min(key + j * kDecodeGroups, end - 1);
+            const int j = i / packs, row = min(key + j * kGroups, end - 1);
             load_vector(x, k + size_t(row) * C + channel(i % packs), 0, kWidth, true);
 #pragma unroll
             for (int w = 0; w < kWidth; w++) s[j] += q[i % packs][w] * x[w];
@@ -352,7 +353,7 @@ __device__ void decode_keys_of_head(float* parts, const Real* q_row, const Real*
 #pragma unroll
         for (int j = 0; j < kAhead; j++) {
             s[j] = group_sum<8>(s[j]) * exp2_factor;
-            if (key + j * kDecodeGroups >= end) s[j] = -INFINITY;
+            if (key + j * kGroups >= end) s[j] = -INFINITY;
             new_top = fmaxf(new_top, s[j]);
         }
         const float shift = new_top == -INFINITY ? 0 : new_top, rescale = fast_exp2(top - shift);
@@ -363,19 +364,34 @@ __device__ void decode_keys_of_head(float* parts, const Real* q_row, const Real*
         for (int i = 0; i < packs * kWidth; i++) out[i / kWidth][i % kWidth] *= rescale;
 #pragma unroll
         for (int i = 0; i < kAhead * packs; i++) {
-            const int j = i / packs, row = min(key + j * kDecodeGroups, end - 1);
+            const int j = i / packs, row = min(key + j * kGroups, end - 1);
             load_vector(x, v + size_t(row) * C + channel(i % packs), 0, kWidth, true);
 #pragma unroll
             for (int w = 0; w < kWidth; w++) out[i % packs][w] += s[j] * x[w];
         }
     }
     float* mine = parts + group * (hs + 2);
+    bool writes = true;
+    if constexpr (kGroups > kDecodeGroups) {
+        mine = parts + group / 4 * (hs + 2), writes = group % 4 == 0;
+        const float common = fmaxf(fmaxf(top, __shfl_xor_sync(~0u, top, 8)),
+                                   fmaxf(__shfl_xor_sync(~0u, top, 16), __shfl_xor_sync(~0u, top, 24)));
+        const float factor = top == -INFINITY ? 0 : fast_exp2(top - common);  // (0: of a group without a key)
+        auto add_groups = [&](float& value) {
+            value *= factor;
+            value += __shfl_xor_sync(~0u, value, 8);
+            value += __shfl_xor_sync(~0u, value, 16);
+        };
+#pragma unroll
+        for (int i = 0; i < packs * kWidth; i++) add_groups(out[i / kWidth][i % kWidth]);
+        add_groups(sum), top = common;
+    }
 #pragma unroll
     for (int i = 0; i < packs * kWidth; i++) {
         const int c = lane + 8 * kWidth * (i / kWidth) + i % kWidth;
-        if (c < hs) mine[c] = out[i / kWidth][i % kWidth];
+        if (writes && c < hs) mine[c] = out[i / kWidth][i % kWidth];
     }
-    if (lane == 0) mine[hs] = top, mine[hs + 1] = sum;
+    if (writes && lane == 0) mine[hs] = top, mine[hs + 1] = sum;
 }
 
 // Block: adds the head's key and value of a row of qkv to its cache, at `position`.

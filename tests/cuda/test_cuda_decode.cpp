@@ -9,6 +9,9 @@
 
 #include "inference/generate.cuh"
 #include "tests/cuda/cuda_test.h"
+#ifdef CUDA_EMU
+#include "tests/emu/emu.h"
+#endif
 #include "tests/fuzz/logits_case.h"
 #include "tests/random_model.h"
 
@@ -281,20 +284,21 @@ bool bound_acts(const Config& config) {
     return max_difference(logits[0], logits[1]) > 0.1;
 }
 
-// Tokens [n, sequences] of the graph; and, of the tokens' sequences fed to a Decoder on the CPU, by how much the largest
-// logit was larger than that of the token that was chosen greedily.
+// Tokens [n, sequences] of the graph, or of one kernel per step (persistent); and, of the tokens' sequences fed to a Decoder on
+// the CPU, by how much the largest logit was larger than that of the token that was chosen greedily.
 template <class Real>
-void greedy_agrees(const Config& config, size_t sequences) {
+void greedy_agrees(const Config& config, size_t sequences, bool persistent) {
     CAPTURE(sequences);
+    CAPTURE(persistent);
     Cuda dev;
     Cpu cpu(1);
     const RandomModel<float> model(cpu, config);
     GptTensors<float> host = model.tensors;
     const DeviceWeights<Cuda, Real> weights(dev, model.config, host);
-    const size_t V = config.V, n = 14;
+    const size_t V = config.V, n = persistent ? 5 : 14;  // (the stand-in runs a grid of 2048 threads for each token)
     Decoder<Cuda, Real> decoder(dev, config, weights.tensors, model.scales, 0, sequences);
     Decoder<Cpu, float> reference(cpu, config, host, model.scales, 0, sequences);
-    DecodeGraph<Real> graph(decoder);
+    DecodeGraph<Real> graph(decoder, persistent);
     const auto prompts = some_prompts(sequences, V);
     const std::vector<float> logits = prefill(decoder, prompts, V);
     std::vector<float> expected = prefill(reference, prompts, V);
@@ -305,7 +309,7 @@ void greedy_agrees(const Config& config, size_t sequences) {
         return true;
     });
     REQUIRE(tokens.size() == n * sequences);
-    CHECK(graph.graph().nodes() == 5 * config.L + 2);
+    CHECK(graph.kernels() == (persistent ? 1 : 5 * config.L + 2));
     const double tolerance = std::is_same_v<Real, float> ? 0x1p-12 : 0x1p-3;
     std::vector<TokenSpan> next;
     for (size_t i = 0; i < n; i++) {
@@ -335,8 +339,12 @@ void greedy_agrees(const Config& config, size_t sequences) {
 
 template <class Real>
 void generation_agrees() {
-    for (const Fold fold : {Fold::none, Fold::affine, Fold::internal}) greedy_agrees<Real>(small_config(fold), 2);
-    for (const size_t sequences : {1, 5}) greedy_agrees<Real>(small_config(Fold::internal), sequences);
+    auto both_ways = [](const Config& c, size_t sequences) {
+        for (const bool persistent : {false, true}) greedy_agrees<Real>(c, sequences, persistent);
+    };
+    for (const Fold fold : {Fold::none, Fold::affine, Fold::internal}) both_ways(small_config(fold), 2);
+    for (const size_t sequences : {1, 3}) both_ways(small_config(Fold::internal), sequences);
+    greedy_agrees<Real>(small_config(Fold::internal), 5, false);
     // Bounded, and folded with clamps: of a tied head, whose tokens lose their mean where they enter the stream, and of another.
     for (const NormKind norm : {NormKind::layernorm, NormKind::rmsnorm})
         for (Config c :
@@ -345,7 +353,7 @@ void generation_agrees() {
             CAPTURE(int(norm));
             CAPTURE(int(c.fold));
             CHECK(bound_acts(c));
-            greedy_agrees<Real>(c, 2);
+            both_ways(c, 2);
         }
 }
 
@@ -511,6 +519,131 @@ CUDA_TEST("cuda decoding: the same graph for other settings; the same tokens aga
     CHECK_THROWS_WITH_AS(generate({.temperature = 0}, config.T - 3 + 2), doctest::Contains("context has 140"), Error);
 }
 
+// ---- one kernel per step
+
+// Every weight of a product belongs to one unit, and every unit's input fits.
+TEST_CASE("persistent step: shares") {
+    for (const unsigned blocks : {1, 4, 20, 108, 132, 148})
+        for (const unsigned vector : {4, 8})
+            for (const size_t rows : {1, 2, 4})
+                for (const size_t C : {8, 24, 104, 768, 1280, 1536, 1600, 6144}) {
+                    if (rows * C > kStepNumbers) continue;
+                    for (const auto& [K, N] : {std::pair{C, 3 * C}, {C, C}, {C, 4 * C}, {4 * C, C}}) {
+                        CAPTURE(blocks);
+                        CAPTURE(K);
+                        CAPTURE(N);
+                        const StepShare s = step_share(K, N, rows, vector, blocks);
+                        CHECK(s.K == K);
+                        CHECK(s.N == N);
+                        CHECK(kStepThreads % s.lanes == 0);
+                        CHECK(32 % s.lanes == 0);
+                        CHECK(s.lanes <= kStepMostLanes);
+                        CHECK(s.span % 4 == 0);
+                        CHECK(s.span * rows <= kStepNumbers);
+                        CHECK(size_t(s.tiles) * s.lanes * vector >= N);
+                        CHECK((size_t(s.tiles) - 1) * s.lanes * vector < N);
+                        CHECK(size_t(s.splits) * s.span >= K);
+                        CHECK((size_t(s.splits) - 1) * s.span < K);
+                    }
+                }
+    // 124M on an H100: no block has more than an eighth above its part of the weights.
+    for (const auto& [K, N] : {std::pair{768, 2304}, {768, 768}, {768, 3072}, {3072, 768}}) {
+        const StepShare s = step_share(size_t(K), size_t(N), 1, 8, 132);
+        CHECK(double(blocks_for(s.tiles * s.splits, 132)) * s.span * s.lanes * 8 * 132 <= 1.125 * K * N);
+    }
+}
+
+// By one kernel per token: the tokens of the graph of kernels and the same bits again; and how it went.
+template <class Real>
+static void persistent_agrees(const Config& config, const std::vector<size_t>& prompts, size_t n) {
+    Cuda dev;
+    Cpu cpu(1);
+    CAPTURE(config.C);
+    CAPTURE(config.NH);
+    CAPTURE(prompts.size());
+    const size_t rows = prompts.size(), V = config.V;
+    const RandomModel<float> model(cpu, config);
+    GptTensors<float> host = model.tensors;
+    const DeviceWeights<Cuda, Real> weights(dev, config, host);
+    Decoder<Cuda, Real> decoder(dev, config, weights.tensors, model.scales, 0, rows);
+    Decoder<Cpu, float> reference(cpu, config, host, model.scales, 0, rows);
+    std::vector<std::vector<int>> texts(rows);
+    for (size_t s = 0; s < rows; s++)
+        for (size_t i = 0; i < prompts[s]; i++) texts[s].push_back(int((3 + 5 * i * i + s) % V));
+    DecodeGraph<Real> step(decoder, true);
+    std::vector<int> tokens[2];
+    std::vector<float> after[2];
+    for (int again = 0; again < 2; again++) {
+        for (size_t s = 0; s < rows; s++) decoder.rewind(0, s);
+        const std::vector<float> logits = prefill(decoder, texts, V);
+#ifdef CUDA_EMU
+        const uint64_t launches = emu::launches(), barriers = emu::grid_barriers();
+#endif
+        step.generate(logits, V, n, {.temperature = 0.7, .seed = 3}, 0, [&](size_t, const int* chosen) {
+            return tokens[again].insert(tokens[again].end(), chosen, chosen + rows), true;
+        });
+#ifdef CUDA_EMU
+        CHECK(emu::launches() - launches == n);  // the last one chooses a token
+        CHECK(emu::grid_barriers() - barriers == (n - 1) * (5 * config.L + 1));
+#endif
+        after[again] = prefill(decoder, std::vector<std::vector<int>>(rows, {1}), V);
+    }
+    CHECK(tokens[0] == tokens[1]);
+    CHECK(std::memcmp(after[0].data(), after[1].data(), after[0].size() * sizeof(float)) == 0);
+    // The same tokens on the CPU: what follows them sees all keys and values.
+    prefill(reference, texts, V);
+    for (size_t i = 0; i + 1 < n; i++) {
+        std::vector<std::vector<int>> next;
+        for (size_t s = 0; s < rows; s++) next.push_back({tokens[0][i * rows + s]});
+        prefill(reference, next, V);
+    }
+    const std::vector<float> expected = prefill(reference, std::vector<std::vector<int>>(rows, {1}), V);
+    const double tolerance = std::is_same_v<Real, float> ? 0x1p-12 : 0x1p-3;
+    double largest = 0;
+    for (const float z : expected) largest = std::max(largest, std::abs(double(z)));
+    CHECK(max_difference(after[0], expected) <= tolerance * largest);
+}
+
+template <class Real>
+static void persistent_steps_agree() {
+    // Keys for several blocks of a head, of sequences of different lengths; heads of 24 numbers.
+    Config c = small_config(Fold::internal);
+    c.T = 600, c.NH = 1, c.L = 1;
+    persistent_agrees<Real>(c, {555}, 4);
+    persistent_agrees<Real>(c, {3, 400}, 4);
+    // More columns than a unit has, and rows that fill the kernel's shared memory: 4 x 1536.
+    c = small_config(Fold::none);
+    c.T = 16, c.C = 1536, c.NH = 24, c.L = 1;
+    persistent_agrees<Real>(c, {1, 2, 3, 4}, 2);
+    c.fold = Fold::internal, c.bound = 0.3, c.first_apart = true;
+    persistent_agrees<Real>(c, {1, 2}, 2);
+}
+CUDA_TEST("cuda decoding: one kernel per step, the same bits again, the logits of the CPU") {
+    FOR_BOTH_TYPES(persistent_steps_agree);
+}
+
+CUDA_TEST("cuda decoding: one kernel per step says what it does not take") {
+    Cuda dev;
+    Cpu cpu(1);
+    const Config config = small_config(Fold::internal);
+    auto why_not = [&](size_t C, size_t NH, size_t sequences) {
+        Config c = config;
+        c.C = C, c.NH = NH;
+        return PersistentStep<bf16>::why_not(dev, c, sequences);
+    };
+    CHECK(why_not(24, 3, 4) == "");
+    CHECK(why_not(1536, 24, 4) == "");
+    CHECK(why_not(1600, 25, 4) == "expected at most 2 texts at a time (--batch) for a width of 1600, found 4");
+    CHECK(why_not(72, 1, 1) == "expected a head size that is a multiple of 8 and at most 64, found 72");
+    CHECK(why_not(36, 3, 1) == "expected a head size that is a multiple of 8 and at most 64, found 12");
+    const RandomModel<float> model(cpu, config);
+    GptTensors<float> host = model.tensors;
+    const DeviceWeights<Cuda, float> weights(dev, config, host);
+    Decoder<Cuda, float> decoder(dev, config, weights.tensors, {}, 0, 5);
+    CHECK_THROWS_WITH_AS((Generator<Cuda, float>(decoder, true)),
+                         "--persistent: expected at most 4 texts at a time (--batch), found 5", Error);
+}
+
 CUDA_TEST("cuda decoding: an error in the middle leaves no copy on its way to memory that is gone") {
     Cuda dev;
     Cpu cpu(1);
@@ -584,7 +717,7 @@ CUDA_TEST("cuda decoding: a head size that the kernels do not take goes through 
                        [&](size_t, const int* t) { return tokens.push_back(*t), true; });
     expected_generator.generate(expected_logits, config.V, 9, {.temperature = 0}, 0,
                                 [&](size_t, const int* t) { return expected.push_back(*t), true; });
-    CHECK(generator.graph() == nullptr);
+    CHECK(generator.kernels() == 0);
     CHECK(tokens == expected);
 }
 
