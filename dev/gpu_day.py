@@ -73,7 +73,7 @@ def infer(flags, protocol, expected, in_dry_run=True):
 def torch(what, flags, expected, in_dry_run=True):
     script = f"{{python}} {{root}}/dev/reference/bench_gpu_torch.py {what}"
     tiny = f"{script} {TINY} --seq-len 32 --batch 2 --steps 2 --device cpu --eager"
-    return Command(f"{script} {flags}", tiny if in_dry_run else "", expected, needs="torch")
+    return Command(f"{script} {flags}", f"{tiny} {flags if what == 'train' else ''}" if in_dry_run else "", expected, needs="torch")
 
 
 def llmc(flags):
@@ -90,7 +90,8 @@ BLOCKS = [
     Block("tests", "Are the kernels right, and are two runs equal?", (script("tests", 150, 400),)),
     Block("update", "An update of 124M, 32 sequences of 1024 tokens", (bench("-e d12", "", 45),)),
     Block("peers", "The same update in PyTorch and llm.c, ours before, between and behind them",
-          (ours(1), torch("train", "", 120), ours(2), llmc("-r 0 -ge 2"), llmc(""), ours(3), torch("train", "--attention flash", 90, False),
+          (ours(1), torch("train", "", 120), ours(2), llmc("-r 0 -ge 2"), llmc(""), ours(3), torch("train", "--all-bf16", 90),
+           torch("train", "--attention flash", 90, False),
            torch("train", "--attention cudnn", 90, False), ours(4))),
     Block("prompts", "Last-token logits of 30M, in PyTorch too",
           (infer(f"{M30} --seed 1", "last-token", 40), torch("infer", f"{M30} --seq-len 512 --steps 50", 40), infer(f"{M30} --seed 2", "last-token", 40, False))),

@@ -2,7 +2,8 @@
 """PyTorch on a GPU, as dev/gpu_day.py sets it beside ours: training of the same GPT-2, or logits of the last token. Prints table rows.
 
 train: bf16 autocast (so that its residual stream is fp32, unlike ours), torch.compile, SDPA with the attention asked for, fused AdamW, clipping;
-the vocabulary is padded to a multiple of 128, as our trainer does. infer: bf16 weights, eager and as a CUDA graph, with LayerNorms and without (as if they were folded away).
+the vocabulary is padded to a multiple of 128, as our trainer does. With --all-bf16 the stream is bf16, too, but so are the weights that AdamW
+changes, which nobody would train with: ours keeps them in fp32 as well, and the truth about the stream lies between the two rows. infer: bf16 weights, eager and as a CUDA graph, with LayerNorms and without (as if they were folded away).
 """
 import argparse
 import contextlib
@@ -35,7 +36,7 @@ def wait(args):
 
 
 def train(args):
-    model = peer_gpt2.build(torch, args).to(args.device)
+    model = peer_gpt2.build(torch, args).to(args.device, torch.bfloat16 if args.all_bf16 else torch.float32)
     run = model if args.eager else torch.compile(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.99), weight_decay=0.1, fused=args.device == "cuda")
     tokens = (args.vocab ** torch.rand(args.batch, args.seq_len + 1, device=args.device)).long() - 1  # as frequent as words, as in bench_gpu
@@ -44,7 +45,7 @@ def train(args):
     for step in range(args.steps + 5):
         begin = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(args.device, torch.bfloat16), attention(args.attention):
+        with torch.autocast(args.device, torch.bfloat16, enabled=not args.all_bf16), attention(args.attention):
             loss = run(x, y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -54,7 +55,7 @@ def train(args):
             times.append(time.perf_counter() - begin)
     seconds = statistics.median(times)
     free, total = torch.cuda.mem_get_info() if args.device == "cuda" else (0, 0)
-    name = f"PyTorch {torch.__version__}, {'eager' if args.eager else 'torch.compile'}, {args.attention} attention"
+    name = f"PyTorch {torch.__version__}, {'eager' if args.eager else 'torch.compile'}, {args.attention} attention{', all bf16' if args.all_bf16 else ''}"
     table(TRAIN_HEADER, [[name, f"{x.numel() / seconds:.0f}", f"{seconds * 1e3:.2f}", "", "", "", "", f"{(total - free) / 2**30:.1f}"]])
 
 
@@ -113,6 +114,7 @@ def main():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--eager", action="store_true", help="train without torch.compile")
+    parser.add_argument("--all-bf16", action="store_true", help="train with weights, moments and residual stream in bf16, without autocast")
     parser.add_argument("--attention", choices=("default", *ATTENTION), default="default")
     args = parser.parse_args()
     torch.manual_seed(0)
