@@ -2,7 +2,8 @@
 // the hardware allows measured in between.
 //
 //   last-token logits     B sequences of T tokens in, the logits of each one's last token out: tokens/s
-//   decoding              greedy, with a KV cache, 128 tokens after a prompt of 32, B sequences together: ms per step
+//   decoding              greedy, with a KV cache, 128 tokens after a prompt of 32, B sequences together: ms per step; on a GPU,
+//                         which chooses the tokens, also one sequence as infer samples by default
 //
 // each as far as the model's context reaches.
 //
@@ -170,10 +171,15 @@ class InferenceBench {
         for (size_t T : {128, 256, 512})
             for (size_t B : {1, 4})
                 if (which != "decoding" && (T == 128 || T / 2 < context)) last_token(B, std::min(T, context));
-        for (size_t B : {1, 4, 16})
-            for (const bool persistent : {false, true})
-                if (which != "last-token" && (!persistent || takes_one_kernel(B)))
-                    decode(B, std::min(kPrompt, (context + 1) / 2), persistent);
+        for (size_t B : {1, 4, 16}) {
+            if (which == "last-token") break;
+            const size_t prompt = std::min(kPrompt, (context + 1) / 2);
+            for (const bool persistent : {false, true}) {
+                if (persistent && !takes_one_kernel(B)) continue;
+                decode(B, prompt, persistent, 0);
+                if (!kOnHost && B == 1) decode(B, prompt, persistent, 0.8);
+            }
+        }
         if (which != "last-token" && context > 1) print_counts();
     }
 
@@ -272,7 +278,7 @@ class InferenceBench {
         return rows * 24 * C * C * L + rows * 2 * C * double(T + 1) * L + double(B) * 2 * C * double(e_.info.config.V);
     }
 
-    void decode(size_t B, size_t prompt, bool persistent) {
+    void decode(size_t B, size_t prompt, bool persistent, double temperature) {
         const size_t steps = std::min(kNew, e_.info.config.T - prompt), V = e_.info.config.V;
         if (steps == 0) return void(std::printf("| decoding | %zu | the context is one token |\n", B));
         auto list = decoders(B, prompt + steps);
@@ -294,7 +300,7 @@ class InferenceBench {
                     // A first token from the prompt's logits, then as many steps as on the host.
                     const size_t i = (first + n) % list.size();
                     const double start = now();
-                    generators[i]->generate(logits[i], V, steps + 1, {.temperature = 0}, 0,
+                    generators[i]->generate(logits[i], V, steps + 1, {.temperature = temperature}, 0,
                                             [](size_t, const int*) { return true; });
                     turn.seconds[i] = (now() - start) / double(steps);
                     if (!persistent) launches_[i] = generators[i]->kernels();
@@ -302,7 +308,8 @@ class InferenceBench {
                 return turn;
             }
         });
-        std::printf("| decoding%s, ms per step (GB/s of weights) | %zu |", persistent ? " by one kernel" : "", B);
+        std::printf("| decoding%s%s, ms per step (GB/s of weights) | %zu |", persistent ? " by one kernel" : "",
+                    temperature > 0 ? " at temperature 0.8" : "", B);
         for (const auto& t : times) {
             const Spread s = spread_of(t);
             std::printf(" %.3f ± %.1f%% (%.1f) |", s.median * 1e3, 100 * s.half_quartiles / s.median,
