@@ -45,19 +45,23 @@ struct StepShare {
     unsigned lanes, tiles, splits, span;
 };
 
-// The shares of least work for the busiest block, of spans that fit in shared memory. Every split is one more sum per output that
-// its readers add up, in all blocks: two percent of the work, as a price that makes the choice prefer few. K must be a multiple
-// of 4, and so is a span, N one of `vector`.
+// The shares that cost the busiest block least, of spans that fit in shared memory. In packs of weights: those of its units; what a
+// unit costs by itself (input, barriers, sums: taken for a quarter of a microsecond of reading); every split is one more sum per
+// output that all blocks add up (taken for two percent); and memory is read in pieces of 64 bytes, better of 128, of which fewer
+// lanes than 8 leave a part to other blocks. K must be a multiple of 4, and so is a span, N one of `vector`.
 inline StepShare step_share(size_t K, size_t N, size_t rows, unsigned vector, unsigned blocks) {
     constexpr unsigned kMostSplits = 16;
+    constexpr double kUnit = 400, kSplit = 0.02;
     StepShare best{};
     double least = INFINITY;
     for (unsigned lanes = kStepMostLanes; lanes >= 2; lanes /= 2)
         for (unsigned splits = 1; splits <= kMostSplits; splits++) {
             const unsigned tiles = blocks_for(N, lanes * vector), span = 4 * blocks_for(K / 4, splits);
-            const double work = double(blocks_for(tiles * splits, blocks)) * span * lanes * (1 + 0.02 * splits);
-            if (span * rows > kStepNumbers || work >= least) continue;
-            best = {unsigned(K), unsigned(N), lanes, tiles, blocks_for(K, span), span}, least = work;
+            const double pieces = lanes >= 8 ? 1 : lanes == 4 ? 1.05 : 1.2;
+            const double cost =
+                blocks_for(tiles * splits, blocks) * (span * lanes * pieces + kUnit) * (1 + kSplit * splits);
+            if (span * rows > kStepNumbers || cost >= least) continue;
+            best = {unsigned(K), unsigned(N), lanes, tiles, blocks_for(K, span), span}, least = cost;
         }
     return best;
 }
