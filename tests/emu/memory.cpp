@@ -230,8 +230,10 @@ size_t live_allocations() {
 // Whether p is memory of this process that the stand-in did not hand out: a pointer that only the host can
 // follow.
 static bool is_host_pointer(const void* p) {
-    // The sanitizers' shadow memory lies below all other memory; two neighbouring ints look like an address in it.
-#if defined(EMU_ASAN) || defined(EMU_TSAN)
+    // What the sanitizers keep for themselves lies below all other memory; two neighbouring ints look like an address in it.
+#if defined(EMU_TSAN)
+    constexpr uintptr_t lowest = uintptr_t(5) << 44;
+#elif defined(EMU_ASAN)
     constexpr uintptr_t lowest = uintptr_t(1) << 44;
 #else
     constexpr uintptr_t lowest = page;
