@@ -37,6 +37,8 @@ constexpr unsigned kStepNumbers = 6 << 10;   // fp32 numbers of a product's inpu
 constexpr unsigned kStepMostLanes = 16;      // threads side by side on a row of W: 256 bytes
 constexpr int kStepKeys = kStepThreads / 2;  // keys that a block looks at in one go: 4 per group of 8 lanes
 constexpr int kStepMostHs = 64;
+constexpr float kStepRho =
+    1;  // SiteArgs::rho: no token that a step reads is a sequence's first (but of one that nobody reads)
 
 // How the blocks of a grid share a product [rows, K] W [K, N]: in units of `lanes` vectors of columns (a tile) and `span` rows
 // of W (a split). Unit u is tile u % tiles and split u / tiles; block b computes units b, b + blocks, ...
@@ -279,10 +281,9 @@ __device__ __forceinline__ void step_apply_site(float* shared, const float2* sta
     const unsigned vectors = a.C / P;
     for (unsigned at = threadIdx.x; at < a.rows * vectors; at += kStepThreads) {
         const unsigned row = at / vectors, k = at % vectors * P;
-        const float rho = site.first != 1 && __ldcg(&a.sample.positions[row]) == 0 ? site.first : 1.0f;
         float u[P], gain[P];
         for (unsigned j = 0; j < P; j++) u[j] = shared[row * a.C + k + j] - statistics[row].x;
-        site_vector<phase>(u, gain, site, statistics[row].y, rho, k, a.C, true);
+        site_vector<phase>(u, gain, site, statistics[row].y, kStepRho, k, a.C, true);
         for (unsigned j = 0; j < P; j++) shared[row * a.C + k + j] = u[j];
     }
 }
@@ -372,7 +373,7 @@ __device__ void step_attention(const Step<Real>& a, const StepLayer<Real>& layer
         combine_parts(
             a.parts + ((size_t(row) * a.NH + head) * a.splits + split) * (hs + 4),
             [&](int i, int c) { return parts[i * int(hs + 2) + c]; }, int(kStepWarps), int(hs), false);
-        __syncthreads();  // everyone is done with shared memory
+        // (The next task writes what nobody reads any more, and then waits.)
     }
 }
 
@@ -481,9 +482,7 @@ __global__ void __launch_bounds__(kStepThreads, 1) step_kernel(const __grid_cons
                                 step_value(v, in, a.rows, row, k);
                                 if (tile == 0 && in.keep) store_vector(in.keep + size_t(row) * in.n, v, k, in.n, true);
                                 if (!has_site || site.phase == Phase::folded) return;
-                                const float rho =
-                                    site.first != 1 && __ldcg(&a.sample.positions[row]) == 0 ? site.first : 1.0f;
-                                for (unsigned j = 0; j < 4; j++) v[j] = bounded(rho * v[j], site.bound);
+                                for (unsigned j = 0; j < 4; j++) v[j] = bounded(kStepRho * v[j], site.bound);
                             };
                             step_stage(shared.numbers, a.share[which].span, a.rows, k0, count, value);
                         });
@@ -491,7 +490,6 @@ __global__ void __launch_bounds__(kStepThreads, 1) step_kernel(const __grid_cons
     }
     step_stage_rows(shared.numbers, shared.statistics, a, 4 * a.L);
     step_head<R>(a, weights, shared.numbers);
-    cp_async_wait<0>();
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -501,21 +499,29 @@ __global__ void __launch_bounds__(kStepThreads, 1) step_kernel(const __grid_cons
 template <class Real>
 class PersistentStep {
   public:
-    // "" where the kernel takes such a model and so many sequences on this GPU, else what it takes and what was found.
+    // "" where the kernel takes such a model and so many sequences on this GPU; else what it takes, what was found, what to do.
     static std::string why_not(const Cuda& dev, const Config& c, size_t rows) {
         const size_t hs = c.C / c.NH, P = kVector<Real>, most = dev.properties.sharedMemPerBlockOptin;
         if (rows > kStepMostRows)
-            return strprintf("expected at most %u texts at a time (--batch), found %zu", kStepMostRows, rows);
-        if (rounded(rows) * c.C > kStepNumbers)
-            return strprintf("expected at most %zu texts at a time (--batch) for a width of %zu, found %zu",
-                             rounded_down(kStepNumbers / c.C), c.C, rows);
-        if (hs % P || hs > size_t(kStepMostHs))
-            return strprintf("expected a head size that is a multiple of %zu and at most %d, found %zu", P, kStepMostHs,
-                             hs);
-        if (c.V > kSampleIds) return strprintf("expected at most %zu token ids, found %zu", kSampleIds, c.V);
-        if (!dev.properties.cooperativeLaunch) return "expected a GPU with cooperative launches, found one without";
+            return strprintf("expected at most %u texts at a time, found %zu; use --batch %u", kStepMostRows, rows,
+                             kStepMostRows);
+        if (hs > size_t(kStepMostHs))
+            return strprintf("expected heads of at most %d numbers, found %zu; leave it out", kStepMostHs, hs);
+        if (hs % P)
+            return strprintf("expected heads of a multiple of %zu numbers, found %zu; %sleave it out", P, hs,
+                             hs % 4 == 0 ? "use --precision fp32 or " : "");
+        const size_t fit = rounded_down(kStepNumbers / c.C);
+        if (fit == 0) return strprintf("expected a width of at most %u, found %zu; leave it out", kStepNumbers, c.C);
+        if (rows > fit)
+            return strprintf("expected at most %zu texts at a time for a width of %zu, found %zu; use --batch %zu", fit,
+                             c.C, rows, fit);
+        if (c.V > kSampleIds)
+            return strprintf("expected at most %zu token ids, found %zu; leave it out", kSampleIds, c.V);
+        if (!dev.properties.cooperativeLaunch)
+            return "expected a GPU with cooperative launches, found one without; leave it out";
         if (kShared > most)
-            return strprintf("expected a GPU with %zu bytes of shared memory per block, found %zu", kShared, most);
+            return strprintf("expected a GPU with %zu bytes of shared memory per block, found %zu; leave it out",
+                             kShared, most);
         return "";
     }
 
