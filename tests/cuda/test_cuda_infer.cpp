@@ -61,14 +61,30 @@ CUDA_TEST(
     CHECK_MESSAGE(refusal.find("--weights int8") != std::string::npos, refusal);
 }
 
+CUDA_TEST("cuda infer --persistent: the same texts, and what it is not for") {
+    const ModelFolder w(16);
+    const std::string flags = "model.bin --device cuda --precision fp32 --prompt Once -n 20 --batch 3 --samples 3";
+    CHECK(w.run("infer", flags + " --persistent") == w.run("infer", flags));
+    CHECK(w.run("infer", "model.bin --device cuda --prompt Once --samples 5 --persistent", 1) ==
+          "infer: error: --persistent: expected at most 4 texts at a time, found 5; use --batch 4\n");
+    CHECK(w.run("infer", "model.bin --device cpu --prompt Once --persistent", 1) ==
+          "infer: error: --persistent: expected a GPU, found none (as --device says); leave it out\n");
+    CHECK(
+        w.run("infer", "model.bin --device cuda --last-token --persistent", 1).find("--persistent and --last-token") !=
+        std::string::npos);
+}
+
 CUDA_TEST("cuda bench_infer: the table, with what one decoding step launches") {
     const ModelFolder w(3);  // decoding: one token after 2
-    const std::string out = w.run("bench_infer", "model.bin --device cuda --seconds 0");
+    const std::string out = w.run("bench_infer", "model.bin --device cuda --seconds 0 --persistent");
     CAPTURE(out);
     CHECK(out.find("| explicit scaling | clamped | folded |") != std::string::npos);
     for (const char* row :
          {"| last-token logits, T 3, tokens/s | 4 |", "| decoding, ms per step (GB/s of weights) | 1 |",
-          "| decoding, ms per step (GB/s of weights) | 16 |"})
+          "| decoding, ms per step (GB/s of weights) | 16 |",
+          "| decoding at temperature 0.8, ms per step (GB/s of weights) | 1 |",
+          "| decoding by one kernel, ms per step (GB/s of weights) | 4 |",
+          "| decoding by one kernel at temperature 0.8, ms per step (GB/s of weights) | 1 |"})
         CHECK(out.find(row) != std::string::npos);
     // Passes over the stream: the embedding, four a block for its two sums, and a site's matrix reads it: with its mean
     // once more. The final norm reads it twice for its statistics and once for its matrix.
