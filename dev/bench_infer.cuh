@@ -175,7 +175,13 @@ class InferenceBench {
             if (which == "last-token") break;
             const size_t prompt = std::min(kPrompt, (context + 1) / 2);
             for (const bool persistent : {false, true}) {
-                if (persistent && !takes_one_kernel(B)) continue;
+                if (persistent && !persistent_) continue;
+                const std::string why_not =
+                    persistent ? Generator<Device, Real>::why_not_persistent(e_.dev, e_.info.config, B) : "";
+                if (!why_not.empty()) {
+                    std::printf("| decoding by one kernel: %s | %zu |\n", why_not.c_str(), B);
+                    continue;
+                }
                 decode(B, prompt, persistent, 0);
                 if (!kOnHost && B == 1) decode(B, prompt, persistent, 0.8);
             }
@@ -184,11 +190,6 @@ class InferenceBench {
     }
 
   private:
-    // Whether --persistent asks for steps of one kernel, and there is one for B sequences.
-    bool takes_one_kernel(size_t B) const {
-        return persistent_ && Generator<Device, Real>::can_persist(e_.dev, e_.info.config, B);
-    }
-
     static constexpr bool kOnHost = std::is_same_v<Device, Cpu>;
     static constexpr size_t kPrompt = 32, kNew = 128;
 

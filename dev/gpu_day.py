@@ -96,9 +96,10 @@ BLOCKS = [
     Block("prompts", "Last-token logits of 30M, in PyTorch too",
           (infer(f"{M30} --seed 1", "last-token", 40), torch("infer", f"{M30} --seq-len 512 --steps 50", 40), infer(f"{M30} --seed 2", "last-token", 40, False))),
     # What decides about --persistent, written before it ran anywhere.
-    Block("decoding", "Decoding with 124M, 774M (d36) and 1.6B (d48). One kernel becomes the default if the folded and the normalized model "
-          "are at least 1.1 times as fast by it at 124M, B 1, no row of a state is slower, and `tests` passed",
-          tuple(infer(f"-e {shape}", "decoding --persistent", 70, shape == "d12") for shape in ("d12", "d36", "d48"))),
+    Block("decoding", "Decoding with 124M, 774M (d36) and 1.6B (d48). One kernel becomes the default if greedily the folded and the normalized "
+          "model are at least 1.1 times as fast by it at 124M, B 1, no row of a state is slower, and `tests` passed. The goal: half of the bandwidth "
+          "at 124M, 78% at d36 and d48. (Random weights have flat logits, among which a choice at temperature 0.8 takes longer than a trained model's)",
+          tuple(infer(f"-e {shape}", "decoding --persistent", 90, shape == "d12") for shape in ("d12", "d36", "d48"))),
     Block("choices", "What cuBLASLt chose for every product", (Command(f"{LOG} --n-layer 1", f"{LOG} {TINY} -t 32 -b 2", 20, 60, keep="algo"),)),
     Block("update64", "The same with 64 sequences", (bench("-e d12 -b 64 --micro-batches 8", "", 60),)),
     Block("logits", "Logits 8192 rows at a time", (bench("-e d12 --logits-rows 8192 --micro-batches 1", "--logits-rows 16", 40),)),

@@ -76,7 +76,7 @@ template <class Device, class Real>
 class Generator {
   public:
     explicit Generator(Decoder<Device, Real>& decoder, bool /* persistent */ = false) : decoder_(decoder) {}
-    static bool can_persist(const Device&, const Config&, size_t) { return false; }
+    static std::string why_not_persistent(const Device&, const Config&, size_t) { return "expected a GPU"; }
     Decoder<Device, Real>& decoder() const { return decoder_; }
     // See generate_on_host.
     void generate(std::vector<Acc<Real>>& logits, size_t V, size_t n, const Sampling& s, size_t first,
@@ -92,9 +92,9 @@ class Generator {
 template <class Real>
 class Generator<Cuda, Real> {
   public:
-    // Whether one kernel can be a step of so many sequences.
-    static bool can_persist(const Cuda& dev, const Config& c, size_t sequences) {
-        return PersistentStep<Real>::why_not(dev, c, sequences).empty();
+    // "" where one kernel can be a step of so many sequences.
+    static std::string why_not_persistent(const Cuda& dev, const Config& c, size_t sequences) {
+        return PersistentStep<Real>::why_not(dev, c, sequences);
     }
     // persistent: see DecodeGraph.
     explicit Generator(Decoder<Cuda, Real>& decoder, bool persistent = false) : decoder_(decoder) {

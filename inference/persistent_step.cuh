@@ -4,7 +4,7 @@
 // weights and the next one's first. Here one block of threads stays on each multiprocessor for the whole step, and
 //
 // * every thread knows from the start which weights it will need, in which order (WeightStream), and always has the next
-//   kStepAhead packs of them on their way to shared memory: also while the grid waits in a barrier, for weights depend on
+//   `ahead` packs of them on their way to shared memory: also while the grid waits in a barrier, for weights depend on
 //   nothing;
 // * W [K, N] is shared by the grid in both directions (StepShare), as a product of one row has too few columns for all
 //   multiprocessors. What each block adds to a column goes to memory; whoever needs the result as input adds these sums up in
@@ -15,7 +15,8 @@
 // What folding saves here: a site that is no longer there needs no statistics, so a block of threads reads that part of its
 // input alone which it multiplies, where a norm makes every block read the whole row.
 //
-// The residual stream and all sums are fp32; keys and values are rounded to Real as the caches hold them.
+// The residual stream and all sums are fp32; queries, keys and values are rounded to Real, as the caches hold them. Every site's
+// factor rho (SiteArgs) is 1, for no token that a step reads is its sequence's first (but in sequences that nobody reads).
 #pragma once
 #ifdef TN_CUDA
 #include <algorithm>
@@ -32,13 +33,12 @@ namespace tapernorm {
 
 constexpr unsigned kStepThreads = 384, kStepWarps = kStepThreads / 32;  // (512 leave a thread too few registers)
 constexpr unsigned kStepMostRows = 4;
-constexpr unsigned kStepAhead = 10;          // packs of weights on their way to each thread: 60 KiB per multiprocessor
-constexpr unsigned kStepNumbers = 6 << 10;   // fp32 numbers of a product's input in shared memory, over all rows
+// Packs of weights on their way to each thread, as many as shared memory holds: 60 KiB per multiprocessor, or 180 (sm_90, 100).
+constexpr unsigned kStepAhead = 10, kStepFarAhead = 30;
+constexpr unsigned kStepNumbers = 6400;      // fp32 numbers of a product's input in shared memory, over all rows
 constexpr unsigned kStepMostLanes = 16;      // threads side by side on a row of W: 256 bytes
 constexpr int kStepKeys = kStepThreads / 2;  // keys that a block looks at in one go: 4 per group of 8 lanes
 constexpr int kStepMostHs = 64;
-constexpr float kStepRho =
-    1;  // SiteArgs::rho: no token that a step reads is a sequence's first (but of one that nobody reads)
 
 // How the blocks of a grid share a product [rows, K] W [K, N]: in units of `lanes` vectors of columns (a tile) and `span` rows
 // of W (a split). Unit u is tile u % tiles and split u / tiles; block b computes units b, b + blocks, ...
@@ -96,24 +96,24 @@ struct Step {
 // ---------------------------------------------------------------------------------------------------------------------
 // Weights, in the order in which this thread multiplies them
 
-// All positions are those of the pack that is requested next, kStepAhead packs before it is used.
-template <class Real>
+// All positions are those of the pack that is requested next, `ahead` packs before it is used.
+template <class Real, unsigned ahead>
 class WeightStream {
   public:
     static constexpr unsigned P = kVector<Real>;
 
-    // ring: [kStepAhead, kStepThreads] packs of shared memory; a thread reads only what it has copied itself.
+    // ring: [ahead, kStepThreads] packs of shared memory; a thread reads only what it has copied itself.
     __device__ WeightStream(const Step<Real>& a, Pack<Real>* ring) : a_(a), ring_(ring + threadIdx.x) {
         seek();
-        for (unsigned i = 0; i < kStepAhead; i++) request(ring_ + i * kStepThreads);
+        for (unsigned i = 0; i < ahead; i++) request(ring_ + i * kStepThreads);
     }
 
     __device__ __forceinline__ Pack<Real> take() {
-        cp_async_wait<kStepAhead - 1>();
+        cp_async_wait<int(ahead) - 1>();
         Pack<Real>* const at = ring_ + slot_ * kStepThreads;
         const Pack<Real> w = *at;
         request(at);
-        slot_ = slot_ + 1 < kStepAhead ? slot_ + 1 : 0;
+        slot_ = slot_ + 1 < ahead ? slot_ + 1 : 0;
         return w;
     }
 
@@ -283,7 +283,7 @@ __device__ __forceinline__ void step_apply_site(float* shared, const float2* sta
         const unsigned row = at / vectors, k = at % vectors * P;
         float u[P], gain[P];
         for (unsigned j = 0; j < P; j++) u[j] = shared[row * a.C + k + j] - statistics[row].x;
-        site_vector<phase>(u, gain, site, statistics[row].y, kStepRho, k, a.C, true);
+        site_vector<phase>(u, gain, site, statistics[row].y, 1.0f, k, a.C, true);
         for (unsigned j = 0; j < P; j++) shared[row * a.C + k + j] = u[j];
     }
 }
@@ -327,6 +327,23 @@ __device__ void step_stage_rows(float* shared, float2* statistics, const Step<Re
             break;
     }
     __syncthreads();
+}
+
+// Brings the vectors of block l to L2, or those of the final site: biases, gains. What a phase reads of them it could request only
+// behind its barrier, and from memory, for a step's weights pass through L2 between two uses.
+template <class Real>
+__device__ void step_prefetch(const Step<Real>& a, unsigned l) {
+    constexpr unsigned kLine = 128 / sizeof(Real);
+    if (threadIdx.x >= 12) return;
+    const unsigned i = threadIdx.x, of_site = i % 4;
+    const Site<Real>& site = l == a.L ? a.final_site : a.layers[l].sites[i / 4 % 2];
+    const Real* vector = of_site == 0   ? site.weight
+                         : of_site == 1 ? site.bias
+                         : of_site == 2 ? site.taper_weight
+                                        : site.taper_bias;
+    unsigned n = a.C;
+    if (i >= 8) vector = l == a.L ? nullptr : a.layers[l].bias[of_site], n = a.share[of_site].N;
+    for (unsigned at = blockIdx.x * kLine; vector && at < n; at += gridDim.x * kLine) prefetch_l2(vector + at);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -379,9 +396,9 @@ __device__ void step_attention(const Step<Real>& a, const StepLayer<Real>& layer
 
 // This block's units of a product. Its input is in `shared` as whole rows [rows, K] (staged), or stage(tile, k0, count) makes all
 // threads bring it there for k0 .. k0 + count, as [rows, span].
-template <int R, class Real, class Stage>
+template <int R, class Real, unsigned ahead, class Stage>
 __device__ __forceinline__ void step_product(float* sums, const StepShare& s, unsigned rows,
-                                             WeightStream<Real>& weights, StepShared& shared, bool staged,
+                                             WeightStream<Real, ahead>& weights, StepShared& shared, bool staged,
                                              Stage&& stage) {
     constexpr unsigned P = kVector<Real>;
     const unsigned lane = threadIdx.x % s.lanes, group = threadIdx.x / s.lanes, groups = kStepThreads / s.lanes;
@@ -425,8 +442,9 @@ __device__ __forceinline__ void step_product(float* sums, const StepShare& s, un
 }
 
 // The head's rows, one per warp at a time, against the rows [rows, C] in `shared`.
-template <int R, class Real>
-__device__ __forceinline__ void step_head(const Step<Real>& a, WeightStream<Real>& weights, const float* shared) {
+template <int R, class Real, unsigned ahead>
+__device__ __forceinline__ void step_head(const Step<Real>& a, WeightStream<Real, ahead>& weights,
+                                          const float* shared) {
     constexpr unsigned P = kVector<Real>;
     for (unsigned n = blockIdx.x * kStepWarps + threadIdx.x / 32; n < a.V; n += gridDim.x * kStepWarps) {
         float sum[R] = {};
@@ -456,16 +474,17 @@ __device__ __attribute__((noinline)) void step_choose(const Step<Real>& a, Sampl
 }
 
 // R >= a.rows. One block per multiprocessor.
-template <class Real, int R>
+template <class Real, int R, unsigned ahead>
 __global__ void __launch_bounds__(kStepThreads, 1) step_kernel(const __grid_constant__ Step<Real> a) {
     StepShared& shared = *dynamic_shared<StepShared>();
-    WeightStream<Real> weights(a, reinterpret_cast<Pack<Real>*>(&shared + 1));
+    WeightStream<Real, ahead> weights(a, reinterpret_cast<Pack<Real>*>(&shared + 1));
     const cooperative_groups::grid_group grid = cooperative_groups::this_grid();
     step_choose(a, reinterpret_cast<SampleSum*>(shared.numbers));
     grid.sync();
     for (unsigned p = 0; p < 4 * a.L; p++) {
         const unsigned which = p % 4;
         const StepLayer<Real>& layer = a.layers[p / 4];
+        if (which == 0) step_prefetch(a, p / 4 + 1);
         if (which == 1) {
             step_attention(a, layer, shared.numbers);
             grid.sync();
@@ -482,7 +501,7 @@ __global__ void __launch_bounds__(kStepThreads, 1) step_kernel(const __grid_cons
                                 step_value(v, in, a.rows, row, k);
                                 if (tile == 0 && in.keep) store_vector(in.keep + size_t(row) * in.n, v, k, in.n, true);
                                 if (!has_site || site.phase == Phase::folded) return;
-                                for (unsigned j = 0; j < 4; j++) v[j] = bounded(kStepRho * v[j], site.bound);
+                                for (unsigned j = 0; j < 4; j++) v[j] = bounded(v[j], site.bound);
                             };
                             step_stage(shared.numbers, a.share[which].span, a.rows, k0, count, value);
                         });
@@ -519,9 +538,9 @@ class PersistentStep {
             return strprintf("expected at most %zu token ids, found %zu; leave it out", kSampleIds, c.V);
         if (!dev.properties.cooperativeLaunch)
             return "expected a GPU with cooperative launches, found one without; leave it out";
-        if (kShared > most)
+        if (shared_bytes(kStepAhead) > most)
             return strprintf("expected a GPU with %zu bytes of shared memory per block, found %zu; leave it out",
-                             kShared, most);
+                             shared_bytes(kStepAhead), most);
         return "";
     }
 
@@ -558,17 +577,30 @@ class PersistentStep {
 
     void launch(const SampleStep<Real>& sample) {
         a_.sample = sample;
-        auto with = [&](auto rows) {
-            launch_cooperative<step_kernel<Real, decltype(rows)::value>>(unsigned(dev_.multiprocessors()), kStepThreads,
-                                                                         kShared, dev_.stream, a_);
-        };
-        if (a_.rows == 1) return with(std::integral_constant<int, 1>());
-        if (a_.rows == 2) return with(std::integral_constant<int, 2>());
-        with(std::integral_constant<int, 4>());
+        if (shared_bytes(kStepFarAhead) <= dev_.properties.sharedMemPerBlockOptin)
+            launch_rows<kStepFarAhead>();
+        else
+            launch_rows<kStepAhead>();
     }
 
   private:
-    static constexpr size_t kShared = sizeof(StepShared) + kStepAhead * kStepThreads * sizeof(Pack<Real>);
+    static constexpr size_t shared_bytes(unsigned ahead) {
+        return sizeof(StepShared) + ahead * kStepThreads * sizeof(Pack<Real>);
+    }
+    template <unsigned ahead>
+    void launch_rows() {
+        if (a_.rows == 1)
+            launch_step<1, ahead>();
+        else if (a_.rows == 2)
+            launch_step<2, ahead>();
+        else
+            launch_step<4, ahead>();
+    }
+    template <int R, unsigned ahead>
+    void launch_step() {
+        launch_cooperative<step_kernel<Real, R, ahead>>(unsigned(dev_.multiprocessors()), kStepThreads,
+                                                        shared_bytes(ahead), dev_.stream, a_);
+    }
     static size_t rounded(size_t rows) { return rows == 3 ? 4 : rows; }
     static size_t rounded_down(size_t rows) { return rows == 3 ? 2 : std::min<size_t>(rows, kStepMostRows); }
 

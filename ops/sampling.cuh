@@ -3,11 +3,12 @@
 // the cumulative distribution, with the same random numbers. Equal logits are ordered by token id.
 //
 // A token's key orders like its probability, and a token is searched for by its key: a pass over the logits adds up, for seven
-// keys at a time, how much lies at or above each of them, which leaves an interval between two of them. When few tokens are left
-// in it, each is compared with each. Passes are what takes time, for one multiprocessor does them all: so the first seven keys
-// lie where tokens are (some nats below the most probable one, not spread over all numbers), and mostly one or two are enough.
-// Probabilities are summed as integers (2^40 for the most probable token), so the order of the threads changes no bit. The choice may differ from that of the host, which adds in double, where the random number is within about 2^-22 of
-// a boundary.
+// keys at a time, how much lies at or above each of them, which leaves an interval between two of them. When few tokens are
+// left in it, each is compared with each. Passes are what takes time, for one multiprocessor does them all: so the first seven
+// keys lie where tokens are (some nats below the most probable one, not spread over all numbers), and among a trained model's
+// logits one or two passes are mostly enough. Probabilities are summed as integers (2^40 for the most probable token), so the
+// order of the threads changes no bit. The choice may differ from that of the host, which adds in double, where the random
+// number is within about 2^-22 of a boundary.
 #pragma once
 #ifdef TN_CUDA
 #include <cstdint>

@@ -97,6 +97,9 @@ __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
 }
 
+// Asks for the line of memory at p in L2, whoever reads it next.
+__device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];\n" ::"l"(p)); }
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Approximate functions of the special function unit
 

@@ -95,4 +95,5 @@ inline float fast_exp2(float x) {
     const float y = std::exp2(x);
     return y < 0x1p-126f ? 0 : y;
 }
+inline void prefetch_l2(const void*) {}
 inline float fast_tanh(float x) { return std::tanh(x); }
