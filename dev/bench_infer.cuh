@@ -179,7 +179,8 @@ class InferenceBench {
                 const std::string why_not =
                     persistent ? Generator<Device, Real>::why_not_persistent(e_.dev, e_.info.config, B) : "";
                 if (!why_not.empty()) {
-                    std::printf("| decoding by one kernel: %s | %zu |\n", why_not.c_str(), B);
+                    std::printf("| decoding by one kernel: %s | %zu |\n", why_not.substr(0, why_not.find(';')).c_str(),
+                                B);
                     continue;
                 }
                 decode(B, prompt, persistent, 0);

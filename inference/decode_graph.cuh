@@ -7,8 +7,8 @@
 // products). A folded model launches as many as a normalized one and reads as many bytes of weights; what folding saves is
 // that no product waits for statistics of its input. (A folded model could merge attn_proj into mlp_fc, since nothing
 // nonlinear is left between them: one launch less per block, for a third more bytes of weights. Not done.)
-// More sequences than those kernels take go through cuBLASLt, in the same graph. (One kernel for all of it, without the gaps between
-// 2 + 5 L kernels: inference/persistent_step.cuh, where that was asked for.)
+// More sequences than those kernels take go through cuBLASLt, in the same graph. (With
+// --persistent, one kernel is a step, without the gaps between 2 + 5 L kernels: inference/persistent_step.cuh.)
 #pragma once
 #ifdef TN_CUDA
 #include <functional>

@@ -33,7 +33,7 @@ namespace tapernorm {
 
 constexpr unsigned kStepThreads = 384, kStepWarps = kStepThreads / 32;  // (512 leave a thread too few registers)
 constexpr unsigned kStepMostRows = 4;
-// Packs of weights on their way to each thread, as many as shared memory holds: 60 KiB per multiprocessor, or 180 (sm_90, 100).
+// Packs of weights on their way to each thread: 60 KiB per multiprocessor or, where shared memory holds as much (sm_90, 100), 180.
 constexpr unsigned kStepAhead = 10, kStepFarAhead = 30;
 constexpr unsigned kStepNumbers = 6400;      // fp32 numbers of a product's input in shared memory, over all rows
 constexpr unsigned kStepMostLanes = 16;      // threads side by side on a row of W: 256 bytes
@@ -329,12 +329,13 @@ __device__ void step_stage_rows(float* shared, float2* statistics, const Step<Re
     __syncthreads();
 }
 
-// Brings the vectors of block l to L2, or those of the final site: biases, gains. What a phase reads of them it could request only
-// behind its barrier, and from memory, for a step's weights pass through L2 between two uses.
+// Brings the vectors of block l to L2, or those of the final site: biases, gains. A phase can ask for them only behind its barrier, and
+// they are no longer in L2: a step's weights have pushed them out. By the blocks of threads from `first` on, which have nothing
+// else to do.
 template <class Real>
-__device__ void step_prefetch(const Step<Real>& a, unsigned l) {
+__device__ void step_prefetch(const Step<Real>& a, unsigned l, unsigned first) {
     constexpr unsigned kLine = 128 / sizeof(Real);
-    if (threadIdx.x >= 12) return;
+    if (threadIdx.x >= 12 || blockIdx.x < first) return;
     const unsigned i = threadIdx.x, of_site = i % 4;
     const Site<Real>& site = l == a.L ? a.final_site : a.layers[l].sites[i / 4 % 2];
     const Real* vector = of_site == 0   ? site.weight
@@ -343,7 +344,8 @@ __device__ void step_prefetch(const Step<Real>& a, unsigned l) {
                                         : site.taper_bias;
     unsigned n = a.C;
     if (i >= 8) vector = l == a.L ? nullptr : a.layers[l].bias[of_site], n = a.share[of_site].N;
-    for (unsigned at = blockIdx.x * kLine; vector && at < n; at += gridDim.x * kLine) prefetch_l2(vector + at);
+    const unsigned step = (gridDim.x - first) * kLine;
+    for (unsigned at = (blockIdx.x - first) * kLine; vector && at < n; at += step) prefetch_l2(vector + at);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -390,7 +392,7 @@ __device__ void step_attention(const Step<Real>& a, const StepLayer<Real>& layer
         combine_parts(
             a.parts + ((size_t(row) * a.NH + head) * a.splits + split) * (hs + 4),
             [&](int i, int c) { return parts[i * int(hs + 2) + c]; }, int(kStepWarps), int(hs), false);
-        // (The next task writes what nobody reads any more, and then waits.)
+        // (No barrier: the next task first writes the query, which was last read before the barrier above, and then waits.)
     }
 }
 
@@ -448,6 +450,7 @@ __device__ __forceinline__ void step_head(const Step<Real>& a, WeightStream<Real
     constexpr unsigned P = kVector<Real>;
     for (unsigned n = blockIdx.x * kStepWarps + threadIdx.x / 32; n < a.V; n += gridDim.x * kStepWarps) {
         float sum[R] = {};
+        const float bias = a.head_bias ? float(a.head_bias[n]) : 0.0f;  // requested before what takes time
         for (unsigned k = threadIdx.x % 32 * P; k < a.C; k += 32 * P) {
             const Pack<Real> w = weights.take();
 #pragma unroll
@@ -455,7 +458,6 @@ __device__ __forceinline__ void step_head(const Step<Real>& a, WeightStream<Real
 #pragma unroll
                 for (unsigned j = 0; j < P; j++) sum[r] += shared[unsigned(r) * a.C + k + j] * float(w[int(j)]);
         }
-        const float bias = a.head_bias ? float(a.head_bias[n]) : 0.0f;
 #pragma unroll
         for (int r = 0; r < R; r++) {
             const float total = warp_sum(sum[r]);
@@ -480,13 +482,17 @@ __global__ void __launch_bounds__(kStepThreads, 1) step_kernel(const __grid_cons
     WeightStream<Real, ahead> weights(a, reinterpret_cast<Pack<Real>*>(&shared + 1));
     const cooperative_groups::grid_group grid = cooperative_groups::this_grid();
     step_choose(a, reinterpret_cast<SampleSum*>(shared.numbers));
+    step_prefetch(a, 0, a.rows);
+    if (blockIdx.x + 1 == gridDim.x)  // the table itself
+        for (unsigned l = threadIdx.x; l < a.L; l += kStepThreads)
+            prefetch_l2(&a.layers[l]), prefetch_l2(&a.layers[l].bias);
     grid.sync();
     for (unsigned p = 0; p < 4 * a.L; p++) {
         const unsigned which = p % 4;
         const StepLayer<Real>& layer = a.layers[p / 4];
-        if (which == 0) step_prefetch(a, p / 4 + 1);
         if (which == 1) {
             step_attention(a, layer, shared.numbers);
+            step_prefetch(a, p / 4 + 1, a.rows * a.NH * a.splits);
             grid.sync();
         }
         const StepInput<Real> in = step_input(a, p);
@@ -521,19 +527,13 @@ class PersistentStep {
     // "" where the kernel takes such a model and so many sequences on this GPU; else what it takes, what was found, what to do.
     static std::string why_not(const Cuda& dev, const Config& c, size_t rows) {
         const size_t hs = c.C / c.NH, P = kVector<Real>, most = dev.properties.sharedMemPerBlockOptin;
-        if (rows > kStepMostRows)
-            return strprintf("expected at most %u texts at a time, found %zu; use --batch %u", kStepMostRows, rows,
-                             kStepMostRows);
         if (hs > size_t(kStepMostHs))
             return strprintf("expected heads of at most %d numbers, found %zu; leave it out", kStepMostHs, hs);
         if (hs % P)
             return strprintf("expected heads of a multiple of %zu numbers, found %zu; %sleave it out", P, hs,
                              hs % 4 == 0 ? "use --precision fp32 or " : "");
-        const size_t fit = rounded_down(kStepNumbers / c.C);
-        if (fit == 0) return strprintf("expected a width of at most %u, found %zu; leave it out", kStepNumbers, c.C);
-        if (rows > fit)
-            return strprintf("expected at most %zu texts at a time for a width of %zu, found %zu; use --batch %zu", fit,
-                             c.C, rows, fit);
+        if (c.C > kStepNumbers)
+            return strprintf("expected a width of at most %u, found %zu; leave it out", kStepNumbers, c.C);
         if (c.V > kSampleIds)
             return strprintf("expected at most %zu token ids, found %zu; leave it out", kSampleIds, c.V);
         if (!dev.properties.cooperativeLaunch)
@@ -541,6 +541,11 @@ class PersistentStep {
         if (shared_bytes(kStepAhead) > most)
             return strprintf("expected a GPU with %zu bytes of shared memory per block, found %zu; leave it out",
                              shared_bytes(kStepAhead), most);
+        if (rows > kStepMostRows)
+            return strprintf("expected at most %u texts at a time, found %zu; use --batch %u", kStepMostRows, rows,
+                             kStepMostRows);
+        if (rounded(rows) * c.C > kStepNumbers)
+            return strprintf("expected one text at a time for a width of %zu, found %zu; use --batch 1", c.C, rows);
         return "";
     }
 
@@ -577,32 +582,29 @@ class PersistentStep {
 
     void launch(const SampleStep<Real>& sample) {
         a_.sample = sample;
-        if (shared_bytes(kStepFarAhead) <= dev_.properties.sharedMemPerBlockOptin)
-            launch_rows<kStepFarAhead>();
+        if (a_.rows == 1)
+            launch_step<1>();
         else
-            launch_rows<kStepAhead>();
+            launch_step<4>();
     }
 
   private:
     static constexpr size_t shared_bytes(unsigned ahead) {
         return sizeof(StepShared) + ahead * kStepThreads * sizeof(Pack<Real>);
     }
-    template <unsigned ahead>
-    void launch_rows() {
-        if (a_.rows == 1)
-            launch_step<1, ahead>();
-        else if (a_.rows == 2)
-            launch_step<2, ahead>();
-        else
-            launch_step<4, ahead>();
-    }
-    template <int R, unsigned ahead>
+    template <int R>
     void launch_step() {
-        launch_cooperative<step_kernel<Real, R, ahead>>(unsigned(dev_.multiprocessors()), kStepThreads,
-                                                        shared_bytes(ahead), dev_.stream, a_);
+        auto with = [&](auto ahead) {
+            launch_cooperative<step_kernel<Real, R, decltype(ahead)::value>>(unsigned(dev_.multiprocessors()),
+                                                                             kStepThreads, shared_bytes(ahead),
+                                                                             dev_.stream, a_);
+        };
+        if constexpr (sizeof(Real) == 2)  // (few decode in fp32: a program need not be larger for them)
+            if (shared_bytes(kStepFarAhead) <= dev_.properties.sharedMemPerBlockOptin)
+                return with(std::integral_constant<unsigned, kStepFarAhead>());
+        with(std::integral_constant<unsigned, kStepAhead>());
     }
-    static size_t rounded(size_t rows) { return rows == 3 ? 4 : rows; }
-    static size_t rounded_down(size_t rows) { return rows == 3 ? 2 : std::min<size_t>(rows, kStepMostRows); }
+    static size_t rounded(size_t rows) { return rows == 1 ? 1 : kStepMostRows; }
 
     Cuda& dev_;
     Arena<Cuda> memory_;
