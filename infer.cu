@@ -166,7 +166,7 @@ nlohmann::ordered_json last_token(const Settings& s, Decoder<Device, Real>& deco
     require_finite(s.model, logits);
     do times.push_back(pass());
     while (times.size() < 50 && seconds_since(start) < 1);
-    const double seconds = median(std::move(times));
+    const double seconds = median(times);
     std::fprintf(s.text(), "prompt    %s: %s\n\nnext token, by probability:\n",
                  counted(prompt.tokens.size(), "token").c_str(),
                  printable(prompt.text.empty() ? s.tokens : prompt.text, "\n\t").c_str());

@@ -595,7 +595,11 @@ TEST_CASE("train_gpt: token shards and a validation text of its own") {
     CHECK(out.find("&& ./infer folded.bin --last-token --tokens 0\n") != std::string::npos);  // it cannot read text
     w.ok("infer folded.bin --last-token --tokens 0");
     w.refused("infer folded.bin --last-token", {"(gpt2)", "--tokenizer DIR; or give ids with --tokens"});  // bytes: no
-    CHECK(w.ok("infer folded.bin --last-token --tokens 50256,1,2").find("last-token mode") != std::string::npos);
+    const std::string last_token = w.ok("infer folded.bin --last-token --tokens 50256,1,2");
+    CHECK(last_token.find("last-token mode") != std::string::npos);
+    const size_t repetitions = last_token.find("median of ");
+    REQUIRE(repetitions != std::string::npos);
+    CHECK(std::stoul(last_token.substr(repetitions + 10)) >= 1);
     CHECK(generated(w.ok("infer folded.bin -n 3 --greedy --tokens 50256,1,2")).find(',') != std::string::npos);
     w.refused("infer folded.bin --prompt hello", {"folded.bin", "gpt2", "--tokens"});
     w.refused("infer folded.bin --tokens 50257", {"50257"});
