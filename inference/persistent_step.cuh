@@ -307,25 +307,12 @@ __device__ void step_stage_rows(float* shared, float2* statistics, const Step<Re
         if (threadIdx.x % 32 == 0) statistics[row] = {m, 1 / s};
     }
     __syncthreads();
-    switch (site.phase) {
-        case Phase::norm:
-            step_apply_site<Phase::norm>(shared, statistics, a, site);
-            break;
-        case Phase::blend:
-            step_apply_site<Phase::blend>(shared, statistics, a, site);
-            break;
-        case Phase::scale:
-            step_apply_site<Phase::scale>(shared, statistics, a, site);
-            break;
-        case Phase::unweighted:
-            step_apply_site<Phase::unweighted>(shared, statistics, a, site);
-            break;
-        case Phase::clamp:
-            step_apply_site<Phase::clamp>(shared, statistics, a, site);
-            break;
-        case Phase::folded:
-            break;
-    }
+    auto apply = [&]<Phase phase>() { step_apply_site<phase>(shared, statistics, a, site); };
+    if (site.phase == Phase::norm) apply.template operator()<Phase::norm>();
+    if (site.phase == Phase::blend) apply.template operator()<Phase::blend>();
+    if (site.phase == Phase::scale) apply.template operator()<Phase::scale>();
+    if (site.phase == Phase::unweighted) apply.template operator()<Phase::unweighted>();
+    if (site.phase == Phase::clamp) apply.template operator()<Phase::clamp>();
     __syncthreads();
 }
 

@@ -95,5 +95,6 @@ inline float fast_exp2(float x) {
     const float y = std::exp2(x);
     return y < 0x1p-126f ? 0 : y;
 }
-inline void prefetch_l2(const void*) {}
+// A hint, whose address must be one that could be read.
+inline void prefetch_l2(const void* p) { [[maybe_unused]] const char byte = *static_cast<const volatile char*>(p); }
 inline float fast_tanh(float x) { return std::tanh(x); }
