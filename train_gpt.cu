@@ -24,7 +24,7 @@
 #include "io/version.h"
 #include "model/config.h"
 #include "model/model_file.h"
-#include "ops/attention.cuh"
+#include "ops/attention/attention.cuh"
 #include "ops/cross_entropy.cuh"
 #include "ops/embedding.cuh"
 #include "ops/gelu.cuh"

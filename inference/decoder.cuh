@@ -12,7 +12,7 @@
 #include "inference/packed_model.h"
 #include "io/tokens.h"
 #include "model/config.h"
-#include "ops/attention.cuh"
+#include "ops/attention/attention.cuh"
 #include "ops/embedding.cuh"
 #include "ops/linear.cuh"
 #include "runtime/arena.h"

@@ -3,7 +3,7 @@
 #include "ops/leaf.h"
 
 #include "ops/adamw.cuh"
-#include "ops/attention.cuh"
+#include "ops/attention/attention.cuh"
 #include "ops/channel_sums.cuh"
 #include "ops/cross_entropy.cuh"
 #include "ops/gelu.cuh"

@@ -47,7 +47,7 @@ struct Leaf {
     // ops/cross_entropy.cuh
     Real (*cross_entropy)(Real* dz, const Real* z, size_t target, Real weight, size_t V);
     Real (*distillation)(Real* kl, Real* z, Real* t, size_t target, Real weight, Real share, size_t V);
-    // ops/attention.cuh
+    // ops/attention/attention.cuh
     void (*softmax_rows)(Real* p, Real* inverse_sum, size_t ld, size_t rows, size_t first);
     void (*softmax_causal)(Real* s, Real* lse, Real* inverse_sum, size_t ld, size_t queries, size_t first);
     void (*softmax_causal_backward)(Real* p, Real* ds, const Real* lse, const Real* delta, size_t ld, size_t queries,

@@ -10,7 +10,7 @@
 #include <limits>
 #include <numeric>
 
-#include "ops/attention.cuh"
+#include "ops/attention/attention.cuh"
 #include "ops/cross_entropy.cuh"
 #include "ops/embedding.cuh"
 #include "ops/gelu.cuh"

@@ -5,7 +5,7 @@
 
 #include <cstring>
 
-#include "ops/attention.cuh"
+#include "ops/attention/attention.cuh"
 #include "tests/cuda/cuda_test.h"
 #ifdef CUDA_EMU
 #include "tests/emu/emu.h"

@@ -7,13 +7,13 @@
 //   ./bench_attention [rounds = 21]
 //
 // FLOPs as is usual: forward 2 products of T x T x hs a head, backward 5 (ours computes 7:
-// ops/attention_flash.cuh), of which the causal mask leaves half. Both are 2 FLOPs a multiply-add.
+// ops/attention/flash_mma.cuh), of which the causal mask leaves half. Both are 2 FLOPs a multiply-add.
 #include <algorithm>
 #include <cstdio>
 #include <functional>
 #include <vector>
 
-#include "ops/attention.cuh"
+#include "ops/attention/attention.cuh"
 #include "runtime/exit_status.h"
 #include "runtime/median.h"
 #include "runtime/random.h"

@@ -7,7 +7,7 @@
 // left operand.
 #pragma once
 #ifdef TN_CUDA
-#include "ops/attention_kernels.cuh"
+#include "ops/attention/kernels.cuh"
 
 namespace tapernorm {
 

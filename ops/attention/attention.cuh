@@ -20,7 +20,7 @@
 #include "ops/gemm.cuh"
 #include "runtime/types.h"
 #endif
-#include "ops/attention_flash.cuh"
+#include "ops/attention/flash_mma.cuh"
 #include "runtime/cuda.cuh"
 
 namespace tapernorm {

@@ -1,4 +1,4 @@
-// The kernels of ops/attention.cuh that need no tensor cores: "simple" ones for any number type and head size up to 256
+// The kernels of ops/attention/attention.cuh that need no tensor cores: "simple" ones for any number type and head size up to 256
 // (they serve fp32 runs and odd head sizes, and are the ones to read first), and one query against a cache.
 //
 // Blocks never add into the same memory, and all sums have a fixed order: runs give the same bits.
