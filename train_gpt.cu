@@ -372,6 +372,7 @@ struct Trainer {
         add_parts(moment_memory, model.shards, v, updated_by_adamw(config, s.optimizer));
         if (s.optimizer == "muon") moment_memory.add(muon, muon_scratch(config.C, 4 * config.C));
         moment_memory.allocate(true);
+        choose_attention<Real>(dev, config, ranks);
         if (s.tune) begin_tuning(dev);
         calibration.decay = s.ema_decay;
         calibration.sites.resize(config.tapering_sites());

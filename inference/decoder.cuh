@@ -12,7 +12,7 @@
 #include "inference/packed_model.h"
 #include "io/tokens.h"
 #include "model/config.h"
-#include "ops/attention/attention.cuh"
+#include "ops/attention/choice.cuh"
 #include "ops/embedding.cuh"
 #include "ops/linear.cuh"
 #include "runtime/arena.h"
@@ -133,6 +133,7 @@ class Decoder {
         for (size_t l = 0; l < config.L; l++)
             memory_.add(k_cache_[l], sequences * config.T * C), memory_.add(v_cache_[l], sequences * config.T * C);
         memory_.allocate(false);
+        choose_attention<Real>(dev, C / config.NH);
     }
 
     Device& device() const { return dev_; }

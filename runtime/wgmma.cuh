@@ -25,6 +25,15 @@ constexpr bool kWgmma = true;
 constexpr bool kWgmma = false;
 #endif
 
+// A matrix descriptor from its lower half, which holds all that differs between operands: where the operand starts, to which the
+// bytes may be added by which it starts later, and the distance of its panels. In the upper half: rows of 128 bytes in groups of 8,
+// swizzled.
+__host__ __device__ constexpr uint64_t wgmma_operand(uint32_t lower) {
+    constexpr uint64_t kSwizzle128 = 1, kEightRows = 1024;
+    return lower | kEightRows >> 4 << 32 | kSwizzle128 << 62;
+}
+__host__ __device__ constexpr uint32_t wgmma_bytes(int bytes) { return uint32_t(bytes) >> 4; }
+
 // The CPU stand-in for CUDA brings its own versions of these functions.
 #ifndef CUDA_EMU
 
@@ -41,11 +50,8 @@ constexpr bool kWgmma = false;
 //   its columns are (`columns`): then a product sums over 16 rows, the next of which are 2048 bytes away, and takes all 64 columns
 //   of as many panels as it needs, `panel` bytes apart.
 __device__ __forceinline__ uint64_t wgmma_operand(const void* start, uint32_t panel = 0) {
-    constexpr uint64_t kSwizzle128 = 1, kEightRows = 1024;
-    return (shared_address(start) & 0x3ffff) >> 4 | uint64_t(panel >> 4) << 16 | kEightRows >> 4 << 32 | kSwizzle128 << 62;
+    return wgmma_operand((shared_address(start) & 0x3ffff) >> 4 | panel >> 4 << 16);
 }
-// What to add to an operand to begin so many bytes later.
-__host__ __device__ constexpr uint64_t wgmma_bytes(int bytes) { return uint64_t(bytes) >> 4; }
 
 // What is done to registers before stays before, and after stays after: the compiler moves what it takes for plain arithmetic.
 __device__ __forceinline__ void wgmma_keep(float& x) { asm volatile("" : "+f"(x)::"memory"); }
@@ -61,11 +67,11 @@ __device__ __forceinline__ void wgmma_keep(T (&x)[n]) {
 template <class... Registers>
 __device__ __forceinline__ void wgmma_fence(Registers&... registers) {
     (wgmma_keep(registers), ...);
-    WGMMA_ASM("wgmma.fence.sync.aligned;\n" ::: "memory");
+    WGMMA_ASM("wgmma.fence.sync.aligned;\n" :: : "memory");
 }
 
 // Warpgroup: closes a group, of the products since the last one.
-__device__ __forceinline__ void wgmma_commit() { WGMMA_ASM("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { WGMMA_ASM("wgmma.commit_group.sync.aligned;\n" :: : "memory"); }
 
 // Warpgroup: waits until at most the `pending` newest groups are unfinished. Names the registers that may be used from here on.
 template <int pending, class... Registers>
@@ -75,7 +81,7 @@ __device__ __forceinline__ void wgmma_wait(Registers&... registers) {
 }
 
 // What this thread and its cp.async copies (waited for) wrote to shared memory can be read by products, after a barrier.
-__device__ __forceinline__ void fence_async_proxy() { WGMMA_ASM("fence.proxy.async.shared::cta;\n" ::: "memory"); }
+__device__ __forceinline__ void fence_async_proxy() { WGMMA_ASM("fence.proxy.async.shared::cta;\n" :: : "memory"); }
 
 // `threads` threads of the block, whole warps, meet at barrier `id`: 1..15, where __syncthreads is 0.
 __device__ __forceinline__ void named_barrier(int id, int threads) {
@@ -86,14 +92,14 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
 // in the fragments of mma_m16n8k16: d[n] are the four of columns 8 n .. 8 n + 7, a those of 16 columns. a may be an operand in
 // shared memory instead. columns_a, columns_b: see wgmma_operand.
 #define WGMMA_D4(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
-#define WGMMA_D32(i)                                                                                         \
-    WGMMA_D4(i), WGMMA_D4(i + 1), WGMMA_D4(i + 2), WGMMA_D4(i + 3), WGMMA_D4(i + 4), WGMMA_D4(i + 5), \
-        WGMMA_D4(i + 6), WGMMA_D4(i + 7)
-#define WGMMA_0_31                                                                                                  \
+#define WGMMA_D32(i)                                                                                                   \
+    WGMMA_D4(i), WGMMA_D4(i + 1), WGMMA_D4(i + 2), WGMMA_D4(i + 3), WGMMA_D4(i + 4), WGMMA_D4(i + 5), WGMMA_D4(i + 6), \
+        WGMMA_D4(i + 7)
+#define WGMMA_0_31                                                                                                   \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
     "%24, %25, %26, %27, %28, %29, %30, %31"
-#define WGMMA_32_63                                                                                          \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, "   \
+#define WGMMA_32_63                                                                                        \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
     "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 template <int N, bool columns_a, bool columns_b>
@@ -102,15 +108,13 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 8][4], uint64_t a, uint64_t
     if constexpr (N == 64)
         WGMMA_ASM(
             "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-            "{" WGMMA_0_31 "}, %32, %33, p, 1, 1, %35, %36;\n}\n"
-            : WGMMA_D32(0)
-            : "l"(a), "l"(b), "r"(int(add)), "n"(columns_a), "n"(columns_b));
+            "{" WGMMA_0_31 "}, %32, %33, p, 1, 1, %35, %36;\n}\n" : WGMMA_D32(0) : "l"(a),
+            "l"(b), "r"(int(add)), "n"(columns_a), "n"(columns_b));
     else
         WGMMA_ASM(
             "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-            "{" WGMMA_0_31 ", " WGMMA_32_63 "}, %64, %65, p, 1, 1, %67, %68;\n}\n"
-            : WGMMA_D32(0), WGMMA_D32(8)
-            : "l"(a), "l"(b), "r"(int(add)), "n"(columns_a), "n"(columns_b));
+            "{" WGMMA_0_31 ", " WGMMA_32_63 "}, %64, %65, p, 1, 1, %67, %68;\n}\n" : WGMMA_D32(0),
+            WGMMA_D32(8) : "l"(a), "l"(b), "r"(int(add)), "n"(columns_a), "n"(columns_b));
 }
 
 template <int N, bool columns_b>
@@ -119,17 +123,21 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 8][4], const uint32_t (&a)[
     if constexpr (N == 64)
         WGMMA_ASM(
             "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-            "{" WGMMA_0_31 "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
-            : WGMMA_D32(0)
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(columns_b));
+            "{" WGMMA_0_31 "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n" : WGMMA_D32(0) : "r"(a[0]),
+            "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(columns_b));
     else
         WGMMA_ASM(
             "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-            "{" WGMMA_0_31 ", " WGMMA_32_63 "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}\n"
-            : WGMMA_D32(0), WGMMA_D32(8)
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(columns_b));
+            "{" WGMMA_0_31 ", " WGMMA_32_63 "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}\n" : WGMMA_D32(0),
+            WGMMA_D32(8) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(columns_b));
 }
 #endif  // CUDA_EMU
+
+// Writes whether the code that was loaded has them: a GPU may run another architecture's, and its own number does not tell.
+template <class Int>
+__global__ void has_wgmma_kernel(Int* found) {
+    *found = Int(kWgmma);
+}
 
 }  // namespace tapernorm
 #endif  // TN_CUDA

@@ -1,8 +1,13 @@
+// What the kernels of all ranks must have in common.
+//
+// Attention by warpgroups, where the GPUs of all ranks can (ops/attention/choice.cuh).
+//
 // --tune: which of cuBLASLt's algorithms multiplies matrices of which shape is found by timing in the first update. Bits depend on
 // it: all ranks take rank 0's choices, and a state keeps them for the run that resumes from it.
 #pragma once
 #include <string>
 
+#include "ops/attention/choice.cuh"
 #include "runtime/cpu.h"
 #include "train/trainer.h"
 #ifdef TN_CUDA
@@ -11,6 +16,8 @@
 
 namespace tapernorm::train {
 
+template <class Real>
+void choose_attention(Cpu&, const Config&, Ranks&) {}
 inline void begin_tuning(Cpu&) {}
 template <class Real>
 void end_tuning(Trainer<Cpu, Real>&) {}
@@ -18,6 +25,14 @@ inline std::string tuned_products(Cpu&) { return ""; }
 inline void adopt_products(Cpu&, const std::string&) {}
 
 #ifdef TN_CUDA
+template <class Real>
+void choose_attention(Cuda& dev, const Config& config, Ranks& ranks) {
+    tapernorm::choose_attention<Real>(dev, config.C / config.NH);
+    std::vector<double> can = {double(dev.wgmma)};
+    ranks.sum(can, "the kernels of attention");
+    dev.wgmma = can[0] == ranks.size;
+}
+
 inline void begin_tuning(Cuda& dev) { dev.plans.tune(true); }
 
 // At the end of the first update. Shapes that come later are not timed, because ranks may meet them at different times.

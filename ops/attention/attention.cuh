@@ -20,7 +20,7 @@
 #include "ops/gemm.cuh"
 #include "runtime/types.h"
 #endif
-#include "ops/attention/flash_mma.cuh"
+#include "ops/attention/flash_wgmma.cuh"
 #include "runtime/cuda.cuh"
 
 namespace tapernorm {
@@ -279,19 +279,35 @@ void with_flash_head_size(size_t hs, F&& f) {
     f(std::integral_constant<int, 128>());
 }
 
+// The same with the head size of the kernels for warpgroups, if they were chosen for it (choose_attention); else it returns false.
+template <class F>
+bool with_group_head_size(const Cuda& dev, size_t hs, F&& f) {
+    if (!dev.wgmma || hs != dev.wgmma_head_size) return false;
+    hs == 64 ? f(std::integral_constant<int, 64>()) : f(std::integral_constant<int, 128>());
+    return true;
+}
+
 // B: sequences.
 template <class Real, class Args>
 void launch_attention_forward(Cuda& dev, const Args& a, size_t B) {
     const size_t hs = size_t(a.hs), queries = size_t(a.queries);
     const unsigned heads = blocks_for(B * size_t(a.NH), 1);
     check_head_size(hs);
-    if constexpr (std::is_same_v<Real, bf16>)
+    if constexpr (std::is_same_v<Real, bf16>) {
+        if (with_group_head_size(dev, hs, [&](auto size) {
+                constexpr int HS = decltype(size)::value;
+                const dim3 grid(heads, blocks_for(queries, kGroupRows));
+                launch<flash_wgmma_forward_kernel<HS, Args>>(grid, kGroupThreads, sizeof(GroupForwardTiles<HS>),
+                                                             dev.stream, a);
+            }))
+            return;
         if (attention_on_tensor_cores<Real>(hs))
             return with_flash_head_size(hs, [&](auto size) {
                 constexpr int HS = decltype(size)::value;
                 const dim3 grid(heads, blocks_for(queries, ForwardTiles<HS>::kRows));
                 launch<flash_forward_kernel<HS, Args>>(grid, kFlashThreads, sizeof(ForwardTiles<HS>), dev.stream, a);
             });
+    }
     const dim3 grid(heads, blocks_for(queries, kSimpleRows));
     const size_t shared = (3 * simple_tile(a.hs) + kSimpleScores) * sizeof(float);
     launch<simple_forward_kernel<Real, Args>>(grid, kSimpleThreads, shared, dev.stream, a);
@@ -338,7 +354,16 @@ void attention_backward(Cuda& dev, Real* dqkv, const Real* dout, const Real* out
         .T = int(T),
         .inverse_sqrt_hs = float(1 / std::sqrt(double(hs))),
     };
-    if constexpr (std::is_same_v<Real, bf16>)
+    if constexpr (std::is_same_v<Real, bf16>) {
+        if (with_group_head_size(dev, hs, [&](auto size) {
+                constexpr int HS = decltype(size)::value;
+                const dim3 grid(heads, blocks_for(T, kGroupRows));
+                launch<flash_wgmma_dq_kernel<HS>>(grid, kGroupThreads, sizeof(GroupQueryGradientTiles<HS>), dev.stream,
+                                                  a);  // first: it computes delta
+                launch<flash_wgmma_dkdv_kernel<HS>>(grid, kGroupThreads, sizeof(GroupKeyGradientTiles<HS>), dev.stream,
+                                                    a);
+            }))
+            return;
         if (attention_on_tensor_cores<Real>(hs))
             return with_flash_head_size(hs, [&](auto size) {
                 constexpr int HS = decltype(size)::value;
@@ -348,6 +373,7 @@ void attention_backward(Cuda& dev, Real* dqkv, const Real* dout, const Real* out
                 launch<flash_backward_dkdv_kernel<HS>>(grid, kFlashThreads, sizeof(KeyGradientTiles<HS>), dev.stream,
                                                        a);
             });
+    }
     launch<attention_delta_kernel<Real>>(blocks_for(count, 32), 256, 0, dev.stream, delta, dout, out, count, int(T),
                                          int(NH), int(hs), hs % kVector<Real> == 0);
     const dim3 grid(heads, blocks_for(T, kSimpleRows));

@@ -376,6 +376,28 @@ __device__ __forceinline__ void score_gradients(float (&ds)[MT][NT][4], const fl
     }
 }
 
+// Warp: lse2, in units of log 2, and delta = dout . out of the lane's rows, 16 MT of which begin at `first`; delta is written, too.
+template <int MT>
+__device__ __forceinline__ void query_statistics(float (&lse2)[MT][2], float (&delta)[MT][2],
+                                                 const AttentionBackward<bf16>& a,
+                                                 const AttentionBackward<bf16>::Head& head, int first) {
+    const size_t C = size_t(a.NH) * size_t(a.hs);
+#pragma unroll
+    for (int i = 0; i < MT * 2; i++) {
+        const int row = first + i * 8 + warp_lane() / 4;
+        float sum = 0, x[8], y[8];  // of every fourth 8 channels
+        for (int c = warp_lane() % 4 * 8; row < a.T && c < a.hs; c += 32) {
+            load_vector(x, head.dout + size_t(row) * C, unsigned(c), unsigned(a.hs), true);
+            load_vector(y, head.out + size_t(row) * C, unsigned(c), unsigned(a.hs), true);
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum += x[j] * y[j];
+        }
+        delta[i / 2][i % 2] = group_sum<4>(sum);
+        lse2[i / 2][i % 2] = row < a.T ? head.lse[row] * kLog2e : 0;
+        if (row < a.T && warp_lane() % 4 == 0) head.delta[row] = delta[i / 2][i % 2];
+    }
+}
+
 // Block (x, y): head x of B NH, and the y-th block of query rows from the end, so that the longest come first. It also writes
 // delta, which dk and dv need.
 template <int HS>
@@ -399,20 +421,7 @@ __global__ void __launch_bounds__(kFlashThreads) flash_backward_dq_kernel(Attent
 
     LeftRows<HS, MT, Shape::kKeep> q{tiles.q + warp_row, {}}, dout{tiles.dout + warp_row, {}};
     float dq[MT][HS / 8][4] = {}, lse2[MT][2], delta[MT][2];
-#pragma unroll
-    for (int i = 0; i < MT * 2; i++) {
-        const int row = first + i * 8 + warp_lane() / 4;
-        float sum = 0, x[8], y[8];  // of every fourth 8 channels
-        for (int c = warp_lane() % 4 * 8; row < a.T && c < a.hs; c += 32) {
-            load_vector(x, head.dout + size_t(row) * C, unsigned(c), unsigned(a.hs), true);
-            load_vector(y, head.out + size_t(row) * C, unsigned(c), unsigned(a.hs), true);
-#pragma unroll
-            for (int j = 0; j < 8; j++) sum += x[j] * y[j];
-        }
-        delta[i / 2][i % 2] = group_sum<4>(sum);
-        lse2[i / 2][i % 2] = row < a.T ? head.lse[row] * kLog2e : 0;
-        if (row < a.T && warp_lane() % 4 == 0) head.delta[row] = delta[i / 2][i % 2];
-    }
+    query_statistics(lse2, delta, a, head, first);
     const int key_end = min(a.T, query + Shape::kRows);
     for (int key = 0, stage = 0; key < key_end; key += kKeys, stage ^= 1) {
         cp_async_wait<0>();

@@ -1,0 +1,146 @@
+// Which of the attention kernels run on this GPU. Those for Hopper's warpgroups do where their code was loaded and gives, on the first
+// tiles of a small sequence, what the kernels for single warps give; ATTENTION=mma in the environment turns them off.
+#pragma once
+#include <cstddef>
+
+#include "runtime/cpu.h"
+#ifdef TN_CUDA
+#include <cstdio>
+#include <cstdlib>
+#include <string_view>
+#include <vector>
+
+#include "ops/attention/attention.cuh"
+#include "runtime/arena.h"
+#include "runtime/random.h"
+#endif
+
+namespace tapernorm {
+
+template <class Real>
+void choose_attention(Cpu&, size_t) {}
+
+#ifdef TN_CUDA
+
+// What ATTENTION in the environment asks for: "mma", "wgmma" or, where it is not set, "".
+inline std::string_view wanted_attention() {
+    const char* value = std::getenv("ATTENTION");
+    const std::string_view wanted = value ? value : "";
+    if (!wanted.empty() && wanted != "mma" && wanted != "wgmma")
+        fail(
+            "ATTENTION in the environment: expected mma or wgmma, found \"%s\"; unset it for the faster of the two that works",
+            value);
+    return wanted;
+}
+
+// Forward and backward of one head and 200 positions: two blocks, one of them not full. out, lse, dq, dk and dv one after another.
+struct AttentionTrial {
+    static constexpr size_t T = 200;
+    Arena<Cuda> memory;
+    bf16 *qkv = nullptr, *dout = nullptr, *out = nullptr, *dqkv = nullptr;
+    float* lse = nullptr;
+    size_t hs;
+
+    AttentionTrial(Cuda& dev, size_t hs_) : memory(dev, "trying attention"), hs(hs_) {
+        memory.add(qkv, 3 * T * hs), memory.add(dout, T * hs), memory.add(out, T * hs), memory.add(dqkv, 3 * T * hs);
+        memory.add(lse, T);
+        memory.allocate(true);
+        std::vector<bf16> values(4 * T * hs);
+        for (size_t i = 0; i < values.size(); i++) values[i] = bf16(float(random_normal(1, 0, i)));
+        device_copy_in(dev, qkv, values.data(), 3 * T * hs * sizeof(bf16));
+        device_copy_in(dev, dout, values.data() + 3 * T * hs, T * hs * sizeof(bf16));
+    }
+
+    std::vector<float> run(Cuda& dev) {
+        std::vector<bf16> rounded(4 * T * hs);
+        std::vector<float> result(T);
+        device_zero(dev, out, T * hs * sizeof(bf16)), device_zero(dev, dqkv, 3 * T * hs * sizeof(bf16));
+        attention_forward(dev, out, lse, qkv, 1, T, hs, 1);
+        attention_backward(dev, dqkv, dout, out, lse, qkv, 1, T, hs, 1);
+        device_copy_out(dev, result.data(), lse, T * sizeof(float));
+        device_copy_out(dev, rounded.data(), out, T * hs * sizeof(bf16));
+        device_copy_out(dev, rounded.data() + T * hs, dqkv, 3 * T * hs * sizeof(bf16));
+        result.insert(result.end(), rounded.begin(), rounded.end());
+        return result;
+    }
+};
+
+// Where `got` is farther from `expected` than two results can be that round the same sums: "" if nowhere. Weights and results are
+// rounded to bf16 (2^-9 relative), at most all of them differently, so elements of a tensor differ by a few 2^-9 of its largest; a wrong
+// fragment, tile or mask changes them by as much as they are.
+inline std::string attention_differs(const std::vector<float>& got, const std::vector<float>& expected, size_t hs) {
+    constexpr size_t T = AttentionTrial::T;
+    constexpr const char* kParts[] = {"lse", "out", "dq", "dk", "dv"};
+    double worst[5] = {}, largest[5] = {};
+    for (size_t i = 0; i < expected.size(); i++) {
+        const size_t part = i < T ? 0 : i < T + T * hs ? 1 : 2 + (i - T - T * hs) % (3 * hs) / hs;
+        const double d = std::abs(double(got[i]) - double(expected[i]));
+        if (!(d <= worst[part])) worst[part] = std::isnan(d) ? INFINITY : d;
+        largest[part] = std::max(largest[part], std::abs(double(expected[i])));
+    }
+    constexpr double kMost = 0x1p-5;
+    for (size_t part = 0; part < 5; part++)
+        if (!(worst[part] <= kMost * largest[part]))
+            return strprintf("%s differs by %.2g of its largest value, expected at most %.2g", kParts[part],
+                             worst[part] / largest[part], kMost);
+    return "";
+}
+
+// "" where the kernels for warpgroups can be used for this head size, else why they cannot. The first part is an answer, the second (in
+// `broken`) is an error of theirs.
+inline std::string try_wgmma_attention(Cuda& dev, size_t hs, bool& broken) {
+    broken = false;
+    if (hs != 64 && hs != 128) return strprintf("they have head sizes of 64 and 128, found %zu", hs);
+    int has = 0;
+    {
+        int* found = nullptr;
+        Arena<Cuda> memory(dev, "the kind of the loaded code");
+        memory.add(found, 1);
+        memory.allocate(true);
+        launch<has_wgmma_kernel<int>>(1, 1, 0, dev.stream, found);
+        device_copy_out(dev, &has, found, sizeof has);
+    }
+    if (!has || dev.sm() != 90)
+        return strprintf("they need an H100 or H200 and code for it (make GPU=90), found %s on sm_%d",
+                         has ? "that code" : "other code", dev.sm());
+    broken = true;
+    AttentionTrial trial(dev, hs);
+    dev.wgmma = false;
+    const std::vector<float> expected = trial.run(dev);
+    dev.wgmma = true, dev.wgmma_head_size = hs;
+    std::string wrong;
+    try {
+        wrong = attention_differs(trial.run(dev), expected, hs);
+    } catch (const Error& error) {
+        // After most errors of a kernel nothing more runs in this process.
+        dev.wgmma = false;
+        if (cudaStreamSynchronize(dev.stream) != cudaSuccess)
+            fail(
+                "%s; the attention kernels for warpgroups do not run on this GPU: set ATTENTION=mma in the environment",
+                error.what());
+        wrong = error.what();
+    }
+    dev.wgmma = false;
+    return wrong;
+}
+
+// Chooses for models of this head size; once, before their first op.
+template <class Real>
+void choose_attention(Cuda& dev, size_t hs) {
+    if (!std::is_same_v<Real, bf16> || dev.wgmma_head_size == hs) return;
+    const std::string_view wanted = wanted_attention();
+    dev.wgmma = false, dev.wgmma_head_size = hs;
+    if (wanted == "mma") return;
+    bool broken = false;
+    const std::string why_not = try_wgmma_attention(dev, hs, broken);
+    dev.wgmma_head_size = hs;
+    if (!why_not.empty() && wanted == "wgmma")
+        fail("ATTENTION=wgmma in the environment: these kernels cannot be used: %s", why_not.c_str());
+    if (!why_not.empty() && broken)
+        std::printf("note: attention by single warps (mma.sync), because by warpgroups (wgmma) %s\n", why_not.c_str());
+    dev.wgmma = why_not.empty();
+}
+
+#endif  // TN_CUDA
+
+}  // namespace tapernorm
