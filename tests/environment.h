@@ -20,6 +20,7 @@ struct Environment {
                                              "OMP_NUM_THREADS",
                                              "OMP_PROC_BIND",
                                              "OMP_THREAD_LIMIT",
+                                             "ATTENTION",
                                              "TAPERNORM_ISA",
                                              "TAPERNORM_SECRET",
                                              "TAPERNORM_SECRET_FILE",

@@ -101,8 +101,8 @@ inline std::string try_wgmma_attention(Cuda& dev, size_t hs, bool& broken) {
         device_copy_out(dev, &has, found, sizeof has);
     }
     if (!has || dev.sm() != 90)
-        return strprintf("they need an H100 or H200 and code for it (make GPU=90), found %s on sm_%d",
-                         has ? "that code" : "other code", dev.sm());
+        return strprintf("they need an H100 or H200 and code for it (make GPU=90), found %s",
+                         dev.sm() == 90 ? "code for others" : strprintf("an sm_%d", dev.sm()).c_str());
     broken = true;
     AttentionTrial trial(dev, hs);
     dev.wgmma = false;

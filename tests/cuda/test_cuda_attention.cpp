@@ -4,9 +4,11 @@
 #include <doctest/doctest.h>
 
 #include <cstring>
+#include <memory>
 
-#include "ops/attention/attention.cuh"
+#include "ops/attention/choice.cuh"
 #include "tests/cuda/cuda_test.h"
+#include "tests/environment.h"
 #ifdef CUDA_EMU
 #include "tests/emu/emu.h"
 #endif
@@ -246,6 +248,31 @@ void check_cached(Cuda& dev, size_t NH, size_t hs, const std::vector<size_t>& pi
     CHECK(wrong == 0);
 }
 
+// While it lives, the stand-in is a Hopper GPU; a GPU is what it is.
+struct OnHopper {
+#ifdef CUDA_EMU
+    emu::Settings before = emu::settings();
+    OnHopper() { emu::settings().sm = 90; }
+    ~OnHopper() { emu::settings() = before; }
+#else
+    OnHopper() {}
+#endif
+    OnHopper(const OnHopper&) = delete;
+    OnHopper& operator=(const OnHopper&) = delete;
+};
+
+// A device whose attention is by warpgroups for head size hs; null where there is none.
+std::unique_ptr<Cuda> warpgroup_device(size_t hs) {
+    auto dev = std::make_unique<Cuda>();
+    choose_attention<bf16>(*dev, hs);
+    if (!dev->wgmma) dev.reset();
+#ifdef CUDA_EMU
+    REQUIRE(dev);
+#endif
+    if (!dev) MESSAGE("skipped: this GPU, or what this program was compiled for, has no products of warpgroups");
+    return dev;
+}
+
 constexpr Scores sharp{16, 0};    // up to about 60: one key takes most of the weight
 constexpr Scores negative{1, 4};  // about -128: exp of minus that is infinite in fp32
 
@@ -256,12 +283,9 @@ Shape shape_for(size_t T, size_t hs) {
     return {1, T, T <= 64 ? size_t(2) : size_t(1), hs};
 }
 
-}  // namespace
-
-CUDA_TEST("cuda attention: equal scores average the values exactly") {
-    // k = 0, so p_ij = 1 / (i + 1); v_j = j in every channel, so out_i = i / 2; lse_i = log(i + 1).
+// k = 0, so p_ij = 1 / (i + 1); v_j = j in every channel, so out_i = i / 2; lse_i = log(i + 1).
+void check_averages(Cuda& dev) {
     const Shape s{1, 200, 2, 64};
-    Cuda dev;
     auto qkv = random_qkv<bf16>(s, 5);
     for (size_t t = 0; t < s.T; t++)
         for (size_t c = 0; c < s.C(); c++) {
@@ -280,6 +304,45 @@ CUDA_TEST("cuda attention: equal scores average the values exactly") {
     for (size_t i = 0; i < s.rows(); i++) CHECK(std::abs(got_lse[i] - std::log(double(i % s.T + 1))) <= 8 * eps * 6);
 }
 
+// Forward, backward and with a cache, twice; on the stand-in in another order of threads.
+void check_same_bits(Cuda& dev, size_t hs) {
+    const Shape s{2, 150, 2, hs};
+    const auto qkv = random_qkv<bf16>(s, 6), dout = random_values<bf16>(s.elements(), 7);
+    auto run = [&] {
+        DeviceArray<bf16> in(dev, qkv), d_out(dev, dout), out(dev, s.elements()), d_in(dev, 3 * s.elements());
+        DeviceArray<bf16> k(dev, s.T * s.C()), v(dev, s.T * s.C()), cached(dev, s.T * s.C());
+        DeviceArray<float> lse(dev, s.rows());
+        attention_forward(dev, out.data(), lse.data(), in.data(), s.B, s.T, s.C(), s.NH);
+        attention_backward(dev, d_in.data(), d_out.data(), out.data(), lse.data(), in.data(), s.B, s.T, s.C(), s.NH);
+        for (const CachedRows<bf16>& part :
+             {CachedRows<bf16>{k.data(), v.data(), 0, 0, s.T - 1}, {k.data(), v.data(), s.T - 1, s.T - 1, 1}})
+            attention_cached(dev, cached.data(), {part}, in.data(), s.C(), s.NH);
+        std::vector<bf16> all = d_in.values();
+        for (const auto& part : {out.values(), cached.values()}) all.insert(all.end(), part.begin(), part.end());
+        return std::pair(all, lse.values());
+    };
+    const auto first = run();
+#ifdef CUDA_EMU
+    const emu::Settings settings = emu::settings();
+    emu::settings().order = emu::Order::random, emu::settings().seed = 3;
+#endif
+    const auto second = run();
+#ifdef CUDA_EMU
+    emu::settings() = settings;
+#endif
+    CHECK(same_bits(first.first, second.first));
+    CHECK(same_bits(first.second, second.second));
+}
+
+}  // namespace
+
+CUDA_TEST("cuda attention: equal scores average the values exactly") {
+    const OnHopper hopper;
+    Cuda dev;
+    check_averages(dev);
+    if (const auto warpgroups = warpgroup_device(64)) check_averages(*warpgroups);
+}
+
 CUDA_TEST("cuda attention: bf16 on tensor cores") {
     Cuda dev;
     auto check = [&](auto one_way) {
@@ -291,6 +354,38 @@ CUDA_TEST("cuda attention: bf16 on tensor cores") {
     };
     SUBCASE("forward") { check(check_forward<bf16>); }
     SUBCASE("backward") { check(check_backward<bf16>); }
+}
+
+CUDA_TEST("cuda attention: by warpgroups") {
+    const OnHopper hopper;
+    for (size_t hs : {64, 128}) {
+        const auto dev = warpgroup_device(hs);
+        if (!dev) return;
+        auto check = [&](auto one_way) {
+            for (size_t T : lengths) one_way(*dev, shape_for(T, hs), Scores{});
+            for (size_t T : {63, 65, 127, 128, 192, 257}) one_way(*dev, Shape{1, T, 1, hs}, Scores{});
+            one_way(*dev, Shape{2, 70, 2, hs}, Scores{});
+            one_way(*dev, Shape{1, 150, 1, hs}, sharp);
+            one_way(*dev, Shape{1, 150, 1, hs}, negative);
+        };
+        SUBCASE("forward") { check(check_forward<bf16>); }
+        SUBCASE("backward") { check(check_backward<bf16>); }
+        SUBCASE("with a cache") { check_cached<bf16>(*dev, 2, hs, {1, 1, 5, 1, 70, 1, 50, 1, 1, 65, 200, 1}); }
+    }
+}
+
+CUDA_TEST("cuda attention: by warpgroups, long sequences") {
+    const OnHopper hopper;
+    const auto dev = warpgroup_device(64);
+    if (!dev) return;
+    SUBCASE("forward") {
+        check_forward<bf16>(*dev, Shape{1, 1024, 1, 64});
+        check_forward<bf16>(*dev, Shape{1, 4096, 1, 64});
+    }
+    SUBCASE("backward") {
+        check_backward<bf16>(*dev, Shape{1, 1024, 1, 64});
+        check_backward<bf16>(*dev, Shape{1, 4096, 1, 64});
+    }
 }
 
 CUDA_TEST("cuda attention: fp32, and bf16 with head sizes that tensor cores cannot take") {
@@ -324,34 +419,93 @@ CUDA_TEST("cuda attention: with a cache, in pieces, equals the whole") {
 }
 
 CUDA_TEST("cuda attention: the same bits again, in whatever order threads run") {
-    const Shape s{2, 150, 2, 64};
+    const OnHopper hopper;
     Cuda dev;
-    const auto qkv = random_qkv<bf16>(s, 6), dout = random_values<bf16>(s.elements(), 7);
-    auto run = [&] {
-        DeviceArray<bf16> in(dev, qkv), d_out(dev, dout), out(dev, s.elements()), d_in(dev, 3 * s.elements());
-        DeviceArray<bf16> k(dev, s.T * s.C()), v(dev, s.T * s.C()), cached(dev, s.T * s.C());
-        DeviceArray<float> lse(dev, s.rows());
-        attention_forward(dev, out.data(), lse.data(), in.data(), s.B, s.T, s.C(), s.NH);
-        attention_backward(dev, d_in.data(), d_out.data(), out.data(), lse.data(), in.data(), s.B, s.T, s.C(), s.NH);
-        for (const CachedRows<bf16>& part :
-             {CachedRows<bf16>{k.data(), v.data(), 0, 0, s.T - 1}, {k.data(), v.data(), s.T - 1, s.T - 1, 1}})
-            attention_cached(dev, cached.data(), {part}, in.data(), s.C(), s.NH);
-        std::vector<bf16> all = d_in.values();
-        for (const auto& part : {out.values(), cached.values()}) all.insert(all.end(), part.begin(), part.end());
-        return std::pair(all, lse.values());
-    };
-    const auto first = run();
-#ifdef CUDA_EMU
-    const emu::Settings settings = emu::settings();
-    emu::settings().order = emu::Order::random, emu::settings().seed = 3;
-#endif
-    const auto second = run();
-#ifdef CUDA_EMU
-    emu::settings() = settings;
-#endif
-    CHECK(same_bits(first.first, second.first));
-    CHECK(same_bits(first.second, second.second));
+    check_same_bits(dev, 64);
+    if (const auto warpgroups = warpgroup_device(64)) check_same_bits(*warpgroups, 64);
+    if (const auto warpgroups = warpgroup_device(128)) check_same_bits(*warpgroups, 128);
 }
+
+#ifdef CUDA_EMU
+namespace {
+
+// What choose_attention decides on a device of this kind, with ATTENTION in the environment; an error's text.
+std::string choice(int sm, const char* attention, size_t hs) {
+    const Environment environment(attention ? std::map<std::string, std::string>{{"ATTENTION", attention}}
+                                            : std::map<std::string, std::string>{});
+    const OnHopper restores;
+    emu::settings().sm = sm;
+    Cuda dev;
+    try {
+        choose_attention<bf16>(dev, hs);
+    } catch (const Error& error) {
+        return error.what();
+    }
+    return dev.wgmma ? "wgmma" : "mma";
+}
+
+}  // namespace
+
+CUDA_TEST("cuda attention: which kernels are chosen") {
+    for (size_t hs : {64, 128}) {
+        CHECK(choice(90, nullptr, hs) == "wgmma");
+        CHECK(choice(90, "", hs) == "wgmma");
+        CHECK(choice(90, "wgmma", hs) == "wgmma");
+        CHECK(choice(90, "mma", hs) == "mma");
+        for (int sm : {80, 89, 100}) CHECK(choice(sm, nullptr, hs) == "mma");
+    }
+    for (size_t hs : {32, 80, 96, 72}) CHECK(choice(90, nullptr, hs) == "mma");
+    CHECK(choice(80, "mma", 64) == "mma");
+    CHECK(
+        choice(80, "wgmma", 64) ==
+        "ATTENTION=wgmma in the environment: these kernels cannot be used: they need an H100 or H200 and code for it (make "
+        "GPU=90), found an sm_80");
+    CHECK(
+        choice(90, "wgmma", 80) ==
+        "ATTENTION=wgmma in the environment: these kernels cannot be used: they have head sizes of 64 and 128, found 80");
+    CHECK(
+        choice(90, "flash", 64) ==
+        "ATTENTION in the environment: expected mma or wgmma, found \"flash\"; unset it for the faster of the two that works");
+
+    // In fp32 nothing is to be chosen, and a second model asks again only where its heads have another size.
+    const OnHopper hopper;
+    Cuda dev;
+    choose_attention<float>(dev, 64);
+    CHECK(!dev.wgmma);
+    choose_attention<bf16>(dev, 64);
+    CHECK(dev.wgmma);
+    dev.wgmma = false;
+    choose_attention<bf16>(dev, 64);
+    CHECK(!dev.wgmma);
+    choose_attention<bf16>(dev, 128);
+    CHECK(dev.wgmma);
+}
+
+CUDA_TEST("cuda attention: kernels that differ are not chosen") {
+    const OnHopper hopper;
+    Cuda dev;
+    for (size_t hs : {64, 128}) {
+        AttentionTrial trial(dev, hs);
+        const std::vector<float> right = trial.run(dev);
+        CHECK(attention_differs(right, right, hs) == "");
+        // Every element of every part: also one alone, or one that is no number.
+        constexpr size_t T = AttentionTrial::T;
+        const std::pair<const char*, size_t> places[] = {{"lse", T - 1},
+                                                         {"out", T},
+                                                         {"out", T + T * hs - 1},
+                                                         {"dq", T + T * hs},
+                                                         {"dk", T + T * hs + 2 * hs - 1},
+                                                         {"dv", right.size() - 1}};
+        for (const auto& [part, i] : places) {
+            auto wrong = right;
+            wrong[i] += 1000;
+            CHECK(attention_differs(wrong, right, hs).starts_with(part));
+            wrong[i] = NAN;
+            CHECK(attention_differs(wrong, right, hs).starts_with(part));
+        }
+    }
+}
+#endif
 
 }  // namespace tapernorm
 #endif
