@@ -7,6 +7,7 @@
 
 #include "engine.h"
 #include "fiber.h"
+#include "warpgroup.h"
 
 namespace emu {
 
@@ -15,7 +16,16 @@ constexpr size_t max_shared_memory = 227 << 10;  // the largest of the imitated 
 constexpr int max_copies = 256;                  // cp.async in flight, per thread
 
 struct Thread {
-    enum class State { waiting_to_start, ready, at_barrier, at_grid_barrier, at_warp_op, returned };
+    enum class State {
+        waiting_to_start,
+        ready,
+        at_barrier,
+        at_grid_barrier,
+        at_warp_op,
+        at_product,
+        at_named_barrier,
+        returned
+    };
     State state;
     unsigned id;  // x + blockDim.x * (y + blockDim.y * z)
     Dim index;
@@ -41,6 +51,14 @@ struct Warp {
     // __syncwarp before others have left this one.
     char sync[32][2];
     unsigned char turn[32];
+};
+
+// Those that have arrived, by warps.
+struct NamedBarrier {
+    unsigned expected = 0, arrived = 0, turn = 0;
+    std::vector<unsigned> lanes;
+    Site first;
+    char sync[2] = {0, 0};  // as in Warp
 };
 
 // Threads that can continue.
@@ -75,6 +93,10 @@ struct Block {
     void begin(const Launch& launch, Dim block);
     // Of dynamic shared memory, filled with NaN.
     void begin_shared_memory(size_t bytes);
+    void begin_warpgroups(size_t bytes);
+    const Product* unfinished_product(const Thread* t);  // null if there is none
+    Warpgroup& warpgroup(unsigned thread) { return *warpgroups[thread / group_threads]; }
+    AsyncProxy& proxy() { return *async_proxy; }
     AsyncCopy* copies_of(const Thread* t) { return &copies[size_t(t->id) * max_copies]; }
 
     Dim index{};
@@ -93,6 +115,13 @@ struct Block {
     char sync[2] = {0, 0};
     Thread* first_at_barrier = nullptr;
 
+    NamedBarrier named[16];
+
+    // Only of blocks that can use them: on sm_90, in whole warpgroups.
+    std::vector<std::unique_ptr<Warpgroup>> warpgroups;
+    std::unique_ptr<AsyncProxy> async_proxy;
+    bool has_warpgroups = false;
+
     char* shared_end = nullptr;  // guard page
     char* shared = nullptr;
 };
@@ -110,6 +139,8 @@ class Engine {
     void grid_barrier(const char* name, Site site);
     void fence();
     void warp_operation(const WarpOp& op, unsigned mask, void* mine, Site site);
+    void named_barrier(int id, int threads, Site site);
+    void wgmma(const WgmmaLane& mine, Site site);
     AsyncCopy& begin_copy(const AsyncCopy& copy);
     bool take_finished_copy(int pending_groups, AsyncCopy& copy);
     void yield();
@@ -119,6 +150,8 @@ class Engine {
     [[noreturn]] void fault(const void* address, bool writes);  // the same, from a signal handler
 
     Thread* current() { return current_; }  // null outside of kernels
+    Block& block() { return *block_; }
+    const Launch& launch() const { return *launch_; }
     void* shared_memory() const { return block_->shared; }
     std::string where() const;  // "kernel k <<<...>>> launched at file:line, block (0, 0, 0), thread (1, 0, 0)"
     uint64_t switches() const { return switches_; }
@@ -145,6 +178,7 @@ class Engine {
     void switch_to(Fiber* to);
 
     void release_barrier();
+    void release_named_barrier(NamedBarrier& barrier, int id, Site site);
     static void make_all_ready(Block& block);
     OpenOp& open_op(Warp& warp, const WarpOp& op, unsigned mask, Site site);
     void release_lanes(unsigned warp, unsigned lanes);

@@ -43,6 +43,7 @@ BarrierResult Engine::barrier(const char* name, bool predicate, Site site) {
 }
 
 void Engine::release_barrier() {
+    if (block_->has_warpgroups) block_->async_proxy->barrier(~0u);
     make_all_ready(*block_);
     block_->at_barrier = 0;
     block_->turn ^= 1;
@@ -54,6 +55,72 @@ void Engine::make_all_ready(Block& block) {
         t.state = Thread::State::ready;
         block.ready.push_back(&t);
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Named barriers: of whole warps, which need not meet on one source line
+
+void Engine::named_barrier(int id, int threads, Site site) {
+    if (!current_) misuse("named_barrier");
+    auto wrong = [&](const char* what) {
+        misuse("named_barrier(%d, %d) at %s:%d: %s", id, threads, site.file, site.line, what);
+    };
+    if (id == 0) wrong("barrier 0 is the one of __syncthreads()");
+    if (id < 0 || id > 15) wrong("there are barriers 1 to 15");
+    if (threads <= 0 || threads % 32) wrong("the threads are not a multiple of 32");
+    if (unsigned(threads) > block_->thread_count) wrong("the block has fewer threads");
+    NamedBarrier& barrier = block_->named[id];
+    if (barrier.arrived == 0) {
+        barrier.expected = unsigned(threads), barrier.first = site;
+        barrier.lanes.assign(max_warps, 0);
+    } else if (barrier.expected != unsigned(threads)) {
+        misuse("named_barrier(%d, %d) at %s:%d: at %s:%d it is for %u threads", id, threads, site.file, site.line,
+               barrier.first.file, barrier.first.line, barrier.expected);
+    }
+    barrier.lanes[current_->id / 32] |= 1u << current_->id % 32;
+    void* sync = &barrier.sync[barrier.turn];
+    happens_release(sync);
+    const bool last = ++barrier.arrived == barrier.expected;
+    if (last) release_named_barrier(barrier, id, site);
+    static constexpr const char* names[] = {"",
+                                            "named_barrier 1",
+                                            "named_barrier 2",
+                                            "named_barrier 3",
+                                            "named_barrier 4",
+                                            "named_barrier 5",
+                                            "named_barrier 6",
+                                            "named_barrier 7",
+                                            "named_barrier 8",
+                                            "named_barrier 9",
+                                            "named_barrier 10",
+                                            "named_barrier 11",
+                                            "named_barrier 12",
+                                            "named_barrier 13",
+                                            "named_barrier 14",
+                                            "named_barrier 15"};
+    wait_here(last ? Thread::State::ready : Thread::State::at_named_barrier, names[id], site);
+    happens_acquire(sync);
+}
+
+void Engine::release_named_barrier(NamedBarrier& barrier, int id, Site site) {
+    unsigned warps = 0;
+    for (unsigned w = 0; w < max_warps; w++) {
+        if (barrier.lanes[w] == 0) continue;
+        warps |= 1u << w;
+        if (barrier.lanes[w] != ~0u)
+            misuse(
+                "named_barrier(%d, %u) at %s:%d: of warp %u only lanes %08x are among its threads: others come too, or some do not",
+                id, barrier.expected, site.file, site.line, w, barrier.lanes[w]);
+    }
+    if (block_->has_warpgroups) block_->async_proxy->barrier(warps);
+    for (unsigned i = 0; i < block_->thread_count; i++) {
+        Thread& t = block_->threads[settings().order == Order::backward ? block_->thread_count - 1 - i : i];
+        if (!(warps >> t.id / 32 & 1)) continue;
+        t.state = Thread::State::ready;
+        block_->ready.push_back(&t);
+    }
+    barrier.arrived = 0;
+    barrier.turn ^= 1;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -101,6 +168,7 @@ bool Engine::release_grid_barrier(size_t blocks) {
     }
     for (size_t i = 0; i < blocks; i++) {
         blocks_[i]->at_grid_barrier = 0;
+        if (blocks_[i]->has_warpgroups) blocks_[i]->async_proxy->barrier(~0u);
         make_all_ready(*blocks_[i]);
     }
     first_at_grid_barrier_ = nullptr;
@@ -180,9 +248,29 @@ void Engine::release_lanes(unsigned warp, unsigned lanes) {
     }
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Products of warpgroups
+
+void Engine::wgmma(const WgmmaLane& mine, Site site) {
+    Thread* self = current_;
+    Warpgroup& group = block_->warpgroup(self->id);
+    if (!group.arrive(self->id % group_threads, mine, site)) return wait_here(Thread::State::at_product, "wgmma", site);
+    const unsigned first_warp = self->id / group_threads * 4;
+    group.issue(*block_->async_proxy, first_warp);
+    // As in a warp operation.
+    const bool switches = settings().order == Order::random;
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned warp = first_warp + (settings().order == Order::backward ? i : 3 - i);
+        release_lanes(warp, warp == self->id / 32 && !switches ? ~(1u << self->id % 32) : ~0u);
+    }
+    if (switches) wait_here(Thread::State::ready, "wgmma", site);
+}
+
 BarrierResult block_barrier(const char* name, bool predicate, Site site) {
     return Engine::of_this_host_thread().barrier(name, predicate, site);
 }
+
+void named_barrier(int id, int threads, Site site) { Engine::of_this_host_thread().named_barrier(id, threads, site); }
 
 void fence() { Engine::of_this_host_thread().fence(); }
 

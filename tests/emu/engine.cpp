@@ -93,6 +93,7 @@ void Block::begin(const Launch& launch, Dim block) {
     ready.clear();
     unstarted = returned = at_barrier = at_grid_barrier = 0;
     begin_shared_memory(launch.smem);
+    begin_warpgroups(launch.smem);
 }
 
 void Block::begin_shared_memory(size_t bytes) {
@@ -102,6 +103,21 @@ void Block::begin_shared_memory(size_t bytes) {
     std::memset(shared, 0xff, size_t(shared_end - shared));
     forbid_access(lowest, size_t(shared - lowest));
     forbid_access(shared + bytes, page);
+}
+
+// Nothing else has a cost for those who do without.
+void Block::begin_warpgroups(size_t bytes) {
+    for (NamedBarrier& barrier : named) barrier.arrived = 0;
+    has_warpgroups = settings().sm == 90 && thread_count % group_threads == 0;
+    if (!has_warpgroups) return;
+    if (!async_proxy) async_proxy = std::make_unique<AsyncProxy>();
+    async_proxy->begin(shared, bytes, thread_count);
+    while (warpgroups.size() < thread_count / group_threads) warpgroups.push_back(std::make_unique<Warpgroup>());
+    for (auto& warpgroup : warpgroups) warpgroup->begin();
+}
+
+const Product* Block::unfinished_product(const Thread* t) {
+    return has_warpgroups ? warpgroup(t->id).unfinished(t->id % group_threads, nullptr) : nullptr;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -205,6 +221,11 @@ void Engine::run_thread() {
         found(strprintf("the thread returns with %d cp_async copies that it did not wait for", current_->copies));
         leave();
     }
+    if (const Product* p = block_->unfinished_product(current_)) {
+        found(
+            strprintf("the thread returns before a wgmma_wait() for the product at %s:%d", p->site.file, p->site.line));
+        leave();
+    }
     current_->state = Thread::State::returned;
     block_->returned++;
     if (!fiber_per_thread) idle_.push_back(running_);
@@ -278,6 +299,7 @@ AsyncCopy& Engine::begin_copy(const AsyncCopy& copy) {
     AsyncCopy& slot = block_->copies_of(t)[t->copies++];
     slot = copy;
     slot.group = t->copy_group;
+    if (block_->has_warpgroups) block_->async_proxy->copy_begins(t->id, copy);
     return slot;
 }
 
@@ -288,6 +310,7 @@ bool Engine::take_finished_copy(int pending_groups, AsyncCopy& copy) {
     if (t->copies == 0 || all[0].group >= t->copy_group - pending_groups) return false;
     copy = all[0];
     std::memmove(all, all + 1, size_t(--t->copies) * sizeof *all);
+    if (block_->has_warpgroups) block_->async_proxy->copy_ends(t->id, copy);
     return true;
 }
 
@@ -353,6 +376,10 @@ void Engine::diagnose_deadlock() {
     std::string text = "deadlock: ";
     if (some_are(Thread::State::at_warp_op))
         text += "lanes named in the mask of a warp operation never call it";
+    else if (some_are(Thread::State::at_product))
+        text += "threads of a warpgroup never come to a product that others of it wait in";
+    else if (some_are(Thread::State::at_named_barrier))
+        text += "threads wait in a named barrier that too few reach";
     else if (block.at_grid_barrier)
         text += "threads wait in a grid barrier that others of their block do not reach";
     else
