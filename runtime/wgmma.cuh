@@ -25,14 +25,13 @@ constexpr bool kWgmma = true;
 constexpr bool kWgmma = false;
 #endif
 
-// A matrix descriptor from its lower half, which holds all that differs between operands: where the operand starts, to which the
-// bytes may be added by which it starts later, and the distance of its panels. In the upper half: rows of 128 bytes in groups of 8,
+// A matrix descriptor from its lower half, which holds all that differs between operands: where the operand starts (to which the
+// bytes may be added by which it starts later) and how far apart its panels are. In the upper half: rows of 128 bytes in groups of 8,
 // swizzled.
-__host__ __device__ constexpr uint64_t wgmma_operand(uint32_t lower) {
+__host__ __device__ constexpr uint64_t wgmma_operand_of(uint32_t lower) {
     constexpr uint64_t kSwizzle128 = 1, kEightRows = 1024;
     return lower | kEightRows >> 4 << 32 | kSwizzle128 << 62;
 }
-__host__ __device__ constexpr uint32_t wgmma_bytes(int bytes) { return uint32_t(bytes) >> 4; }
 
 // The CPU stand-in for CUDA brings its own versions of these functions.
 #ifndef CUDA_EMU
@@ -50,8 +49,11 @@ __host__ __device__ constexpr uint32_t wgmma_bytes(int bytes) { return uint32_t(
 //   its columns are (`columns`): then a product sums over 16 rows, the next of which are 2048 bytes away, and takes all 64 columns
 //   of as many panels as it needs, `panel` bytes apart.
 __device__ __forceinline__ uint64_t wgmma_operand(const void* start, uint32_t panel = 0) {
-    return wgmma_operand((shared_address(start) & 0x3ffff) >> 4 | panel >> 4 << 16);
+    return wgmma_operand_of((shared_address(start) & 0x3ffff) >> 4 | panel >> 4 << 16);
 }
+
+// What to add to an operand, or to its lower half, to begin so many bytes later.
+__host__ __device__ constexpr uint32_t wgmma_bytes(int bytes) { return uint32_t(bytes) >> 4; }
 
 // What is done to registers before stays before, and after stays after: the compiler moves what it takes for plain arithmetic.
 __device__ __forceinline__ void wgmma_keep(float& x) { asm volatile("" : "+f"(x)::"memory"); }

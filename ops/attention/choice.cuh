@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 
+#include "ops/attention/attention.cuh"
 #include "runtime/cpu.h"
 #ifdef TN_CUDA
 #include <cstdio>
@@ -10,7 +11,6 @@
 #include <string_view>
 #include <vector>
 
-#include "ops/attention/attention.cuh"
 #include "runtime/arena.h"
 #include "runtime/random.h"
 #endif

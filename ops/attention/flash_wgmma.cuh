@@ -33,8 +33,8 @@ struct alignas(1024) SwizzledTile {
         return uint32_t(wgmma_operand(panels[0][row], kPanel));
     }
     // What to add for the k-th 16 of the channels, or of the rows, that a product sums over.
-    __device__ static constexpr uint32_t channels(int k) { return wgmma_bytes(k / 4 * kPanel + k % 4 * 32); }
-    __device__ static constexpr uint32_t columns(int k) { return wgmma_bytes(k * 16 * 128); }
+    __device__ static constexpr uint32_t channels(int k) { return uint32_t(wgmma_bytes(k / 4 * kPanel + k % 4 * 32)); }
+    __device__ static constexpr uint32_t columns(int k) { return uint32_t(wgmma_bytes(k * 16 * 128)); }
 };
 
 // Block: starts copying rows of HS channels, `stride` apart, into the tile. Rows from `valid_rows` on become zero.
@@ -79,11 +79,11 @@ struct LeftGroup {
         const uint32_t a = tile.operand(row), b = right.operand();
 #pragma unroll
         for (int k = 0; k < HS / 16; k++) {
-            const uint64_t right_k = wgmma_operand(b + right.channels(k));
+            const uint64_t right_k = wgmma_operand_of(b + right.channels(k));
             if constexpr (kKeep)
                 wgmma<N, false>(s, kept[k], right_k, k > 0);
             else
-                wgmma<N, false, false>(s, wgmma_operand(a + tile.channels(k)), right_k, k > 0);
+                wgmma<N, false, false>(s, wgmma_operand_of(a + tile.channels(k)), right_k, k > 0);
         }
         wgmma_commit();
     }
@@ -95,7 +95,7 @@ __device__ __forceinline__ void start_sums(float (&sum)[HS / 8][4], const uint32
                                            const SwizzledTile<rows, HS>& tile) {
     const uint32_t b = tile.operand();
 #pragma unroll
-    for (int k = 0; k < rows / 16; k++) wgmma<HS, true>(sum, p[k], wgmma_operand(b + tile.columns(k)), true);
+    for (int k = 0; k < rows / 16; k++) wgmma<HS, true>(sum, p[k], wgmma_operand_of(b + tile.columns(k)), true);
     wgmma_commit();
 }
 

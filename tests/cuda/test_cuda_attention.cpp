@@ -358,19 +358,24 @@ CUDA_TEST("cuda attention: bf16 on tensor cores") {
 
 CUDA_TEST("cuda attention: by warpgroups") {
     const OnHopper hopper;
-    for (size_t hs : {64, 128}) {
-        const auto dev = warpgroup_device(hs);
-        if (!dev) return;
-        auto check = [&](auto one_way) {
-            for (size_t T : lengths) one_way(*dev, shape_for(T, hs), Scores{});
-            for (size_t T : {63, 65, 127, 128, 192, 257}) one_way(*dev, Shape{1, T, 1, hs}, Scores{});
-            one_way(*dev, Shape{2, 70, 2, hs}, Scores{});
-            one_way(*dev, Shape{1, 150, 1, hs}, sharp);
-            one_way(*dev, Shape{1, 150, 1, hs}, negative);
-        };
-        SUBCASE("forward") { check(check_forward<bf16>); }
-        SUBCASE("backward") { check(check_backward<bf16>); }
-        SUBCASE("with a cache") { check_cached<bf16>(*dev, 2, hs, {1, 1, 5, 1, 70, 1, 50, 1, 1, 65, 200, 1}); }
+    auto on_each_device = [](auto&& test) {
+        for (size_t hs : {64, 128})
+            if (const auto dev = warpgroup_device(hs)) test(*dev, hs);
+    };
+    auto check = [&](auto one_way) {
+        on_each_device([&](Cuda& dev, size_t hs) {
+            for (size_t T : lengths) one_way(dev, shape_for(T, hs), Scores{});
+            for (size_t T : {63, 65, 127, 128, 192, 257}) one_way(dev, Shape{1, T, 1, hs}, Scores{});
+            one_way(dev, Shape{2, 70, 2, hs}, Scores{});
+            one_way(dev, Shape{1, 150, 1, hs}, sharp);
+            one_way(dev, Shape{1, 150, 1, hs}, negative);
+        });
+    };
+    SUBCASE("forward") { check(check_forward<bf16>); }
+    SUBCASE("backward") { check(check_backward<bf16>); }
+    SUBCASE("with a cache") {
+        on_each_device(
+            [](Cuda& dev, size_t hs) { check_cached<bf16>(dev, 2, hs, {1, 1, 5, 1, 70, 1, 50, 1, 1, 65, 200, 1}); });
     }
 }
 
