@@ -26,12 +26,16 @@ ifneq ($(USE_CUDA),0)
 HAVE_CUDA := $(and $(NVCC),$(wildcard $(CUDA_INCLUDE)/cublasLt.h),$(wildcard $(CUDA_LIB)/libcublasLt.so),1)
 endif
 
-# For the GPUs of this machine; where it has none, sm_80's code for every newer one (compiled at the first start).
+# For the GPUs of this machine; where it has none, sm_80's code for every newer one (compiled at the first start). Warpgroup products
+# (runtime/wgmma.cuh) are in code for sm_90a alone, which every GPU of compute capability 9.0 runs and nvcc makes only where it is
+# named, not for -arch=native. No other GPU can use compute_90a's PTX: the one for newer GPUs has no letter.
 GPU ?= $(if $(shell nvidia-smi -L 2>/dev/null),native,80)
-gencode = -gencode arch=compute_$(1),code=sm_$(1)
-newest = $(lastword $(GPU))
-GPU_FLAGS = $(if $(filter native,$(GPU)),-arch=native,$(foreach g,$(GPU),$(call gencode,$(g))) \
-            -gencode arch=compute_$(newest)$(comma)code=compute_$(newest))
+gencode = -gencode arch=compute_$(1:90=90a),code=sm_$(1:90=90a)
+capabilities = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -xE '([89]|[1-9][0-9])\.[0-9]' | tr -d . | sort -un)
+GPUS := $(if $(filter native,$(GPU)),$(capabilities),$(GPU))
+newest = $(patsubst %a,%,$(lastword $(GPUS)))
+GPU_FLAGS = $(or $(foreach g,$(GPUS),$(call gencode,$(g))),-arch=native) \
+            $(if $(filter-out native,$(GPU)),-gencode arch=compute_$(newest)$(comma)code=compute_$(newest))
 # (What nvcc makes of a kernel for the host is declared nowhere.)
 NVCC_HOST = $(foreach f,$(filter-out -std=% -O% -Werror -Wmissing-declarations,$(CXXFLAGS)),-Xcompiler=$(f))
 NVCC_FLAGS = -std=c++20 --threads 0 -DTN_CUDA $(NCCL) $(CPPFLAGS) $(NVCC_HOST) -ccbin $(lastword $(CXX))
