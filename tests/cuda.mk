@@ -136,7 +136,7 @@ $(eval $(call objects,$(CHECK),$(NVCC_CHECK),$(NVCC_CHECK)))
 CHECKED = $(patsubst %,$(CHECK)/%.o,$(basename $(CUDA_TESTS) dev/bench_gpu.cu))
 $(CHECKED): EXTRA = -O0 -Xcicc -O0 -gencode arch=compute_80$(comma)code=compute_80
 $(CHECKED): | need-tests
-$(CHECK)/train_gpt.o: EXTRA = -O3 -fatbin $(foreach g,80 90 100,$(call gencode,$(g))) -Xptxas -v \
+$(CHECK)/train_gpt.o: EXTRA = -O3 -fatbin --no-compress $(foreach g,80 90 100,$(call gencode,$(g))) -Xptxas -v \
                           2> $(CHECK)/kernels.log || (cat $(CHECK)/kernels.log; false)
 COMMITTED_TABLE = dev/results/kernel-resources.md
 $(if $(filter cuda-compile-check,$(MAKECMDGOALS)),$(eval NVCC_STRICT = $(STRICT)))
@@ -144,9 +144,9 @@ cuda-compile-check: $(CHECKED) $(CHECK)/kernel-resources.md $(PROGRAMS) bench_in
 program-test: $(PROGRAMS) bench_infer $(BUILD)/run_tests
 	OMP_WAIT_POLICY=passive $(BUILD)/run_tests -tc="programs: train*$(comma)bench_infer*$(comma)infer*"
 $(CHECK)/kernel-resources.md: $(CHECK)/train_gpt.o dev/kernel_resources.py $(COMMITTED_TABLE)
-	dev/kernel_resources.py $(CHECK)/kernels.log $@ $(COMMITTED_TABLE)
+	dev/kernel_resources.py $(CHECK)/kernels.log $< $@ $(COMMITTED_TABLE)
 kernel-table: $(CHECK)/train_gpt.o
-	dev/kernel_resources.py $(CHECK)/kernels.log $(COMMITTED_TABLE)
+	dev/kernel_resources.py $(CHECK)/kernels.log $< $(COMMITTED_TABLE)
 
 # ---- on a GPU -------------------------------------------------------------------------------------------------------
 # The same tests as on the stand-in, the programs, and both under compute-sanitizer.
