@@ -2,6 +2,7 @@
 #
 # make bench        speed and memory, as ratios to peers and limits measured in the same run
 # make bench_infer  a program: the speed of a model's states, last token and decoding
+# make bench-attention  on a GPU: attention's TFLOP/s, by single warps and by warpgroups, for 256 to 16384 positions (half a minute)
 # make gpu-day      on a GPU: its tests, then speed beside PyTorch and llm.c, in the order of worth, MINUTES=9 a call, and again where it
 #                   stopped (dev/gpu_day.py); BLOCKS="update decoding" only these, RESULTS=DIR another folder than dev/results
 # make gpu-day-programs  builds what that needs
@@ -12,7 +13,7 @@
 # make plot-env     Python with what dev/plot.py needs, and TensorBoard, in dev/.venv: 62 MB to download
 # make dev-env      the same and the references and peers that dev/ compares with (PyTorch): some gigabytes; nothing else needs it
 # make format       clang-format over all sources (the version of make dev-env)
-.PHONY: bench gpu-day gpu-day-programs gpu-day-dry-run gpu-science gpu-science-dry-run plot-env dev-env format
+.PHONY: bench bench-attention gpu-day gpu-day-programs gpu-day-dry-run gpu-science gpu-science-dry-run plot-env dev-env format
 HAVE_DNNL = $(call have_headers,dnnl.h)
 $(BUILD)/bench_%: $(BUILD)/dev/bench_%.o $(TRAIN) $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(if $(HAVE_DNNL),-ldnnl) -o $@
@@ -27,6 +28,11 @@ bench: deps
 # From the trainer's own code.
 $(BUILD)/gpu/bench_gpu: $(BUILD)/gpu/dev/bench_gpu.o $(TRAIN) $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(MPI_LIBS) $(GPU_LIBS) -o $@
+$(BUILD)/gpu/bench_attention: $(BUILD)/gpu/dev/bench_attention.o $(LIBRARY)
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(GPU_LIBS) -o $@
+bench-attention: need-nvcc
+	$(MAKE) $(BUILD)/gpu/bench_attention $(if $(filter file,$(origin GPU)),GPU=native)
+	$(BUILD)/gpu/bench_attention
 $(BUILD)/gpu/infer: $(BUILD)/gpu/infer.o $(LIBRARY)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) $(GPU_LIBS) -o $@
 $(BUILD)/gpu/bench_infer: $(BUILD)/gpu/dev/bench_infer.o $(LIBRARY)
@@ -34,14 +40,14 @@ $(BUILD)/gpu/bench_infer: $(BUILD)/gpu/dev/bench_infer.o $(LIBRARY)
 $(BUILD)/gpu/fold $(EMU)/fold: fold
 	@mkdir -p $(@D)
 	cp $< $@
-gpu-day-programs: $(addprefix $(BUILD)/gpu/,run_cuda_tests bench_gpu bench_infer train_gpt fold infer)
+gpu-day-programs: $(addprefix $(BUILD)/gpu/,run_cuda_tests bench_gpu bench_attention bench_infer train_gpt fold infer)
 gpu-day: need-nvcc
 	@mkdir -p $(BUILD)/gpu; date +%s > $(BUILD)/gpu/begun
 	$(MAKE) gpu-day-programs $(if $(filter file,$(origin GPU)),GPU=native)
 	dev/gpu_day.py --programs $(BUILD)/gpu --begun $$(cat $(BUILD)/gpu/begun) --minutes $(MINUTES) \
 	    $(if $(BLOCKS),--blocks $(BLOCKS)) $(if $(RESULTS),--results "$(RESULTS)")
 ifeq ($(HAVE_EMU),1)
-gpu-day-dry-run: $(addprefix $(EMU)/,run_kernel_tests bench_gpu bench_infer train_gpt fold infer)
+gpu-day-dry-run: $(addprefix $(EMU)/,run_kernel_tests bench_gpu bench_attention bench_infer train_gpt fold infer)
 	dev/gpu_day.py --dry-run --programs $(EMU)
 else
 gpu-day-dry-run:

@@ -1,19 +1,20 @@
-// How fast is our attention? Forward and backward in bf16 on one GPU, against the rate of cuBLASLt's matrix
-// multiply measured in the same run; first, every head size is checked against the CPU. Prints a Markdown
-// table.
-//
-//   nvcc -std=c++20 -O3 -arch=native -DTN_CUDA -I. dev/cuda/bench_attention.cu <leaf objects> -lcublasLt
-//   -Xcompiler -fopenmp
-//   ./bench_attention [rounds = 21]
+// How fast is our attention? Forward and backward in bf16 on one GPU: the kernels for single warps (mma.sync) and those
+// for warpgroups (wgmma), one after the other, against the rate of a large matrix product of cuBLASLt measured in the
+// same run. First, every head size is checked against the CPU, and whether two runs give equal bits. Prints a table.
 //
 // FLOPs as is usual: forward 2 products of T x T x hs a head, backward 5 (ours computes 7:
 // ops/attention/flash_mma.cuh), of which the causal mask leaves half. Both are 2 FLOPs a multiply-add.
-#include <algorithm>
+#include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <functional>
+#include <string>
 #include <vector>
 
-#include "ops/attention/attention.cuh"
+#include "io/options.h"
+#include "ops/attention/choice.cuh"
+#include "ops/linear.cuh"
+#include "runtime/arena.h"
 #include "runtime/exit_status.h"
 #include "runtime/median.h"
 #include "runtime/random.h"
@@ -22,37 +23,24 @@ namespace tapernorm {
 
 namespace {
 
-// Median seconds of op() over `rounds`, each the mean of 5 calls in a row.
-double measure(Cuda& dev, int rounds, const std::function<void()>& op) {
+struct Sizes {
+    size_t C = 768, longest = 16384, tokens = 32768, rounds = 21;
+    bool tiny() const { return tokens < 4096; }
+};
+
+// Seconds of op(): the median of `rounds`, each the mean of 5 calls in a row.
+double measure(Cuda& dev, size_t rounds, const std::function<void()>& op) {
     CudaTimer timer;
     for (int i = 0; i < 3; i++) op();
     std::vector<double> seconds;
-    for (int i = 0; i < rounds; i++) {
+    for (size_t i = 0; i < rounds; i++) {
         timer.begin(dev.stream);
         for (int j = 0; j < 5; j++) op();
         timer.end(dev.stream);
         seconds.push_back(timer.milliseconds() / 5e3);
     }
-    return median(seconds);
+    return median(std::move(seconds));
 }
-
-template <class T>
-class Buffer {
-  public:
-    Buffer(Cuda& dev, size_t count)
-        : dev_(dev), data_(static_cast<T*>(device_allocate(dev, count * sizeof(T), "a tensor"))) {}
-    Buffer(Cuda& dev, const std::vector<T>& values) : Buffer(dev, values.size()) {
-        device_copy_in(dev, data_, values.data(), values.size() * sizeof(T));
-    }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    ~Buffer() { device_free(dev_, data_); }
-    T* data() const { return data_; }
-
-  private:
-    Cuda& dev_;
-    T* data_;
-};
 
 std::vector<bf16> normals(size_t n, uint64_t seed) {
     std::vector<bf16> x(n);
@@ -60,80 +48,96 @@ std::vector<bf16> normals(size_t n, uint64_t seed) {
     return x;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// The matmul rate
+// to [n] = the pattern, as often as it takes.
+void fill(Cuda& dev, bf16* to, size_t n, const std::vector<bf16>& pattern) {
+    for (size_t i = 0; i < n; i += pattern.size())
+        device_copy_in(dev, to + i, pattern.data(), std::min(pattern.size(), n - i) * sizeof(bf16));
+}
 
-// D [n, n] = A B, all bf16, fp32 accumulation, with the algorithm that cuBLASLt prefers.
-class Matmul {
-  public:
-    Matmul(Cuda& dev, size_t n) : dev_(dev), a_(dev, normals(n * n, 1)), b_(dev, normals(n * n, 2)), d_(dev, n * n) {
-        CUBLAS_CHECK(cublasLtMatmulDescCreate(&desc_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-        CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&layout_, CUDA_R_16BF, n, n, int64_t(n)));
-        cublasLtMatmulPreference_t preference;
-        CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
-        CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                          &dev.workspace_bytes, sizeof dev.workspace_bytes));
-        int found = 0;
-        CUBLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(dev.cublaslt, desc_, layout_, layout_, layout_, layout_, preference,
-                                                    1, &choice_, &found));
-        cublasLtMatmulPreferenceDestroy(preference);
-        if (found == 0) fail("cuBLASLt has no algorithm for a bf16 matmul of %zu", n);
-    }
-    Matmul(const Matmul&) = delete;
-    Matmul& operator=(const Matmul&) = delete;
-    ~Matmul() {
-        cublasLtMatrixLayoutDestroy(layout_);
-        cublasLtMatmulDescDestroy(desc_);
-    }
-    void run() {
-        const float one = 1, zero = 0;
-        CUBLAS_CHECK(cublasLtMatmul(dev_.cublaslt, desc_, &one, a_.data(), layout_, b_.data(), layout_, &zero,
-                                    d_.data(), layout_, d_.data(), layout_, &choice_.algo, dev_.workspace,
-                                    dev_.workspace_bytes, dev_.stream));
-    }
-
-  private:
-    Cuda& dev_;
-    Buffer<bf16> a_, b_, d_;
-    cublasLtMatmulDesc_t desc_ = nullptr;
-    cublasLtMatrixLayout_t layout_ = nullptr;
-    cublasLtMatmulHeuristicResult_t choice_;
-};
+// FLOP/s of a product of [n, n] with [n, n], after half a second of them: clocks are then as they are under load.
+double matmul_rate(Cuda& dev, size_t rounds, size_t n) {
+    bf16 *a = nullptr, *b = nullptr, *out = nullptr;
+    Arena<Cuda> memory(dev, "a product");
+    memory.add(a, n * n), memory.add(b, n * n), memory.add(out, n * n);
+    memory.allocate(false);
+    const std::vector<bf16> pattern = normals(1 << 16, 1);
+    fill(dev, a, n * n, pattern), fill(dev, b, n * n, pattern);
+    const auto multiply = [&] { matmul_forward<bf16>(dev, out, a, b, nullptr, nullptr, n, n, n); };
+    const double once = measure(dev, 1, multiply);
+    for (double seconds = 0; seconds < 0.5; seconds += once) multiply();
+    return 2.0 * double(n) * double(n) * double(n) / measure(dev, rounds, multiply);
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Attention
 
 struct Shape {
     size_t B, T, NH, hs;
-    size_t elements() const { return B * T * NH * hs; }
-    double flops() const { return 2.0 * double(B * NH) * double(T) * double(T) * double(hs) / 2; }  // one product
+    size_t C() const { return NH * hs; }
+    size_t elements() const { return B * T * C(); }
+    size_t rows() const { return B * T * NH; }
+    double flops() const { return double(B * NH) * double(T) * double(T) * double(hs); }  // one product, masked
 };
 
+// Tensors with room for one shape or more.
 struct Attention {
-    Shape s;
-    std::vector<bf16> qkv, dout;
-    Buffer<bf16> in, d_out, out, d_in;
-    Buffer<float> lse;
+    bf16 *qkv = nullptr, *dout = nullptr, *out = nullptr, *dqkv = nullptr;
+    float* lse = nullptr;
+    Arena<Cuda> memory;
 
-    Attention(Cuda& dev, const Shape& s_)
-        : s(s_), qkv(normals(3 * s.elements(), 3)), dout(normals(s.elements(), 4)), in(dev, qkv), d_out(dev, dout),
-          out(dev, s.elements()), d_in(dev, 3 * s.elements()), lse(dev, s.B * s.NH * s.T) {}
-
-    void forward(Cuda& dev) { attention_forward(dev, out.data(), lse.data(), in.data(), s.B, s.T, s.NH * s.hs, s.NH); }
-    void backward(Cuda& dev) {
-        attention_backward(dev, d_in.data(), d_out.data(), out.data(), lse.data(), in.data(), s.B, s.T, s.NH * s.hs,
-                           s.NH);
+    Attention(Cuda& dev, size_t elements, size_t rows) : memory(dev, "attention") {
+        memory.add(qkv, 3 * elements), memory.add(dout, elements), memory.add(out, elements);
+        memory.add(dqkv, 3 * elements), memory.add(lse, rows);
+        memory.allocate(true);
+    }
+    void forward(Cuda& dev, const Shape& s) { attention_forward(dev, out, lse, qkv, s.B, s.T, s.C(), s.NH); }
+    void backward(Cuda& dev, const Shape& s) {
+        attention_backward(dev, dqkv, dout, out, lse, qkv, s.B, s.T, s.C(), s.NH);
     }
 };
 
-// Largest difference in units of the largest value. (tests/cuda/test_cuda_attention.cpp has the exact
-// bounds.)
-double difference(Cuda& dev, const Buffer<bf16>& got, const std::vector<float>& expected) {
-    std::vector<bf16> host(expected.size());
-    device_copy_out(dev, host.data(), got.data(), host.size() * sizeof(bf16));
+// Why attention with this head size has no kernels for warpgroups here; "" where it has: dev.wgmma then turns them on.
+std::string why_no_wgmma(Cuda& dev, size_t hs) {
+    choose_attention<bf16>(dev, hs);
+    if (dev.wgmma) return "";
+    if (wanted_attention() == "mma") return "ATTENTION=mma in the environment turns them off";
+    bool broken = false;
+    return try_wgmma_attention(dev, hs, broken);
+}
+
+const char* kind_name(bool wgmma) { return wgmma ? "wgmma" : "mma.sync"; }
+
+struct Results {
+    std::vector<bf16> out, dqkv;
+    std::vector<float> lse;
+};
+
+// Into memory in which every float is NaN.
+Results run(Cuda& dev, Attention& a, const Shape& s) {
+    Results r{std::vector<bf16>(s.elements()), std::vector<bf16>(3 * s.elements()), std::vector<float>(s.rows())};
+    const size_t out = r.out.size() * sizeof(bf16), dqkv = r.dqkv.size() * sizeof(bf16),
+                 lse = r.lse.size() * sizeof(float);
+    CUDA_CHECK(cudaMemsetAsync(a.out, 0xff, out, dev.stream));
+    CUDA_CHECK(cudaMemsetAsync(a.dqkv, 0xff, dqkv, dev.stream));
+    CUDA_CHECK(cudaMemsetAsync(a.lse, 0xff, lse, dev.stream));
+    a.forward(dev, s), a.backward(dev, s);
+    device_copy_out(dev, r.out.data(), a.out, out);
+    device_copy_out(dev, r.dqkv.data(), a.dqkv, dqkv);
+    device_copy_out(dev, r.lse.data(), a.lse, lse);
+    return r;
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+    return std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+// Largest difference in units of the largest value. (tests/cuda/test_cuda_attention.cpp has the exact bounds.)
+template <class T>
+double difference(const std::vector<T>& got, const std::vector<float>& expected) {
     double worst = 0, top = 0;
     for (size_t i = 0; i < expected.size(); i++) {
-        const double d = std::abs(double(float(host[i])) - double(expected[i]));
+        const double d = std::abs(double(float(got[i])) - double(expected[i]));
         if (!(d <= worst)) worst = d;
         if (std::isnan(worst)) break;
         top = std::max(top, std::abs(double(expected[i])));
@@ -141,56 +145,134 @@ double difference(Cuda& dev, const Buffer<bf16>& got, const std::vector<float>& 
     return worst / top;
 }
 
-// Against the CPU in fp32, from the same inputs.
-void validate(Cuda& dev, size_t hs) {
+// Both kinds of kernels against the CPU in fp32, from the same inputs, and against themselves. Returns why there are no
+// kernels for warpgroups, or "".
+std::string validate(Cuda& dev, size_t hs) {
     const Shape s{2, 333, 2, hs};
-    const size_t C = s.NH * s.hs;
-    Attention attention(dev, s);
-    attention.forward(dev);
-    attention.backward(dev);
+    const std::vector<bf16> qkv = normals(3 * s.elements(), 3), dout = normals(s.elements(), 4);
+    Attention attention(dev, s.elements(), s.rows());
+    fill(dev, attention.qkv, qkv.size(), qkv), fill(dev, attention.dout, dout.size(), dout);
     Cpu cpu;
-    const std::vector<float> qkv(attention.qkv.begin(), attention.qkv.end()),
-        dout(attention.dout.begin(), attention.dout.end());
-    std::vector<float> out(s.elements()), lse(s.B * s.NH * s.T), dqkv(3 * s.elements());
-    attention_forward(cpu, out.data(), lse.data(), qkv.data(), s.B, s.T, C, s.NH);
-    attention_backward(cpu, dqkv.data(), dout.data(), out.data(), lse.data(), qkv.data(), s.B, s.T, C, s.NH);
-    const double forward = difference(dev, attention.out, out), backward = difference(dev, attention.d_in, dqkv);
-    const double limit = 0x1p-6;  // 4 units of bf16's roundoff
-    if (!(forward <= limit && backward <= limit))
-        fail(
-            "head size %zu: the GPU differs from the CPU by %.2g of the largest value forward and %.2g "
-            "backward, expected "
-            "at most %.2g; run the CUDA tests",
-            hs, forward, backward, limit);
-    std::printf("head size %zu agrees with the CPU: %.1e forward, %.1e backward\n", hs, forward, backward);
+    const std::vector<float> wide_qkv(qkv.begin(), qkv.end()), wide_dout(dout.begin(), dout.end());
+    std::vector<float> out(s.elements()), lse(s.rows()), dqkv(3 * s.elements());
+    attention_forward(cpu, out.data(), lse.data(), wide_qkv.data(), s.B, s.T, s.C(), s.NH);
+    attention_backward(cpu, dqkv.data(), wide_dout.data(), out.data(), lse.data(), wide_qkv.data(), s.B, s.T, s.C(),
+                       s.NH);
+    const std::string why_not = why_no_wgmma(dev, hs);
+    for (const bool wgmma : {false, true}) {
+        if (wgmma && !why_not.empty()) break;
+        dev.wgmma = wgmma;
+        const Results r = run(dev, attention, s), again = run(dev, attention, s);
+        const double forward = std::max(difference(r.out, out), difference(r.lse, lse)),
+                     backward = difference(r.dqkv, dqkv);
+        const double limit = 0x1p-6;  // 4 units of bf16's roundoff
+        if (!(forward <= limit && backward <= limit))
+            fail(
+                "head size %zu, %s: the GPU differs from the CPU by %.2g of the largest value forward and %.2g backward, "
+                "expected at most %.2g; run the CUDA tests",
+                hs, kind_name(wgmma), forward, backward, limit);
+        if (!same_bits(r.out, again.out) || !same_bits(r.lse, again.lse) || !same_bits(r.dqkv, again.dqkv))
+            fail("head size %zu, %s: expected equal bits of two runs, found different ones; run the CUDA tests", hs,
+                 kind_name(wgmma));
+        std::printf("head size %zu, %s: as the CPU within %.1e forward, %.1e backward; two runs have equal bits\n", hs,
+                    kind_name(wgmma), forward, backward);
+    }
+    return why_not;
 }
 
-void bench(int rounds) {
-    Cuda dev;
-    std::printf("%s\n\n", probe_cuda().description.c_str());
-    for (size_t hs : {32, 64, 80, 96, 128}) validate(dev, hs);
+// ---------------------------------------------------------------------------------------------------------------------
+// The table
 
-    const size_t n = 8192;
-    double peak;
-    {
-        Matmul matmul(dev, n);
-        peak = 2.0 * double(n) * double(n) * double(n) / measure(dev, rounds, [&] { matmul.run(); });
-    }
-    std::printf("\ncuBLASLt, bf16, %zu x %zu x %zu: %.0f TFLOP/s\n\n", n, n, n, peak * 1e-12);
-    std::printf("| B | T | NH | hs | forward, us | TFLOP/s | of matmul | backward, us | TFLOP/s | of matmul |\n");
-    std::printf("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
-    for (const Shape& s :
-         {Shape{32, 1024, 12, 64}, Shape{128, 256, 12, 64}, Shape{8, 4096, 12, 64}, Shape{32, 1024, 16, 64},
-          Shape{32, 1024, 12, 80}, Shape{32, 1024, 6, 128}, Shape{8, 4096, 6, 128}}) {
-        Attention attention(dev, s);
-        const double forward = measure(dev, rounds, [&] { attention.forward(dev); });
-        const double backward = measure(dev, rounds, [&] { attention.backward(dev); });
-        const double forward_rate = 2 * s.flops() / forward, backward_rate = 5 * s.flops() / backward;
-        std::printf("| %zu | %zu | %zu | %zu | %.1f | %.0f | %.0f%% | %.1f | %.0f | %.0f%% |\n", s.B, s.T, s.NH, s.hs,
-                    forward * 1e6, forward_rate * 1e-12, 100 * forward_rate / peak, backward * 1e6,
-                    backward_rate * 1e-12, 100 * backward_rate / peak);
+struct Pass {
+    const char* name;
+    double products;
+    void (Attention::*run)(Cuda&, const Shape&);
+};
+
+// The cells of one kind of kernels.
+std::string cells(double seconds, double flops, double peak) {
+    return strprintf("%.1f | %.0f | %.0f%%", seconds * 1e6, flops / seconds * 1e-12, 100 * flops / seconds / peak);
+}
+
+void print_rows(Cuda& dev, const Sizes& sizes, Attention& attention, const Shape& s, bool have_wgmma, double peak) {
+    for (const Pass& pass : {Pass{"forward", 2, &Attention::forward}, Pass{"backward", 5, &Attention::backward}}) {
+        double seconds[2] = {};
+        for (const bool wgmma : {false, true}) {
+            if (wgmma && !have_wgmma) break;
+            dev.wgmma = wgmma;
+            attention.forward(dev, s);  // what backward reads
+            seconds[wgmma] = measure(dev, sizes.rounds, [&] { (attention.*pass.run)(dev, s); });
+        }
+        const double flops = pass.products * s.flops();
+        std::printf("| %s | %zu | %zu | %zu | %zu | %s | %s | %s |\n", pass.name, s.hs, s.T, s.B, s.NH,
+                    cells(seconds[0], flops, peak).c_str(),
+                    have_wgmma ? cells(seconds[1], flops, peak).c_str() : " |  | ",
+                    have_wgmma ? strprintf("%.2fx", seconds[0] / seconds[1]).c_str() : "");
         std::fflush(stdout);
     }
+}
+
+void bench(const Sizes& sizes) {
+    Cuda dev;
+    std::printf("%s: %zu channels, %zu tokens, bf16; medians of %zu times 5 calls.\n", probe_cuda().description.c_str(),
+                sizes.C, sizes.tokens, sizes.rounds);
+    std::printf(
+        "Goals, written before any run: with head size 64 and T 1024 on an H100, 265 TFLOP/s forward and 200 backward, "
+        "where cuDNN has 288 and about 269.\n\n");
+    std::string why_not[2];  // for head sizes 64 and 128
+    for (const size_t hs : {32, 64, 80, 96, 128}) {
+        const std::string why = validate(dev, hs);
+        if (hs == 64 || hs == 128) why_not[hs / 128] = why;
+    }
+    for (const size_t hs : {64, 128})
+        if (!why_not[hs / 128].empty())
+            std::printf("head size %zu: kernels for warpgroups are left out: %s\n", hs, why_not[hs / 128].c_str());
+
+    const size_t n = sizes.tiny() ? 128 : 8192;
+    const double peak = matmul_rate(dev, sizes.rounds, n);
+    std::printf("\ncuBLASLt, bf16, %zu x %zu x %zu: %.0f TFLOP/s before, which counts.\n\n", n, n, n, peak * 1e-12);
+    std::printf(
+        "| pass | hs | T | B | NH | mma.sync, us | TFLOP/s | of matmul | wgmma, us | TFLOP/s | of matmul | faster |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
+    const size_t most = std::max(sizes.tokens, sizes.longest);
+    Attention attention(dev, most * sizes.C, most * sizes.C / 64);
+    const std::vector<bf16> pattern = normals(1 << 16, 3);  // does not repeat row by row: 3 C is no power of 2
+    fill(dev, attention.qkv, 3 * most * sizes.C, pattern), fill(dev, attention.dout, most * sizes.C, pattern);
+    for (const size_t hs : {64, 128}) {
+        choose_attention<bf16>(dev, hs);
+        for (size_t T = std::min<size_t>(256, sizes.longest); T <= sizes.longest; T *= 2)
+            print_rows(dev, sizes, attention, {std::max<size_t>(1, sizes.tokens / T), T, sizes.C / hs, hs},
+                       why_not[hs / 128].empty(), peak);
+    }
+    std::printf("\ncuBLASLt afterwards: %.0f TFLOP/s.\n", matmul_rate(dev, sizes.rounds, n) * 1e-12);
+}
+
+Options make_options(Sizes& s) {
+    Options o("bench_attention",
+              "How fast attention is on this GPU, beside what the GPU can do, for head sizes 64 and 128.");
+    // clang-format off
+    o.section("Measurement");
+    o.add({.long_name = "--n-embd", .to = &s.C, .metavar = "C", .range = {.low = 128, .high = 1 << 14},
+           .help = "number of channels, a multiple of 128"});
+    o.add({.short_name = "-t", .long_name = "--seq-len", .to = &s.longest, .metavar = "T", .range = {.low = 1, .high = 1 << 17},
+           .help = "tokens of the longest sequence; from 256 on, each length is twice the one before"});
+    o.add({.long_name = "--tokens", .to = &s.tokens, .metavar = "N", .range = {.low = 1, .high = 1 << 20},
+           .help = "of all sequences; a longer one is alone"});
+    o.add({.long_name = "--rounds", .to = &s.rounds, .metavar = "N", .range = {.low = 1, .high = 1000},
+           .help = "repetitions; figures are their medians"});
+    // clang-format on
+    return o;
+}
+
+int run_benchmark(int argc, char** argv) {
+    Sizes sizes;
+    Options options = make_options(sizes);
+    if (!options.parse(argc, argv)) return 0;
+    if (sizes.C % 128) fail("--n-embd: expected a multiple of 128, found %zu", sizes.C);
+    const CudaProbe probe = probe_cuda();
+    if (!probe.usable) fail("%s", probe.description.c_str());
+    bench(sizes);
+    return 0;
 }
 
 }  // namespace
@@ -201,10 +283,5 @@ using namespace tapernorm;
 
 int main(int argc, char** argv) {
     start_program();
-    return exit_status("bench_attention", [&] {
-        const int rounds = argc > 1 ? std::atoi(argv[1]) : 21;
-        if (argc > 2 || rounds < 1) fail("expected at most one argument, the number of rounds (1 or more)");
-        bench(rounds);
-        return 0;
-    });
+    return exit_status("bench_attention", [&] { return run_benchmark(argc, argv); });
 }

@@ -4,7 +4,7 @@
 # make emu-schedules       the programs too, and all of it in other orders of threads, with streams that run as late as they may
 # make emu-asan            the kernels and all but the longest training runs under AddressSanitizer
 # make emu-tsan            the kernels, without training runs, under ThreadSanitizer
-# make cuda-compile-check  all that nvcc ever compiles, warnings as errors, and the table of registers of every kernel
+# make cuda-compile-check  all that nvcc ever compiles, warnings as errors, and the registers and tensor core instructions of every kernel
 # make program-test        some tests of the programs, with those that nvcc built, where there is one, and with bench_infer
 # make kernel-table        writes that table to dev/results/kernel-resources.md
 # make gpu-test            on a GPU: the tests, the programs, both under compute-sanitizer (blocks of gpu-day)
@@ -94,8 +94,8 @@ $(EMU)/run_emu_tests: FORCE $(EMU)/libemu.a
 $(EMU)/run_kernel_tests: $(filter-out $(EMU_PROGRAM_TESTS),$(EMU_TESTS))
 $(EMU)/run_cuda_tests: $(EMU_TESTS) | $(EMU_PROGRAMS)
 $(EMU)/train_gpt $(EMU)/infer: %: %.o
-$(EMU)/bench_infer $(EMU)/bench_gpu: $(EMU)/%: $(EMU)/dev/%.o
-$(EMU)/run_kernel_tests $(EMU)/run_cuda_tests $(EMU)/bench_gpu $(EMU_PROGRAMS): $(TRAIN) $(LIBRARY) $(EMU)/libemu.a
+$(EMU)/bench_infer $(EMU)/bench_gpu $(EMU)/bench_attention: $(EMU)/%: $(EMU)/dev/%.o
+$(EMU)/run_kernel_tests $(EMU)/run_cuda_tests $(EMU)/bench_gpu $(EMU)/bench_attention $(EMU_PROGRAMS): $(TRAIN) $(LIBRARY) $(EMU)/libemu.a
 	$(CXX) $(LDFLAGS) $(filter %.o,$^) $(EMU)/libemu.a $(LDLIBS) $(MPI_LIBS) $(EMU_LINK) -o $@
 
 # Under the sanitizers and in other orders: without the longest training runs, under ThreadSanitizer without any, and without
@@ -127,13 +127,14 @@ emu-kernels emu-test emu-schedules emu-asan emu-tsan:
 endif
 
 # ---- by nvcc --------------------------------------------------------------------------------------------------------
-# The kernels of the trainer, which has all, for three architectures, where none may spill registers: device code alone. The table is
-# compared with the committed one, which must list the same kernels. Of what is not shipped, only whether nvcc takes it.
+# The kernels of the trainer, which has all, for three architectures: device code alone. None may spill registers, and the machine code
+# must have the tensor core instructions that its names promise (dev/kernel_resources.py). The table is compared with the committed
+# one, which must list the same kernels. Of what is not shipped, only whether nvcc takes it.
 CHECK = $(BUILD)/compile_check
 STRICT = --Werror all-warnings -Xcompiler=-Werror
 NVCC_CHECK = $(NVCC) $(NVCC_FLAGS) $(STRICT) -x cu
 $(eval $(call objects,$(CHECK),$(NVCC_CHECK),$(NVCC_CHECK)))
-CHECKED = $(patsubst %,$(CHECK)/%.o,$(basename $(CUDA_TESTS) dev/bench_gpu.cu))
+CHECKED = $(patsubst %,$(CHECK)/%.o,$(basename $(CUDA_TESTS) dev/bench_gpu.cu dev/bench_attention.cu))
 $(CHECKED): EXTRA = -O0 -Xcicc -O0 -gencode arch=compute_80$(comma)code=compute_80
 $(CHECKED): | need-tests
 $(CHECK)/train_gpt.o: EXTRA = -O3 -fatbin --no-compress $(foreach g,80 90 100,$(call gencode,$(g))) -Xptxas -v \
