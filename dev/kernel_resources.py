@@ -76,10 +76,10 @@ def broken_promises(names, kernels, code):
             yield f"{name}: {arch}: expected machine code in the fatbin, found none"
             continue
         counts, base = code[mangled, number], name.split("<")[0]
-        warpgroups = "wgmma" in base
+        warpgroups = base.startswith("flash_wgmma_")
         if bool(counts["HGMMA"]) != (warpgroups and arch == "sm_90a"):
             yield (f"{name}: {arch}: expected {'products' if not counts['HGMMA'] else 'no product'} of a warpgroup (HGMMA), found "
-                   f"{counts['HGMMA']}; kernels with wgmma in their names have them, in sm_90a's code alone")
+                   f"{counts['HGMMA']}; the kernels flash_wgmma_* have them, in sm_90a's code alone")
         if base.startswith("flash_") and not warpgroups and not counts["HMMA"]:
             yield f"{name}: {arch}: expected products on tensor cores (HMMA), found none"
 
