@@ -336,9 +336,10 @@ int run_benchmark(int argc, char** argv) {
     const CudaProbe probe = probe_cuda();
     if (!probe.usable) fail("%s", probe.description.c_str());
     Cuda dev;
-    std::printf("%s: %s, %s, %s, vocabulary %zu, batch %zu of %zu tokens, bf16; medians of %zu.\n",
+    choose_attention<bf16>(dev, s.C / s.NH);
+    std::printf("%s: %s, %s, %s, vocabulary %zu, batch %zu of %zu tokens, bf16, attention by %s; medians of %zu.\n",
                 probe.description.c_str(), counted(s.L, "layer").c_str(), counted(s.NH, "head").c_str(),
-                counted(s.C, "channel").c_str(), s.V, s.B, s.T, s.rounds);
+                counted(s.C, "channel").c_str(), s.V, s.B, s.T, dev.wgmma ? "warpgroups" : "single warps", s.rounds);
     if (s.norm_only) {
         measure_updates(dev, s, {}, {});
         return 0;

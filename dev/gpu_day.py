@@ -14,7 +14,7 @@ the Python that runs this; llm.c where build/peer/llm.c/train_gpt2cu is (`make t
 for CUDA 13 its cudaMemAdvise must be given a cudaMemLocation; USE_CUDNN=1 for its flash attention).
 
 Where nothing can be compiled or only one folder comes back: `make gpu-day-programs USE_MPI=0 GPU=90` elsewhere (6 minutes on 2 cores; have_pcre2=
-have_libedit= HAVE_NCCL= leave out libraries that the machine lacks), carry the 6 programs of build/gpu, stripped (some 60 MB), and build/peer, and call `dev/gpu_day.py --minutes 9 --earlier dev/results --results FOLDER`; what came back goes to dev/results before the next call.
+have_libedit= HAVE_NCCL= leave out libraries that the machine lacks), carry the 7 programs of build/gpu, stripped (some 60 MB), and build/peer, and call `dev/gpu_day.py --minutes 9 --earlier dev/results --results FOLDER`; what came back goes to dev/results before the next call.
 """
 import argparse
 import contextlib
@@ -65,6 +65,10 @@ def ours(number):
     return bench(f"--norm-only --label {number}.", f"--norm-only --label {number}.", 10)
 
 
+def with_environment(setting, command):
+    return dataclasses.replace(command, line=f"env {setting} {command.line}", tiny=f"env {setting} {command.tiny}")
+
+
 def infer(flags, protocol, expected, in_dry_run=True):
     command = "{programs}/bench_infer %s --protocol " + f"{protocol} --device cuda"
     return Command(command % flags, command % "{tiny}" + " --seconds 0" if in_dry_run else "", expected)
@@ -88,7 +92,12 @@ M30 = "--n-layer 6 --n-head 6 --n-embd 384"
 LOG = "env CUBLASLT_LOG_LEVEL=5 CUBLASLT_LOG_FILE={folder}/log {programs}/bench_gpu --rounds 1 --micro-batches 1 --norm-only"
 BLOCKS = [
     Block("tests", "Are the kernels right, and are two runs equal?", (script("tests", 150, 400),)),
-    Block("update", "An update of 124M, 32 sequences of 1024 tokens", (bench("-e d12", "", 45),)),
+    Block("update", "An update of 124M, 32 sequences of 1024 tokens; one with ATTENTION=mma, the kernels for single warps, too",
+          (bench("-e d12", "", 45), with_environment("ATTENTION=mma", ours("mma.sync")))),
+    # 1.2e15 FLOP by the kernels for single warps, and as many by those for warpgroups: 8 s at 150 TFLOP/s, 5 s at 250.
+    Block("attention", "Attention: the kernels for single warps (mma.sync) and for warpgroups (wgmma) against one large product. The goal, written before "
+          "any run: 265 TFLOP/s forward and 200 backward with head size 64 and T 1024 on an H100, where cuDNN has 288 and about 269",
+          (Command("{programs}/bench_attention", "env EMU_SM=90 {programs}/bench_attention -t 64 --tokens 64 --n-embd 128 --rounds 1", 25, 90),)),
     Block("peers", "The same update in PyTorch and llm.c, ours before, between and behind them",
           (ours(1), torch("train", "", 120), ours(2), llmc("-r 0 -ge 2"), llmc(""), ours(3), torch("train", "--all-bf16", 90),
            torch("train", "--attention flash", 90, False),
@@ -285,7 +294,7 @@ def output_of(*command):
 
 def look_around(args):
     """Which GPU, which programs, which peers there are."""
-    programs = ["bench_gpu", "bench_infer", "train_gpt", "fold", "infer", "run_kernel_tests" if args.dry_run else "run_cuda_tests"]
+    programs = ["bench_gpu", "bench_attention", "bench_infer", "train_gpt", "fold", "infer", "run_kernel_tests" if args.dry_run else "run_cuda_tests"]
     for program in programs:
         if not (args.programs / program).exists():
             sys.exit(f"gpu_day: --programs: expected {args.programs / program}, found none; make gpu-day-programs builds it")
