@@ -77,7 +77,7 @@ def broken_promises(names, kernels, code):
             continue
         counts, base = code[mangled, number], name.split("<")[0]
         warpgroups = base.startswith("flash_wgmma_")
-        if bool(counts["HGMMA"]) != (warpgroups and arch == "sm_90a"):
+        if bool(counts["HGMMA"]) != (warpgroups and number == "90"):
             yield (f"{name}: {arch}: expected {'products' if not counts['HGMMA'] else 'no product'} of a warpgroup (HGMMA), found "
                    f"{counts['HGMMA']}; the kernels flash_wgmma_* have them, in sm_90a's code alone")
         if base.startswith("flash_") and not warpgroups and not counts["HMMA"]:
