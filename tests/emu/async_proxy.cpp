@@ -21,6 +21,8 @@ void AsyncProxy::begin(char* shared, size_t bytes, unsigned threads) {
     before_.assign(warps_, std::vector<Time>(warps_, 0));
     covered_ = before_;
     fences_.assign(warps_, std::vector<Time>(threads_, 0));
+    warp_fence_.assign(warps_, 0);
+    newest_fence_ = warp_fence_;
 }
 
 void AsyncProxy::write(const AsyncCopy& copy, unsigned thread, Time time, const void* contents) {
@@ -65,19 +67,20 @@ void AsyncProxy::fence(unsigned thread) {
         find_stores(thread, now_++);
         fenced_[warp] = 0;
     }
-    fence_[thread] = now_++;
+    fence_[thread] = warp_fence_[warp] = now_++;
     for (unsigned v = 0; v < warps_; v++) covered_[warp][v] = std::max(covered_[warp][v], before_[warp][v]);
 }
 
 void AsyncProxy::barrier(unsigned warps) {
     auto takes_part = [warps](unsigned w) { return warps >> w & 1; };
-    // Fences of some threads of a warp: stores that came after them are not told from those before.
     for (unsigned w = 0; w < warps_; w++)
         if (takes_part(w) && fenced_[w]) {
-            const unsigned thread = w * 32 + unsigned(__builtin_ctz(fenced_[w]));
-            find_stores(thread, fence_[thread] - 1);
+            // Fences of some of its threads only: for stores they count as called now.
+            find_stores(w * 32, now_++);
+            warp_fence_[w] = now_++;
             fenced_[w] = 0;
         }
+    find_stores(unsigned(__builtin_ctz(warps)) * 32, now_++);
     auto join = [&](std::vector<std::vector<Time>>& known, auto&& own) {
         std::vector<Time>* first = nullptr;
         for (unsigned w = 0; w < warps_; w++) {
@@ -95,38 +98,46 @@ void AsyncProxy::barrier(unsigned warps) {
     join(before_, [&](unsigned w) { before_[w][w] = now; });
     join(covered_, [](unsigned) {});
     join(fences_, [&](unsigned w) { std::copy_n(&fence_[w * 32], 32, &fences_[w][w * 32]); });
+    Time newest = 0;
+    for (unsigned w = 0; w < warps_; w++)
+        if (takes_part(w)) newest = std::max({newest, warp_fence_[w], newest_fence_[w]});
+    for (unsigned w = 0; w < warps_; w++)
+        if (takes_part(w)) newest_fence_[w] = newest;
 }
 
-// By all four warps.
+// By all four warps. The fence after a store may be any thread's, since the store may be.
 bool AsyncProxy::seen(const Written& written, unsigned first_warp) const {
-    for (unsigned w = first_warp; w < first_warp + 4; w++)
-        if (fences_[w][written.thread] <= written.time && covered_[w][written.thread / 32] <= written.time)
-            return false;
+    for (unsigned w = first_warp; w < first_warp + 4; w++) {
+        const Time fence = written.site == by_store ? newest_fence_[w] : fences_[w][written.thread];
+        if (std::max(fence, covered_[w][written.thread / 32]) <= written.time) return false;
+    }
     return true;
 }
 
 void AsyncProxy::check(size_t offset, unsigned first_warp, const char* operand, Site product) const {
-    if (std::memcmp(shared_ + offset, &contents_[offset], 16) != 0)
-        misuse(
-            "wgmma at %s:%d: bytes %zu to %zu of shared memory, in its %s, were written by a store: the thread must call "
-            "fence_async_proxy() after it, before a barrier",
-            product.file, product.line, offset, offset + 15, operand);
     const Written* last = nullptr;
     for (size_t i = offset / 4; i < offset / 4 + 4; i++) {
+        const bool new_store = std::memcmp(shared_ + i * 4, &contents_[i * 4], 4) != 0;
         const Written& written = written_[i];
-        if (written.time == 0 || (last && written.time == last->time && written.thread == last->thread)) continue;
-        last = &written;
-        if (written.time != in_flight && seen(written, first_warp)) continue;
-        const bool store = written.site == by_store;
-        const Site copy = store ? Site{"", 0} : sites_[written.site];
+        if (!new_store) {
+            if (written.time == 0 || (last && written.time == last->time && written.thread == last->thread)) continue;
+            last = &written;
+            if (written.time != in_flight && seen(written, first_warp)) continue;
+        }
+        const bool store = new_store || written.site == by_store;
+        const Site copy = store ? Site{} : sites_[written.site];
+        const Time fence = store ? *std::max_element(warp_fence_.begin(), warp_fence_.end()) : fence_[written.thread];
         char by[300];
-        std::snprintf(by, sizeof by, store ? "a store" : "cp_async at %s:%d", copy.file, copy.line);
-        misuse("wgmma at %s:%d: byte %zu of shared memory, in its %s, was written by %s (thread %u)%s", product.file,
-               product.line, i * 4, operand, by, written.thread,
-               written.time == in_flight ? ", which is not waited for"
-               : fence_[written.thread] > written.time
-                   ? ": no barrier lies between the thread's fence_async_proxy() and the product"
-                   : ": the thread must call fence_async_proxy() after the wait for it, before a barrier");
+        if (store)
+            std::snprintf(by, sizeof by, "a store");
+        else
+            std::snprintf(by, sizeof by, "thread %u's cp_async at %s:%d", written.thread, copy.file, copy.line);
+        misuse("wgmma at %s:%d: byte %zu of shared memory, in its %s, was written by %s%s", product.file, product.line,
+               i * 4, operand, by,
+               !store && written.time == in_flight ? ", which is not waited for"
+               : !new_store && fence > written.time
+                   ? ": no barrier lies between fence_async_proxy() and the product"
+                   : ": the thread must call fence_async_proxy() after it, and then a barrier must follow");
     }
 }
 

@@ -100,8 +100,9 @@ class Warpgroup {
 };
 
 // Which bytes of dynamic shared memory the asynchronous proxy is sure to see as they are. For each word it is known when it was
-// last written, and by which thread: exactly for cp.async; for stores as far as a comparison with what was there tells, which
-// warps make when all their threads have called fence_async_proxy(). Barriers pass on, warp by warp, what happened before.
+// last written. cp.async is exact, thread by thread. Stores are found by comparison with what was there, at every barrier, and
+// when all threads of a warp have called fence_async_proxy(); whose they are is not known, so that a fence of any thread counts
+// for them. Barriers pass on, from warp to warp, what happened before.
 class AsyncProxy {
   public:
     void begin(char* shared, size_t bytes, unsigned threads);
@@ -131,12 +132,13 @@ class AsyncProxy {
     std::vector<char> contents_;  // as last looked at
     std::vector<Written> written_;
     std::vector<Site> sites_;
-    // For each thread its last fence; for each warp, the threads of it that have fenced since stores were last looked for.
-    std::vector<Time> fence_;
+    // The last fence of each thread, and of each warp; the threads of a warp that have fenced since stores were last looked for.
+    std::vector<Time> fence_, warp_fence_;
     std::vector<uint32_t> fenced_;
     // What warp w knows: [w][v]: what warp v did before this time happened before; what warp v wrote before this time
     // another's fence covers. [w][thread]: the last fence of the thread that happened before.
     std::vector<std::vector<Time>> before_, covered_, fences_;
+    std::vector<Time> newest_fence_;  // [w]: any warp's that happened before
 };
 
 }  // namespace emu

@@ -3,47 +3,17 @@
 #if defined(TN_CUDA) && defined(CUDA_EMU)
 #include <doctest/doctest.h>
 #include <sys/wait.h>
-#include <unistd.h>
-
-#include <cstdio>
 
 #include "emu.h"
 #include "runtime/grid.cuh"
 #include "runtime/ptx.cuh"
+#include "reports.h"
 #include "sanitizer.h"
 #include "tests/cuda/cuda_test.h"
 
 namespace tapernorm {
 
-// AddressSanitizer and ThreadSanitizer end the process at their first report; those kernels that they would
-// catch are kept from them.
-#define UNCHECKED __attribute__((no_sanitize("address"), no_sanitize("thread")))
-
 namespace {
-
-// Settings of one test: those that its expected reports are for, whatever the environment says.
-struct Quiet {
-    emu::Settings saved = emu::settings();
-    Quiet() {
-        emu::take_diagnosis();
-        emu::settings() = {};
-        emu::settings().quiet = true;
-    }
-    ~Quiet() { emu::settings() = saved; }
-};
-
-// Runs f, which must throw an Error with all the parts.
-template <class F>
-void check_report(F&& f, std::initializer_list<const char*> parts) {
-    std::string message = "(no error)";
-    try {
-        f();
-    } catch (const Error& e) {
-        message = e.what();
-    }
-    for (const char* part : parts) CHECK_MESSAGE(message.find(part) != std::string::npos, message, " / ", part);
-    CHECK(message.find('\n') == std::string::npos);
-}
 
 struct Fixture {
     Quiet quiet;
@@ -343,22 +313,6 @@ __global__ void race_in_warp(float* x) {
 __global__ void overrun(float* x) { x[threadIdx.x + 1] = 1; }
 
 __global__ void shared_overrun(float* x) { x[threadIdx.x] = dynamic_shared<float>()[threadIdx.x + 1]; }
-
-// Runs one hidden test case of this program in another process; returns what it printed and its exit status.
-std::string run_again(const char* test_case, const char* environment, int& status) {
-    char self[4096];
-    const ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    REQUIRE(length > 0);
-    const std::string command =
-        strprintf("%s '%.*s' --no-skip -tc='%s' 2>&1", environment, int(length), self, test_case);
-    std::FILE* pipe = popen(command.c_str(), "r");
-    REQUIRE(pipe);
-    std::string output;
-    char buffer[4096];
-    for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;) output.append(buffer, n);
-    status = pclose(pipe);
-    return output;
-}
 
 }  // namespace
 
@@ -704,13 +658,6 @@ void run_grid_child() {
     Cuda dev;
     DeviceArray<float> x(dev, std::vector<float>(64, 0));
     for (int i = 0; i < 2; i++) launch_cooperative<kernel>(2, 64, 64 * sizeof(float), dev.stream, x.data());
-}
-
-void check_child(const char* name, std::initializer_list<const char*> parts) {
-    int status = 0;
-    const std::string output = run_again(name, "", status);
-    for (const char* part : parts) CHECK_MESSAGE(output.find(part) != std::string::npos, output, " / ", part);
-    CHECK((status == 0) == (parts.size() == 1));
 }
 
 }  // namespace

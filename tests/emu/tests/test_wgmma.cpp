@@ -1,8 +1,10 @@
-// Products of warpgroups on the stand-in: every form of operand against three nested loops.
+// Products of warpgroups on the stand-in: every form of operand against three nested loops, then kernels with one mistake each:
+// COUNT of them, of which all but three must be reported, and those must give wrong numbers. None may run on a GPU.
 #if defined(TN_CUDA) && defined(CUDA_EMU)
 #include <doctest/doctest.h>
 
 #include "emu.h"
+#include "reports.h"
 #include "runtime/ptx.cuh"
 #include "runtime/wgmma.cuh"
 #include "sanitizer.h"
@@ -76,6 +78,12 @@ struct Sm90 {
     ~Sm90() { emu::settings() = saved; }
 };
 
+// Where in d [64, 8 n] the i-th accumulator of this thread lies.
+__device__ int place_of(int i, int n) {
+    const int lane = int(threadIdx.x) % 128;
+    return (lane / 32 * 16 + lane % 32 / 4 + i / 2 % 2 * 8) * n + i / 4 * 8 + lane % 4 * 2 + i % 2;
+}
+
 template <int N, bool columns_a, bool columns_b, bool registers>
 void check_product() {
     Cuda dev;
@@ -97,6 +105,236 @@ void check_product() {
         }
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Two tiles of shared memory, A [64, 64] and B [64, 64] by rows, and out = A B^T, with one mistake or another
+
+enum class Mistake {
+    none,
+    // of the asynchronous proxy
+    no_proxy_fence,
+    no_proxy_fence_after_stores,
+    proxy_fence_before_wait,
+    proxy_fence_before_stores,
+    proxy_fence_of_half_the_threads,
+    no_barrier,
+    no_barrier_after_stores,
+    barrier_before_proxy_fence,
+    named_barrier_of_others,
+    copies_in_flight,
+    // of registers
+    no_fence,
+    sums_never_named,
+    sums_written_after_fence,
+    left_never_named,
+    left_written_after_fence,
+    left_written_before_wait,
+    sums_written_before_wait,
+    sums_scaled_before_wait,
+    sums_written_between_products,
+    part_of_pending_sums,
+    // of waiting
+    tile_stored_before_wait,
+    tile_copied_before_wait,
+    tile_stored_before_others_wait,
+    no_commit,
+    too_many_pending,
+    no_wait,
+    neither_commit_nor_wait,
+    left_pending_when_named,
+    // of a warpgroup
+    warp_missing,
+    lane_missing_in_commit,
+    different_operands,
+    different_add,
+    two_lines,
+    different_groups,
+    different_waits,
+    // of operands
+    no_swizzle_mode,
+    base_offset,
+    stray_bits,
+    not_at_8_rows,
+    not_at_16_channels,
+    no_panel_stride,
+    past_the_end,
+    outside,
+    unaligned_operand,
+    unaligned_step,
+    // that give wrong numbers
+    read_before_wait,
+    tile_without_swizzle,
+    wrong_major,
+};
+
+template <Mistake mistake>
+__global__ void UNCHECKED wrong(float* out, const bf16* in) {
+    using enum Mistake;
+    auto is = [](auto... those) { return ((mistake == those) || ...); };
+    const int t = int(threadIdx.x), warp = t / 32;
+    char *const tiles = dynamic_shared<char>(), *const b = tiles + 64 * 128;
+
+    // The tiles arrive.
+    if (is(proxy_fence_before_stores)) fence_async_proxy();
+    for (int i = t; i < 1024; i += 128) {
+        char* to = tiles + (is(tile_without_swizzle) ? i * 16 : byte_of(128, i / 8, i % 8 * 8));
+        if (is(no_proxy_fence_after_stores, proxy_fence_before_stores, no_barrier_after_stores))
+            store_pack(reinterpret_cast<bf16*>(to), load_pack(in + i * 8));
+        else
+            cp_async<16>(to, in + i * 8);
+    }
+    cp_async_commit();
+    if (is(proxy_fence_before_wait)) fence_async_proxy();
+    if (!is(copies_in_flight)) cp_async_wait<0>();
+    if (is(barrier_before_proxy_fence)) __syncthreads();
+    if (!is(no_proxy_fence, no_proxy_fence_after_stores, proxy_fence_before_wait, proxy_fence_before_stores) &&
+        (!is(proxy_fence_of_half_the_threads, barrier_before_proxy_fence) || t < 64))
+        fence_async_proxy();
+    if (is(named_barrier_of_others))
+        named_barrier(1 + warp / 2, 64);
+    else if (!is(no_barrier, no_barrier_after_stores, barrier_before_proxy_fence))
+        __syncthreads();
+
+    // Registers.
+    float d[8][4] = {}, more[16][4] = {};
+    uint32_t left[4] = {};
+    uint64_t at_a = wgmma_operand(tiles), at_b = wgmma_operand(is(outside) ? reinterpret_cast<const char*>(in) : b);
+    if (is(unaligned_operand)) at_a = wgmma_operand(tiles + 8);
+    if (is(no_swizzle_mode)) at_a &= ~(uint64_t(3) << 62);
+    if (is(base_offset)) at_b |= uint64_t(1) << 49;
+    if (is(stray_bits)) at_b += uint64_t(1) << 14;
+    if (is(not_at_8_rows)) at_a = wgmma_operand(tiles + 4 * 128);
+    if (is(not_at_16_channels)) at_a += wgmma_bytes(16);
+    if (is(past_the_end)) at_b = wgmma_operand(b + 8 * 128);
+    if (is(different_operands) && t == 77) at_b += wgmma_bytes(32);
+    if (is(sums_never_named, left_never_named))
+        wgmma_fence();
+    else if (!is(no_fence))
+        wgmma_fence(d, left, more);
+    if (is(left_written_after_fence)) left[3] = 1;
+    if (is(sums_written_after_fence)) d[7][3] = 1;
+
+    // Products.
+    if (is(warp_missing) && warp == 2) return;
+    if (is(different_groups) && warp == 3) wgmma_commit();
+    if (is(left_never_named, left_written_after_fence, left_written_before_wait))
+        wgmma<64, false>(d, left, at_b, false);
+    if (is(no_panel_stride)) wgmma<128, false, true>(more, at_a, at_b, true);
+    if (is(part_of_pending_sums)) wgmma<128, false, false>(more, at_a, wgmma_operand(tiles), true);
+    for (int k = 0; k < 4; k++) {
+        const uint64_t step = wgmma_bytes(is(unaligned_step) ? 8 * k : 32 * k);
+        const bool add = k > 0 || is(sums_never_named, sums_written_after_fence) || (is(different_add) && t == 99);
+        if (is(two_lines) && warp == 1)
+            wgmma<64, false, false>(d, at_a + step, at_b + step, add);
+        else if (is(wrong_major))
+            wgmma<64, false, true>(d, at_a + step, at_b + wgmma_bytes(2048 * k), add);
+        else if (is(part_of_pending_sums))
+            wgmma<64, false, false>(reinterpret_cast<float (&)[8][4]>(more[4]), at_a + step, at_b + step, add);
+        else
+            wgmma<64, false, false>(d, at_a + step, at_b + step, add);
+        if (is(sums_written_between_products) && k == 1) d[0][0] = 0;
+        if (is(different_waits) && k == 1) {
+            wgmma_commit();
+            if (warp == 1) wgmma_wait<0>();
+        }
+    }
+    if (is(neither_commit_nor_wait)) return;
+    if (!is(no_commit) && !(is(lane_missing_in_commit) && t == 5)) wgmma_commit();
+    if (is(no_wait)) return;
+    if (is(left_written_before_wait)) left[0]++;
+    if (is(sums_written_before_wait)) d[3][1] = 0;
+    for (int i = 0; is(sums_scaled_before_wait) && i < 32; i++) d[i / 4][i % 4] *= 2;
+    if (is(tile_stored_before_wait) && t == 9) tiles[1000] ^= 1;
+    if (is(tile_copied_before_wait) && t == 9) cp_async<16>(b, in);
+    if (is(read_before_wait)) {
+        for (int i = 0; i < 32; i++) out[place_of(i, 64)] = d[i / 4][i % 4];
+        wgmma_wait<0>(d);
+        return;
+    }
+    if (is(left_pending_when_named)) {
+        wgmma_fence(left);
+        wgmma<64, false>(d, left, at_b, true);
+        wgmma_commit();
+        wgmma_wait<1>(left);
+    }
+    if (is(too_many_pending))
+        wgmma_wait<1>(d);
+    else
+        wgmma_wait<0>(d, left);
+    if (is(tile_stored_before_others_wait) && t % 32 == 0) tiles[1000] ^= 1;
+    cp_async_wait<0>();
+    for (int i = 0; i < 32; i++) out[place_of(i, 64)] = d[i / 4][i % 4];
+}
+
+// What the tests of mistakes share.
+struct Tiles {
+    Quiet quiet;
+    Cuda dev;
+    std::vector<float> expected;
+    DeviceArray<float> out{dev, 64 * 64};
+    DeviceArray<bf16> in{dev, 128 * 64};
+
+    Tiles() {
+        emu::settings().sm = 90;
+        std::vector<bf16> values(128 * 64);
+        for (int i = 0; i < 128 * 64; i++) values[size_t(i)] = bf16(number(0, i / 64, i % 64));
+        device_copy_in(dev, in.data(), values.data(), values.size() * sizeof(bf16));
+        for (int m = 0; m < 64; m++)
+            for (int n = 0; n < 64; n++) {
+                float sum = 0;
+                for (int k = 0; k < 64; k++) sum += number(0, m, k) * number(0, 64 + n, k);
+                expected.push_back(sum);
+            }
+    }
+    template <Mistake mistake>
+    void run(unsigned threads = 128, size_t smem = 128 * 128) {
+        launch<wrong<mistake>>(1, threads, smem, dev.stream, out.data(), in.data());
+    }
+    template <Mistake mistake = Mistake::none>
+    int wrong_numbers() {
+        run<mistake>();
+        const std::vector<float> result = out.values();
+        int count = 0;
+        for (size_t i = 0; i < result.size(); i++) count += result[i] != expected[i];
+        return count;
+    }
+    // The mistake is reported, in every order of threads, and the next kernel runs.
+    template <Mistake mistake>
+    void reports(std::initializer_list<const char*> parts) {
+        for (const emu::Order order : {emu::Order::forward, emu::Order::backward, emu::Order::random}) {
+            emu::settings().order = order;
+            CAPTURE(int(order));
+            check_report([&] { run<mistake>(); }, parts);
+            CHECK(wrong_numbers() == 0);
+        }
+    }
+};
+
+// ---- named barriers
+
+__global__ void barrier_with(float* out, int id, int threads) {
+    named_barrier(id, threads);
+    out[threadIdx.x] = 1;
+}
+
+__global__ void two_counts(float* out) {
+    if (threadIdx.x < 32)
+        named_barrier(3, 64);
+    else
+        named_barrier(3, 96);
+    out[threadIdx.x] = 1;
+}
+
+__global__ void lane_missing(float* out, int missing) {
+    if (int(threadIdx.x) != missing) named_barrier(3, 128);
+    out[threadIdx.x] = 1;
+}
+
+// Three warps come to a barrier for two.
+__global__ void too_many(float* out) {
+    if (threadIdx.x < 96) named_barrier(3, 64);
+    out[threadIdx.x] = 1;
+}
+
 }  // namespace
 
 TEST_CASE("wgmma: every form of operand") {
@@ -113,6 +351,139 @@ TEST_CASE("wgmma: every form of operand") {
     check_product<64, false, true, true>();
     check_product<128, false, false, true>();
     check_product<128, false, true, true>();
+}
+
+TEST_CASE("wgmma: mistakes of the asynchronous proxy") {
+    Tiles tiles;
+    using enum Mistake;
+    CHECK(tiles.wrong_numbers() == 0);
+    tiles.reports<no_proxy_fence>(
+        {"kernel wrong<", "block (0, 0, 0), thread (", "wgmma at tests/test_wgmma.cpp:",
+         "byte 0 of shared memory, in its left operand, was written by thread 0's cp_async at tests/",
+         "must call fence_async_proxy() after it"});
+    tiles.reports<no_proxy_fence_after_stores>(
+        {"in its left operand, was written by a store: the thread must call fence"});
+    tiles.reports<proxy_fence_before_wait>({"thread 0's cp_async at", "must call fence_async_proxy() after it"});
+    tiles.reports<proxy_fence_before_stores>(
+        {"was written by a store: the thread must call fence_async_proxy() after it"});
+    tiles.reports<proxy_fence_of_half_the_threads>(
+        {"byte 1024 of shared memory", "thread 64's cp_async at", "must call fence_async_proxy() after it"});
+    tiles.reports<barrier_before_proxy_fence>({"no barrier lies between fence_async_proxy() and the product"});
+    tiles.reports<copies_in_flight>({"thread 0's cp_async at", ", which is not waited for"});
+    tiles.reports<named_barrier_of_others>({"no barrier lies between fence_async_proxy() and the product"});
+#ifndef EMU_TSAN
+    tiles.reports<no_barrier>({"no barrier lies between fence_async_proxy() and the product"});
+    tiles.reports<no_barrier_after_stores>({"no barrier lies between fence_async_proxy() and the product"});
+#endif
+}
+
+TEST_CASE("wgmma: mistakes with registers") {
+    Tiles tiles;
+    using enum Mistake;
+    tiles.reports<no_fence>({"wgmma at", "no wgmma_fence() before warp 0's first product"});
+    tiles.reports<sums_never_named>({"the accumulators of lane 0 were never named by a wgmma_fence()"});
+    tiles.reports<sums_written_after_fence>(
+        {"the accumulators of lane 0 changed after the last wgmma_fence() that named them"});
+    tiles.reports<left_never_named>({"the left operand's registers of lane 0 were never named"});
+    tiles.reports<left_written_after_fence>(
+        {"the left operand's registers of lane 0 changed after the last wgmma_fence()"});
+    tiles.reports<left_written_before_wait>(
+        {"its left operand's registers (lane ", ") changed before the wait for it"});
+    tiles.reports<sums_written_before_wait>(
+        {"its accumulators (element 13 of lane ", ") were written before the wait for it"});
+    tiles.reports<sums_scaled_before_wait>(
+        {"its accumulators (element 0 of lane ", ") were written before the wait for it"});
+    tiles.reports<sums_written_between_products>(
+        {"its accumulators (element 0 of lane 0) were written before the wait for it"});
+    tiles.reports<part_of_pending_sums>({"its accumulators are in part those of the pending product at tests/"});
+}
+
+TEST_CASE("wgmma: mistakes of waiting") {
+    Tiles tiles;
+    using enum Mistake;
+    tiles.reports<no_commit>(
+        {"wgmma_wait<0> at tests/", "names registers of the product at tests/", ", which was not committed"});
+    tiles.reports<too_many_pending>({"wgmma_wait<1> at tests/", ", which is still pending"});
+    tiles.reports<left_pending_when_named>({"wgmma_wait<1> at tests/", ", which is still pending"});
+    tiles.reports<no_wait>({"the thread returns before a wgmma_wait() for the product at tests/"});
+    tiles.reports<neither_commit_nor_wait>({"the thread returns before a wgmma_wait() for the product at tests/"});
+#ifndef EMU_TSAN
+    tiles.reports<tile_stored_before_wait>(
+        {"its left operand in shared memory (16 bytes at 992) changed before the wait for it"});
+    tiles.reports<tile_copied_before_wait>(
+        {"its right operand in shared memory (16 bytes at 8192) changed before the wait"});
+    tiles.reports<tile_stored_before_others_wait>(
+        {"its left operand in shared memory (16 bytes at 992) changed before the wait"});
+#endif
+}
+
+TEST_CASE("wgmma: what the threads of a warpgroup must do together") {
+    Tiles tiles;
+    using enum Mistake;
+    tiles.reports<warp_missing>({"deadlock: threads of a warpgroup never come to a product that others of it wait in",
+                                 "; threads 0-63, 96-127 wait in wgmma at tests/", "; threads 64-95 returned"});
+    tiles.reports<lane_missing_in_commit>({"lanes of one warp meet in two different operations: this one in wgmma_"});
+    tiles.reports<different_operands>({"threads of one warpgroup bring different right operands"});
+    tiles.reports<different_add>({"threads of one warpgroup bring different forms of it, or `add`"});
+    tiles.reports<two_lines>({"threads of one warpgroup meet in two different products: this one in wgmma at tests/"});
+    tiles.reports<different_groups>({"warp 0 of the warpgroup has committed 0 groups, warp 3 1"});
+    tiles.reports<different_waits>({"warp 0 of the warpgroup has waited for 0 products, warp 1 for 2"});
+    check_report([&] { tiles.run<none>(96); },
+                 {"a block of 96 threads does not consist of warpgroups, which have 128"});
+    emu::settings().sm = 80;
+    check_report([&] { tiles.run<none>(); },
+                 {"fence_async_proxy at", "it needs sm_90a, this device is sm_80 (EMU_SM)"});
+}
+
+TEST_CASE("wgmma: operands that are none") {
+    Tiles tiles;
+    using enum Mistake;
+    tiles.reports<no_swizzle_mode>({"its left operand, descriptor 0000004000000000: ", "do not say 128-byte swizzle"});
+    tiles.reports<base_offset>({"its right operand, descriptor 4002004000000200: its descriptor has a base offset"});
+    tiles.reports<stray_bits>({"has bits where none may be"});
+    tiles.reports<not_at_8_rows>({"its left operand, ", "it does not begin at a multiple of 8 rows"});
+    tiles.reports<not_at_16_channels>({"it does not begin at a multiple of 16 channels"});
+    tiles.reports<no_panel_stride>({"its right operand, ", "its panels are not a multiple of 1024 bytes apart"});
+    tiles.reports<past_the_end>(
+        {"its right operand reads ", " bytes past the end of the 16384 bytes of dynamic shared memory"});
+    tiles.reports<outside>({"wgmma_operand at tests/", "it begins ", " the 16384 bytes of dynamic shared memory"});
+    tiles.reports<unaligned_operand>({"wgmma_operand at tests/", "it begins at byte 8"});
+    tiles.reports<unaligned_step>({"wgmma_bytes(8) at tests/", "multiples of 16 bytes"});
+    check_report([&] { tiles.run<none>(128, 128 * 128 + 16); },
+                 {"dynamic shared memory does not begin at a multiple of 1024 bytes"});
+}
+
+TEST_CASE("wgmma: mistakes that show in the numbers") {
+    Tiles tiles;
+    using enum Mistake;
+    CHECK(tiles.wrong_numbers<read_before_wait>() == 64 * 64);
+    CHECK(std::isnan(tiles.out.values()[0]));
+    CHECK(tiles.wrong_numbers<tile_without_swizzle>() > 3000);
+    CHECK(tiles.wrong_numbers<wrong_major>() > 3000);
+    CHECK(tiles.wrong_numbers() == 0);
+}
+
+TEST_CASE("emu: named barriers with the wrong threads") {
+    Quiet quiet;
+    Cuda dev;
+    DeviceArray<float> out(dev, 128);
+    auto run = [&](int id, int threads) { launch<barrier_with>(1, 128, 0, dev.stream, out.data(), id, threads); };
+    run(15, 128), run(1, 32);
+    check_report([&] { run(0, 128); }, {"named_barrier(0, 128) at tests/", "barrier 0 is the one of __syncthreads()"});
+    check_report([&] { run(16, 128); }, {"there are barriers 1 to 15"});
+    check_report([&] { run(1, 100); }, {"the threads are not a multiple of 32"});
+    check_report([&] { run(1, 160); }, {"the block has fewer threads"});
+    check_report([&] { run(2, 96); }, {"threads wait in a named barrier that too few reach",
+                                       "threads 96-127 wait in named_barrier 2 at tests/", "threads 0-95 returned"});
+    check_report([&] { launch<two_counts>(1, 128, 0, dev.stream, out.data()); },
+                 {"named_barrier(3, 96) at tests/", "it is for 64 threads"});
+    check_report([&] { launch<lane_missing>(1, 128, 0, dev.stream, out.data(), 40); },
+                 {"named barrier that too few reach", "threads 0-39, 41-127 wait in named_barrier 3",
+                  "threads 40 returned"});
+    check_report([&] { launch<lane_missing>(1, 160, 0, dev.stream, out.data(), 40); },
+                 {"of warp 1 only lanes fffffeff are among its threads"});
+    check_report([&] { launch<too_many>(1, 128, 0, dev.stream, out.data()); },
+                 {"threads 64-95 wait in named_barrier 3 at"});
 }
 
 }  // namespace tapernorm
