@@ -309,6 +309,83 @@ struct Tiles {
     }
 };
 
+// ---- what is right
+
+// Warp groups with an A each and one B. out: [group][d, e, f][64, 64], where d = 2 A B^T, e = A B^T, f = A' B^T with A' = -A.
+__global__ void two_groups(float* out, const bf16* in) {
+    const int group = int(threadIdx.x) / 128, lane = int(threadIdx.x) % 128;
+    char *const a = dynamic_shared<char>() + group * 8192, *const b = dynamic_shared<char>() + 16384;
+    for (int i = int(threadIdx.x); i < 512; i += 256) {
+        const int row = i / 8, column = i % 8 * 8;
+        cp_async<16>(b + byte_of(64, row, column), in + (64 + row) * 64 + column);
+    }
+    cp_async_commit();
+    auto store = [&](float sign) {
+        for (int i = lane; i < 4096; i += 128)
+            *reinterpret_cast<bf16*>(a + byte_of(64, i / 64, i % 64)) = bf16(sign * __bfloat162float(in[i]));
+    };
+    store(1);
+    cp_async_wait<0>();
+    __syncthreads();
+    fence_async_proxy();  // by all that read: as good as by those that wrote, before the barrier
+
+    float d[8][4], e[8][4];
+    auto multiply = [&](float (&sum)[8][4], bool add) {
+        for (int k = 0; k < 4; k++) {
+            const uint64_t step = wgmma_bytes(32 * k);
+            wgmma<64, false, false>(sum, wgmma_operand(a) + step, wgmma_operand(b) + step, add || k > 0);
+        }
+        wgmma_commit();
+    };
+    auto write = [&](float (&sum)[8][4], int which) {
+        for (int i = 0; i < 32; i++) out[(group * 3 + which) * 4096 + place_of(i, 64)] = sum[i / 4][i % 4];
+    };
+    wgmma_fence();
+    multiply(d, false);
+    multiply(e, false);
+    wgmma_wait<1>(d);
+    multiply(d, true);  // what is as a product left it needs no new fence
+    wgmma_wait<0>(d, e);
+    write(d, 0), write(e, 1);
+    named_barrier(1 + group, 128);
+    store(-1);
+    fence_async_proxy();
+    named_barrier(1 + group, 128);
+    multiply(e, false);
+    wgmma_wait<0>(e);
+    write(e, 2);
+}
+
+// The second warpgroup fetches tiles, of which the first adds up the products: d = 3 A B^T.
+__global__ void producer(float* out, const bf16* in, int rounds) {
+    char* const tiles = dynamic_shared<char>();
+    if (threadIdx.x >= 128) {
+        for (int round = 0; round < rounds; round++) {
+            if (round > 0) named_barrier(2, 256);  // they are no longer read
+            for (int i = int(threadIdx.x) - 128; i < 1024; i += 128)
+                cp_async<16>(tiles + byte_of(128, i / 8, i % 8 * 8), in + i * 8);
+            cp_async_commit();
+            cp_async_wait<0>();
+            fence_async_proxy();
+            named_barrier(1, 256);
+        }
+        return;
+    }
+    float d[8][4] = {};
+    wgmma_fence(d);
+    for (int round = 0; round < rounds; round++) {
+        named_barrier(1, 256);
+        for (int k = 0; k < 4; k++) {
+            const uint64_t step = wgmma_bytes(32 * k);
+            wgmma<64, false, false>(d, wgmma_operand(tiles) + step, wgmma_operand(tiles + 8192) + step, true);
+        }
+        wgmma_commit();
+        wgmma_wait<0>(d);
+        if (round + 1 < rounds) named_barrier(2, 256);
+    }
+    for (int i = 0; i < 32; i++) out[place_of(i, 64)] = d[i / 4][i % 4];
+}
+
 // ---- named barriers
 
 __global__ void barrier_with(float* out, int id, int threads) {
@@ -351,6 +428,35 @@ TEST_CASE("wgmma: every form of operand") {
     check_product<64, false, true, true>();
     check_product<128, false, false, true>();
     check_product<128, false, true, true>();
+}
+
+TEST_CASE("wgmma: groups that are pending, groups of warps that go their own ways") {
+    Tiles tiles;
+    // The first `times` chains of products, added up one after another.
+    auto expected = [&](size_t i, float sign, int times) {
+        float sum = 0;
+        for (int j = 0; j < times * 64; j++)
+            sum += sign * number(0, int(i / 64), j % 64) * number(0, 64 + int(i % 64), j % 64);
+        return sum;
+    };
+    for (uint64_t seed = 0; seed < 8; seed++) {
+        emu::settings().order = seed == 0 ? emu::Order::forward : seed == 1 ? emu::Order::backward : emu::Order::random;
+        emu::settings().seed = seed;
+        CAPTURE(seed);
+        DeviceArray<float> out(tiles.dev, 6 * 4096);
+        launch<two_groups>(2, 256, 3 * 8192, tiles.dev.stream, out.data(), tiles.in.data());
+        const std::vector<float> result = out.values();
+        int wrong = 0;
+        for (size_t i = 0; i < result.size(); i++) {
+            const size_t which = i / 4096 % 3;
+            wrong += result[i] != expected(i % 4096, which == 2 ? -1 : 1, which == 0 ? 2 : 1);
+        }
+        CHECK(wrong == 0);
+        launch<producer>(1, 256, 2 * 8192, tiles.dev.stream, tiles.out.data(), tiles.in.data(), 3);
+        const std::vector<float> sums = tiles.out.values();
+        for (size_t i = 0; i < sums.size(); i++) wrong += sums[i] != expected(i, 1, 3);
+        CHECK(wrong == 0);
+    }
 }
 
 TEST_CASE("wgmma: mistakes of the asynchronous proxy") {
@@ -412,8 +518,12 @@ TEST_CASE("wgmma: mistakes of waiting") {
         {"its left operand in shared memory (16 bytes at 992) changed before the wait for it"});
     tiles.reports<tile_copied_before_wait>(
         {"its right operand in shared memory (16 bytes at 8192) changed before the wait"});
-    tiles.reports<tile_stored_before_others_wait>(
-        {"its left operand in shared memory (16 bytes at 992) changed before the wait"});
+    // In some orders all warps have waited before the first of them stores.
+    for (const emu::Order order : {emu::Order::forward, emu::Order::backward}) {
+        emu::settings().order = order;
+        check_report([&] { tiles.run<tile_stored_before_others_wait>(); },
+                     {"its left operand in shared memory (16 bytes at 992) changed before the wait"});
+    }
 #endif
 }
 
@@ -485,6 +595,63 @@ TEST_CASE("emu: named barriers with the wrong threads") {
     check_report([&] { launch<too_many>(1, 128, 0, dev.stream, out.data()); },
                  {"threads 64-95 wait in named_barrier 3 at"});
 }
+
+#ifdef EMU_TSAN
+namespace {
+
+// Whoever copies has waited for and fenced it, but other threads read it: the race.
+template <bool barrier>
+__global__ void race_with_product(const bf16* in) {
+    char* const tiles = dynamic_shared<char>();
+    for (int i = int(threadIdx.x); i < 1024; i += 128)
+        store_pack(reinterpret_cast<bf16*>(tiles + i * 16), load_pack(in + i * 8));
+    fence_async_proxy();
+    if (barrier) __syncthreads();
+    float d[8][4] = {};
+    wgmma_fence(d);
+    wgmma<64, false, false>(d, wgmma_operand(tiles), wgmma_operand(tiles + 8192), false);
+    wgmma_commit();
+    wgmma_wait<0>(d);
+    if (barrier) __syncthreads();
+    for (int i = int(threadIdx.x); i < 1024; i += 128)
+        store_pack(reinterpret_cast<bf16*>(tiles + i * 16), load_pack(in));
+}
+
+__global__ void race_with_named_barrier(float* out, int id) {
+    float* const x = dynamic_shared<float>();
+    x[threadIdx.x] = 1;
+    if (id) named_barrier(id, 128);
+    out[threadIdx.x] = x[(threadIdx.x + 32) % 128];
+}
+
+template <bool barrier>
+void run_race() {
+    Sm90 device;
+    Cuda dev;
+    DeviceArray<bf16> in(dev, std::vector<bf16>(128 * 64));
+    launch<race_with_product<barrier>>(1, 128, 128 * 128, dev.stream, in.data());
+}
+
+void run_named_race(int id) {
+    Cuda dev;
+    DeviceArray<float> out(dev, 128);
+    launch<race_with_named_barrier>(1, 128, 512, dev.stream, out.data(), id);
+}
+
+}  // namespace
+
+TEST_CASE("wgmma child: race" * doctest::skip()) { run_race<false>(); }
+TEST_CASE("wgmma child: no race" * doctest::skip()) { run_race<true>(); }
+TEST_CASE("wgmma child: named race" * doctest::skip()) { run_named_race(0); }
+TEST_CASE("wgmma child: no named race" * doctest::skip()) { run_named_race(1); }
+
+TEST_CASE("wgmma: ThreadSanitizer sees what a product reads") {
+    check_child("wgmma child: race", {"SUMMARY: ThreadSanitizer: data race", "race_with_product<false>"});
+    check_child("wgmma child: no race", {"SUCCESS"});
+    check_child("wgmma child: named race", {"SUMMARY: ThreadSanitizer: data race", "race_with_named_barrier"});
+    check_child("wgmma child: no named race", {"SUCCESS"});
+}
+#endif
 
 }  // namespace tapernorm
 #endif
