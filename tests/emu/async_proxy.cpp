@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "block.h"
+#include "sanitizer.h"
 #include "warpgroup.h"
 
 namespace emu {
@@ -26,6 +27,7 @@ void AsyncProxy::begin(char* shared, size_t bytes, unsigned threads) {
 }
 
 void AsyncProxy::write(const AsyncCopy& copy, unsigned thread, Time time, const void* contents) {
+    const Unseen unseen;
     const size_t offset = size_t(static_cast<char*>(copy.shared) - shared_);
     if (offset >= contents_.size()) return;  // a __shared__ variable
     size_t site = 0;
@@ -61,6 +63,7 @@ void AsyncProxy::find_stores(unsigned thread, Time time) {
 }
 
 void AsyncProxy::fence(unsigned thread) {
+    const Unseen unseen;
     const unsigned warp = thread / 32;
     fenced_[warp] |= 1u << thread % 32;
     if (fenced_[warp] == ~0u) {
@@ -72,6 +75,7 @@ void AsyncProxy::fence(unsigned thread) {
 }
 
 void AsyncProxy::barrier(unsigned warps) {
+    const Unseen unseen;
     auto takes_part = [warps](unsigned w) { return warps >> w & 1; };
     for (unsigned w = 0; w < warps_; w++)
         if (takes_part(w) && fenced_[w]) {

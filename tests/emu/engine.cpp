@@ -321,6 +321,7 @@ void Engine::found(const std::string& diagnosis) { failure_ = where() + ": " + d
 
 // No destructor on this stack will run: callers hold no memory.
 void Engine::leave() {
+    Unseen::end();
     current_ = nullptr;
     switch_to(host_);
     std::abort();

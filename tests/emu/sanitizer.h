@@ -19,6 +19,10 @@ void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
+void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreReadsEnd(const char* file, int line);
+void AnnotateIgnoreWritesBegin(const char* file, int line);
+void AnnotateIgnoreWritesEnd(const char* file, int line);
 }
 #endif
 
@@ -40,6 +44,27 @@ inline void happens_acquire([[maybe_unused]] void* p) {
     __tsan_acquire(p);
 #endif
 }
+
+// While one exists, ThreadSanitizer does not look. It would take what the C library does for the stand-in (memcpy, free) for accesses
+// by the running CUDA thread.
+class Unseen {
+  public:
+    Unseen() { set(true); }
+    ~Unseen() { set(false); }
+    // For who leaves the kernel, without destructors.
+    static void end() { set(false); }
+
+  private:
+    static void set([[maybe_unused]] bool on) {
+#ifdef EMU_TSAN
+        static thread_local bool is_on = false;
+        if (on == is_on) return;
+        is_on = on;
+        (on ? AnnotateIgnoreReadsBegin : AnnotateIgnoreReadsEnd)(__FILE__, __LINE__);
+        (on ? AnnotateIgnoreWritesBegin : AnnotateIgnoreWritesEnd)(__FILE__, __LINE__);
+#endif
+    }
+};
 
 // Makes AddressSanitizer report accesses to [p, p + bytes), or stop doing so.
 inline void forbid_access([[maybe_unused]] const void* p, [[maybe_unused]] unsigned long bytes) {

@@ -6,6 +6,7 @@
 
 #include "block.h"
 #include "runtime.h"
+#include "sanitizer.h"
 #include "text.h"
 #include "warpgroup.h"
 
@@ -254,6 +255,7 @@ void Warpgroup::take_operand(Unit* units, const Operand& operand, const AsyncPro
 }
 
 void Warpgroup::issue(const AsyncProxy& proxy, unsigned first_warp) {
+    const Unseen unseen;
     arrived_ = 0;
     check_warps();
     if (!products_) products_.reset(new Product[max_products]);
@@ -283,6 +285,7 @@ void Warpgroup::issue(const AsyncProxy& proxy, unsigned first_warp) {
 }
 
 void Warpgroup::fence(unsigned lane, const Registers* named, int count) {
+    const Unseen unseen;
     for (int i = 0; i < count; i++) known_[lane].remember(named[i].p, named[i].bytes);
     fenced_[lane / 32] = true;
 }
@@ -336,6 +339,7 @@ void Warpgroup::deliver(const Sums& sums, unsigned warp) {
 }
 
 void Warpgroup::finish(unsigned warp, uint64_t pending_groups) {
+    const Unseen unseen;
     uint64_t& number = finished_[warp];
     for (; number < issued_ && product(number).group + pending_groups < committed_[warp]; number++) {
         const Product& p = product(number);
