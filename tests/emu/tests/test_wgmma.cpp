@@ -1,11 +1,14 @@
 // Products of warpgroups on the stand-in: every form of operand against three nested loops, then kernels with one mistake each:
-// 48 of them, and 11 more that are only launched otherwise. All but three must be reported, those must give wrong numbers. None may
+// 49 of them, and 12 more that are only launched otherwise. All but three must be reported, those must give wrong numbers. None may
 // run on a GPU.
 #if defined(TN_CUDA) && defined(CUDA_EMU)
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "emu.h"
 #include "reports.h"
+#include "runtime/grid.cuh"
 #include "runtime/ptx.cuh"
 #include "runtime/wgmma.cuh"
 #include "sanitizer.h"
@@ -20,18 +23,26 @@ __host__ __device__ float number(int which, int i, int j) {
     return float(int(mixed >> 24) - 128) / float(1 << (mixed >> 8 & 7));
 }
 
-// The byte of an element in panels [rows, 64], as runtime/wgmma.cuh describes them.
+// The byte of an element in panels [rows, 64], as runtime/wgmma.cuh describes them. Between panels is a gap, so that they are where
+// the operand says, not where they could be expected.
+__host__ __device__ constexpr int panel_bytes(int rows) { return (rows + 8) * 128; }
 __host__ __device__ int byte_of(int rows, int row, int column) {
     const int panel = column / 64, unit = column % 64 / 8;
-    return panel * rows * 128 + row * 128 + (unit ^ row % 8) * 16 + column % 8 * 2;
+    return panel * panel_bytes(rows) + row * 128 + (unit ^ row % 8) * 16 + column % 8 * 2;
 }
 
 constexpr int kDepth = 64;  // what is summed over: four products
 
+// Of B, by rows or by columns.
+template <int N>
+constexpr int tile_bytes() {
+    return std::max(N * 128, N / 64 * panel_bytes(kDepth));
+}
+
 // d [64, N] = a [64, 64] b [64, N], for each warpgroup with numbers of its own; `add`: to numbers that d has before.
 template <int N, bool columns_a, bool columns_b, bool registers>
 __global__ void multiply(float* out, bool add) {
-    constexpr int kA = 64 * 128, kB = N * 128;
+    constexpr int kA = 64 * 128, kB = tile_bytes<N>();
     const int lane = int(threadIdx.x) % 128, group = int(threadIdx.x) / 128, t = lane % 4;
     char* const a = dynamic_shared<char>() + group * (kA + kB);
     char* const b = a + kA;
@@ -59,7 +70,7 @@ __global__ void multiply(float* out, bool add) {
     fence_async_proxy();
     __syncthreads();
     wgmma_fence(d, left);
-    const uint64_t a_operand = wgmma_operand(a), b_operand = wgmma_operand(b, columns_b ? kDepth * 128 : 0);
+    const uint64_t a_operand = wgmma_operand(a), b_operand = wgmma_operand(b, columns_b ? panel_bytes(kDepth) : 0);
     for (int k = 0; k < kDepth / 16; k++) {
         const uint64_t a_at = a_operand + wgmma_bytes(k * (columns_a ? 2048 : 32));
         const uint64_t b_at = b_operand + wgmma_bytes(k * (columns_b ? 2048 : 32));
@@ -95,8 +106,8 @@ void check_product() {
         for (const bool add : {false, true}) {
             DeviceArray<float> out(dev, size_t(groups * 64 * N));
             launch<multiply<N, columns_a, columns_b, registers>>(2, unsigned(groups * 128),
-                                                                 size_t(groups * (64 + N) * 128), dev.stream,
-                                                                 out.data(), add);
+                                                                 size_t(groups * (64 * 128 + tile_bytes<N>())),
+                                                                 dev.stream, out.data(), add);
             const std::vector<float> result = out.values();
             int wrong = 0;
             for (int i = 0; i < groups * 64 * N; i++) {
@@ -114,6 +125,7 @@ void check_product() {
 
 enum class Mistake {
     none,
+    none_with_grid_barrier,
     // of the asynchronous proxy
     no_proxy_fence,
     no_proxy_fence_after_stores,
@@ -122,6 +134,7 @@ enum class Mistake {
     proxy_fence_of_half_the_threads,
     no_barrier,
     no_barrier_after_stores,
+    store_after_barrier,
     barrier_before_proxy_fence,
     named_barrier_of_others,
     copies_in_flight,
@@ -195,8 +208,11 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
         fence_async_proxy();
     if (is(named_barrier_of_others))
         named_barrier(1 + warp / 2, 64);
+    else if (is(none_with_grid_barrier))
+        cooperative_groups::this_grid().sync();
     else if (!is(no_barrier, no_barrier_after_stores, barrier_before_proxy_fence))
         __syncthreads();
+    if (is(store_after_barrier) && t == 1) tiles[9000] ^= 1;
 
     // Registers.
     float d[8][4] = {}, more[16][4] = {};
@@ -467,6 +483,8 @@ TEST_CASE("wgmma: mistakes of the asynchronous proxy") {
     Tiles tiles;
     using enum Mistake;
     CHECK(tiles.wrong_numbers() == 0);
+    launch_cooperative<wrong<none_with_grid_barrier>>(2, 128, 128 * 128, tiles.dev.stream, tiles.out.data(),
+                                                      tiles.in.data());
     tiles.reports<no_proxy_fence>(
         {"wrong<", "block (0, 0, 0), thread (", "wgmma at tests/test_wgmma.cpp:",
          "byte 0 of shared memory, in its left operand, was written by thread 0's cp_async at tests/",
@@ -482,6 +500,8 @@ TEST_CASE("wgmma: mistakes of the asynchronous proxy") {
     tiles.reports<copies_in_flight>({"thread 0's cp_async at", ", which is not waited for"});
 #ifndef EMU_TSAN
     tiles.reports<named_barrier_of_others>({"no barrier lies between fence_async_proxy() and the product"});
+    tiles.reports<store_after_barrier>(
+        {"byte 9000 of shared memory, in its right operand, was written by a store: the thread must"});
     tiles.reports<no_barrier>({"no barrier lies between fence_async_proxy() and the product"});
     tiles.reports<no_barrier_after_stores>({"no barrier lies between fence_async_proxy() and the product"});
 #endif
