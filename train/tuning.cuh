@@ -5,7 +5,9 @@
 // --tune: which of cuBLASLt's algorithms multiplies matrices of which shape is found by timing in the first update. Bits depend on
 // it: all ranks take rank 0's choices, and a state keeps them for the run that resumes from it.
 #pragma once
+#include <cstdio>
 #include <string>
+#include <vector>
 
 #include "ops/attention/choice.cuh"
 #include "runtime/cpu.h"
@@ -30,6 +32,10 @@ void choose_attention(Cuda& dev, const Config& config, Ranks& ranks) {
     tapernorm::choose_attention<Real>(dev, config.C / config.NH);
     std::vector<double> can = {double(dev.wgmma)};
     ranks.sum(can, "the kernels of attention");
+    if (can[0] > 0 && can[0] < ranks.size && ranks.first())
+        std::printf(
+            "note: attention by single warps (mma.sync) on all ranks, because %.0f of %d cannot use warpgroups (wgmma)\n",
+            ranks.size - can[0], ranks.size);
     dev.wgmma = can[0] == ranks.size;
 }
 

@@ -137,7 +137,8 @@ void choose_attention(Cuda& dev, size_t hs) {
     if (!why_not.empty() && wanted == "wgmma")
         fail("ATTENTION=wgmma in the environment: these kernels cannot be used: %s", why_not.c_str());
     if (!why_not.empty() && broken)
-        std::printf("note: attention by single warps (mma.sync), because by warpgroups (wgmma) %s\n", why_not.c_str());
+        std::fprintf(stderr, "note: attention by single warps (mma.sync): with warpgroups (wgmma) %s\n",
+                     why_not.c_str());
     dev.wgmma = why_not.empty();
 }
 

@@ -6,6 +6,9 @@
 
 #include "runtime/cuda.cuh"
 #include "runtime/random.h"
+#ifdef CUDA_EMU
+#include "tests/emu/emu.h"
+#endif
 
 namespace tapernorm {
 
@@ -96,6 +99,19 @@ double max_difference(const std::vector<A>& a, const std::vector<B>& b) {
     }
     return worst;
 }
+
+// While it lives, the stand-in is a Hopper GPU; a GPU is what it is.
+struct OnHopper {
+#ifdef CUDA_EMU
+    emu::Settings before = emu::settings();
+    OnHopper() { emu::settings().sm = 90; }
+    ~OnHopper() { emu::settings() = before; }
+#else
+    OnHopper() {}
+#endif
+    OnHopper(const OnHopper&) = delete;
+    OnHopper& operator=(const OnHopper&) = delete;
+};
 
 }  // namespace tapernorm
 #endif

@@ -9,9 +9,6 @@
 #include "ops/attention/choice.cuh"
 #include "tests/cuda/cuda_test.h"
 #include "tests/environment.h"
-#ifdef CUDA_EMU
-#include "tests/emu/emu.h"
-#endif
 
 namespace tapernorm {
 
@@ -248,19 +245,6 @@ void check_cached(Cuda& dev, size_t NH, size_t hs, const std::vector<size_t>& pi
     CHECK(wrong == 0);
 }
 
-// While it lives, the stand-in is a Hopper GPU; a GPU is what it is.
-struct OnHopper {
-#ifdef CUDA_EMU
-    emu::Settings before = emu::settings();
-    OnHopper() { emu::settings().sm = 90; }
-    ~OnHopper() { emu::settings() = before; }
-#else
-    OnHopper() {}
-#endif
-    OnHopper(const OnHopper&) = delete;
-    OnHopper& operator=(const OnHopper&) = delete;
-};
-
 // A device whose attention is by warpgroups for head size hs; null where there is none.
 std::unique_ptr<Cuda> warpgroup_device(size_t hs) {
     auto dev = std::make_unique<Cuda>();
@@ -374,8 +358,7 @@ CUDA_TEST("cuda attention: by warpgroups") {
     SUBCASE("forward") { check(check_forward<bf16>); }
     SUBCASE("backward") { check(check_backward<bf16>); }
     SUBCASE("with a cache") {
-        on_each_device(
-            [](Cuda& dev, size_t hs) { check_cached<bf16>(dev, 2, hs, {14, 70, 1, 50, 65, 200, 1, 31}); });
+        on_each_device([](Cuda& dev, size_t hs) { check_cached<bf16>(dev, 2, hs, {14, 70, 1, 50, 65, 200, 1, 31}); });
     }
 }
 
@@ -471,6 +454,13 @@ CUDA_TEST("cuda attention: which kernels are chosen") {
     CHECK(
         choice(90, "flash", 64) ==
         "ATTENTION in the environment: expected mma or wgmma, found \"flash\"; unset it for the faster of the two that works");
+
+    for (size_t hs : {64, 128}) {
+        const OnHopper restores;
+        emu::settings().wrong_warpgroups = true;
+        CHECK(choice(90, nullptr, hs) == "mma");
+        CHECK(choice(90, "wgmma", hs).find("cannot be used: lse differs by") != std::string::npos);
+    }
 
     // In fp32 nothing is to be chosen, and a second model asks again only where its heads have another size.
     const OnHopper hopper;

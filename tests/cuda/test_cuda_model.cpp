@@ -11,11 +11,9 @@
 #include <set>
 
 #include "tests/cuda/cuda_test.h"
-#ifdef CUDA_EMU
-#include "tests/emu/emu.h"
-#endif
 #include "tests/random_model.h"
 #include "tests/temporary_folder.h"
+#include "tests/thread_ranks.h"
 
 namespace tapernorm::train {
 
@@ -238,6 +236,46 @@ std::vector<float> logits_of(HostModel& model, const std::vector<int>& tokens) {
     return logits;
 }
 
+// With heads of 64 channels, on a GPU that multiplies by warpgroups.
+void warpgroups_agree() {
+    const OnHopper hopper;
+    const TemporaryFolder folder;
+    const CudaRun run(folder.path, NormKind::layernorm, GateMode::taper_all, 128, 20);
+    const Trace cpu = whole_run<Cpu, float>(run);
+    Trace gpu;
+    {
+        Cuda dev;
+        Trainer<Cuda, bf16> t(dev, run.settings, run.config, run.corpus);
+#ifdef CUDA_EMU
+        REQUIRE(dev.wgmma);
+#endif
+        initialize(t.model, 1);
+        gpu = trace(t, run);
+    }
+    check_series("loss", gpu.loss, cpu.loss, kLossTolerance<bf16>);
+    check_series("gradient norm", gpu.grad_norm, cpu.grad_norm, 10 * kLossTolerance<bf16>);
+    CHECK(whole_run<Cuda, bf16>(run).parameters == gpu.parameters);  // two runs, the same bits
+}
+
+#ifdef CUDA_EMU
+// Two ranks, the second of which can use the products of warpgroups or cannot.
+void ranks_agree_on_attention(bool can) {
+    const OnHopper hopper;
+    Config config;
+    config.C = 128, config.NH = 2;
+    bool uses[2] = {true, true};
+    const auto errors = on_ranks(2, [&](Ranks& ranks) {
+        Cuda dev;
+        if (ranks.rank == 1 && !can) dev.wgmma_head_size = 64;  // asked before, with a no
+        choose_attention<bf16>(dev, config, ranks);
+        uses[ranks.rank] = dev.wgmma;
+    });
+    CHECK(all_well(errors));
+    CHECK(uses[0] == can);
+    CHECK(uses[1] == can);
+}
+#endif
+
 // |got - expected| <= tolerance times the largest logit.
 void check_logits(const std::vector<float>& got, const std::vector<float>& expected, double tolerance) {
     REQUIRE(got.size() == expected.size());
@@ -255,6 +293,13 @@ CUDA_TEST("cuda trainer: runs are equal and resuming is exact, to the bit") { FO
 CUDA_TEST("cuda trainer: a run with --tune resumes with its own algorithms") { resume_tuned(); }
 #endif
 CUDA_TEST("cuda trainer: with a teacher") { FOR_BOTH_TYPES(teacher_agrees); }
+CUDA_TEST("cuda trainer: attention by warpgroups agrees with the CPU") { warpgroups_agree(); }
+#ifdef CUDA_EMU
+CUDA_TEST("cuda trainer: attention by warpgroups, if all ranks can") {
+    ranks_agree_on_attention(true);
+    ranks_agree_on_attention(false);
+}
+#endif
 CUDA_TEST("cuda trainer: recomputation") { FOR_BOTH_TYPES(recompute_agrees); }
 
 CUDA_TEST("cuda trainer: a state of one number type resumes in the other, its weights whole") {

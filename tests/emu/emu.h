@@ -26,6 +26,7 @@ struct Settings {
     // The algorithm of its products (0, 2 or 4) that is fastest on device 0, the next one on device 1: all others take a second
     // longer by the clock of events. -1: none.
     int fastest = -1;
+    bool wrong_warpgroups = false;  // products of warpgroups take their left rows in the wrong order
 };
 Settings& settings();
 

@@ -314,6 +314,7 @@ void Warpgroup::check_unchanged(const Product& p, unsigned warp) const {
 void Warpgroup::multiply(const Product& p, unsigned warp) {
     using Vector [[gnu::vector_size(32)]] = float;
     constexpr unsigned rows = 4;  // at a time: independent sums
+    const unsigned wrong = settings().wrong_warpgroups ? 8 : 0;
     for (unsigned row = warp * 16; row < warp * 16 + 16; row += rows)
         for (unsigned column = 0; column < unsigned(p.n); column += 8) {
             Vector sums[rows] = {};
@@ -322,7 +323,7 @@ void Warpgroup::multiply(const Product& p, unsigned warp) {
             for (unsigned k = 0; k < 16; k++) {
                 Vector b;
                 std::memcpy(&b, p.b[k] + column, sizeof b);
-                for (unsigned r = 0; r < rows; r++) sums[r] += p.a[row + r][k] * b;
+                for (unsigned r = 0; r < rows; r++) sums[r] += p.a[(row + r) ^ wrong][k] * b;
             }
             for (unsigned r = 0; r < rows; r++) std::memcpy(p.sums->values[row + r] + column, &sums[r], sizeof(Vector));
         }
