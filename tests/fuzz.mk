@@ -14,7 +14,7 @@
 .PHONY: test-rest help-check fuzz fuzz-corpus fuzz-coverage fuzz-replay-programs fuzz-replay tsan torture arm-test o0-test
 test-rest: export NVCC_STRICT = $(STRICT)
 test-rest:
-	OMP_WAIT_POLICY=passive $(MAKE) --output-sync=target RUNS=1000 fuzz-replay emu-tsan emu-asan emu-schedules \
+	OMP_WAIT_POLICY=passive $(MAKE) --output-sync=target RUNS=500 fuzz-replay emu-tsan emu-asan emu-schedules \
 	    $(if $(HAVE_ARM),arm-test) $(if $(HAVE_CUDA),cuda-compile-check) program-test \
 	    $(if $(shell command -v python3),help-check gpu-science-dry-run gpu-day-dry-run)
 
