@@ -95,8 +95,7 @@ BLOCKS = [
     Block("update", "An update of 124M, 32 sequences of 1024 tokens; one with ATTENTION=mma, the kernels for single warps, too",
           (bench("-e d12", "", 45), with_environment("ATTENTION=mma", ours("mma.sync")))),
     # 1.2e15 FLOP by the kernels for single warps, and as many by those for warpgroups: 8 s at 150 TFLOP/s, 5 s at 250.
-    Block("attention", "Attention: the kernels for single warps (mma.sync) and for warpgroups (wgmma) against one large product. The goal, written before "
-          "any run: 265 TFLOP/s forward and 200 backward with head size 64 and T 1024 on an H100, where cuDNN has 288 and about 269",
+    Block("attention", "Attention: the kernels for single warps (mma.sync) and for warpgroups (wgmma), against one large product",
           (Command("{programs}/bench_attention", "env EMU_SM=90 {programs}/bench_attention -t 64 --tokens 64 --n-embd 128 --rounds 1", 25, 90),)),
     Block("peers", "The same update in PyTorch and llm.c, ours before, between and behind them",
           (ours(1), torch("train", "", 120), ours(2), llmc("-r 0 -ge 2"), llmc(""), ours(3), torch("train", "--all-bf16", 90),
