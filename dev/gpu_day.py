@@ -14,7 +14,7 @@ the Python that runs this; llm.c where build/peer/llm.c/train_gpt2cu is (`make t
 for CUDA 13 its cudaMemAdvise must be given a cudaMemLocation; USE_CUDNN=1 for its flash attention).
 
 Where nothing can be compiled or only one folder comes back: `make gpu-day-programs USE_MPI=0 GPU=90` elsewhere (6 minutes on 2 cores; have_pcre2=
-have_libedit= HAVE_NCCL= leave out libraries that the machine lacks), carry the 7 programs of build/gpu, stripped (some 60 MB), and build/peer, and call `dev/gpu_day.py --minutes 9 --earlier dev/results --results FOLDER`; what came back goes to dev/results before the next call.
+have_libedit= HAVE_NCCL= leave out libraries that the machine lacks), carry the 7 programs of build/gpu, stripped (70 MB, 17 as a .tar.xz), and build/peer, and call `dev/gpu_day.py --minutes 9 --earlier dev/results --results FOLDER`; what came back goes to dev/results before the next call.
 """
 import argparse
 import contextlib
