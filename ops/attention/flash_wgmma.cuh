@@ -1,11 +1,12 @@
 // The attention kernels for Hopper (sm_90a): bf16, head sizes 64 and 128. They do what those of flash_mma.cuh do, in the same order of
 // sums for every row, with products of whole warpgroups (runtime/wgmma.cuh), which read their operands from shared memory
-// themselves: where a warp's tile of 32 x 32 needs more bandwidth of shared memory than time on tensor cores, a warpgroup's
-// 64 rows need less.
+// themselves. That is the reason for them: 64 x 64 scores of dk and dv, at head size 64, take 320 clocks of shared memory and 512 of
+// tensor cores, where the tiles of 32 x 32 of single warps take 912 and 816; of dq 384 and 384 instead of 720 and 612; of the forward pass
+// 192 and 256 instead of 320 and 408. (Counted from the instructions, at 128 bytes a clock; nobody has measured it.)
 //
 // A block has two warpgroups. Each owns 64 of the block's 128 rows (queries; for dk and dv, keys) and keeps what it
-// accumulates for them in registers; the other side passes by in tiles, two stages of cp.async deep. Two more warpgroups of another
-// block, where registers leave room for one, do softmax while these multiply.
+// accumulates for them in registers; the other side passes by in tiles, two stages of cp.async deep. Where registers leave room for
+// a second block, its warpgroups do softmax while these multiply.
 #pragma once
 #ifdef TN_CUDA
 #include "ops/attention/flash_mma.cuh"
@@ -135,7 +136,7 @@ __device__ __forceinline__ void store_rows(bf16* to, size_t stride, int rows, co
 
 template <int HS>
 struct GroupForwardTiles {
-    // Two blocks per multiprocessor, so 128 registers: out takes HS / 2, a tile of scores kKeys / 2.
+    // Two blocks per multiprocessor, so 128 registers: out takes HS / 2, a tile of scores kKeys / 2, q's fragments, if kept, HS / 4.
     static constexpr int kKeys = 64;
     static constexpr bool kKeep = HS == 64;
     SwizzledTile<kGroupRows, HS> q;
