@@ -5,9 +5,9 @@
 #include <sys/wait.h>
 
 #include "emu.h"
+#include "reports.h"
 #include "runtime/grid.cuh"
 #include "runtime/ptx.cuh"
-#include "reports.h"
 #include "sanitizer.h"
 #include "tests/cuda/cuda_test.h"
 

@@ -486,7 +486,7 @@ TEST_CASE("wgmma: mistakes of the asynchronous proxy") {
     launch_cooperative<wrong<none_with_grid_barrier>>(2, 128, 128 * 128, tiles.dev.stream, tiles.out.data(),
                                                       tiles.in.data());
     tiles.reports<no_proxy_fence>(
-        {"wrong<", "block (0, 0, 0), thread (", "wgmma at tests/test_wgmma.cpp:",
+        {"wrong", "block (0, 0, 0), thread (", "wgmma at tests/test_wgmma.cpp:",
          "byte 0 of shared memory, in its left operand, was written by thread 0's cp_async at tests/",
          "must call fence_async_proxy() after it"});
     tiles.reports<no_proxy_fence_after_stores>(
