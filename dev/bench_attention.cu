@@ -98,10 +98,13 @@ struct Attention {
 
 // Why attention with this head size has no kernels for warpgroups here; "" where it has: dev.wgmma then turns them on.
 std::string why_no_wgmma(Cuda& dev, size_t hs) {
-    choose_attention<bf16>(dev, hs);
+    bool broken = false;
+    if (hs == 64 || hs == 128)
+        choose_attention<bf16>(dev, hs);
+    else
+        dev.wgmma = false;
     if (dev.wgmma) return "";
     if (wanted_attention() == "mma") return "ATTENTION=mma in the environment turns them off";
-    bool broken = false;
     return try_wgmma_attention(dev, hs, broken);
 }
 

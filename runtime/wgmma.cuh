@@ -18,7 +18,7 @@
 
 namespace tapernorm {
 
-// Whether the code that is being compiled may use them. Elsewhere the functions below end the kernel.
+// Whether the code that is being compiled may use them. Elsewhere products, their fences and waits end the kernel.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CUDA_EMU)
 constexpr bool kWgmma = true;
 #else
@@ -64,8 +64,9 @@ __device__ __forceinline__ void wgmma_keep(T (&x)[n]) {
     for (size_t i = 0; i < n; i++) wgmma_keep(x[i]);
 }
 
-// Warpgroup: before the first product, and before each one that takes registers (named here) which have been written since.
-// Products that add to the same accumulators one after another need none in between.
+// Warpgroup: before the first product, and before each one that takes registers (named here) which other instructions have read or
+// written since, accumulators that it does not add to among them. Products that add to the same accumulators one after another need
+// none in between.
 template <class... Registers>
 __device__ __forceinline__ void wgmma_fence(Registers&... registers) {
     (wgmma_keep(registers), ...);

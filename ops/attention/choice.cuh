@@ -86,11 +86,13 @@ inline std::string attention_differs(const std::vector<float>& got, const std::v
     return "";
 }
 
-// "" where the kernels for warpgroups can be used for this head size, else why they cannot. The first part is an answer, the second (in
-// `broken`) is an error of theirs.
+// "" where the kernels for warpgroups can be used for this head size, else why they cannot. `broken`: though this GPU should.
 inline std::string try_wgmma_attention(Cuda& dev, size_t hs, bool& broken) {
     broken = false;
     if (hs != 64 && hs != 128) return strprintf("they have head sizes of 64 and 128, found %zu", hs);
+    if (dev.sm() != 90)
+        return strprintf("they need an H100 or H200 and code for it (make GPU=90), found an sm_%d", dev.sm());
+    broken = true;
     int has = 0;
     {
         int* found = nullptr;
@@ -100,10 +102,7 @@ inline std::string try_wgmma_attention(Cuda& dev, size_t hs, bool& broken) {
         launch<has_wgmma_kernel<int>>(1, 1, 0, dev.stream, found);
         device_copy_out(dev, &has, found, sizeof has);
     }
-    if (!has || dev.sm() != 90)
-        return strprintf("they need an H100 or H200 and code for it (make GPU=90), found %s",
-                         dev.sm() == 90 ? "code for others" : strprintf("an sm_%d", dev.sm()).c_str());
-    broken = true;
+    if (!has) return "they need code for this GPU, sm_90a, found only another's; build with make GPU=90";
     AttentionTrial trial(dev, hs);
     dev.wgmma = false;
     const std::vector<float> expected = trial.run(dev);
@@ -137,7 +136,7 @@ void choose_attention(Cuda& dev, size_t hs) {
     if (!why_not.empty() && wanted == "wgmma")
         fail("ATTENTION=wgmma in the environment: these kernels cannot be used: %s", why_not.c_str());
     if (!why_not.empty() && broken)
-        std::fprintf(stderr, "note: attention by single warps (mma.sync): with warpgroups (wgmma) %s\n",
+        std::fprintf(stderr, "note: attention by single warps (mma.sync), not by warpgroups (wgmma): %s\n",
                      why_not.c_str());
     dev.wgmma = why_not.empty();
 }

@@ -1,6 +1,5 @@
-// The attention kernels for Hopper (sm_90a): bf16, head sizes 64 and 128. They do what those of flash_mma.cuh do, in the same order of
-// sums for every row, with products of whole warpgroups (runtime/wgmma.cuh), which read their operands from shared memory
-// themselves. That is the reason for them: 64 x 64 scores of dk and dv, at head size 64, take 320 clocks of shared memory and 512 of
+// The attention kernels for Hopper (sm_90a): bf16, head sizes 64 and 128. They compute what those of flash_mma.cuh do, with products
+// of whole warpgroups (runtime/wgmma.cuh), which read their operands from shared memory themselves. That is the reason for them: 64 x 64 scores of dk and dv, at head size 64, take 320 clocks of shared memory and 512 of
 // tensor cores, where the tiles of 32 x 32 of single warps take 912 and 816; of dq 384 and 384 instead of 720 and 612; of the forward pass
 // 192 and 256 instead of 320 and 408. (Counted from the instructions, at 128 bytes a clock; nobody has measured it.)
 //
@@ -38,7 +37,8 @@ struct alignas(1024) SwizzledTile {
     __device__ static constexpr uint32_t columns(int k) { return uint32_t(wgmma_bytes(k * 16 * 128)); }
 };
 
-// Block: starts copying rows of HS channels, `stride` apart, into the tile. Rows from `valid_rows` on become zero.
+// Block: starts copying rows of HS channels, `stride` apart, into the tile. Rows from `valid_rows` on become zero; they
+// are not read, so their addresses may lie anywhere.
 template <int HS, int rows>
 __device__ __forceinline__ void load_tile(SwizzledTile<rows, HS>& tile, const bf16* from, size_t stride,
                                           int valid_rows) {

@@ -364,7 +364,7 @@ CUDA_TEST("cuda attention: by warpgroups") {
 
 CUDA_TEST("cuda attention: long sequences by warpgroups") {
     const OnHopper hopper;
-    for (const auto& [T, hs] : {std::pair<size_t, size_t>{4096, 64}, {1024, 128}})
+    for (const auto& [T, hs] : {std::pair<size_t, size_t>{4096, 64}, {4096, 128}})
         if (const auto dev = warpgroup_device(hs)) {
             check_forward<bf16>(*dev, Shape{1, T, 1, hs});
             check_backward<bf16>(*dev, Shape{1, T, 1, hs});

@@ -219,7 +219,7 @@ Sums* Warpgroup::find_sums() const {
 }
 
 Sums* Warpgroup::new_sums() {
-    if (first_.add) check_registers(d_, sums_bytes(first_.n), "the accumulators");
+    check_registers(d_, sums_bytes(first_.n), "the accumulators");
     auto free = std::find_if(sums_.begin(), sums_.end(), [&](const auto& sums) { return sums->end <= finished_[0]; });
     if (free == sums_.end()) free = sums_.insert(free, std::make_unique<Sums>());
     Sums& sums = **free;

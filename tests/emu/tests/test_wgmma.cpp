@@ -1,5 +1,5 @@
 // Products of warpgroups on the stand-in: every form of operand against three nested loops, then kernels with one mistake each:
-// 49 of them, and 12 more that are only launched otherwise. All but three must be reported, those must give wrong numbers. None may
+// 50 of them, and 12 more that are only launched otherwise. All but three must be reported, those must give wrong numbers. None may
 // run on a GPU.
 #if defined(TN_CUDA) && defined(CUDA_EMU)
 #include <doctest/doctest.h>
@@ -148,6 +148,7 @@ enum class Mistake {
     sums_written_before_wait,
     sums_scaled_before_wait,
     sums_written_between_products,
+    sums_written_before_new_ones,
     part_of_pending_sums,
     // of waiting
     tile_stored_before_wait,
@@ -280,6 +281,12 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
         wgmma_wait<1>(d);
     else
         wgmma_wait<0>(d, left);
+    if (is(sums_written_before_new_ones)) {
+        d[2][1] *= 3;
+        wgmma<64, false, false>(d, at_a, at_b, false);
+        wgmma_commit();
+        wgmma_wait<0>(d);
+    }
     if (is(tile_stored_before_others_wait) && t % 32 == 0) tiles[1000] ^= 1;
     cp_async_wait<0>();
     for (int i = 0; i < 32; i++) out[place_of(i, 64)] = d[i / 4][i % 4];
@@ -349,7 +356,7 @@ __global__ void two_groups(float* out, const bf16* in) {
     __syncthreads();
     fence_async_proxy();  // by all that read: as good as by those that wrote, before the barrier
 
-    float d[8][4], e[8][4];
+    float d[8][4] = {}, e[8][4] = {};
     auto multiply = [&](float (&sum)[8][4], bool add) {
         for (int k = 0; k < 4; k++) {
             const uint64_t step = wgmma_bytes(32 * k);
@@ -360,7 +367,7 @@ __global__ void two_groups(float* out, const bf16* in) {
     auto write = [&](float (&sum)[8][4], int which) {
         for (int i = 0; i < 32; i++) out[(group * 3 + which) * 4096 + place_of(i, 64)] = sum[i / 4][i % 4];
     };
-    wgmma_fence();
+    wgmma_fence(d, e);
     multiply(d, false);
     multiply(e, false);
     wgmma_wait<1>(d);
@@ -525,6 +532,8 @@ TEST_CASE("wgmma: mistakes with registers") {
         {"its accumulators (element 0 of lane ", ") were written before the wait for it"});
     tiles.reports<sums_written_between_products>(
         {"its accumulators (element 0 of lane 0) were written before the wait for it"});
+    tiles.reports<sums_written_before_new_ones>(
+        {"the accumulators of lane 0 changed after the last wgmma_fence() that named them"});
     tiles.reports<part_of_pending_sums>({"its accumulators are in part those of the pending product at tests/"});
 }
 
