@@ -6,6 +6,7 @@
 writes the table; exit status 1 if a kernel spills registers to memory, if the compiler made products of a warpgroup wait for one
 another, if a kernel lacks the instructions that its name promises, or if COMMITTED.md lists other kernels.
 """
+import os
 import re
 import struct
 import subprocess
@@ -117,7 +118,7 @@ def main():
     archs = sorted({arch for _, arch in rows}, key=lambda a: int(re.sub(r"\D", "", a)))
     code = tensor_instructions(fatbin)
     spills = sorted((names[name], arch) for (name, arch), row in rows.items() if row[2])
-    nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
+    nvcc = subprocess.run([os.environ.get("NVCC", "nvcc"), "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release [\d.]+", nvcc)
     with open(out, "w") as f:
         f.write("# Registers of every kernel\n\n`make kernel-table` writes this file"

@@ -145,9 +145,9 @@ cuda-compile-check: $(CHECKED) $(CHECK)/kernel-resources.md $(PROGRAMS) bench_in
 program-test: $(PROGRAMS) bench_infer $(BUILD)/run_tests
 	OMP_WAIT_POLICY=passive $(BUILD)/run_tests -tc="programs: train*$(comma)bench_infer*$(comma)infer*"
 $(CHECK)/kernel-resources.md: $(CHECK)/train_gpt.o dev/kernel_resources.py $(COMMITTED_TABLE)
-	dev/kernel_resources.py $(CHECK)/kernels.log $< $@ $(COMMITTED_TABLE)
+	NVCC="$(NVCC)" dev/kernel_resources.py $(CHECK)/kernels.log $< $@ $(COMMITTED_TABLE)
 kernel-table: $(CHECK)/train_gpt.o
-	dev/kernel_resources.py $(CHECK)/kernels.log $< $(COMMITTED_TABLE)
+	NVCC="$(NVCC)" dev/kernel_resources.py $(CHECK)/kernels.log $< $(COMMITTED_TABLE)
 
 # ---- on a GPU -------------------------------------------------------------------------------------------------------
 # The same tests as on the stand-in, the programs, and both under compute-sanitizer.
