@@ -132,6 +132,7 @@ struct Gpt {
           chunk(logits_rows(B * T, rows ? rows : most_logits_rows(Vp, !std::is_same_v<Device, Cpu>, sizeof(Real)))),
           param_memory(dev, "parameters"), master_memory(dev, "master weights"), grad_memory(dev, "gradients"),
           act_memory(dev, "activations") {
+        choose_attention<Real>(dev, config.C / config.NH, ranks);
         plan(param_memory, params);
         if (train) plan(grad_memory, grads);
         shards = make_shards(config, params, param_memory.data(), param_memory.bytes(), ranks, zero);
@@ -372,7 +373,6 @@ struct Trainer {
         add_parts(moment_memory, model.shards, v, updated_by_adamw(config, s.optimizer));
         if (s.optimizer == "muon") moment_memory.add(muon, muon_scratch(config.C, 4 * config.C));
         moment_memory.allocate(true);
-        choose_attention<Real>(dev, config, ranks);
         if (s.tune) begin_tuning(dev);
         calibration.decay = s.ema_decay;
         calibration.sites.resize(config.tapering_sites());

@@ -96,18 +96,6 @@ struct Attention {
     }
 };
 
-// Why attention with this head size has no kernels for warpgroups here; "" where it has: dev.wgmma then turns them on.
-std::string why_no_wgmma(Cuda& dev, size_t hs) {
-    bool broken = false;
-    if (hs == 64 || hs == 128)
-        choose_attention<bf16>(dev, hs);
-    else
-        dev.wgmma = false;
-    if (dev.wgmma) return "";
-    if (wanted_attention() == "mma") return "ATTENTION=mma in the environment turns them off";
-    return try_wgmma_attention(dev, hs, broken);
-}
-
 const char* kind_name(bool wgmma) { return wgmma ? "wgmma" : "mma.sync"; }
 
 struct Results {
@@ -161,10 +149,11 @@ std::string validate(Cuda& dev, size_t hs) {
     attention_forward(cpu, out.data(), lse.data(), wide_qkv.data(), s.B, s.T, s.C(), s.NH);
     attention_backward(cpu, dqkv.data(), wide_dout.data(), out.data(), lse.data(), wide_qkv.data(), s.B, s.T, s.C(),
                        s.NH);
-    const std::string why_not = why_no_wgmma(dev, hs);
+    const WgmmaFinding finding = find_wgmma_attention(dev, hs);
+    if (has_group_kernels(hs)) settle_attention(dev, hs, finding);  // fails where ATTENTION=wgmma cannot be
     for (const bool wgmma : {false, true}) {
-        if (wgmma && !why_not.empty()) break;
-        dev.wgmma = wgmma;
+        if (wgmma && finding.kind != WgmmaFinding::works) break;
+        use_wgmma(dev, hs, wgmma);
         const Results r = run(dev, attention, s), again = run(dev, attention, s);
         const double forward = std::max(difference(r.out, out), difference(r.lse, lse)),
                      backward = difference(r.dqkv, dqkv);
@@ -180,7 +169,7 @@ std::string validate(Cuda& dev, size_t hs) {
         std::printf("head size %zu, %s: as the CPU within %.1e forward, %.1e backward; two runs have equal bits\n", hs,
                     kind_name(wgmma), forward, backward);
     }
-    return why_not;
+    return finding.why_not;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -202,7 +191,7 @@ void print_rows(Cuda& dev, const Sizes& sizes, Attention& attention, const Shape
         double seconds[2] = {};
         for (const bool wgmma : {false, true}) {
             if (wgmma && !have_wgmma) break;
-            dev.wgmma = wgmma;
+            use_wgmma(dev, s.hs, wgmma);
             attention.forward(dev, s);  // what backward reads
             seconds[wgmma] = measure(dev, sizes.rounds, [&] { (attention.*pass.run)(dev, s); });
         }
@@ -225,7 +214,7 @@ void bench(const Sizes& sizes) {
     std::string why_not[2];  // for head sizes 64 and 128
     for (const size_t hs : {32, 64, 80, 96, 128}) {
         const std::string why = validate(dev, hs);
-        if (hs == 64 || hs == 128) why_not[hs / 128] = why;
+        if (has_group_kernels(hs)) why_not[hs / 128] = why;
     }
     for (const size_t hs : {64, 128})
         if (!why_not[hs / 128].empty())
@@ -242,7 +231,6 @@ void bench(const Sizes& sizes) {
     const std::vector<bf16> pattern = normals(1 << 16, 3);  // does not repeat row by row: 3 C is no power of 2
     fill(dev, attention.qkv, 3 * most * sizes.C, pattern), fill(dev, attention.dout, most * sizes.C, pattern);
     for (const size_t hs : {64, 128}) {
-        choose_attention<bf16>(dev, hs);
         for (size_t T = std::min<size_t>(256, sizes.longest); T <= sizes.longest; T *= 2)
             print_rows(dev, sizes, attention, {std::max<size_t>(1, sizes.tokens / T), T, sizes.C / hs, hs},
                        why_not[hs / 128].empty(), peak);

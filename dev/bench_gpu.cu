@@ -339,7 +339,7 @@ int run_benchmark(int argc, char** argv) {
     choose_attention<bf16>(dev, s.C / s.NH);
     std::printf("%s: %s, %s, %s, vocabulary %zu, batch %zu of %zu tokens, bf16, attention by %s; medians of %zu.\n",
                 probe.description.c_str(), counted(s.L, "layer").c_str(), counted(s.NH, "head").c_str(),
-                counted(s.C, "channel").c_str(), s.V, s.B, s.T, dev.wgmma ? "warpgroups" : "single warps", s.rounds);
+                counted(s.C, "channel").c_str(), s.V, s.B, s.T, uses_wgmma(dev, s.C / s.NH) ? "warpgroups" : "single warps", s.rounds);
     if (s.norm_only) {
         measure_updates(dev, s, {}, {});
         return 0;

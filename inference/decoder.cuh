@@ -122,6 +122,7 @@ class Decoder {
           logits_rows_(std::max(step_rows_, std::min(block_, kLogitsRows))),
           memory_(dev, "the KV cache and activations") {
         const size_t C = config.C;
+        choose_attention<Real>(dev, C / config.NH);
         memory_.add(tokens_, 2 * block_), memory_.add(x_, block_ * C);
         memory_.add(mid_, block_ * C), memory_.add(site_, block_ * C), memory_.add(qkv_, block_ * 3 * C);
         memory_.add(att_, block_ * C), memory_.add(gelu_, block_ * 4 * C);
@@ -133,7 +134,6 @@ class Decoder {
         for (size_t l = 0; l < config.L; l++)
             memory_.add(k_cache_[l], sequences * config.T * C), memory_.add(v_cache_[l], sequences * config.T * C);
         memory_.allocate(false);
-        choose_attention<Real>(dev, C / config.NH);
     }
 
     Device& device() const { return dev_; }

@@ -62,8 +62,8 @@ struct Cuda {
     MatmulPlans plans;
     void* workspace = nullptr;  // cuBLASLt's, for products on `stream`
     size_t workspace_bytes = size_t(32) << 20;
-    bool wgmma = false;           // whether attention uses the products of warpgroups, and
-    size_t wgmma_head_size = 0;   // for which head size that was asked: choose_attention (ops/attention/choice.cuh)
+    // Whether attention multiplies by warpgroups, for head sizes 64 and 128: see ops/attention/choice.cuh.
+    enum class Wgmma { unasked, no, yes } wgmma[2] = {};
     const char* memory_hint;  // what this program's user can do about too little memory, for the error
     cudaDeviceProp properties;
 

@@ -52,6 +52,9 @@ __device__ __forceinline__ uint64_t wgmma_operand(const void* start, uint32_t pa
     return wgmma_operand_of((shared_address(start) & 0x3ffff) >> 4 | panel >> 4 << 16);
 }
 
+// Whether the code that was loaded has them: a GPU may run another architecture's, and its own number does not tell.
+__device__ __forceinline__ bool wgmma_loaded() { return kWgmma; }
+
 // What to add to an operand, or to its lower half, to begin so many bytes later.
 __host__ __device__ constexpr uint32_t wgmma_bytes(int bytes) { return uint32_t(bytes) >> 4; }
 
@@ -136,10 +139,9 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 8][4], const uint32_t (&a)[
 }
 #endif  // CUDA_EMU
 
-// Writes whether the code that was loaded has them: a GPU may run another architecture's, and its own number does not tell.
 template <class Int>
 __global__ void has_wgmma_kernel(Int* found) {
-    *found = Int(kWgmma);
+    *found = Int(wgmma_loaded());
 }
 
 }  // namespace tapernorm

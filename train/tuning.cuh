@@ -19,7 +19,9 @@
 namespace tapernorm::train {
 
 template <class Real>
-void choose_attention(Cpu&, const Config&, Ranks&) {}
+void choose_attention(Cpu& dev, size_t hs, Ranks&) {
+    tapernorm::choose_attention<Real>(dev, hs);
+}
 inline void begin_tuning(Cpu&) {}
 template <class Real>
 void end_tuning(Trainer<Cpu, Real>&) {}
@@ -27,16 +29,21 @@ inline std::string tuned_products(Cpu&) { return ""; }
 inline void adopt_products(Cpu&, const std::string&) {}
 
 #ifdef TN_CUDA
-template <class Real>
-void choose_attention(Cuda& dev, const Config& config, Ranks& ranks) {
-    tapernorm::choose_attention<Real>(dev, config.C / config.NH);
-    std::vector<double> can = {double(dev.wgmma)};
+// What all ranks found: they work only where they do on every rank.
+inline WgmmaFinding agree_on_wgmma(WgmmaFinding mine, Ranks& ranks) {
+    std::vector<double> can = {double(mine.kind == WgmmaFinding::works)};
     ranks.sum(can, "the kernels of attention");
-    if (can[0] > 0 && can[0] < ranks.size && ranks.first())
-        std::printf(
-            "note: attention by single warps (mma.sync) on all ranks, because %.0f of %d cannot use warpgroups (wgmma)\n",
-            ranks.size - can[0], ranks.size);
-    dev.wgmma = can[0] == ranks.size;
+    if (can[0] == 0 || can[0] == ranks.size) return mine;
+    const std::string others = strprintf("%.0f of %d ranks cannot use them", ranks.size - can[0], ranks.size);
+    return {WgmmaFinding::broken, mine.why_not.empty() ? others : others + ", this one because " + mine.why_not};
+}
+
+template <class Real>
+void choose_attention(Cuda& dev, size_t hs, Ranks& ranks) {
+    if (attention_is_chosen<Real>(dev, hs)) return;
+    const WgmmaFinding finding = agree_on_wgmma(find_wgmma_attention(dev, hs), ranks);
+    const std::string note = settle_attention(dev, hs, finding);
+    if (ranks.first()) std::fputs(note.c_str(), stderr);
 }
 
 inline void begin_tuning(Cuda& dev) { dev.plans.tune(true); }

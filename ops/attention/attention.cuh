@@ -279,10 +279,19 @@ void with_flash_head_size(size_t hs, F&& f) {
     f(std::integral_constant<int, 128>());
 }
 
-// The same with the head size of the kernels for warpgroups, if they were chosen for it (choose_attention); else it returns false.
+// Whether there are kernels for warpgroups with this head size, and whether attention uses them (choose_attention).
+inline bool has_group_kernels(size_t hs) { return hs == 64 || hs == 128; }
+inline bool uses_wgmma(const Cuda& dev, size_t hs) {
+    return has_group_kernels(hs) && dev.wgmma[hs / 128] == Cuda::Wgmma::yes;
+}
+inline void use_wgmma(Cuda& dev, size_t hs, bool use) {
+    if (has_group_kernels(hs)) dev.wgmma[hs / 128] = use ? Cuda::Wgmma::yes : Cuda::Wgmma::no;
+}
+
+// Like with_flash_head_size, if attention uses them; else it returns false.
 template <class F>
 bool with_group_head_size(const Cuda& dev, size_t hs, F&& f) {
-    if (!dev.wgmma || hs != dev.wgmma_head_size) return false;
+    if (!uses_wgmma(dev, hs)) return false;
     hs == 64 ? f(std::integral_constant<int, 64>()) : f(std::integral_constant<int, 128>());
     return true;
 }

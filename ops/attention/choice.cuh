@@ -2,13 +2,14 @@
 // tiles of a small sequence, what the kernels for single warps give; ATTENTION=mma in the environment turns them off.
 #pragma once
 #include <cstddef>
+#include <cstdlib>
+#include <string>
+#include <string_view>
 
 #include "ops/attention/attention.cuh"
 #include "runtime/cpu.h"
 #ifdef TN_CUDA
 #include <cstdio>
-#include <cstdlib>
-#include <string_view>
 #include <vector>
 
 #include "runtime/arena.h"
@@ -16,11 +17,6 @@
 #endif
 
 namespace tapernorm {
-
-template <class Real>
-void choose_attention(Cpu&, size_t) {}
-
-#ifdef TN_CUDA
 
 // What ATTENTION in the environment asks for: "mma", "wgmma" or, where it is not set, "".
 inline std::string_view wanted_attention() {
@@ -32,6 +28,14 @@ inline std::string_view wanted_attention() {
             value);
     return wanted;
 }
+
+// Only kernels for bf16 are chosen; of others' environment no more than the spelling is checked.
+template <class Real>
+void choose_attention(Cpu&, size_t) {
+    wanted_attention();
+}
+
+#ifdef TN_CUDA
 
 // Forward and backward of one head and 200 positions: two blocks, one of them not full. out, lse, dq, dk and dv one after another.
 struct AttentionTrial {
@@ -51,7 +55,8 @@ struct AttentionTrial {
         device_copy_in(dev, dout, values.data() + 3 * T * hs, T * hs * sizeof(bf16));
     }
 
-    std::vector<float> run(Cuda& dev) {
+    std::vector<float> run(Cuda& dev, bool wgmma) {
+        use_wgmma(dev, hs, wgmma);
         std::vector<bf16> rounded(4 * T * hs);
         std::vector<float> result(T);
         device_zero(dev, out, T * hs * sizeof(bf16)), device_zero(dev, dqkv, 3 * T * hs * sizeof(bf16));
@@ -86,13 +91,18 @@ inline std::string attention_differs(const std::vector<float>& got, const std::v
     return "";
 }
 
-// "" where the kernels for warpgroups can be used for this head size, else why they cannot. `broken`: though this GPU should.
-inline std::string try_wgmma_attention(Cuda& dev, size_t hs, bool& broken) {
-    broken = false;
-    if (hs != 64 && hs != 128) return strprintf("they have head sizes of 64 and 128, found %zu", hs);
+// Whether the kernels for warpgroups can be used for one head size.
+struct WgmmaFinding {
+    enum Kind { works, unfit, broken } kind;  // broken: though this GPU should
+    std::string why_not;
+};
+
+// Asks the GPU. Leaves in `dev` that they are not used.
+inline WgmmaFinding try_wgmma_attention(Cuda& dev, size_t hs) {
+    using enum WgmmaFinding::Kind;
+    if (!has_group_kernels(hs)) return {unfit, strprintf("they have head sizes of 64 and 128, found %zu", hs)};
     if (dev.sm() != 90)
-        return strprintf("they need an H100 or H200 and code for it (make GPU=90), found an sm_%d", dev.sm());
-    broken = true;
+        return {unfit, strprintf("they need an H100 or H200 and code for it (make GPU=90), found an sm_%d", dev.sm())};
     int has = 0;
     {
         int* found = nullptr;
@@ -102,43 +112,53 @@ inline std::string try_wgmma_attention(Cuda& dev, size_t hs, bool& broken) {
         launch<has_wgmma_kernel<int>>(1, 1, 0, dev.stream, found);
         device_copy_out(dev, &has, found, sizeof has);
     }
-    if (!has) return "they need code for this GPU, sm_90a, found only another's; build with make GPU=90";
+    if (!has) return {broken, "they need code for this GPU, sm_90a, found only another's; build with make GPU=90"};
     AttentionTrial trial(dev, hs);
-    dev.wgmma = false;
-    const std::vector<float> expected = trial.run(dev);
-    dev.wgmma = true, dev.wgmma_head_size = hs;
+    const std::vector<float> expected = trial.run(dev, false);
     std::string wrong;
     try {
-        wrong = attention_differs(trial.run(dev), expected, hs);
+        wrong = attention_differs(trial.run(dev, true), expected, hs);
     } catch (const Error& error) {
+        wrong = error.what();
         // After most errors of a kernel nothing more runs in this process.
-        dev.wgmma = false;
         if (cudaStreamSynchronize(dev.stream) != cudaSuccess)
             fail(
-                "%s; the attention kernels for warpgroups do not run on this GPU: set ATTENTION=mma in the environment",
+                "set ATTENTION=mma in the environment: the attention kernels for warpgroups do not run on this GPU: %s",
                 error.what());
-        wrong = error.what();
     }
-    dev.wgmma = false;
-    return wrong;
+    use_wgmma(dev, hs, false);
+    return {wrong.empty() ? works : broken, wrong};
 }
 
-// Chooses for models of this head size; once, before their first op.
+// The same, unless the environment has answered already.
+inline WgmmaFinding find_wgmma_attention(Cuda& dev, size_t hs) {
+    if (wanted_attention() == "mma") return {WgmmaFinding::unfit, "ATTENTION=mma in the environment turns them off"};
+    return try_wgmma_attention(dev, hs);
+}
+
+// Whether nothing is to be chosen, or has been.
+template <class Real>
+bool attention_is_chosen(const Cuda& dev, size_t hs) {
+    wanted_attention();
+    return !std::is_same_v<Real, bf16> || (has_group_kernels(hs) && dev.wgmma[hs / 128] != Cuda::Wgmma::unasked);
+}
+
+// Returns what the user should know about it, "" for nothing.
+inline std::string settle_attention(Cuda& dev, size_t hs, const WgmmaFinding& finding) {
+    if (finding.kind != WgmmaFinding::works && wanted_attention() == "wgmma")
+        fail("ATTENTION=wgmma in the environment: these kernels cannot be used: %s", finding.why_not.c_str());
+    use_wgmma(dev, hs, finding.kind == WgmmaFinding::works);
+    if (finding.kind != WgmmaFinding::broken) return "";
+    return strprintf(
+        "note: attention with heads of %zu channels by single warps (mma.sync), not by warpgroups (wgmma): %s\n", hs,
+        finding.why_not.c_str());
+}
+
+// Chooses for models of this head size, before they allocate much and before their first op.
 template <class Real>
 void choose_attention(Cuda& dev, size_t hs) {
-    if (!std::is_same_v<Real, bf16> || dev.wgmma_head_size == hs) return;
-    const std::string_view wanted = wanted_attention();
-    dev.wgmma = false, dev.wgmma_head_size = hs;
-    if (wanted == "mma") return;
-    bool broken = false;
-    const std::string why_not = try_wgmma_attention(dev, hs, broken);
-    dev.wgmma_head_size = hs;
-    if (!why_not.empty() && wanted == "wgmma")
-        fail("ATTENTION=wgmma in the environment: these kernels cannot be used: %s", why_not.c_str());
-    if (!why_not.empty() && broken)
-        std::fprintf(stderr, "note: attention by single warps (mma.sync), not by warpgroups (wgmma): %s\n",
-                     why_not.c_str());
-    dev.wgmma = why_not.empty();
+    if (!attention_is_chosen<Real>(dev, hs))
+        std::fputs(settle_attention(dev, hs, find_wgmma_attention(dev, hs)).c_str(), stderr);
 }
 
 #endif  // TN_CUDA

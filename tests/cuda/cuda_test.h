@@ -6,6 +6,7 @@
 
 #include "runtime/cuda.cuh"
 #include "runtime/random.h"
+#include "tests/environment.h"
 #ifdef CUDA_EMU
 #include "tests/emu/emu.h"
 #endif
@@ -100,8 +101,9 @@ double max_difference(const std::vector<A>& a, const std::vector<B>& b) {
     return worst;
 }
 
-// While it lives, the stand-in is a Hopper GPU; a GPU is what it is.
+// While it lives, the stand-in is a Hopper GPU, and a GPU is what it is; the environment asks for no kernels.
 struct OnHopper {
+    Environment environment{std::map<std::string, std::string>()};
 #ifdef CUDA_EMU
     emu::Settings before = emu::settings();
     OnHopper() { emu::settings().sm = 90; }

@@ -249,7 +249,7 @@ void check_cached(Cuda& dev, size_t NH, size_t hs, const std::vector<size_t>& pi
 std::unique_ptr<Cuda> warpgroup_device(size_t hs) {
     auto dev = std::make_unique<Cuda>();
     choose_attention<bf16>(*dev, hs);
-    if (!dev->wgmma) dev.reset();
+    if (!uses_wgmma(*dev, hs)) dev.reset();
 #ifdef CUDA_EMU
     REQUIRE(dev);
 #endif
@@ -412,19 +412,19 @@ CUDA_TEST("cuda attention: the same bits again, in whatever order threads run") 
 #ifdef CUDA_EMU
 namespace {
 
-// What choose_attention decides on a device of this kind, with ATTENTION in the environment; an error's text.
+// What is chosen on a device of this kind with ATTENTION in the environment, and what is said about it; or an error's text.
 std::string choice(int sm, const char* attention, size_t hs) {
-    const Environment environment(attention ? std::map<std::string, std::string>{{"ATTENTION", attention}}
-                                            : std::map<std::string, std::string>{});
     const OnHopper restores;
     emu::settings().sm = sm;
+    if (attention) setenv("ATTENTION", attention, 1);
     Cuda dev;
     try {
-        choose_attention<bf16>(dev, hs);
+        const std::string note = settle_attention(dev, hs, find_wgmma_attention(dev, hs));
+        return (uses_wgmma(dev, hs) ? "wgmma" : "mma") + (note.empty() ? "" : ", " + note);
     } catch (const Error& error) {
+        emu::take_diagnosis();
         return error.what();
     }
-    return dev.wgmma ? "wgmma" : "mma";
 }
 
 }  // namespace
@@ -449,26 +449,75 @@ CUDA_TEST("cuda attention: which kernels are chosen") {
     CHECK(
         choice(90, "flash", 64) ==
         "ATTENTION in the environment: expected mma or wgmma, found \"flash\"; unset it for the faster of the two that works");
+}
 
+CUDA_TEST("cuda attention: kernels for warpgroups that do not work") {
+    using Warpgroups = emu::Settings::Warpgroups;
+    const std::string note = " channels by single warps (mma.sync), not by warpgroups (wgmma): ";
     for (size_t hs : {64, 128}) {
         const OnHopper restores;
-        emu::settings().wrong_warpgroups = true;
-        CHECK(choice(90, nullptr, hs) == "mma");
-        CHECK(choice(90, "wgmma", hs).find("cannot be used: lse differs by") != std::string::npos);
+        emu::settings().quiet = true;
+        const std::pair<Warpgroups, const char*> cases[] = {
+            {Warpgroups::none, "they need code for this GPU, sm_90a, found only another's; build with make GPU=90"},
+            {Warpgroups::wrong, "lse differs by "},
+            {Warpgroups::misused, "the settings make it one"},
+        };
+        for (const auto& [warpgroups, why] : cases) {
+            emu::settings().warpgroups = warpgroups;
+            const std::string said = choice(90, nullptr, hs), error = choice(90, "wgmma", hs);
+            CHECK(said.starts_with("mma, note: attention with heads of " + std::to_string(hs) + note));
+            CHECK(said.find(why) != said.npos);
+            CHECK(error.starts_with("ATTENTION=wgmma in the environment: these kernels cannot be used: "));
+            CHECK(error.find(why) != error.npos);
+            CHECK(choice(90, "mma", hs) == "mma");
+        }
+        // An error after which nothing runs.
+        emu::settings().lasting_errors = true;
+        for (const char* attention : {"", "wgmma"})
+            CHECK(choice(90, attention, hs)
+                      .starts_with("set ATTENTION=mma in the environment: the attention kernels for warpgroups "
+                                   "do not run on this GPU: CUDA: "));
+        CHECK(choice(90, "mma", hs) == "mma");
     }
+}
 
-    // In fp32 nothing is to be chosen, and a second model asks again only where its heads have another size.
+CUDA_TEST("cuda attention: each head size is tried once") {
     const OnHopper hopper;
     Cuda dev;
-    choose_attention<float>(dev, 64);
-    CHECK(!dev.wgmma);
+    choose_attention<float>(dev, 64);  // there is nothing to choose
+    CHECK(dev.wgmma[0] == Cuda::Wgmma::unasked);
     choose_attention<bf16>(dev, 64);
-    CHECK(dev.wgmma);
-    dev.wgmma = false;
-    choose_attention<bf16>(dev, 64);
-    CHECK(!dev.wgmma);
+    CHECK(uses_wgmma(dev, 64));
+    CHECK(!uses_wgmma(dev, 128));
     choose_attention<bf16>(dev, 128);
-    CHECK(dev.wgmma);
+    const uint64_t launches = emu::launches();
+    choose_attention<bf16>(dev, 64);
+    choose_attention<bf16>(dev, 128);
+    CHECK(emu::launches() == launches);
+    CHECK(uses_wgmma(dev, 64));
+    CHECK(uses_wgmma(dev, 128));
+    use_wgmma(dev, 128, false);
+    choose_attention<bf16>(dev, 128);
+    CHECK(uses_wgmma(dev, 64));
+    CHECK(!uses_wgmma(dev, 128));
+
+    // What is chosen is what runs.
+    emu::settings().quiet = true, emu::settings().warpgroups = emu::Settings::Warpgroups::misused;
+    DeviceArray<bf16> in(dev, std::vector<bf16>(3 * 128)), out(dev, 128);
+    auto forward = [&](size_t NH) {
+        attention_forward<bf16>(dev, out.data(), nullptr, in.data(), 1, 1, 128, NH);
+        dev.synchronize();
+    };
+    forward(1);
+    CHECK_THROWS_AS(forward(2), Error);
+    emu::take_diagnosis();
+
+    // A wrong value is one everywhere.
+    setenv("ATTENTION", "flash", 1);
+    Cpu cpu;
+    CHECK_THROWS_AS(choose_attention<float>(dev, 80), Error);
+    CHECK_THROWS_AS(choose_attention<bf16>(dev, 64), Error);
+    CHECK_THROWS_AS(choose_attention<float>(cpu, 80), Error);
 }
 
 CUDA_TEST("cuda attention: kernels that differ are not chosen") {
@@ -476,7 +525,7 @@ CUDA_TEST("cuda attention: kernels that differ are not chosen") {
     Cuda dev;
     for (size_t hs : {64, 128}) {
         AttentionTrial trial(dev, hs);
-        const std::vector<float> right = trial.run(dev);
+        const std::vector<float> right = trial.run(dev, false);
         CHECK(attention_differs(right, right, hs) == "");
         // Every element of every part: also one alone, or one that is no number.
         constexpr size_t T = AttentionTrial::T;

@@ -247,7 +247,7 @@ void warpgroups_agree() {
         Cuda dev;
         Trainer<Cuda, bf16> t(dev, run.settings, run.config, run.corpus);
 #ifdef CUDA_EMU
-        REQUIRE(dev.wgmma);
+        REQUIRE(uses_wgmma(dev, 64));
 #endif
         initialize(t.model, 1);
         gpu = trace(t, run);
@@ -258,21 +258,44 @@ void warpgroups_agree() {
 }
 
 #ifdef CUDA_EMU
-// Two ranks, the second of which can use the products of warpgroups or cannot.
-void ranks_agree_on_attention(bool can) {
+void ranks_agree_on_attention() {
     const OnHopper hopper;
-    Config config;
-    config.C = 128, config.NH = 2;
-    bool uses[2] = {true, true};
+    using enum WgmmaFinding::Kind;
+    const auto agreed = [](const WgmmaFinding& on_0, const WgmmaFinding& on_1) {
+        std::vector<WgmmaFinding> results(2);
+        const auto errors = on_ranks(2, [&](Ranks& ranks) {
+            results[size_t(ranks.rank)] = agree_on_wgmma(ranks.first() ? on_0 : on_1, ranks);
+        });
+        CHECK(all_well(errors));
+        return results;
+    };
+    const WgmmaFinding can{works, ""}, cannot{unfit, "it is too old"};
+    CHECK(agreed(can, can)[0].kind == works);
+    CHECK(agreed(cannot, cannot)[0].kind == unfit);
+    for (const bool first : {false, true}) {
+        const auto results = first ? agreed(cannot, can) : agreed(can, cannot);
+        for (const bool other : {false, true}) {
+            const WgmmaFinding& result = results[first == other];
+            CHECK(result.kind == broken);
+            CHECK(result.why_not ==
+                  std::string("1 of 2 ranks cannot use them") + (other ? "" : ", this one because it is too old"));
+            Cuda dev;
+            CHECK(settle_attention(dev, 64, result).find("1 of 2 ranks") != std::string::npos);
+            CHECK(!uses_wgmma(dev, 64));
+            const Environment wanted(std::map<std::string, std::string>{{"ATTENTION", "wgmma"}});
+            CHECK_THROWS_AS(settle_attention(dev, 64, result), Error);
+        }
+    }
+    bool uses[2] = {};
     const auto errors = on_ranks(2, [&](Ranks& ranks) {
         Cuda dev;
-        if (ranks.rank == 1 && !can) dev.wgmma_head_size = 64;  // asked before, with a no
-        choose_attention<bf16>(dev, config, ranks);
-        uses[ranks.rank] = dev.wgmma;
+        choose_attention<bf16>(dev, 64, ranks);
+        choose_attention<bf16>(dev, 64, single_rank());  // of a teacher, asks nobody
+        uses[ranks.rank] = uses_wgmma(dev, 64);
     });
     CHECK(all_well(errors));
-    CHECK(uses[0] == can);
-    CHECK(uses[1] == can);
+    CHECK(uses[0]);
+    CHECK(uses[1]);
 }
 #endif
 
@@ -295,10 +318,7 @@ CUDA_TEST("cuda trainer: a run with --tune resumes with its own algorithms") { r
 CUDA_TEST("cuda trainer: with a teacher") { FOR_BOTH_TYPES(teacher_agrees); }
 CUDA_TEST("cuda trainer: attention by warpgroups agrees with the CPU") { warpgroups_agree(); }
 #ifdef CUDA_EMU
-CUDA_TEST("cuda trainer: attention by warpgroups, if all ranks can") {
-    ranks_agree_on_attention(true);
-    ranks_agree_on_attention(false);
-}
+CUDA_TEST("cuda trainer: attention by warpgroups, if all ranks can") { ranks_agree_on_attention(); }
 #endif
 CUDA_TEST("cuda trainer: recomputation") { FOR_BOTH_TYPES(recompute_agrees); }
 

@@ -26,7 +26,10 @@ struct Settings {
     // The algorithm of its products (0, 2 or 4) that is fastest on device 0, the next one on device 1: all others take a second
     // longer by the clock of events. -1: none.
     int fastest = -1;
-    bool wrong_warpgroups = false;  // products of warpgroups take their left rows in the wrong order
+    // Products of warpgroups take their left rows in the wrong order, or are reported as misuse; none: as where the code that was
+    // loaded is another architecture's.
+    enum class Warpgroups { right, wrong, misused, none } warpgroups = Warpgroups::right;
+    bool lasting_errors = false;  // all calls return a kernel's error from then on, as a GPU's do after most
 };
 Settings& settings();
 

@@ -117,7 +117,9 @@ cudaError_t refuse(cudaError_t error, const std::string& diagnosis) {
     return errors.last = error;
 }
 
-cudaError_t pending_error() { return std::exchange(errors.pending, cudaSuccess); }
+cudaError_t pending_error() {
+    return settings().lasting_errors ? errors.pending : std::exchange(errors.pending, cudaSuccess);
+}
 
 std::string take_diagnosis() {
     errors.pending = errors.last = errors.diagnosed = cudaSuccess;

@@ -314,7 +314,10 @@ void Warpgroup::check_unchanged(const Product& p, unsigned warp) const {
 void Warpgroup::multiply(const Product& p, unsigned warp) {
     using Vector [[gnu::vector_size(32)]] = float;
     constexpr unsigned rows = 4;  // at a time: independent sums
-    const unsigned wrong = settings().wrong_warpgroups ? 8 : 0;
+    using Warpgroups = Settings::Warpgroups;
+    const unsigned wrong = settings().warpgroups == Warpgroups::wrong ? 8 : 0;
+    if (settings().warpgroups == Warpgroups::misused)
+        misuse("wgmma at %s:%d: the settings make it one", p.site.file, p.site.line);
     for (unsigned row = warp * 16; row < warp * 16 + 16; row += rows)
         for (unsigned column = 0; column < unsigned(p.n); column += 8) {
             Vector sums[rows] = {};
@@ -416,6 +419,8 @@ uint64_t wgmma_operand_bits(const void* start, uint32_t panel, Site site) {
 }
 
 }  // namespace emu
+
+bool wgmma_loaded() { return emu::settings().warpgroups != emu::Settings::Warpgroups::none; }
 
 void wgmma_commit(const char* file, int line) {
     emu::check_wgmma("wgmma_commit", {file, line});

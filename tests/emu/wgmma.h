@@ -90,6 +90,8 @@ void wgmma_fence(emu::FirstRegisters first, Rest&... rest) {
     emu::wgmma_fence(named, 1 + int(sizeof...(Rest)), first.site);
 }
 
+bool wgmma_loaded();
+
 void wgmma_commit(EMU_SITE);
 
 template <int pending>
