@@ -243,9 +243,10 @@ int blocks_per_multiprocessor(int threads, size_t smem) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Inside kernels
 
-// The dynamic shared memory of this block, 16-byte aligned; the launch's third argument gives its size.
+// The dynamic shared memory of this block; the launch's third argument gives its size. It begins at a multiple of 1024 bytes, which
+// tiles of warpgroups need (runtime/wgmma.cuh); on the CPU stand-in only if its size is one.
 #ifndef CUDA_EMU
-extern __shared__ uint4 dynamic_shared_memory[];
+extern __shared__ __align__(1024) uint4 dynamic_shared_memory[];
 #endif
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {

@@ -137,6 +137,11 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 8][4], const uint32_t (&a)[
             "{" WGMMA_0_31 ", " WGMMA_32_63 "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}\n" : WGMMA_D32(0),
             WGMMA_D32(8) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(columns_b));
 }
+#undef WGMMA_ASM
+#undef WGMMA_D4
+#undef WGMMA_D32
+#undef WGMMA_0_31
+#undef WGMMA_32_63
 #endif  // CUDA_EMU
 
 template <class Int>

@@ -33,7 +33,7 @@ GPU ?= $(if $(shell nvidia-smi -L 2>/dev/null),native,80)
 gencode = -gencode arch=compute_$(1:90=90a),code=sm_$(1:90=90a)
 capabilities = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -xE '([89]|[1-9][0-9])\.[0-9]' | tr -d . | sort -un)
 GPUS := $(if $(filter native,$(GPU)),$(capabilities),$(GPU))
-newest = $(patsubst %a,%,$(lastword $(GPUS)))
+newest := $(shell printf '%s\n' $(GPUS:%a=%) | sort -n | tail -n 1)
 GPU_FLAGS = $(or $(foreach g,$(GPUS),$(call gencode,$(g))),-arch=native) \
             $(if $(filter-out native,$(GPU)),-gencode arch=compute_$(newest)$(comma)code=compute_$(newest))
 # (What nvcc makes of a kernel for the host is declared nowhere.)
@@ -141,7 +141,12 @@ $(CHECK)/train_gpt.o: EXTRA = -O3 -fatbin --no-compress $(foreach g,80 90 100,$(
                           2> $(CHECK)/kernels.log || (cat $(CHECK)/kernels.log; false)
 COMMITTED_TABLE = dev/results/kernel-resources.md
 $(if $(filter cuda-compile-check,$(MAKECMDGOALS)),$(eval NVCC_STRICT = $(STRICT)))
+ifdef HAVE_CUDA
 cuda-compile-check: $(CHECKED) $(CHECK)/kernel-resources.md $(PROGRAMS) bench_infer
+else
+cuda-compile-check:
+	@echo "$@: skipped: no nvcc and cuBLASLt in $(CUDA_HOME); set CUDA_HOME to a CUDA Toolkit (12 or later)"
+endif
 program-test: $(PROGRAMS) bench_infer $(BUILD)/run_tests
 	OMP_WAIT_POLICY=passive $(BUILD)/run_tests -tc="programs: train*$(comma)bench_infer*$(comma)infer*"
 $(CHECK)/kernel-resources.md: $(CHECK)/train_gpt.o dev/kernel_resources.py $(COMMITTED_TABLE)

@@ -15,7 +15,7 @@
 test-rest: export NVCC_STRICT = $(STRICT)
 test-rest:
 	OMP_WAIT_POLICY=passive $(MAKE) --output-sync=target RUNS=500 fuzz-replay emu-tsan emu-asan emu-schedules \
-	    $(if $(HAVE_ARM),arm-test) $(if $(HAVE_CUDA),cuda-compile-check) program-test \
+	    $(if $(HAVE_ARM),arm-test) cuda-compile-check program-test \
 	    $(if $(shell command -v python3),help-check gpu-science-dry-run gpu-day-dry-run)
 
 help-check: $(PROGRAMS) $(DATA_TOOLS) bench_infer

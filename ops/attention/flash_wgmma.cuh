@@ -1,7 +1,8 @@
 // The attention kernels for Hopper (sm_90a): bf16, head sizes 64 and 128. They compute what those of flash_mma.cuh do, with products
-// of whole warpgroups (runtime/wgmma.cuh), which read their operands from shared memory themselves. That is the reason for them: 64 x 64 scores of dk and dv, at head size 64, take 320 clocks of shared memory and 512 of
-// tensor cores, where the tiles of 32 x 32 of single warps take 912 and 816; of dq 384 and 384 instead of 720 and 612; of the forward pass
-// 192 and 256 instead of 320 and 408. (Counted from the instructions, at 128 bytes a clock; nobody has measured it.)
+// of whole warpgroups (runtime/wgmma.cuh), which read their operands from shared memory themselves. That is the reason for them:
+// 64 x 64 scores of dk and dv, at head size 64, take 320 clocks of shared memory and 512 of tensor cores, where the tiles of 32 x 32
+// of single warps take 912 and 816; of dq 384 and 384 instead of 720 and 612; of the forward pass 192 and 256 instead of 320 and 408.
+// (Counted from the instructions, at 128 bytes a clock; nobody has measured it.)
 //
 // A block has two warpgroups. Each owns 64 of the block's 128 rows (queries; for dk and dv, keys) and keeps what it
 // accumulates for them in registers; the other side passes by in tiles, two stages of cp.async deep. Where registers leave room for
@@ -342,6 +343,8 @@ __global__ void __launch_bounds__(kGroupThreads, HS == 64 ? 2 : 1) flash_wgmma_d
         __trap();
     }
 }
+
+#undef WAIT_FOR_TILES
 
 }  // namespace tapernorm
 #endif  // TN_CUDA
