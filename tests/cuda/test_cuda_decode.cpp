@@ -300,6 +300,10 @@ void greedy_agrees(const Config& config, size_t sequences, double gate, bool per
     const size_t V = config.V, n = persistent ? 3 : 14;  // (the stand-in runs a grid of 1536 threads for each token)
     Decoder<Cuda, Real> decoder(dev, config, weights.tensors, model.scales, gate, sequences);
     Decoder<Cpu, float> reference(cpu, config, host, model.scales, gate, sequences);
+#ifdef CUDA_EMU
+    const size_t hs = config.C / config.NH;
+    CHECK(uses_wgmma(dev, hs) == (emu::settings().sm == 90 && has_group_kernels(hs) && std::is_same_v<Real, bf16>));
+#endif
     DecodeGraph<Real> graph(decoder, persistent);
     const auto prompts = some_prompts(sequences, V);
     const std::vector<float> logits = prefill(decoder, prompts, V);
@@ -486,6 +490,12 @@ CUDA_TEST("cuda sampling: the host's choices") { FOR_BOTH_TYPES(sampling_agrees)
 CUDA_TEST("cuda sampling: long rows that begin anywhere, chosen by any block") { FOR_BOTH_TYPES(long_rows_agree); }
 CUDA_TEST("cuda decoding: greedy tokens are the CPU's") { FOR_BOTH_TYPES(generation_agrees, false); }
 CUDA_TEST("cuda decoding by one kernel: greedy tokens are the CPU's") { FOR_BOTH_TYPES(generation_agrees, true); }
+CUDA_TEST("cuda decoding: after prompts by warpgroups, greedy tokens are the CPU's") {
+    const OnHopper hopper;
+    Config config = small_config(Fold::internal);
+    config.C = 128, config.NH = 2;
+    greedy_agrees<bf16>(config, 2, 0, false);
+}
 
 CUDA_TEST("cuda decoding: the same graph for other settings; the same tokens again; no sequence beyond its context") {
     Cuda dev;
