@@ -100,7 +100,8 @@ Operand decode_operand(uint64_t descriptor, int extent, bool columns, const char
     else if (columns && extent > 64 && (operand.leading == 0 || operand.leading % 1024))
         wrong = "its panels are not a multiple of 1024 bytes apart (wgmma_operand's second argument)";
     else if (reinterpret_cast<uintptr_t>(dynamic_shared()) % 1024)
-        wrong = "dynamic shared memory does not begin at a multiple of 1024 bytes: here that takes a size which is one";
+        wrong =
+            "dynamic shared memory does not begin at a multiple of 1024 bytes: launch with a multiple of 1024 bytes of it";
     if (wrong)
         misuse("wgmma at %s:%d: its %s, descriptor %016llx: %s", site.file, site.line, name,
                static_cast<unsigned long long>(descriptor), wrong);

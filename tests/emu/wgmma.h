@@ -108,8 +108,8 @@ void fence_async_proxy(EMU_SITE);
 inline void named_barrier(int id, int threads, EMU_SITE) { emu::named_barrier(id, threads, {file, line}); }
 
 uint64_t wgmma_operand(const void* start, uint32_t panel = 0, EMU_SITE);
-constexpr uint64_t wgmma_bytes(int bytes, EMU_SITE) {
+constexpr uint32_t wgmma_bytes(int bytes, EMU_SITE) {
     if (bytes < 0 || bytes % 16)
         emu::misuse("wgmma_bytes(%d) at %s:%d: operands are moved on by multiples of 16 bytes", bytes, file, line);
-    return uint64_t(bytes) / 16;
+    return uint32_t(bytes) / 16;
 }

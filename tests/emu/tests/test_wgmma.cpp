@@ -156,6 +156,7 @@ enum class Mistake {
     tile_stored_before_others_wait,
     no_commit,
     too_many_pending,
+    more_than_can_be_pending,
     no_wait,
     neither_commit_nor_wait,
     left_pending_when_named,
@@ -163,6 +164,7 @@ enum class Mistake {
     warp_missing,
     lane_missing_in_commit,
     different_operands,
+    different_left_operands,
     different_add,
     two_lines,
     different_groups,
@@ -173,7 +175,12 @@ enum class Mistake {
     stray_bits,
     not_at_8_rows,
     not_at_16_channels,
+    not_at_panel,
+    stepped_back,
+    wrong_stride,
+    no_stride,
     no_panel_stride,
+    odd_panel_stride,
     past_the_end,
     outside,
     unaligned_operand,
@@ -219,6 +226,10 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
     float d[8][4] = {}, more[16][4] = {};
     uint32_t left[4] = {};
     uint64_t at_a = wgmma_operand(tiles), at_b = wgmma_operand(is(outside) ? reinterpret_cast<const char*>(in) : b);
+    if (is(odd_panel_stride)) at_b = wgmma_operand(b, 8);
+    if (is(stepped_back)) at_b = wgmma_operand(b + 64) + (wgmma_bytes(0) - wgmma_bytes(64));  // not of 64 bits
+    if (is(wrong_stride)) at_b += uint64_t(1) << 32;
+    if (is(no_stride)) at_a &= ~(uint64_t(0x3fff) << 32);
     if (is(unaligned_operand)) at_a = wgmma_operand(tiles + 8);
     if (is(no_swizzle_mode)) at_a &= ~(uint64_t(3) << 62);
     if (is(base_offset)) at_b |= uint64_t(1) << 49;
@@ -227,6 +238,7 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
     if (is(not_at_16_channels)) at_a += wgmma_bytes(16);
     if (is(past_the_end)) at_b = wgmma_operand(b + 8 * 128);
     if (is(different_operands) && t == 77) at_b += wgmma_bytes(32);
+    if (is(different_left_operands) && t == 77) at_a += wgmma_bytes(32);
     if (is(sums_never_named, left_never_named))
         wgmma_fence();
     else if (!is(no_fence))
@@ -239,8 +251,10 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
     if (is(different_groups) && warp == 3) wgmma_commit();
     if (is(left_never_named, left_written_after_fence, left_written_before_wait))
         wgmma<64, false>(d, left, at_b, false);
+    if (is(not_at_panel)) wgmma<64, false, true>(d, at_a, at_b + wgmma_bytes(128), false);
     if (is(no_panel_stride)) wgmma<128, false, true>(more, at_a, at_b, true);
     if (is(part_of_pending_sums)) wgmma<128, false, false>(more, at_a, wgmma_operand(tiles), true);
+    for (int k = 0; is(more_than_can_be_pending) && k < 64; k++) wgmma<64, false, false>(d, at_a, at_b, true);
     for (int k = 0; k < 4; k++) {
         const uint64_t step = wgmma_bytes(is(unaligned_step) ? 8 * k : 32 * k);
         const bool add = k > 0 || is(sums_never_named, sums_written_after_fence) || (is(different_add) && t == 99);
@@ -543,6 +557,8 @@ TEST_CASE("wgmma: mistakes of waiting") {
     tiles.reports<no_commit>(
         {"wgmma_wait<0> at tests/", "names registers of the product at tests/", ", which was not committed"});
     tiles.reports<too_many_pending>({"wgmma_wait<1> at tests/", ", which is still pending"});
+    tiles.reports<more_than_can_be_pending>(
+        {"wgmma at tests/", "64 products are pending, more than the stand-in holds"});
     tiles.reports<left_pending_when_named>({"wgmma_wait<1> at tests/", ", which is still pending"});
     tiles.reports<no_wait>({"the thread returns before a wgmma_wait() for the product at tests/"});
     tiles.reports<neither_commit_nor_wait>({"the thread returns before a wgmma_wait() for the product at tests/"});
@@ -567,6 +583,7 @@ TEST_CASE("wgmma: what the threads of a warpgroup must do together") {
                                  "; threads 0-63, 96-127 wait in wgmma at tests/", "; threads 64-95 returned"});
     tiles.reports<lane_missing_in_commit>({"lanes of one warp meet in two different operations: this one in wgmma_"});
     tiles.reports<different_operands>({"threads of one warpgroup bring different right operands"});
+    tiles.reports<different_left_operands>({"threads of one warpgroup bring different left operands"});
     tiles.reports<different_add>({"threads of one warpgroup bring different forms of it, or `add`"});
     tiles.reports<two_lines>({"threads of one warpgroup meet in two different products: this one in wgmma at tests/"});
     tiles.reports<different_groups>({"warp 0 of the warpgroup has committed 0 groups, warp 3 1"});
@@ -586,14 +603,22 @@ TEST_CASE("wgmma: operands that are none") {
     tiles.reports<stray_bits>({"has bits where none may be"});
     tiles.reports<not_at_8_rows>({"its left operand, ", "it does not begin at a multiple of 8 rows"});
     tiles.reports<not_at_16_channels>({"it does not begin at a multiple of 16 channels"});
+    tiles.reports<not_at_panel>(
+        {"its right operand, ", "it does not begin with its panel, at a multiple of 1024 bytes"});
+    const char* stride =
+        "its right operand, descriptor 4000004100000200: the next 8 rows are not a multiple of 1024 bytes";
+    tiles.reports<stepped_back>({stride});
+    tiles.reports<wrong_stride>({stride});
+    tiles.reports<no_stride>({"its left operand, ", "the next 8 rows are not a multiple of 1024 bytes away"});
     tiles.reports<no_panel_stride>({"its right operand, ", "its panels are not a multiple of 1024 bytes apart"});
     tiles.reports<past_the_end>(
         {"its right operand reads ", " bytes past the end of the 16384 bytes of dynamic shared memory"});
     tiles.reports<outside>({"wgmma_operand at tests/", "it begins ", " the 16384 bytes of dynamic shared memory"});
     tiles.reports<unaligned_operand>({"wgmma_operand at tests/", "it begins at byte 8"});
+    tiles.reports<odd_panel_stride>({"wgmma_operand at tests/", "with panels 8 bytes apart: not multiples of 16"});
     tiles.reports<unaligned_step>({"wgmma_bytes(8) at tests/", "multiples of 16 bytes"});
     check_report([&] { tiles.run<none>(128, 128 * 128 + 16); },
-                 {"dynamic shared memory does not begin at a multiple of 1024 bytes"});
+                 {"dynamic shared memory does not begin at a multiple of 1024 bytes: launch with a multiple of 1024"});
 }
 
 TEST_CASE("wgmma: mistakes that show in the numbers") {
