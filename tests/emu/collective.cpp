@@ -256,7 +256,7 @@ void Engine::wgmma(const WgmmaLane& mine, Site site) {
     Warpgroup& group = block_->warpgroup(self->id);
     if (!group.arrive(self->id % group_threads, mine, site)) return wait_here(Thread::State::at_product, "wgmma", site);
     const unsigned first_warp = self->id / group_threads * 4;
-    group.issue(*block_->async_proxy, first_warp);
+    group.issue(*block_->async_proxy);
     // As in a warp operation.
     const bool switches = settings().order == Order::random;
     for (unsigned i = 0; i < 4; i++) {

@@ -113,7 +113,7 @@ void Block::begin_warpgroups(size_t bytes) {
     if (!async_proxy) async_proxy = std::make_unique<AsyncProxy>();
     async_proxy->begin(shared, bytes, thread_count);
     while (warpgroups.size() < thread_count / group_threads) warpgroups.push_back(std::make_unique<Warpgroup>());
-    for (auto& warpgroup : warpgroups) warpgroup->begin();
+    for (size_t i = 0; i < warpgroups.size(); i++) warpgroups[i]->begin(unsigned(i) * group_threads / 32);
 }
 
 const Product* Block::unfinished_product(const Thread* t) {

@@ -56,14 +56,15 @@ struct Product {
 
 class AsyncProxy;
 
-// Products are numbered as they are issued. Each warp waits for itself, and so may have finished more of them than another.
+// Products are numbered as they are issued. Each warp waits for itself, and so may have finished more of them than another. Lanes and
+// warps are numbered within the group; reports have the block's numbers.
 class Warpgroup {
   public:
-    void begin();
+    void begin(unsigned first_warp);
     // The next product: what the first thread brings, the others must bring, too. True: this was the last of them.
     bool arrive(unsigned lane, const WgmmaLane& mine, Site site);
     // What all have brought.
-    void issue(const AsyncProxy& proxy, unsigned first_warp);
+    void issue(const AsyncProxy& proxy);
     void fence(unsigned lane, const Registers* named, int count);
     void commit(unsigned warp) { committed_[warp]++; }
     void finish(unsigned warp, uint64_t pending_groups);
@@ -81,9 +82,11 @@ class Warpgroup {
     Sums* find_sums() const;
     Sums* new_sums();
     template <class F>
-    void take_operand(Unit* units, const Operand& operand, const AsyncProxy& proxy, unsigned first_warp, F&& set);
+    void take_operand(Unit* units, const Operand& operand, const AsyncProxy& proxy, F&& set);
     static void multiply(const Product& product, unsigned warp);
     void deliver(const Sums& sums, unsigned warp);
+
+    unsigned first_warp_ = 0;  // of the block's
 
     // The product that is about to be issued: what the first thread brought, where that differs for each.
     unsigned arrived_ = 0;

@@ -132,7 +132,8 @@ const void* operand_unit(const Operand& operand, int unit, Site site) {
 // ---------------------------------------------------------------------------------------------------------------------
 // A product is issued
 
-void Warpgroup::begin() {
+void Warpgroup::begin(unsigned first_warp) {
+    first_warp_ = first_warp;
     arrived_ = 0;
     issued_ = 0;
     std::fill_n(finished_, 4, 0), std::fill_n(committed_, 4, 0), std::fill_n(fenced_, 4, false);
@@ -165,14 +166,17 @@ bool Warpgroup::arrive(unsigned lane, const WgmmaLane& mine, Site site) {
 // The warps must be equally far.
 void Warpgroup::check_warps() const {
     for (unsigned w = 0; w < 4; w++) {
+        const unsigned number = first_warp_ + w;
         if (!fenced_[w])
-            misuse("wgmma at %s:%d: no wgmma_fence() before warp %u's first product", site_.file, site_.line, w);
+            misuse("wgmma at %s:%d: no wgmma_fence() before the first product of the block's warp %u", site_.file,
+                   site_.line, number);
         if (committed_[w] != committed_[0])
-            misuse("wgmma at %s:%d: warp 0 of the warpgroup has committed %d groups, warp %u %d", site_.file,
-                   site_.line, int(committed_[0]), w, int(committed_[w]));
+            misuse("wgmma at %s:%d: the block's warp %u has committed %d groups, warp %u of the same warpgroup %d",
+                   site_.file, site_.line, first_warp_, int(committed_[0]), number, int(committed_[w]));
         if (finished_[w] != finished_[0])
-            misuse("wgmma at %s:%d: warp 0 of the warpgroup has waited for %d products, warp %u for %d", site_.file,
-                   site_.line, int(finished_[0]), w, int(finished_[w]));
+            misuse(
+                "wgmma at %s:%d: the block's warp %u has waited for %d products, warp %u of the same warpgroup for %d",
+                site_.file, site_.line, first_warp_, int(finished_[0]), number, int(finished_[w]));
     }
     if (issued_ - finished_[0] == max_products)
         misuse("wgmma at %s:%d: %d products are pending, more than the stand-in holds", site_.file, site_.line,
@@ -184,7 +188,7 @@ void Warpgroup::check_registers(T* const* registers, size_t bytes, const char* w
     for (unsigned lane = 0; lane < group_threads; lane++) {
         const auto state = known_[lane].check(registers[lane], bytes);
         if (state == KnownRegisters::State::same) continue;
-        misuse("wgmma at %s:%d: %s of lane %u %s", site_.file, site_.line, what, lane,
+        misuse("wgmma at %s:%d: %s of thread %u %s", site_.file, site_.line, what, first_warp_ * 32 + lane,
                state == KnownRegisters::State::changed ? "changed after the last wgmma_fence() that named them"
                                                        : "were never named by a wgmma_fence()");
     }
@@ -196,8 +200,8 @@ void Warpgroup::check_untouched(const Sums& sums, unsigned first_lane, unsigned 
         for (int i = 0; i < sums.n / 2; i++) {
             if (__builtin_bit_cast(uint32_t, sums.d[lane][i]) == pending_bits) continue;
             const Site site = product(sums.end - 1).site;
-            misuse("wgmma at %s:%d: its accumulators (element %d of lane %u) were written before the wait for it",
-                   site.file, site.line, i, lane);
+            misuse("wgmma at %s:%d: its accumulators (element %d of thread %u) were written before the wait for it",
+                   site.file, site.line, i, first_warp_ * 32 + lane);
         }
 }
 
@@ -237,12 +241,11 @@ Sums* Warpgroup::new_sums() {
 
 // Copies an operand, for later comparison and as numbers: set(row or column, k, value).
 template <class F>
-void Warpgroup::take_operand(Unit* units, const Operand& operand, const AsyncProxy& proxy, unsigned first_warp,
-                             F&& set) {
+void Warpgroup::take_operand(Unit* units, const Operand& operand, const AsyncProxy& proxy, F&& set) {
     const char* shared = static_cast<const char*>(dynamic_shared());
     for (int u = 0; u < operand.units(); u++) {
         const size_t offset = unit_offset(operand, u);
-        proxy.check(offset, first_warp, operand.name, site_);
+        proxy.check(offset, first_warp_, operand.name, site_);
         std::memcpy(&units[u], shared + offset, sizeof(Unit));
         uint16_t values[8];
         std::memcpy(values, &units[u], sizeof values);
@@ -255,7 +258,7 @@ void Warpgroup::take_operand(Unit* units, const Operand& operand, const AsyncPro
     }
 }
 
-void Warpgroup::issue(const AsyncProxy& proxy, unsigned first_warp) {
+void Warpgroup::issue(const AsyncProxy& proxy) {
     const Unseen unseen;
     arrived_ = 0;
     check_warps();
@@ -274,9 +277,9 @@ void Warpgroup::issue(const AsyncProxy& proxy, unsigned first_warp) {
             }
         std::copy_n(a_, group_threads, p.a_registers);
     } else {
-        take_operand(p.a_units, p.a_operand, proxy, first_warp, [&p](int row, int k, float x) { p.a[row][k] = x; });
+        take_operand(p.a_units, p.a_operand, proxy, [&p](int row, int k, float x) { p.a[row][k] = x; });
     }
-    take_operand(p.b_units, p.b_operand, proxy, first_warp, [&p](int column, int k, float x) { p.b[k][column] = x; });
+    take_operand(p.b_units, p.b_operand, proxy, [&p](int column, int k, float x) { p.b[k][column] = x; });
     p.sums = find_sums();
     if (p.sums)
         check_untouched(*p.sums, 0, group_threads);
@@ -306,8 +309,8 @@ void Warpgroup::check_unchanged(const Product& p, unsigned warp) const {
     if (!p.registers) check_operand(p.a_operand, p.a_units);
     for (unsigned lane = warp * 32; p.registers && lane < warp * 32 + 32; lane++)
         if (std::memcmp(p.a_registers[lane], p.a_values[lane], sizeof *p.a_values) != 0)
-            misuse("wgmma at %s:%d: its left operand's registers (lane %u) changed before the wait for it", p.site.file,
-                   p.site.line, lane);
+            misuse("wgmma at %s:%d: its left operand's registers (thread %u) changed before the wait for it",
+                   p.site.file, p.site.line, first_warp_ * 32 + lane);
     check_untouched(*p.sums, warp * 32, 32);
 }
 

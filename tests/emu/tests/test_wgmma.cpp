@@ -306,6 +306,17 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
     for (int i = 0; i < 32; i++) out[place_of(i, 64)] = d[i / 4][i % 4];
 }
 
+// f in one order of threads after another.
+template <class F>
+void for_orders(F&& f) {
+    for (uint64_t seed = 0; seed < 8; seed++) {
+        emu::settings().order = seed == 0 ? emu::Order::forward : seed == 1 ? emu::Order::backward : emu::Order::random;
+        emu::settings().seed = seed;
+        CAPTURE(seed);
+        f();
+    }
+}
+
 // What the tests of mistakes share.
 struct Tiles {
     Quiet quiet;
@@ -427,6 +438,76 @@ __global__ void producer(float* out, const bf16* in, int rounds) {
     for (int i = 0; i < 32; i++) out[place_of(i, 64)] = d[i / 4][i % 4];
 }
 
+// ---- two warpgroups, with one mistake or another
+
+enum class Shared { none, refill, no_fence };
+
+// Both multiply the tiles A and B. `guilty` has no wgmma_fence, or it stores to B when it alone has waited for its products.
+template <Shared mistake, int guilty>
+__global__ void UNCHECKED two_share(float* out, const bf16* in) {
+    using enum Shared;
+    const int group = int(threadIdx.x) / 128;
+    char *const tiles = dynamic_shared<char>(), *const b = tiles + 8192;
+    for (int i = int(threadIdx.x); i < 1024; i += 256) cp_async<16>(tiles + byte_of(128, i / 8, i % 8 * 8), in + i * 8);
+    cp_async_commit();
+    cp_async_wait<0>();
+    fence_async_proxy();
+    __syncthreads();
+    float d[8][4] = {};
+    if (mistake != no_fence || group != guilty) wgmma_fence(d);
+    for (int k = 0; k < 4; k++) {
+        const uint64_t step = wgmma_bytes(32 * k);
+        wgmma<64, false, false>(d, wgmma_operand(tiles) + step, wgmma_operand(b) + step, k > 0);
+    }
+    wgmma_commit();
+    // What is missing is a barrier between the wait of the other warpgroup and the refill. Those around the refill do not help; they
+    // make it come between product and wait in every order of threads. Without them it would in hardly any: one warpgroup runs until it
+    // has to wait for the other, and by then it has finished its products, or has not begun.
+    if (mistake == refill) __syncthreads();
+    if (mistake == refill && group != guilty) named_barrier(1, 256);
+    wgmma_wait<0>(d);
+    if (mistake == refill && group == guilty) {
+        named_barrier(2, 128);  // its own warps have waited
+        for (int i = int(threadIdx.x) % 128; i < 512; i += 128)
+            store_pack(reinterpret_cast<bf16*>(b + i * 16), load_pack(in + i * 8));
+        named_barrier(1, 256);
+    }
+    for (int i = 0; i < 32; i++) out[group * 4096 + place_of(i, 64)] = d[i / 4][i % 4];
+}
+
+enum class Ring { right, too_many_pending, no_barrier };
+
+// A ring of two tiles: while one is multiplied, the next one arrives. in: A_0, A_1, then B_k; out[group] = A_group (B_0 + B_1 + ..)^T.
+template <Ring ring>
+__global__ void UNCHECKED ring_of_two(float* out, const bf16* in, int tiles) {
+    const int group = int(threadIdx.x) / 128;
+    char *const a = dynamic_shared<char>(), *const b = a + 2 * 8192;
+    auto copy = [&](char* to, int which) {
+        for (int i = int(threadIdx.x); i < 512; i += 256)
+            cp_async<16>(to + byte_of(64, i / 8, i % 8 * 8), in + which * 4096 + i * 8);
+        cp_async_commit();
+    };
+    copy(a, 0), copy(a + 8192, 1), copy(b, 2);
+    float d[8][4] = {};
+    wgmma_fence(d);
+    for (int tile = 0; tile < tiles; tile++) {
+        cp_async_wait<0>();
+        fence_async_proxy();
+        __syncthreads();
+        for (int k = 0; k < 4; k++) {
+            const uint64_t step = wgmma_bytes(32 * k);
+            wgmma<64, false, false>(d, wgmma_operand(a + group * 8192) + step,
+                                    wgmma_operand(b + tile % 2 * 8192) + step, true);
+        }
+        wgmma_commit();
+        wgmma_wait<ring == Ring::too_many_pending ? 2 : 1>();  // for the tile before, whose place is taken next
+        if (ring != Ring::no_barrier) __syncthreads();
+        if (tile + 1 < tiles) copy(b + (tile + 1) % 2 * 8192, 2 + tile + 1);
+    }
+    wgmma_wait<0>(d);
+    for (int i = 0; i < 32; i++) out[group * 4096 + place_of(i, 64)] = d[i / 4][i % 4];
+}
+
 // ---- named barriers
 
 __global__ void barrier_with(float* out, int id, int threads) {
@@ -480,10 +561,7 @@ TEST_CASE("wgmma: groups that are pending, groups of warps that go their own way
             sum += sign * number(0, int(i / 64), j % 64) * number(0, 64 + int(i % 64), j % 64);
         return sum;
     };
-    for (uint64_t seed = 0; seed < 8; seed++) {
-        emu::settings().order = seed == 0 ? emu::Order::forward : seed == 1 ? emu::Order::backward : emu::Order::random;
-        emu::settings().seed = seed;
-        CAPTURE(seed);
+    for_orders([&] {
         DeviceArray<float> out(tiles.dev, 6 * 4096);
         launch<two_groups>(2, 256, 3 * 8192, tiles.dev.stream, out.data(), tiles.in.data());
         const std::vector<float> result = out.values();
@@ -497,7 +575,7 @@ TEST_CASE("wgmma: groups that are pending, groups of warps that go their own way
         const std::vector<float> sums = tiles.out.values();
         for (size_t i = 0; i < sums.size(); i++) wrong += sums[i] != expected(i, 1, 3);
         CHECK(wrong == 0);
-    }
+    });
 }
 
 TEST_CASE("wgmma: mistakes of the asynchronous proxy") {
@@ -531,23 +609,23 @@ TEST_CASE("wgmma: mistakes of the asynchronous proxy") {
 TEST_CASE("wgmma: mistakes with registers") {
     Tiles tiles;
     using enum Mistake;
-    tiles.reports<no_fence>({"wgmma at", "no wgmma_fence() before warp 0's first product"});
-    tiles.reports<sums_never_named>({"the accumulators of lane 0 were never named by a wgmma_fence()"});
+    tiles.reports<no_fence>({"wgmma at", "no wgmma_fence() before the first product of the block's warp 0"});
+    tiles.reports<sums_never_named>({"the accumulators of thread 0 were never named by a wgmma_fence()"});
     tiles.reports<sums_written_after_fence>(
-        {"the accumulators of lane 0 changed after the last wgmma_fence() that named them"});
-    tiles.reports<left_never_named>({"the left operand's registers of lane 0 were never named"});
+        {"the accumulators of thread 0 changed after the last wgmma_fence() that named them"});
+    tiles.reports<left_never_named>({"the left operand's registers of thread 0 were never named"});
     tiles.reports<left_written_after_fence>(
-        {"the left operand's registers of lane 0 changed after the last wgmma_fence()"});
+        {"the left operand's registers of thread 0 changed after the last wgmma_fence()"});
     tiles.reports<left_written_before_wait>(
-        {"its left operand's registers (lane ", ") changed before the wait for it"});
+        {"its left operand's registers (thread ", ") changed before the wait for it"});
     tiles.reports<sums_written_before_wait>(
-        {"its accumulators (element 13 of lane ", ") were written before the wait for it"});
+        {"its accumulators (element 13 of thread ", ") were written before the wait for it"});
     tiles.reports<sums_scaled_before_wait>(
-        {"its accumulators (element 0 of lane ", ") were written before the wait for it"});
+        {"its accumulators (element 0 of thread ", ") were written before the wait for it"});
     tiles.reports<sums_written_between_products>(
-        {"its accumulators (element 0 of lane 0) were written before the wait for it"});
+        {"its accumulators (element 0 of thread 0) were written before the wait for it"});
     tiles.reports<sums_written_before_new_ones>(
-        {"the accumulators of lane 0 changed after the last wgmma_fence() that named them"});
+        {"the accumulators of thread 0 changed after the last wgmma_fence() that named them"});
     tiles.reports<part_of_pending_sums>({"its accumulators are in part those of the pending product at tests/"});
 }
 
@@ -586,13 +664,72 @@ TEST_CASE("wgmma: what the threads of a warpgroup must do together") {
     tiles.reports<different_left_operands>({"threads of one warpgroup bring different left operands"});
     tiles.reports<different_add>({"threads of one warpgroup bring different forms of it, or `add`"});
     tiles.reports<two_lines>({"threads of one warpgroup meet in two different products: this one in wgmma at tests/"});
-    tiles.reports<different_groups>({"warp 0 of the warpgroup has committed 0 groups, warp 3 1"});
-    tiles.reports<different_waits>({"warp 0 of the warpgroup has waited for 0 products, warp 1 for 2"});
+    tiles.reports<different_groups>({"the block's warp 0 has committed 0 groups, warp 3 of the same warpgroup 1"});
+    tiles.reports<different_waits>(
+        {"the block's warp 0 has waited for 0 products, warp 1 of the same warpgroup for 2"});
     check_report([&] { tiles.run<none>(96); },
                  {"a block of 96 threads does not consist of warpgroups, which have 128"});
     emu::settings().sm = 80;
     check_report([&] { tiles.run<none>(); },
                  {"fence_async_proxy at", "it needs sm_90a, this device is sm_80 (EMU_SM)"});
+}
+
+TEST_CASE("wgmma: two warpgroups and the tiles that both read") {
+    Tiles tiles;
+    DeviceArray<float> out(tiles.dev, 2 * 4096);
+    auto run = [&]<Shared mistake, int guilty>() {
+        launch<two_share<mistake, guilty>>(1, 256, 2 * 8192, tiles.dev.stream, out.data(), tiles.in.data());
+    };
+    using enum Shared;
+    for_orders([&] {
+        run.operator()<none, 0>();
+        const std::vector<float> result = out.values();
+        int wrong = 0;
+        for (size_t i = 0; i < result.size(); i++) wrong += result[i] != tiles.expected[i % 4096];
+        CHECK(wrong == 0);
+        check_report([&] { run.operator()<no_fence, 0>(); },
+                     {"wgmma at tests/", "no wgmma_fence() before the first product of the block's warp 0"});
+        check_report([&] { run.operator()<no_fence, 1>(); },
+                     {"wgmma at tests/", "no wgmma_fence() before the first product of the block's warp 4"});
+#ifndef EMU_TSAN
+        const char* refilled = "its right operand in shared memory (16 bytes at 8192) changed before the wait for it";
+        check_report([&] { run.operator()<refill, 0>(); }, {"wgmma at tests/", refilled});
+        check_report([&] { run.operator()<refill, 1>(); }, {"wgmma at tests/", refilled});
+#endif
+    });
+}
+
+TEST_CASE("wgmma: a ring of tiles") {
+    Quiet quiet;
+    Cuda dev;
+    emu::settings().sm = 90;
+    constexpr int kTiles = 5;
+    auto element = [](int tile, int i) { return number(tile, i / 64, i % 64); };
+    std::vector<bf16> values;
+    for (int i = 0; i < (2 + kTiles) * 4096; i++) values.push_back(bf16(element(i / 4096, i % 4096)));
+    const DeviceArray<bf16> in(dev, values);
+    DeviceArray<float> out(dev, 2 * 4096);
+    std::vector<float> expected;
+    for (int i = 0; i < 2 * 4096; i++) {
+        float sum = 0;
+        for (int k = 0; k < kTiles * 64; k++)
+            sum += element(i / 4096, i % 4096 / 64 * 64 + k % 64) * element(2 + k / 64, i % 64 * 64 + k % 64);
+        expected.push_back(sum);
+    }
+    auto run = [&]<Ring ring>() {
+        launch<ring_of_two<ring>>(1, 256, 4 * 8192, dev.stream, out.data(), in.data(), kTiles);
+    };
+    for_orders([&] {
+        run.operator()<Ring::right>();
+        CHECK(out.values() == expected);
+        const char* refilled = "its right operand in shared memory (16 bytes at ";
+        check_report([&] { run.operator()<Ring::too_many_pending>(); },
+                     {"wgmma at tests/", refilled, "16384) changed before the wait for it"});
+#ifndef EMU_TSAN
+        check_report([&] { run.operator()<Ring::no_barrier>(); },
+                     {"wgmma at tests/", refilled, ") changed before the wait for it"});
+#endif
+    });
 }
 
 TEST_CASE("wgmma: operands that are none") {
