@@ -70,6 +70,14 @@ class Warpgroup {
     void finish(unsigned warp, uint64_t pending_groups);
     // Of this warp, one that uses the registers; any at all if there are none. Null if there is none.
     const Product* unfinished(unsigned lane, const Registers* registers) const;
+    // What the wait that has just finished them should have named, and does not: the accumulators of products that are the last ones on
+    // these. A compiler moves what uses them before the wait. Null if there are none.
+    const Product* unnamed(unsigned lane, const Registers* named, int count) const;
+    // The same of left operands: a product whose registers have changed since, named now, but by no wait between. (Those that never
+    // change need not be named.) Null if there is none.
+    const Site* changed_left(unsigned lane, const Registers* named, int count) const;
+    // A wait names these.
+    void forget_left(unsigned lane, const Registers* named, int count);
     bool is_committed(const Product& product, unsigned warp) const { return product.group < committed_[warp]; }
 
   private:
@@ -96,10 +104,17 @@ class Warpgroup {
     const uint32_t* a_[group_threads];
 
     uint64_t issued_ = 0, finished_[4] = {}, committed_[4] = {};
+    uint64_t finished_before_[4] = {};  // the last wait
     bool fenced_[4] = {};
     std::unique_ptr<Product[]> products_;
     std::vector<std::unique_ptr<Sums>> sums_;
     KnownRegisters known_[group_threads];
+    // Left operands that no wait has named after their product.
+    struct Left {
+        const uint32_t* registers;
+        Site product;
+    };
+    std::vector<Left> left_[group_threads];
 };
 
 // Which bytes of dynamic shared memory the asynchronous proxy is sure to see as they are. For each word it is known when it was

@@ -23,6 +23,20 @@ bool overlap(const void* a, size_t a_bytes, const void* b, size_t b_bytes) {
     return x < y + b_bytes && y < x + a_bytes;
 }
 
+// Whether all bytes of a range are in others.
+bool covers(const Registers* named, int count, const void* p, size_t bytes) {
+    const auto begin = reinterpret_cast<uintptr_t>(p), end = begin + bytes;
+    uintptr_t at = begin;
+    for (bool more = true; more && at < end;) {
+        more = false;
+        for (int i = 0; i < count; i++) {
+            const auto first = reinterpret_cast<uintptr_t>(named[i].p), last = first + named[i].bytes;
+            if (first <= at && at < last) at = last, more = true;
+        }
+    }
+    return at >= end;
+}
+
 float from_bf16(uint32_t bits) { return __builtin_bit_cast(float, bits << 16); }
 
 // Element i of a thread's accumulators, as in mma_m16n8k16: lane = 4 group + t.
@@ -136,8 +150,10 @@ void Warpgroup::begin(unsigned first_warp) {
     first_warp_ = first_warp;
     arrived_ = 0;
     issued_ = 0;
-    std::fill_n(finished_, 4, 0), std::fill_n(committed_, 4, 0), std::fill_n(fenced_, 4, false);
+    std::fill_n(finished_, 4, 0), std::fill_n(finished_before_, 4, 0), std::fill_n(committed_, 4, 0),
+        std::fill_n(fenced_, 4, false);
     for (KnownRegisters& known : known_) known.clear();
+    for (auto& left : left_) left.clear();
     for (auto& sums : sums_) sums->end = 0;
 }
 
@@ -276,6 +292,11 @@ void Warpgroup::issue(const AsyncProxy& proxy) {
                 p.a[row][k] = from_bf16(pair & 0xffff), p.a[row][k + 1] = from_bf16(pair >> 16);
             }
         std::copy_n(a_, group_threads, p.a_registers);
+        for (unsigned lane = 0; lane < group_threads; lane++) {
+            std::erase_if(left_[lane], [&](const Left& left) { return left.registers == a_[lane]; });
+            if (left_[lane].size() == 32) left_[lane].erase(left_[lane].begin());
+            left_[lane].push_back({a_[lane], site_});
+        }
     } else {
         take_operand(p.a_units, p.a_operand, proxy, [&p](int row, int k, float x) { p.a[row][k] = x; });
     }
@@ -349,6 +370,7 @@ void Warpgroup::deliver(const Sums& sums, unsigned warp) {
 void Warpgroup::finish(unsigned warp, uint64_t pending_groups) {
     const Unseen unseen;
     uint64_t& number = finished_[warp];
+    finished_before_[warp] = number;
     for (; number < issued_ && product(number).group + pending_groups < committed_[warp]; number++) {
         const Product& p = product(number);
         check_unchanged(p, warp);
@@ -367,6 +389,30 @@ const Product* Warpgroup::unfinished(unsigned lane, const Registers* registers) 
     return nullptr;
 }
 
+const Product* Warpgroup::unnamed(unsigned lane, const Registers* named, int count) const {
+    for (uint64_t number = finished_before_[lane / 32]; number < finished_[lane / 32]; number++) {
+        const Product& p = product(number);
+        if (p.sums->end == number + 1 && !covers(named, count, p.sums->d[lane], sums_bytes(p.n))) return &p;
+    }
+    return nullptr;
+}
+
+const Site* Warpgroup::changed_left(unsigned lane, const Registers* named, int count) const {
+    const Unseen unseen;
+    for (const Left& left : left_[lane])
+        for (int i = 0; i < count; i++)
+            if (overlap(left.registers, sizeof(uint32_t[4]), named[i].p, named[i].bytes) &&
+                known_[lane].check(left.registers, sizeof(uint32_t[4])) == KnownRegisters::State::changed)
+                return &left.product;
+    return nullptr;
+}
+
+void Warpgroup::forget_left(unsigned lane, const Registers* named, int count) {
+    const Unseen unseen;
+    std::erase_if(left_[lane],
+                  [&](const Left& left) { return covers(named, count, left.registers, sizeof(uint32_t[4])); });
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Interface of kernels
 
@@ -382,12 +428,22 @@ void run_commit(void* const*) { warpgroup().commit(group_lane() / 32); }
 
 void run_wait(void* const* lanes) { warpgroup().finish(group_lane() / 32, *static_cast<const uint64_t*>(lanes[0])); }
 
+void check_left(const char* name, const Registers* named, int count, Site site) {
+    const Site* product = warpgroup().changed_left(group_lane(), named, count);
+    if (product)
+        misuse(
+            "%s at %s:%d names registers that changed after the product at %s:%d took them for its left operand, "
+            "with no wgmma_wait in between that names them: the change may come before the product's end",
+            name, site.file, site.line, product->file, product->line);
+}
+
 }  // namespace
 
 void wgmma(const WgmmaLane& mine, Site site) { engine().wgmma(mine, site); }
 
 void wgmma_fence(const Registers* named, int count, Site site) {
     check_wgmma("wgmma_fence", site);
+    check_left("wgmma_fence", named, count, site);
     warpgroup().fence(group_lane(), named, count);
     static constexpr WarpOp op{"wgmma_fence", nullptr, false};
     warp_operation(op, ~0u, nullptr, site);
@@ -405,6 +461,13 @@ void wgmma_wait(int pending, const Registers* named, int count, Site site) {
                    site.line, p->site.file, p->site.line,
                    warpgroup().is_committed(*p, group_lane() / 32) ? "is still pending" : "was not committed");
     }
+    check_left("wgmma_wait", named, count, site);
+    warpgroup().forget_left(group_lane(), named, count);
+    if (const Product* p = warpgroup().unnamed(group_lane(), named, count))
+        misuse(
+            "wgmma_wait<%d> at %s:%d finishes the product at %s:%d without naming its accumulators: what uses them "
+            "may come before the wait",
+            pending, site.file, site.line, p->site.file, p->site.line);
 }
 
 uint64_t wgmma_operand_bits(const void* start, uint32_t panel, Site site) {

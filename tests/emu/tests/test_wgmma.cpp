@@ -1,6 +1,6 @@
-// Products of warpgroups on the stand-in: every form of operand against three nested loops, then kernels with one mistake each:
-// 50 of them, and 12 more that are only launched otherwise. All but three must be reported, those must give wrong numbers. None may
-// run on a GPU.
+// Products of warpgroups on the stand-in: every form of operand against three nested loops, then kernels with one mistake each: 61 of
+// one warpgroup (Mistake), 4 of two (Shared, Ring), 3 of named barriers; and 8 launches that are wrong themselves. All but three must
+// be reported, those must give wrong numbers. None may run on a GPU.
 #if defined(TN_CUDA) && defined(CUDA_EMU)
 #include <doctest/doctest.h>
 
@@ -126,6 +126,8 @@ void check_product() {
 enum class Mistake {
     none,
     none_with_grid_barrier,
+    none_named_in_parts,
+    none_with_left_that_stays,
     // of the asynchronous proxy
     no_proxy_fence,
     no_proxy_fence_after_stores,
@@ -160,6 +162,10 @@ enum class Mistake {
     no_wait,
     neither_commit_nor_wait,
     left_pending_when_named,
+    sums_not_named,
+    part_of_sums_not_named,
+    left_changed_without_name,
+    left_changed_before_name,
     // of a warpgroup
     warp_missing,
     lane_missing_in_commit,
@@ -249,7 +255,8 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
     // Products.
     if (is(warp_missing) && warp == 2) return;
     if (is(different_groups) && warp == 3) wgmma_commit();
-    if (is(left_never_named, left_written_after_fence, left_written_before_wait))
+    if (is(left_never_named, left_written_after_fence, left_written_before_wait, none_with_left_that_stays,
+           left_changed_without_name, left_changed_before_name))
         wgmma<64, false>(d, left, at_b, false);
     if (is(not_at_panel)) wgmma<64, false, true>(d, at_a, at_b + wgmma_bytes(128), false);
     if (is(no_panel_stride)) wgmma<128, false, true>(more, at_a, at_b, true);
@@ -269,7 +276,7 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
         if (is(sums_written_between_products) && k == 1) d[0][0] = 0;
         if (is(different_waits) && k == 1) {
             wgmma_commit();
-            if (warp == 1) wgmma_wait<0>();
+            if (warp == 1) wgmma_wait<0>(d);
         }
     }
     if (is(neither_commit_nor_wait)) return;
@@ -293,8 +300,24 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
     }
     if (is(too_many_pending))
         wgmma_wait<1>(d);
+    else if (is(sums_not_named))
+        wgmma_wait<0>(left);
+    else if (is(part_of_sums_not_named))
+        wgmma_wait<0>(d[0], d[1], d[2], d[3], d[5], d[6], d[7], left);
+    else if (is(none_named_in_parts))
+        wgmma_wait<0>(d[7], d[1], d[2], d[4], d[3], d[5], d[6], d[0]);
+    else if (is(none_with_left_that_stays, left_changed_without_name, left_changed_before_name))
+        wgmma_wait<0>(d);
     else
         wgmma_wait<0>(d, left);
+    if (is(left_changed_without_name, left_changed_before_name)) left[2] = 1;
+    if (is(left_changed_before_name)) wgmma_wait<0>(left);
+    if (is(none_with_left_that_stays, left_changed_without_name)) {
+        wgmma_fence(left);
+        wgmma<64, false>(d, left, at_b, true);  // adds nothing
+        wgmma_commit();
+        wgmma_wait<0>(d);
+    }
     if (is(sums_written_before_new_ones)) {
         d[2][1] *= 3;
         wgmma<64, false, false>(d, at_a, at_b, false);
@@ -582,6 +605,8 @@ TEST_CASE("wgmma: mistakes of the asynchronous proxy") {
     Tiles tiles;
     using enum Mistake;
     CHECK(tiles.wrong_numbers() == 0);
+    CHECK(tiles.wrong_numbers<none_named_in_parts>() == 0);
+    CHECK(tiles.wrong_numbers<none_with_left_that_stays>() == 0);
     launch_cooperative<wrong<none_with_grid_barrier>>(2, 128, 128 * 128, tiles.dev.stream, tiles.out.data(),
                                                       tiles.in.data());
     tiles.reports<no_proxy_fence>(
@@ -638,6 +663,13 @@ TEST_CASE("wgmma: mistakes of waiting") {
     tiles.reports<more_than_can_be_pending>(
         {"wgmma at tests/", "64 products are pending, more than the stand-in holds"});
     tiles.reports<left_pending_when_named>({"wgmma_wait<1> at tests/", ", which is still pending"});
+    tiles.reports<sums_not_named>(
+        {"wgmma_wait<0> at tests/", " finishes the product at tests/", " without naming its"});
+    tiles.reports<part_of_sums_not_named>({" finishes the product at tests/", " without naming its accumulators"});
+    tiles.reports<left_changed_without_name>(
+        {"wgmma_fence at tests/", " names registers that changed after the product at tests/"});
+    tiles.reports<left_changed_before_name>(
+        {"wgmma_wait at tests/", " names registers that changed after the product at tests/"});
     tiles.reports<no_wait>({"the thread returns before a wgmma_wait() for the product at tests/"});
     tiles.reports<neither_commit_nor_wait>({"the thread returns before a wgmma_wait() for the product at tests/"});
 #ifndef EMU_TSAN
