@@ -128,6 +128,7 @@ enum class Mistake {
     none_with_grid_barrier,
     none_named_in_parts,
     none_with_left_that_stays,
+    none_with_new_left,
     // of the asynchronous proxy
     no_proxy_fence,
     no_proxy_fence_after_stores,
@@ -256,7 +257,7 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
     if (is(warp_missing) && warp == 2) return;
     if (is(different_groups) && warp == 3) wgmma_commit();
     if (is(left_never_named, left_written_after_fence, left_written_before_wait, none_with_left_that_stays,
-           left_changed_without_name, left_changed_before_name))
+           none_with_new_left, left_changed_without_name, left_changed_before_name))
         wgmma<64, false>(d, left, at_b, false);
     if (is(not_at_panel)) wgmma<64, false, true>(d, at_a, at_b + wgmma_bytes(128), false);
     if (is(no_panel_stride)) wgmma<128, false, true>(more, at_a, at_b, true);
@@ -310,9 +311,11 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
         wgmma_wait<0>(d);
     else
         wgmma_wait<0>(d, left);
-    if (is(left_changed_without_name, left_changed_before_name)) left[2] = 1;
+    if (is(none_named_in_parts)) wgmma_wait<0>();  // finishes nothing
+    if (is(none_with_new_left, left_changed_without_name, left_changed_before_name))
+        left[2] = 0x80008000;  // zeros, too
     if (is(left_changed_before_name)) wgmma_wait<0>(left);
-    if (is(none_with_left_that_stays, left_changed_without_name)) {
+    if (is(none_with_left_that_stays, none_with_new_left, left_changed_without_name)) {
         wgmma_fence(left);
         wgmma<64, false>(d, left, at_b, true);  // adds nothing
         wgmma_commit();
@@ -607,6 +610,7 @@ TEST_CASE("wgmma: mistakes of the asynchronous proxy") {
     CHECK(tiles.wrong_numbers() == 0);
     CHECK(tiles.wrong_numbers<none_named_in_parts>() == 0);
     CHECK(tiles.wrong_numbers<none_with_left_that_stays>() == 0);
+    CHECK(tiles.wrong_numbers<none_with_new_left>() == 0);
     launch_cooperative<wrong<none_with_grid_barrier>>(2, 128, 128 * 128, tiles.dev.stream, tiles.out.data(),
                                                       tiles.in.data());
     tiles.reports<no_proxy_fence>(
