@@ -71,7 +71,7 @@ class Warpgroup {
     // Of this warp, one that uses the registers; any at all if there are none. Null if there is none.
     const Product* unfinished(unsigned lane, const Registers* registers) const;
     // What the wait that has just finished them should have named, and does not: the accumulators of products that are the last ones on
-    // these. A compiler moves what uses them before the wait. Null if there are none.
+    // these. A compiler may move what uses them before the wait. Null if there are none.
     const Product* unnamed(unsigned lane, const Registers* named, int count) const;
     // The same of left operands: a product whose registers have changed since, named now, but by no wait between. (Those that never
     // change need not be named.) Null if there is none.
@@ -104,7 +104,7 @@ class Warpgroup {
     const uint32_t* a_[group_threads];
 
     uint64_t issued_ = 0, finished_[4] = {}, committed_[4] = {};
-    uint64_t finished_before_[4] = {};  // the last wait
+    uint64_t finished_before_[4] = {};  // before the last wait
     bool fenced_[4] = {};
     std::unique_ptr<Product[]> products_;
     std::vector<std::unique_ptr<Sums>> sums_;

@@ -16,6 +16,7 @@ namespace {
 // What accumulators hold until they are waited for. A signaling NaN: whatever computes with it makes another one of it.
 constexpr uint32_t pending_bits = 0xffbfffff;
 
+constexpr size_t left_bytes = 4 * sizeof(uint32_t);  // a thread's registers
 size_t sums_bytes(int n) { return size_t(n) / 2 * sizeof(float); }
 
 bool overlap(const void* a, size_t a_bytes, const void* b, size_t b_bytes) {
@@ -25,8 +26,7 @@ bool overlap(const void* a, size_t a_bytes, const void* b, size_t b_bytes) {
 
 // Whether all bytes of a range are in others.
 bool covers(const Registers* named, int count, const void* p, size_t bytes) {
-    const auto begin = reinterpret_cast<uintptr_t>(p), end = begin + bytes;
-    uintptr_t at = begin;
+    auto at = reinterpret_cast<uintptr_t>(p), end = at + bytes;
     for (bool more = true; more && at < end;) {
         more = false;
         for (int i = 0; i < count; i++) {
@@ -401,16 +401,15 @@ const Site* Warpgroup::changed_left(unsigned lane, const Registers* named, int c
     const Unseen unseen;
     for (const Left& left : left_[lane])
         for (int i = 0; i < count; i++)
-            if (overlap(left.registers, sizeof(uint32_t[4]), named[i].p, named[i].bytes) &&
-                known_[lane].check(left.registers, sizeof(uint32_t[4])) == KnownRegisters::State::changed)
+            if (overlap(left.registers, left_bytes, named[i].p, named[i].bytes) &&
+                known_[lane].check(left.registers, left_bytes) == KnownRegisters::State::changed)
                 return &left.product;
     return nullptr;
 }
 
 void Warpgroup::forget_left(unsigned lane, const Registers* named, int count) {
     const Unseen unseen;
-    std::erase_if(left_[lane],
-                  [&](const Left& left) { return covers(named, count, left.registers, sizeof(uint32_t[4])); });
+    std::erase_if(left_[lane], [&](const Left& left) { return covers(named, count, left.registers, left_bytes); });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
