@@ -34,8 +34,8 @@ struct alignas(1024) SwizzledTile {
         return uint32_t(wgmma_operand(panels[0][row], kPanel));
     }
     // What to add for the k-th 16 of the channels, or of the rows, that a product sums over.
-    __device__ static constexpr uint32_t channels(int k) { return uint32_t(wgmma_bytes(k / 4 * kPanel + k % 4 * 32)); }
-    __device__ static constexpr uint32_t columns(int k) { return uint32_t(wgmma_bytes(k * 16 * 128)); }
+    __device__ static constexpr uint32_t channels(int k) { return wgmma_bytes(k / 4 * kPanel + k % 4 * 32); }
+    __device__ static constexpr uint32_t columns(int k) { return wgmma_bytes(k * 16 * 128); }
 };
 
 // Block: starts copying rows of HS channels, `stride` apart, into the tile. Rows from `valid_rows` on become zero; they
