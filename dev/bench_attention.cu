@@ -136,9 +136,9 @@ double difference(const std::vector<T>& got, const std::vector<float>& expected)
     return worst / top;
 }
 
-// Both kinds of kernels against the CPU in fp32, from the same inputs, and against themselves. Returns why there are no
-// kernels for warpgroups, or "".
-std::string validate(Cuda& dev, size_t hs) {
+// Both kinds of kernels against the CPU in fp32, from the same inputs, and against themselves. Returns whether there are
+// kernels for warpgroups.
+WgmmaFinding validate(Cuda& dev, size_t hs) {
     const Shape s{2, 333, 2, hs};
     const std::vector<bf16> qkv = normals(3 * s.elements(), 3), dout = normals(s.elements(), 4);
     Attention attention(dev, s.elements(), s.rows());
@@ -169,7 +169,7 @@ std::string validate(Cuda& dev, size_t hs) {
         std::printf("head size %zu, %s: as the CPU within %.1e forward, %.1e backward; two runs have equal bits\n", hs,
                     kind_name(wgmma), forward, backward);
     }
-    return finding.why_not;
+    return finding;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -211,14 +211,14 @@ void bench(const Sizes& sizes) {
     std::printf(
         "Goals, written before any run: with head size 64 and T 1024 on an H100, 265 TFLOP/s forward and 200 backward, "
         "where cuDNN has 288 and about 269.\n\n");
-    std::string why_not[2];  // for head sizes 64 and 128
+    WgmmaFinding findings[2];  // for head sizes 64 and 128
     for (const size_t hs : {32, 64, 80, 96, 128}) {
-        const std::string why = validate(dev, hs);
-        if (has_group_kernels(hs)) why_not[hs / 128] = why;
+        const WgmmaFinding finding = validate(dev, hs);
+        if (has_group_kernels(hs)) findings[hs / 128] = finding;
     }
     for (const size_t hs : {64, 128})
-        if (!why_not[hs / 128].empty())
-            std::printf("head size %zu: kernels for warpgroups are left out: %s\n", hs, why_not[hs / 128].c_str());
+        if (const WgmmaFinding& f = findings[hs / 128]; f.kind != WgmmaFinding::works)
+            std::printf("head size %zu: kernels for warpgroups are left out: %s\n", hs, f.why_not.c_str());
 
     const size_t n = sizes.tiny() ? 128 : 8192;
     const double peak = matmul_rate(dev, sizes.rounds, n);
@@ -231,11 +231,16 @@ void bench(const Sizes& sizes) {
     const std::vector<bf16> pattern = normals(1 << 16, 3);  // does not repeat row by row: 3 C is no power of 2
     fill(dev, attention.qkv, 3 * most * sizes.C, pattern), fill(dev, attention.dout, most * sizes.C, pattern);
     for (const size_t hs : {64, 128}) {
-        for (size_t T = std::min<size_t>(256, sizes.longest); T <= sizes.longest; T *= 2)
+        for (size_t T = std::min<size_t>(256, sizes.longest), last = 0; T != last; T = std::min(2 * T, sizes.longest)) {
             print_rows(dev, sizes, attention, {std::max<size_t>(1, sizes.tokens / T), T, sizes.C / hs, hs},
-                       why_not[hs / 128].empty(), peak);
+                       findings[hs / 128].kind == WgmmaFinding::works, peak);
+            last = T;
+        }
     }
     std::printf("\ncuBLASLt afterwards: %.0f TFLOP/s.\n", matmul_rate(dev, sizes.rounds, n) * 1e-12);
+    std::fflush(stdout);
+    for (const WgmmaFinding& f : findings)
+        if (f.kind == WgmmaFinding::broken) fail("this GPU should have attention by warpgroups: %s", f.why_not.c_str());
 }
 
 Options make_options(Sizes& s) {

@@ -4,7 +4,8 @@
     dev/kernel_resources.py LOG FATBIN OUT.md [COMMITTED.md]        FATBIN: of `nvcc -fatbin --no-compress`
 
 writes the table; exit status 1 if a kernel spills registers to memory, if the compiler made products of a warpgroup wait for one
-another, if a kernel lacks the instructions that its name promises, or if COMMITTED.md lists other kernels.
+another, if a kernel lacks the instructions that its name promises, if LOG and FATBIN have other kernels, or COMMITTED.md has others or
+other architectures.
 """
 import os
 import re
@@ -31,7 +32,7 @@ OPCODES = {0x23c: "HMMA", 0x9f0: "HGMMA", 0xdf0: "HGMMA"}
 
 def tensor_instructions(fatbin):
     """{(mangled name, "90"): {"HMMA": how many, "HGMMA": how many}} in the machine code of every architecture."""
-    data, found, at = open(fatbin, "rb").read(), {}, 0
+    data, found, at = read(fatbin, "rb"), {}, 0
     try:
         while at < len(data):  # parts, each of a header and entries
             magic, _, header, size = struct.unpack_from("<IHHQ", data, at)
@@ -70,7 +71,10 @@ def code_of_elf(elf):
 
 
 def broken_promises(names, kernels, code):
-    """Kernels whose machine code is not what they are named after: one line each."""
+    """Kernels whose machine code is not what they are named after, or of which the log says nothing: one line each."""
+    logged = {(mangled, re.sub(r"\D", "", arch)) for mangled, arch in kernels}
+    for mangled, number in sorted(code.keys() - logged):
+        yield f"{names.get(mangled, mangled)}: sm_{number}: expected its registers in the log of nvcc -Xptxas -v, found machine code alone"
     for mangled, arch in kernels:
         name, number = names[mangled], re.sub(r"\D", "", arch)
         if (mangled, number) not in code:
@@ -102,21 +106,32 @@ def readable(names):
 
 
 def kernels_of(table):
-    return set(re.findall(r"^\| `(.*)` \|", open(table).read(), re.M))
+    """With the head of the table, which has the architectures."""
+    return set(re.findall(r"^\| (kernel \|.*|`.*`) \|", read(table), re.M))
+
+
+def read(path, mode="r"):
+    try:
+        with open(path, mode) as f:
+            return f.read()
+    except OSError as why:
+        sys.exit(f"kernel_resources.py: {path}: {why.strerror}")
 
 
 def main():
+    if len(sys.argv) not in (4, 5) or sys.argv[1].startswith("-"):
+        sys.exit(__doc__.strip())
     log, fatbin, out, *committed = sys.argv[1:]
-    text, rows = open(log).read(), {}
+    text, rows = read(log), {}
     for m in ENTRY.finditer(text):
         shared = re.search(r"(\d+) bytes smem", m["rest"])
         rows[m["name"], m["arch"]] = (int(m["registers"]), int(m["stack"]), int(m["stores"]) + int(m["loads"]),
                                       int(shared[1]) if shared else 0)
     if not rows:
         sys.exit(f"kernel_resources.py: {log}: no kernel found; expected the output of nvcc -Xptxas -v")
-    names = readable(sorted({name for name, _ in rows}))
-    archs = sorted({arch for _, arch in rows}, key=lambda a: int(re.sub(r"\D", "", a)))
     code = tensor_instructions(fatbin)
+    names = readable(sorted({name for name, _ in [*rows, *code]}))
+    archs = sorted({arch for _, arch in rows}, key=lambda a: int(re.sub(r"\D", "", a)))
     spills = sorted((names[name], arch) for (name, arch), row in rows.items() if row[2])
     nvcc = subprocess.run([os.environ.get("NVCC", "nvcc"), "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release [\d.]+", nvcc)
@@ -128,6 +143,8 @@ def main():
                 f"Spills: {'none' if not spills else ', '.join(f'{n} ({a})' for n, a in spills)}.\n\n"
                 f"| kernel | {' | '.join(archs)} | stack | HGMMA |\n| --- |{' ---: |' * (len(archs) + 2)}\n")
         for mangled, name in sorted(names.items(), key=lambda item: item[1]):
+            if not any((mangled, a) in rows for a in archs):
+                continue
             cells = [str(rows[mangled, a][0]) if (mangled, a) in rows else "" for a in archs]
             cells.append(str(max(rows[mangled, a][1] for a in archs if (mangled, a) in rows)))
             cells.append(str(code.get((mangled, "90"), {}).get("HGMMA") or ""))

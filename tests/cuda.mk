@@ -30,6 +30,9 @@ endif
 # (runtime/wgmma.cuh) are in code for sm_90a alone, which every GPU of compute capability 9.0 runs and nvcc makes only where it is
 # named, not for -arch=native. No other GPU can use compute_90a's PTX: the one for newer GPUs has no letter.
 GPU ?= $(if $(shell nvidia-smi -L 2>/dev/null),native,80)
+ifneq ($(and $(HAVE_CUDA),$(GPU)),$(and $(HAVE_CUDA),$(shell echo '$(GPU)' | grep -xE 'native|[0-9]+[af]?( [0-9]+[af]?)*')))
+$(error GPU: expected native, or architectures such as 80 or "80 90", found "$(GPU)")
+endif
 gencode = -gencode arch=compute_$(1:90=90a),code=sm_$(1:90=90a)
 capabilities = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -xE '([89]|[1-9][0-9])\.[0-9]' | tr -d . | sort -un)
 GPUS := $(if $(filter native,$(GPU)),$(capabilities),$(GPU))
@@ -151,7 +154,7 @@ program-test: $(PROGRAMS) bench_infer $(BUILD)/run_tests
 	OMP_WAIT_POLICY=passive $(BUILD)/run_tests -tc="programs: train*$(comma)bench_infer*$(comma)infer*"
 $(CHECK)/kernel-resources.md: $(CHECK)/train_gpt.o dev/kernel_resources.py $(COMMITTED_TABLE)
 	NVCC="$(NVCC)" dev/kernel_resources.py $(CHECK)/kernels.log $< $@ $(COMMITTED_TABLE)
-kernel-table: $(CHECK)/train_gpt.o
+kernel-table: need-nvcc $(CHECK)/train_gpt.o
 	NVCC="$(NVCC)" dev/kernel_resources.py $(CHECK)/kernels.log $< $(COMMITTED_TABLE)
 
 # ---- on a GPU -------------------------------------------------------------------------------------------------------

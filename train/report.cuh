@@ -20,6 +20,7 @@
 #include "train/start.h"
 #include "train/tensorboard.h"
 #include "train/trainer.h"
+#include "train/tuning.cuh"
 #include "train/watch.cuh"
 #ifdef TN_CUDA
 #include "runtime/cuda.cuh"
@@ -216,6 +217,7 @@ void print_start(const Trainer<Device, Real>& t, const Run& run) {
         std::printf("%s without effect in this run: %s, from the end of update %zu on (--gate-warmup)\n",
                     t.model.config.mode == GateMode::norm ? "gate      1;" : "         ", waiting.c_str(),
                     t.gate_warmup);
+    if (attention_kernels(t) == "wgmma") std::printf("attention by %s\n", attention_in_words("wgmma").c_str());
     const Ranks& ranks = t.model.ranks;
     if (ranks.size > 1)
         std::printf("ranks     %d, started by %s; an update is %s on each\n", ranks.size, ranks.launcher.c_str(),

@@ -130,6 +130,7 @@ std::unique_ptr<GatheredState<Device, Real>> gather_state(Trainer<Device, Real>&
                      {"arguments", lines}});
     if (const std::string tuned = t.settings.tune ? tuned_products(t.model.dev) : ""; !tuned.empty())
         metadata["products"] = tuned;
+    if (const std::string kernels = attention_kernels(t); !kernels.empty()) metadata["attention"] = kernels;
     return state;
 }
 
@@ -185,6 +186,11 @@ void load_state(Trainer<Device, Real>& t, const SafetensorsFile& file) {
     t.batches.seek(state_number(file, "position"));
     if (const auto tuned = file.metadata().find("products"); t.settings.tune && tuned != file.metadata().end())
         adopt_products(t.model.dev, tuned->second);
+    if (const auto kernels = file.metadata().find("attention"); kernels != file.metadata().end())
+        if (const std::string now = attention_kernels(t);
+            t.model.ranks.first() && !now.empty() && now != kernels->second)
+            std::printf("note: attention is by %s from here on, it was by %s: other kernels round otherwise\n",
+                        attention_in_words(now).c_str(), attention_in_words(kernels->second).c_str());
     auto numbers = [&]<class T>(const char* name, std::vector<T>& values) {
         if (!values.empty()) file.read(checked_tensor(file, name, {values.size()}), values.data());
     };

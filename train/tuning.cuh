@@ -5,6 +5,7 @@
 // --tune: which of cuBLASLt's algorithms multiplies matrices of which shape is found by timing in the first update. Bits depend on
 // it: all ranks take rank 0's choices, and a state keeps them for the run that resumes from it.
 #pragma once
+#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -22,6 +23,10 @@ template <class Real>
 void choose_attention(Cpu& dev, size_t hs, Ranks&) {
     tapernorm::choose_attention<Real>(dev, hs);
 }
+template <class Real>
+std::string attention_kernels(const Cpu&, size_t) {
+    return "";
+}
 inline void begin_tuning(Cpu&) {}
 template <class Real>
 void end_tuning(Trainer<Cpu, Real>&) {}
@@ -29,21 +34,40 @@ inline std::string tuned_products(Cpu&) { return ""; }
 inline void adopt_products(Cpu&, const std::string&) {}
 
 #ifdef TN_CUDA
-// What all ranks found: they work only where they do on every rank.
-inline WgmmaFinding agree_on_wgmma(WgmmaFinding mine, Ranks& ranks) {
-    std::vector<double> can = {double(mine.kind == WgmmaFinding::works)};
-    ranks.sum(can, "the kernels of attention");
-    if (can[0] == 0 || can[0] == ranks.size) return mine;
-    const std::string others = strprintf("%.0f of %d ranks cannot use them", ranks.size - can[0], ranks.size);
-    return {WgmmaFinding::broken, mine.why_not.empty() ? others : others + ", this one because " + mine.why_not};
+// What holds for all ranks: the kernels work where they do on every one. Else the first rank where they do not, and should rather than
+// need not, knows the reason: it speaks.
+inline WgmmaFinding agree_on_wgmma(const WgmmaFinding& mine, Ranks& ranks, bool& speaks) {
+    using enum WgmmaFinding::Kind;
+    std::vector<double> kinds(size_t(ranks.size));
+    kinds[size_t(ranks.rank)] = double(mine.kind);
+    ranks.sum(kinds, "the kernels of attention");
+    const auto [least, most] = std::minmax_element(kinds.begin(), kinds.end());
+    const int speaker = int(std::find(kinds.begin(), kinds.end(), *most) - kinds.begin());
+    speaks = speaker == ranks.rank;
+    if (ranks.size == 1 || (*least == *most && mine.kind != broken)) return mine;
+    const std::string where = strprintf("rank %d of %d", speaker, ranks.size);
+    return {broken, where + (speaks ? ": " + mine.why_not : " cannot use them")};
 }
 
 template <class Real>
 void choose_attention(Cuda& dev, size_t hs, Ranks& ranks) {
     if (attention_is_chosen<Real>(dev, hs)) return;
-    const WgmmaFinding finding = agree_on_wgmma(find_wgmma_attention(dev, hs), ranks);
-    const std::string note = settle_attention(dev, hs, finding);
-    if (ranks.first()) std::fputs(note.c_str(), stderr);
+    bool speaks = true;
+    const WgmmaFinding finding = agree_on_wgmma(find_wgmma_attention(dev, hs), ranks, speaks);
+    try {
+        const std::string note = settle_attention(dev, hs, finding);
+        if (speaks) std::fputs(note.c_str(), stderr);
+    } catch (const Error& error) {
+        if (finding.kind == WgmmaFinding::unfit) ranks.fail_together(error.what());  // all have the same
+        throw;
+    }
+}
+
+// Which kernels a run's bits come from, where there are two kinds: "wgmma" or "mma"; else "".
+template <class Real>
+std::string attention_kernels(const Cuda& dev, size_t hs) {
+    if (!std::is_same_v<Real, bf16> || !has_group_kernels(hs)) return "";
+    return uses_wgmma(dev, hs) ? "wgmma" : "mma";
 }
 
 inline void begin_tuning(Cuda& dev) { dev.plans.tune(true); }
@@ -73,5 +97,13 @@ inline void adopt_products(Cuda& dev, const std::string& text) {
     if (text.starts_with(first)) dev.plans.adopt(text.substr(first.size()));
 }
 #endif
+
+template <class Device, class Real>
+std::string attention_kernels(const Trainer<Device, Real>& t) {
+    return attention_kernels<Real>(t.model.dev, t.model.config.C / t.model.config.NH);
+}
+inline std::string attention_in_words(const std::string& kernels) {
+    return kernels == "wgmma" ? "warpgroups (wgmma)" : "single warps (mma.sync)";
+}
 
 }  // namespace tapernorm::train

@@ -245,15 +245,17 @@ void check_cached(Cuda& dev, size_t NH, size_t hs, const std::vector<size_t>& pi
     CHECK(wrong == 0);
 }
 
-// A device whose attention is by warpgroups for head size hs; null where there is none.
+// A device whose attention is by warpgroups for head size hs; null on a GPU that has none. A Hopper must have them, and code for them.
 std::unique_ptr<Cuda> warpgroup_device(size_t hs) {
     auto dev = std::make_unique<Cuda>();
-    choose_attention<bf16>(*dev, hs);
-    if (!uses_wgmma(*dev, hs)) dev.reset();
-#ifdef CUDA_EMU
-    REQUIRE(dev);
-#endif
-    if (!dev) MESSAGE("skipped: this GPU, or what this program was compiled for, has no products of warpgroups");
+    if (dev->sm() != 90) {
+        MESSAGE("skipped: this GPU has no products of warpgroups");
+        return nullptr;
+    }
+    const WgmmaFinding finding = find_wgmma_attention(*dev, hs);
+    INFO(finding.why_not);
+    REQUIRE(finding.kind == WgmmaFinding::works);
+    use_wgmma(*dev, hs, true);
     return dev;
 }
 
@@ -363,7 +365,7 @@ CUDA_TEST("cuda attention: by warpgroups") {
 
 CUDA_TEST("cuda attention: long sequences by warpgroups") {
     const OnHopper hopper;
-    for (const auto& [T, hs] : {std::pair<size_t, size_t>{4096, 64}, {2048, 128}})
+    for (const auto& [T, hs] : {std::pair<size_t, size_t>{4096, 64}, {4096, 128}})
         if (const auto dev = warpgroup_device(hs)) {
             check_forward<bf16>(*dev, Shape{1, T, 1, hs});
             check_backward<bf16>(*dev, Shape{1, T, 1, hs});
@@ -441,14 +443,15 @@ CUDA_TEST("cuda attention: which kernels are chosen") {
     CHECK(choice(80, "mma", 64) == "mma");
     CHECK(
         choice(80, "wgmma", 64) ==
-        "ATTENTION=wgmma in the environment: these kernels cannot be used: they need an H100 or H200 and code for it (make "
-        "GPU=90), found an sm_80");
+        "ATTENTION=wgmma in the environment: these kernels cannot be used (unset it, then others are): they need an H100 or "
+        "H200 and code for it (make GPU=90), found an sm_80");
     CHECK(
         choice(90, "wgmma", 80) ==
-        "ATTENTION=wgmma in the environment: these kernels cannot be used: they have head sizes of 64 and 128, found 80");
+        "ATTENTION=wgmma in the environment: these kernels cannot be used (unset it, then others are): they have head sizes "
+        "of 64 and 128, found 80");
     CHECK(
         choice(90, "flash", 64) ==
-        "ATTENTION in the environment: expected mma or wgmma, found \"flash\"; unset it for the faster of the two that works");
+        "ATTENTION in the environment: expected mma or wgmma, found 'flash'; unset it for the faster of the two that works");
 }
 
 CUDA_TEST("cuda attention: kernels for warpgroups that do not work") {
@@ -459,7 +462,7 @@ CUDA_TEST("cuda attention: kernels for warpgroups that do not work") {
         emu::settings().quiet = true;
         const std::pair<Warpgroups, const char*> cases[] = {
             {Warpgroups::none, "they need code for this GPU, sm_90a, found only another's; build with make GPU=90"},
-            {Warpgroups::wrong, "lse differs by "},
+            {Warpgroups::wrong, "lse of position 0 differs by "},
             {Warpgroups::misused, "the settings make it one"},
         };
         for (const auto& [warpgroups, why] : cases) {
@@ -467,10 +470,18 @@ CUDA_TEST("cuda attention: kernels for warpgroups that do not work") {
             const std::string said = choice(90, nullptr, hs), error = choice(90, "wgmma", hs);
             CHECK(said.starts_with("mma, note: attention with heads of " + std::to_string(hs) + note));
             CHECK(said.find(why) != said.npos);
-            CHECK(error.starts_with("ATTENTION=wgmma in the environment: these kernels cannot be used: "));
+            CHECK(error.starts_with("ATTENTION=wgmma in the environment: these kernels cannot be used (unset it"));
             CHECK(error.find(why) != error.npos);
             CHECK(choice(90, "mma", hs) == "mma");
         }
+        // Each of the three kernels alone.
+        emu::settings().warpgroups = Warpgroups::wrong;
+        for (const auto& [kernel, part] : {std::pair{"forward", "lse of"}, {"_dq_", "dq of"}, {"_dkdv_", "dk of"}}) {
+            emu::settings().warpgroups_of = kernel;
+            CAPTURE(kernel);
+            CHECK(choice(90, nullptr, hs).find(std::string("(wgmma): ") + part) != std::string::npos);
+        }
+        emu::settings().warpgroups_of = "", emu::settings().warpgroups = Warpgroups::misused;
         // An error after which nothing runs.
         emu::settings().lasting_errors = true;
         for (const char* attention : {"", "wgmma"})
@@ -503,21 +514,32 @@ CUDA_TEST("cuda attention: each head size is tried once") {
 
     // What is chosen is what runs.
     emu::settings().quiet = true, emu::settings().warpgroups = emu::Settings::Warpgroups::misused;
-    DeviceArray<bf16> in(dev, std::vector<bf16>(3 * 128)), out(dev, 128);
+    const std::vector<bf16> zeros(3 * 128);
+    DeviceArray<bf16> in(dev, zeros), out(dev, zeros), gradient(dev, zeros);
+    DeviceArray<float> lse(dev, std::vector<float>(2));
     auto forward = [&](size_t NH) {
-        attention_forward<bf16>(dev, out.data(), nullptr, in.data(), 1, 1, 128, NH);
+        attention_forward<bf16>(dev, out.data(), lse.data(), in.data(), 1, 1, 128, NH);
         dev.synchronize();
     };
-    forward(1);
+    auto backward = [&](size_t NH) {
+        attention_backward<bf16>(dev, gradient.data(), out.data(), out.data(), lse.data(), in.data(), 1, 1, 128, NH);
+        dev.synchronize();
+    };
+    forward(1), backward(1);
     CHECK_THROWS_AS(forward(2), Error);
+    for (const char* kernel : {"_dq_", "_dkdv_"}) {
+        emu::settings().warpgroups_of = kernel;
+        forward(2);
+        CHECK_THROWS_AS(backward(2), Error);
+    }
     emu::take_diagnosis();
 
-    // A wrong value is one everywhere.
+    // A wrong value is one in fp32 and for the second model, too; a CPU has nothing to do with it.
     setenv("ATTENTION", "flash", 1);
-    Cpu cpu;
+    Cpu cpu(1);
     CHECK_THROWS_AS(choose_attention<float>(dev, 80), Error);
     CHECK_THROWS_AS(choose_attention<bf16>(dev, 64), Error);
-    CHECK_THROWS_AS(choose_attention<float>(cpu, 80), Error);
+    CHECK_NOTHROW(choose_attention<float>(cpu, 80));
 }
 
 CUDA_TEST("cuda attention: kernels that differ are not chosen") {
@@ -542,6 +564,22 @@ CUDA_TEST("cuda attention: kernels that differ are not chosen") {
             wrong[i] = NAN;
             CHECK(attention_differs(wrong, right, hs).starts_with(part));
         }
+        // Every position by its own measure: those of the last tile have the smallest values. (lse is a logarithm.)
+        for (size_t part = 1; part < 5; part++) {
+            auto wrong = right;
+            const size_t t = T - 30, row = part == 1 ? T + t * hs : T + T * hs + (3 * t + part - 2) * hs;
+            for (size_t i = row; i < row + hs; i++) wrong[i] *= 1.5f;
+            CAPTURE(part);
+            CHECK(attention_differs(wrong, right, hs).find(strprintf(" of position %zu differs by ", t)) !=
+                  std::string::npos);
+        }
+        auto none = right;
+        std::fill(none.begin() + ptrdiff_t(T + T * hs), none.end(), 0.0f);
+        CHECK(attention_differs(none, none, hs) == "dq is 0 everywhere");
+        // What rounding may do: two bf16 results apart, and another order of fp32's sums.
+        auto rounded = right;
+        for (size_t i = T; i < rounded.size(); i++) rounded[i] *= i % 2 ? 1 + 0x1p-7f : 1 - 0x1p-7f;
+        CHECK(attention_differs(rounded, right, hs) == "");
     }
 }
 #endif

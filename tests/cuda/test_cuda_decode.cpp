@@ -300,10 +300,8 @@ void greedy_agrees(const Config& config, size_t sequences, double gate, bool per
     const size_t V = config.V, n = persistent ? 3 : 14;  // (the stand-in runs a grid of 1536 threads for each token)
     Decoder<Cuda, Real> decoder(dev, config, weights.tensors, model.scales, gate, sequences);
     Decoder<Cpu, float> reference(cpu, config, host, model.scales, gate, sequences);
-#ifdef CUDA_EMU
-    const size_t hs = config.C / config.NH;
-    CHECK(uses_wgmma(dev, hs) == (emu::settings().sm == 90 && has_group_kernels(hs) && std::is_same_v<Real, bf16>));
-#endif
+    if (const size_t hs = config.C / config.NH; has_group_kernels(hs))
+        CHECK(uses_wgmma(dev, hs) == (dev.sm() == 90 && std::is_same_v<Real, bf16>));
     DecodeGraph<Real> graph(decoder, persistent);
     const auto prompts = some_prompts(sequences, V);
     const std::vector<float> logits = prefill(decoder, prompts, V);

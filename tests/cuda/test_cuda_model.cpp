@@ -246,11 +246,13 @@ void warpgroups_agree() {
     {
         Cuda dev;
         Trainer<Cuda, bf16> t(dev, run.settings, run.config, run.corpus);
-#ifdef CUDA_EMU
-        REQUIRE(uses_wgmma(dev, 64));
-#endif
+        REQUIRE(uses_wgmma(dev, 64) == (dev.sm() == 90));
         initialize(t.model, 1);
         gpu = trace(t, run);
+        Checkpoints states(state_path(run.settings.out));
+        save_state(t, {}, states);
+        const SafetensorsFile state(state_path(run.settings.out));
+        CHECK(state.metadata().at("attention") == (dev.sm() == 90 ? "wgmma" : "mma"));
     }
     check_series("loss", gpu.loss, cpu.loss, kLossTolerance<bf16>);
     check_series("gradient norm", gpu.grad_norm, cpu.grad_norm, 10 * kLossTolerance<bf16>);
@@ -261,29 +263,36 @@ void warpgroups_agree() {
 void ranks_agree_on_attention() {
     const OnHopper hopper;
     using enum WgmmaFinding::Kind;
-    const auto agreed = [](const WgmmaFinding& on_0, const WgmmaFinding& on_1) {
-        std::vector<WgmmaFinding> results(2);
-        const auto errors = on_ranks(2, [&](Ranks& ranks) {
-            results[size_t(ranks.rank)] = agree_on_wgmma(ranks.first() ? on_0 : on_1, ranks);
+    const WgmmaFinding can{works, ""}, cannot{unfit, "it is too old"}, wrong{broken, "lse differs"};
+    struct Case {
+        WgmmaFinding on[3];
+        WgmmaFinding::Kind kind;
+        int speaker;
+        std::string why;  // the speaker's; "": every rank's own
+    };
+    for (const Case& c : {Case{{can, can, can}, works, -1, ""}, Case{{cannot, cannot, cannot}, unfit, -1, ""},
+                          Case{{can, cannot, cannot}, broken, 1, "rank 1 of 3: it is too old"},
+                          Case{{cannot, can, can}, broken, 0, "rank 0 of 3: it is too old"},
+                          Case{{cannot, can, wrong}, broken, 2, "rank 2 of 3: lse differs"},
+                          Case{{wrong, wrong, wrong}, broken, 0, "rank 0 of 3: lse differs"}}) {
+        WgmmaFinding results[3];
+        bool speaks[3] = {};
+        const auto errors = on_ranks(3, [&](Ranks& ranks) {
+            const size_t r = size_t(ranks.rank);
+            results[r] = agree_on_wgmma(c.on[r], ranks, speaks[r]);
         });
         CHECK(all_well(errors));
-        return results;
-    };
-    const WgmmaFinding can{works, ""}, cannot{unfit, "it is too old"};
-    CHECK(agreed(can, can)[0].kind == works);
-    CHECK(agreed(cannot, cannot)[0].kind == unfit);
-    for (const bool first : {false, true}) {
-        const auto results = first ? agreed(cannot, can) : agreed(can, cannot);
-        for (const bool other : {false, true}) {
-            const WgmmaFinding& result = results[first == other];
-            CHECK(result.kind == broken);
-            CHECK(result.why_not ==
-                  std::string("1 of 2 ranks cannot use them") + (other ? "" : ", this one because it is too old"));
+        for (int r = 0; r < 3; r++) {
+            CHECK(results[r].kind == c.kind);
+            if (c.speaker < 0) {
+                CHECK(results[r].why_not == c.on[r].why_not);
+                continue;
+            }
+            CHECK(speaks[r] == (r == c.speaker));
+            CHECK(results[r].why_not == (speaks[r] ? c.why : c.why.substr(0, 11) + " cannot use them"));
             Cuda dev;
-            CHECK(settle_attention(dev, 64, result).find("1 of 2 ranks") != std::string::npos);
+            CHECK(settle_attention(dev, 64, results[r]).find(results[r].why_not) != std::string::npos);
             CHECK(!uses_wgmma(dev, 64));
-            const Environment wanted(std::map<std::string, std::string>{{"ATTENTION", "wgmma"}});
-            CHECK_THROWS_AS(settle_attention(dev, 64, result), Error);
         }
     }
     bool uses[2] = {};

@@ -3,9 +3,12 @@
 #ifdef TN_CUDA
 #include <doctest/doctest.h>
 
+#include <array>
 #include <cmath>
+#include <memory>
 
 #include "tests/cuda/cuda_test.h"
+#include "tests/environment.h"
 #include "tests/model_in.h"
 #include "tests/read_log.h"
 
@@ -105,6 +108,93 @@ CUDA_TEST("cuda trainer: with --tune all ranks have rank 0's algorithms, and kee
     CHECK(model_in(resumed.at("model.bin")) == model_in(whole.at("model.bin")));
     run_ranks(other, wide);
     CHECK(model_in(other.at("model.bin")) != model_in(whole.at("model.bin")));
+}
+#endif
+
+#ifdef CUDA_EMU
+namespace {
+
+// Two ranks with variables of their own, as torchrun would start them.
+std::array<Outcome, 2> two_ranks(const Workplace& w, const std::string& flags,
+                                 const std::vector<std::pair<const char*, const char*>> (&own)[2]) {
+    const Variable devices("EMU_DEVICES", "2"), eager("EMU_LAZY", "0");
+    const std::string port = std::to_string(20000 + getpid() % 20000);
+    std::unique_ptr<Program> programs[2];
+    for (size_t r = 0; r < 2; r++) {
+        const std::string rank = std::to_string(r);
+        const Environment launcher({{"RANK", rank},
+                                    {"WORLD_SIZE", "2"},
+                                    {"LOCAL_RANK", rank},
+                                    {"LOCAL_WORLD_SIZE", "2"},
+                                    {"MASTER_ADDR", "127.0.0.1"},
+                                    {"MASTER_PORT", port},
+                                    {"TAPERNORM_SECRET", "of this test"}});
+        std::vector<std::unique_ptr<Variable>> variables;
+        for (const auto& [name, value] : own[r]) variables.push_back(std::make_unique<Variable>(name, value));
+        programs[r] = std::make_unique<Program>(w.path, command(flags));
+    }
+    return {programs[0]->finish(), programs[1]->finish()};
+}
+
+}  // namespace
+
+CUDA_TEST("cuda trainer: ranks have one kind of attention kernels, or say why not") {
+    const std::string wide = "--n-embd 64 --n-head 1 --precision bf16";
+    auto says = [](const Outcome& outcome, const std::string& text) {
+        CAPTURE(outcome.out);
+        CHECK_MESSAGE((outcome.out + outcome.err).find(text) != std::string::npos, outcome.err);
+    };
+    {
+        const Workplace w;
+        const auto [zero, one] = two_ranks(w, wide, {{{"EMU_SM", "90"}}, {{"EMU_SM", "90"}}});
+        CHECK(zero.status + one.status == 0);
+        says(zero, "\nattention by warpgroups (wgmma)\n");
+        CHECK(zero.err + one.err == "");
+    }
+    {
+        const Workplace w;
+        const auto [zero, one] = two_ranks(w, wide, {{{"EMU_SM", "90"}}, {{"EMU_SM", "80"}}});
+        CHECK(zero.status + one.status == 0);
+        CHECK(zero.out.find("attention by") == std::string::npos);
+        CHECK(zero.err == "");
+        says(
+            one,
+            "note: attention with heads of 64 channels by single warps (mma.sync), not by warpgroups (wgmma): rank 1 of 2: they need");
+    }
+    {
+        const Workplace w;
+        const auto [zero, one] = two_ranks(w, wide, {{{"ATTENTION", "mma"}}, {}});
+        CHECK(zero.status == 1);
+        CHECK(one.status == 1);
+        says(
+            zero,
+            "ATTENTION in the environment: expected the same on all ranks, found 'mma' on rank 0 and 'not set' on rank 1");
+    }
+    for (const char* wrong : {"flash", "wgmma"}) {
+        const Workplace w;
+        const auto [zero, one] = two_ranks(w, wide, {{{"ATTENTION", wrong}}, {{"ATTENTION", wrong}}});
+        CHECK(zero.status == 1);
+        CHECK(one.status == 1);
+        says(zero, "train_gpt: error: rank 0 of 2: ATTENTION");
+        CHECK(one.err.find("ATTENTION") == std::string::npos);  // once
+        CHECK(!std::filesystem::exists(w.at("model.bin")));
+    }
+    // A run whose kernels change.
+    const Workplace w;
+    const Variable hopper("EMU_SM", "90");
+    Outcome run = run_program_in(w.path, command(wide + " -x 3 -k constant -u 0"));
+    CHECK(run.status == 0);
+    {
+        const Environment mma(std::map<std::string, std::string>{{"ATTENTION", "mma"}});
+        run = run_program_in(w.path, command("-y -x 6 --precision bf16 --n-embd 64 --n-head 1"));
+        CHECK(run.status == 0);
+        says(run, "note: attention is by single warps (mma.sync) from here on, it was by warpgroups (wgmma)");
+    }
+    run = run_program_in(w.path, command(wide + " --precision fp32 -o other"));
+    CHECK(run.out.find("attention") == std::string::npos);
+    const Environment mma(std::map<std::string, std::string>{{"ATTENTION", "mma"}});
+    run = run_program_in(w.path, command(wide + " --precision fp32 -o third"));
+    says(run, "note: ATTENTION in the environment has no effect but in bf16 on a GPU");
 }
 #endif
 

@@ -65,11 +65,11 @@ void AsyncProxy::find_stores(unsigned thread, Time time) {
 void AsyncProxy::fence(unsigned thread) {
     const Unseen unseen;
     const unsigned warp = thread / 32;
+    const bool first = fenced_[warp] == 0;
     fenced_[warp] |= 1u << thread % 32;
-    if (fenced_[warp] == ~0u) {
-        find_stores(thread, now_++);
-        fenced_[warp] = 0;
-    }
+    const bool last = fenced_[warp] == ~0u;
+    if (first || last) find_stores(thread, now_++);
+    if (last) fenced_[warp] = 0;
     fence_[thread] = warp_fence_[warp] = now_++;
     for (unsigned v = 0; v < warps_; v++) covered_[warp][v] = std::max(covered_[warp][v], before_[warp][v]);
 }
@@ -79,9 +79,8 @@ void AsyncProxy::barrier(unsigned warps) {
     auto takes_part = [warps](unsigned w) { return warps >> w & 1; };
     for (unsigned w = 0; w < warps_; w++)
         if (takes_part(w) && fenced_[w]) {
-            // Fences of some of its threads only: for stores they count as called now.
-            find_stores(w * 32, now_++);
-            warp_fence_[w] = now_++;
+            // Fences of some of its threads, but more than one: for stores they count as called now.
+            if (fenced_[w] & (fenced_[w] - 1)) find_stores(w * 32, now_++), warp_fence_[w] = now_++;
             fenced_[w] = 0;
         }
     find_stores(unsigned(__builtin_ctz(warps)) * 32, now_++);

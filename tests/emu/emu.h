@@ -29,7 +29,8 @@ struct Settings {
     // Products of warpgroups take their left rows in the wrong order, or are reported as misuse; none: as where the code that was
     // loaded is another architecture's.
     enum class Warpgroups { right, wrong, misused, none } warpgroups = Warpgroups::right;
-    bool lasting_errors = false;  // all calls return a kernel's error from then on, as a GPU's do after most
+    std::string warpgroups_of = "";  // only in kernels whose names contain it
+    bool lasting_errors = false;     // all calls return a kernel's error from then on, as a GPU's do after most
 };
 Settings& settings();
 

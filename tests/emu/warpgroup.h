@@ -73,11 +73,6 @@ class Warpgroup {
     // What the wait that has just finished them should have named, and does not: the accumulators of products that are the last ones on
     // these. A compiler may move what uses them before the wait. Null if there are none.
     const Product* unnamed(unsigned lane, const Registers* named, int count) const;
-    // The same of left operands: a product whose registers have changed since, named now, but by no wait between. (Those that never
-    // change need not be named.) Null if there is none.
-    const Site* changed_left(unsigned lane, const Registers* named, int count) const;
-    // A wait names these.
-    void forget_left(unsigned lane, const Registers* named, int count);
     bool is_committed(const Product& product, unsigned warp) const { return product.group < committed_[warp]; }
 
   private:
@@ -109,18 +104,12 @@ class Warpgroup {
     std::unique_ptr<Product[]> products_;
     std::vector<std::unique_ptr<Sums>> sums_;
     KnownRegisters known_[group_threads];
-    // Left operands that no wait has named after their product.
-    struct Left {
-        const uint32_t* registers;
-        Site product;
-    };
-    std::vector<Left> left_[group_threads];
 };
 
 // Which bytes of dynamic shared memory the asynchronous proxy is sure to see as they are. For each word it is known when it was
-// last written. cp.async is exact, thread by thread. Stores are found by comparison with what was there, at every barrier, and
-// when all threads of a warp have called fence_async_proxy(); whose they are is not known, so that a fence of any thread counts
-// for them. Barriers pass on, from warp to warp, what happened before.
+// last written. cp.async is exact, thread by thread. Stores are found by comparison with what was there, at every barrier and
+// when the first and the last thread of a warp call fence_async_proxy(); whose they are is not known, so that a fence of any thread
+// counts for them. (Where several threads of a warp call it, but not all, their fences count at the barrier.) Barriers pass on, from warp to warp, what happened before.
 class AsyncProxy {
   public:
     void begin(char* shared, size_t bytes, unsigned threads);

@@ -61,7 +61,6 @@ void KnownRegisters::remember(const void* p, size_t bytes) {
             return;
         }
     std::erase_if(known_, [&](const Range& range) { return range.begin < end && begin < range.end; });
-    if (known_.size() == 32) known_.erase(known_.begin());
     const char* contents = static_cast<const char*>(p);
     known_.push_back({begin, end, {contents, contents + bytes}});
 }
@@ -153,7 +152,6 @@ void Warpgroup::begin(unsigned first_warp) {
     std::fill_n(finished_, 4, 0), std::fill_n(finished_before_, 4, 0), std::fill_n(committed_, 4, 0),
         std::fill_n(fenced_, 4, false);
     for (KnownRegisters& known : known_) known.clear();
-    for (auto& left : left_) left.clear();
     for (auto& sums : sums_) sums->end = 0;
 }
 
@@ -292,11 +290,6 @@ void Warpgroup::issue(const AsyncProxy& proxy) {
                 p.a[row][k] = from_bf16(pair & 0xffff), p.a[row][k + 1] = from_bf16(pair >> 16);
             }
         std::copy_n(a_, group_threads, p.a_registers);
-        for (unsigned lane = 0; lane < group_threads; lane++) {
-            std::erase_if(left_[lane], [&](const Left& left) { return left.registers == a_[lane]; });
-            if (left_[lane].size() == 32) left_[lane].erase(left_[lane].begin());
-            left_[lane].push_back({a_[lane], site_});
-        }
     } else {
         take_operand(p.a_units, p.a_operand, proxy, [&p](int row, int k, float x) { p.a[row][k] = x; });
     }
@@ -340,8 +333,9 @@ void Warpgroup::multiply(const Product& p, unsigned warp) {
     using Vector [[gnu::vector_size(32)]] = float;
     constexpr unsigned rows = 4;  // at a time: independent sums
     using Warpgroups = Settings::Warpgroups;
-    const unsigned wrong = settings().warpgroups == Warpgroups::wrong ? 8 : 0;
-    if (settings().warpgroups == Warpgroups::misused)
+    const bool as_set = Engine::of_this_host_thread().launch().kernel.find(settings().warpgroups_of) != std::string::npos;
+    const unsigned wrong = as_set && settings().warpgroups == Warpgroups::wrong ? 8 : 0;
+    if (as_set && settings().warpgroups == Warpgroups::misused)
         misuse("wgmma at %s:%d: the settings make it one", p.site.file, p.site.line);
     for (unsigned row = warp * 16; row < warp * 16 + 16; row += rows)
         for (unsigned column = 0; column < unsigned(p.n); column += 8) {
@@ -397,21 +391,6 @@ const Product* Warpgroup::unnamed(unsigned lane, const Registers* named, int cou
     return nullptr;
 }
 
-const Site* Warpgroup::changed_left(unsigned lane, const Registers* named, int count) const {
-    const Unseen unseen;
-    for (const Left& left : left_[lane])
-        for (int i = 0; i < count; i++)
-            if (overlap(left.registers, left_bytes, named[i].p, named[i].bytes) &&
-                known_[lane].check(left.registers, left_bytes) == KnownRegisters::State::changed)
-                return &left.product;
-    return nullptr;
-}
-
-void Warpgroup::forget_left(unsigned lane, const Registers* named, int count) {
-    const Unseen unseen;
-    std::erase_if(left_[lane], [&](const Left& left) { return covers(named, count, left.registers, left_bytes); });
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Interface of kernels
 
@@ -427,22 +406,12 @@ void run_commit(void* const*) { warpgroup().commit(group_lane() / 32); }
 
 void run_wait(void* const* lanes) { warpgroup().finish(group_lane() / 32, *static_cast<const uint64_t*>(lanes[0])); }
 
-void check_left(const char* name, const Registers* named, int count, Site site) {
-    const Site* product = warpgroup().changed_left(group_lane(), named, count);
-    if (product)
-        misuse(
-            "%s at %s:%d names registers that changed after the product at %s:%d took them for its left operand, "
-            "with no wgmma_wait in between that names them: the change may come before the product's end",
-            name, site.file, site.line, product->file, product->line);
-}
-
 }  // namespace
 
 void wgmma(const WgmmaLane& mine, Site site) { engine().wgmma(mine, site); }
 
 void wgmma_fence(const Registers* named, int count, Site site) {
     check_wgmma("wgmma_fence", site);
-    check_left("wgmma_fence", named, count, site);
     warpgroup().fence(group_lane(), named, count);
     static constexpr WarpOp op{"wgmma_fence", nullptr, false};
     warp_operation(op, ~0u, nullptr, site);
@@ -460,8 +429,6 @@ void wgmma_wait(int pending, const Registers* named, int count, Site site) {
                    site.line, p->site.file, p->site.line,
                    warpgroup().is_committed(*p, group_lane() / 32) ? "is still pending" : "was not committed");
     }
-    check_left("wgmma_wait", named, count, site);
-    warpgroup().forget_left(group_lane(), named, count);
     if (const Product* p = warpgroup().unnamed(group_lane(), named, count))
         misuse(
             "wgmma_wait<%d> at %s:%d finishes the product at %s:%d without naming its accumulators: what uses them "

@@ -134,6 +134,8 @@ enum class Mistake {
     no_proxy_fence_after_stores,
     proxy_fence_before_wait,
     proxy_fence_before_stores,
+    proxy_fence_of_one_before_stores,
+    proxy_fence_of_lane_0_before_stores,
     proxy_fence_of_half_the_threads,
     no_barrier,
     no_barrier_after_stores,
@@ -165,8 +167,6 @@ enum class Mistake {
     left_pending_when_named,
     sums_not_named,
     part_of_sums_not_named,
-    left_changed_without_name,
-    left_changed_before_name,
     // of a warpgroup
     warp_missing,
     lane_missing_in_commit,
@@ -206,10 +206,13 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
     char *const tiles = dynamic_shared<char>(), *const b = tiles + 64 * 128;
 
     // The tiles arrive.
-    if (is(proxy_fence_before_stores)) fence_async_proxy();
+    if (is(proxy_fence_before_stores) || (is(proxy_fence_of_one_before_stores) && t == 0) ||
+        (is(proxy_fence_of_lane_0_before_stores) && t % 32 == 0))
+        fence_async_proxy();
     for (int i = t; i < 1024; i += 128) {
         char* to = tiles + (is(tile_without_swizzle) ? i * 16 : byte_of(128, i / 8, i % 8 * 8));
-        if (is(no_proxy_fence_after_stores, proxy_fence_before_stores, no_barrier_after_stores))
+        if (is(no_proxy_fence_after_stores, proxy_fence_before_stores, proxy_fence_of_one_before_stores,
+               proxy_fence_of_lane_0_before_stores, no_barrier_after_stores))
             store_pack(reinterpret_cast<bf16*>(to), load_pack(in + i * 8));
         else
             cp_async<16>(to, in + i * 8);
@@ -218,7 +221,8 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
     if (is(proxy_fence_before_wait)) fence_async_proxy();
     if (!is(copies_in_flight)) cp_async_wait<0>();
     if (is(barrier_before_proxy_fence)) __syncthreads();
-    if (!is(no_proxy_fence, no_proxy_fence_after_stores, proxy_fence_before_wait, proxy_fence_before_stores) &&
+    if (!is(no_proxy_fence, no_proxy_fence_after_stores, proxy_fence_before_wait, proxy_fence_before_stores,
+            proxy_fence_of_one_before_stores, proxy_fence_of_lane_0_before_stores) &&
         (!is(proxy_fence_of_half_the_threads, barrier_before_proxy_fence) || t < 64))
         fence_async_proxy();
     if (is(named_barrier_of_others))
@@ -257,7 +261,7 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
     if (is(warp_missing) && warp == 2) return;
     if (is(different_groups) && warp == 3) wgmma_commit();
     if (is(left_never_named, left_written_after_fence, left_written_before_wait, none_with_left_that_stays,
-           none_with_new_left, left_changed_without_name, left_changed_before_name))
+           none_with_new_left))
         wgmma<64, false>(d, left, at_b, false);
     if (is(not_at_panel)) wgmma<64, false, true>(d, at_a, at_b + wgmma_bytes(128), false);
     if (is(no_panel_stride)) wgmma<128, false, true>(more, at_a, at_b, true);
@@ -307,15 +311,13 @@ __global__ void UNCHECKED wrong(float* out, const bf16* in) {
         wgmma_wait<0>(d[0], d[1], d[2], d[3], d[5], d[6], d[7], left);
     else if (is(none_named_in_parts))
         wgmma_wait<0>(d[7], d[1], d[2], d[4], d[3], d[5], d[6], d[0]);
-    else if (is(none_with_left_that_stays, left_changed_without_name, left_changed_before_name))
+    else if (is(none_with_left_that_stays))
         wgmma_wait<0>(d);
     else
         wgmma_wait<0>(d, left);
-    if (is(none_named_in_parts)) wgmma_wait<0>();  // finishes nothing
-    if (is(none_with_new_left, left_changed_without_name, left_changed_before_name))
-        left[2] = 0x80008000;  // zeros, too
-    if (is(left_changed_before_name)) wgmma_wait<0>(left);
-    if (is(none_with_left_that_stays, none_with_new_left, left_changed_without_name)) {
+    if (is(none_named_in_parts)) wgmma_wait<0>();      // finishes nothing
+    if (is(none_with_new_left)) left[2] = 0x80008000;  // zeros, too
+    if (is(none_with_left_that_stays, none_with_new_left)) {
         wgmma_fence(left);
         wgmma<64, false>(d, left, at_b, true);  // adds nothing
         wgmma_commit();
@@ -429,6 +431,7 @@ __global__ void two_groups(float* out, const bf16* in) {
     store(-1);
     fence_async_proxy();
     named_barrier(1 + group, 128);
+    wgmma_fence(e);  // it was read
     multiply(e, false);
     wgmma_wait<0>(e);
     write(e, 2);
@@ -622,6 +625,9 @@ TEST_CASE("wgmma: mistakes of the asynchronous proxy") {
     tiles.reports<proxy_fence_before_wait>({"thread 0's cp_async at", "must call fence_async_proxy() after it"});
     tiles.reports<proxy_fence_before_stores>(
         {"was written by a store: the thread must call fence_async_proxy() after it"});
+    tiles.reports<proxy_fence_of_one_before_stores>({"was written by a store: the thread must call fence_async_proxy"});
+    tiles.reports<proxy_fence_of_lane_0_before_stores>(
+        {"was written by a store: the thread must call fence_async_proxy"});
     tiles.reports<proxy_fence_of_half_the_threads>(
         {"byte 1024 of shared memory", "thread 64's cp_async at", "must call fence_async_proxy() after it"});
     tiles.reports<barrier_before_proxy_fence>({"no barrier lies between fence_async_proxy() and the product"});
@@ -670,10 +676,6 @@ TEST_CASE("wgmma: mistakes of waiting") {
     tiles.reports<sums_not_named>(
         {"wgmma_wait<0> at tests/", " finishes the product at tests/", " without naming its"});
     tiles.reports<part_of_sums_not_named>({" finishes the product at tests/", " without naming its accumulators"});
-    tiles.reports<left_changed_without_name>(
-        {"wgmma_fence at tests/", " names registers that changed after the product at tests/"});
-    tiles.reports<left_changed_before_name>(
-        {"wgmma_wait at tests/", " names registers that changed after the product at tests/"});
     tiles.reports<no_wait>({"the thread returns before a wgmma_wait() for the product at tests/"});
     tiles.reports<neither_commit_nor_wait>({"the thread returns before a wgmma_wait() for the product at tests/"});
 #ifndef EMU_TSAN
