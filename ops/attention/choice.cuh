@@ -9,6 +9,9 @@
 #include "ops/attention/attention.cuh"
 #include "runtime/cpu.h"
 #ifdef TN_CUDA
+#include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstdio>
 #include <vector>
 
@@ -34,34 +37,53 @@ void choose_attention(Cpu&, size_t) {}
 
 #ifdef TN_CUDA
 
-// Forward and backward of one head and 250 positions: two blocks, and a last tile that is not quite full. out, lse, dq, dk and dv one after another.
+// Forward, with a cache and backward, of two heads and 250 positions: two blocks, and a last tile that is not quite full.
 struct AttentionTrial {
-    static constexpr size_t T = 250;
+    static constexpr size_t T = 250, NH = 2;
     Arena<Cuda> memory;
-    bf16 *qkv = nullptr, *dout = nullptr, *out = nullptr, *dqkv = nullptr;
+    bf16 *qkv = nullptr, *dout = nullptr, *out = nullptr, *cached = nullptr, *k_cache = nullptr, *v_cache = nullptr,
+         *dqkv = nullptr;
     float* lse = nullptr;
-    size_t hs;
+    size_t hs, C;
 
-    AttentionTrial(Cuda& dev, size_t hs_) : memory(dev, "trying attention"), hs(hs_) {
-        memory.add(qkv, 3 * T * hs), memory.add(dout, T * hs), memory.add(out, T * hs), memory.add(dqkv, 3 * T * hs);
-        memory.add(lse, T);
+    // The results, one after another: rows of which each has `width` elements, `stride` after those of the row before.
+    struct Part {
+        const char* name;
+        size_t first, rows, width, stride;
+    };
+    static std::array<Part, 6> parts(size_t hs) {
+        const size_t C = NH * hs, gradients = NH * T + 2 * T * C;
+        return {{{"lse", 0, NH * T, 1, 1},
+                 {"out", NH * T, T, C, C},
+                 {"out with a cache", NH * T + T * C, T, C, C},
+                 {"dq", gradients, T, C, 3 * C},
+                 {"dk", gradients + C, T, C, 3 * C},
+                 {"dv", gradients + 2 * C, T, C, 3 * C}}};
+    }
+
+    AttentionTrial(Cuda& dev, size_t hs_) : memory(dev, "trying attention"), hs(hs_), C(NH * hs_) {
+        memory.add(qkv, 3 * T * C), memory.add(dout, T * C), memory.add(out, T * C), memory.add(cached, T * C);
+        memory.add(k_cache, T * C), memory.add(v_cache, T * C), memory.add(dqkv, 3 * T * C), memory.add(lse, NH * T);
         memory.allocate(true);
-        std::vector<bf16> values(4 * T * hs);
+        std::vector<bf16> values(4 * T * C);
         for (size_t i = 0; i < values.size(); i++) values[i] = bf16(float(random_normal(1, 0, i)));
-        device_copy_in(dev, qkv, values.data(), 3 * T * hs * sizeof(bf16));
-        device_copy_in(dev, dout, values.data() + 3 * T * hs, T * hs * sizeof(bf16));
+        device_copy_in(dev, qkv, values.data(), 3 * T * C * sizeof(bf16));
+        device_copy_in(dev, dout, values.data() + 3 * T * C, T * C * sizeof(bf16));
     }
 
     std::vector<float> run(Cuda& dev, bool wgmma) {
         use_wgmma(dev, hs, wgmma);
-        std::vector<bf16> rounded(4 * T * hs);
-        std::vector<float> result(T);
-        device_zero(dev, out, T * hs * sizeof(bf16)), device_zero(dev, dqkv, 3 * T * hs * sizeof(bf16));
-        attention_forward(dev, out, lse, qkv, 1, T, hs, 1);
-        attention_backward(dev, dqkv, dout, out, lse, qkv, 1, T, hs, 1);
-        device_copy_out(dev, result.data(), lse, T * sizeof(float));
-        device_copy_out(dev, rounded.data(), out, T * hs * sizeof(bf16));
-        device_copy_out(dev, rounded.data() + T * hs, dqkv, 3 * T * hs * sizeof(bf16));
+        std::vector<float> result(NH * T);
+        std::vector<bf16> rounded(5 * T * C);
+        for (bf16* part : {out, cached}) device_zero(dev, part, T * C * sizeof(bf16));
+        device_zero(dev, dqkv, 3 * T * C * sizeof(bf16));
+        attention_forward(dev, out, lse, qkv, 1, T, C, NH);
+        attention_cached(dev, cached, {{k_cache, v_cache, 0, 0, T}}, qkv, C, NH);
+        attention_backward(dev, dqkv, dout, out, lse, qkv, 1, T, C, NH);
+        device_copy_out(dev, result.data(), lse, NH * T * sizeof(float));
+        device_copy_out(dev, rounded.data(), out, T * C * sizeof(bf16));
+        device_copy_out(dev, rounded.data() + T * C, cached, T * C * sizeof(bf16));
+        device_copy_out(dev, rounded.data() + 2 * T * C, dqkv, 3 * T * C * sizeof(bf16));
         result.insert(result.end(), rounded.begin(), rounded.end());
         return result;
     }
@@ -69,32 +91,27 @@ struct AttentionTrial {
 
 // Where `got` is farther from `expected` than two results can be that round the same sums: "" if nowhere. Weights, their gradients and
 // results are rounded to bf16 (2^-9 relative), at most all of them differently, so a position's elements differ by a few 2^-9 of the
-// largest of them, and where its terms cancel by what rounding to fp32 (2^-24) makes of the tensor's terms; a wrong fragment, tile or mask
-// changes them by as much as they are.
+// largest of them, and where its terms cancel by what rounding to fp32 (2^-24) makes of the tensor's terms; a wrong fragment, tile or
+// mask changes them by as much as they are.
 inline std::string attention_differs(const std::vector<float>& got, const std::vector<float>& expected, size_t hs) {
-    constexpr size_t T = AttentionTrial::T;
-    constexpr const char* kParts[] = {"lse", "out", "dq", "dk", "dv"};
     constexpr double kOfPosition = 0x1p-5, kOfTensor = 0x1p-15;
-    for (size_t part = 0; part < 5; part++) {
-        const size_t width = part == 0 ? 1 : hs;
-        const auto begin = [&](size_t t) {
-            return part == 0 ? t : part == 1 ? T + t * hs : T + T * hs + (3 * t + part - 2) * hs;
-        };
+    for (const AttentionTrial::Part& part : AttentionTrial::parts(hs)) {
         double largest = 0;
-        std::vector<double> worst(T), tops(T);
-        for (size_t t = 0; t < T; t++) {
-            for (size_t i = begin(t); i < begin(t) + width; i++) {
+        std::vector<double> worst(part.rows), tops(part.rows);
+        for (size_t row = 0; row < part.rows; row++) {
+            const size_t begin = part.first + row * part.stride;
+            for (size_t i = begin; i < begin + part.width; i++) {
                 const double d = std::abs(double(got[i]) - double(expected[i]));
-                if (!(d <= worst[t])) worst[t] = std::isnan(d) ? INFINITY : d;
-                tops[t] = std::max(tops[t], std::abs(double(expected[i])));
+                if (!(d <= worst[row])) worst[row] = std::isnan(d) ? INFINITY : d;
+                tops[row] = std::max(tops[row], std::abs(double(expected[i])));
             }
-            largest = std::max(largest, tops[t]);
+            largest = std::max(largest, tops[row]);
         }
-        if (largest == 0) return strprintf("%s is 0 everywhere", kParts[part]);
-        for (size_t t = 0; t < T; t++)
-            if (const double most = kOfPosition * tops[t] + kOfTensor * largest; !(worst[t] <= most))
-                return strprintf("%s of position %zu differs by %.2g, expected at most %.2g", kParts[part], t, worst[t],
-                                 most);
+        if (largest == 0) return strprintf("%s is 0 everywhere", part.name);
+        for (size_t row = 0; row < part.rows; row++)
+            if (const double most = kOfPosition * tops[row] + kOfTensor * largest; !(worst[row] <= most))
+                return strprintf("%s of position %zu differs by %.2g, expected at most %.2g", part.name,
+                                 row % AttentionTrial::T, worst[row], most);
     }
     return "";
 }
@@ -105,7 +122,7 @@ struct WgmmaFinding {
     std::string why_not;
 };
 
-// Asks the GPU. Leaves in `dev` that they are not used.
+// Asks the GPU. Leaves in `dev` that nobody has asked.
 inline WgmmaFinding try_wgmma_attention(Cuda& dev, size_t hs) {
     using enum WgmmaFinding::Kind;
     if (!has_group_kernels(hs)) return {unfit, strprintf("they have head sizes of 64 and 128, found %zu", hs)};
@@ -134,8 +151,8 @@ inline WgmmaFinding try_wgmma_attention(Cuda& dev, size_t hs) {
                 "set ATTENTION=mma in the environment: the attention kernels for warpgroups do not run on this GPU: %s",
                 error.what());
     }
-    use_wgmma(dev, hs, false);
-    return {wrong.empty() ? works : broken, wrong};
+    dev.wgmma[hs / 128] = Cuda::Wgmma::unasked;
+    return wrong.empty() ? WgmmaFinding{works, ""} : WgmmaFinding{broken, "in a trial of both, " + wrong};
 }
 
 // The same, unless the environment has answered already.

@@ -462,7 +462,7 @@ CUDA_TEST("cuda attention: kernels for warpgroups that do not work") {
         emu::settings().quiet = true;
         const std::pair<Warpgroups, const char*> cases[] = {
             {Warpgroups::none, "they need code for this GPU, sm_90a, found only another's; build with make GPU=90"},
-            {Warpgroups::wrong, "lse of position 0 differs by "},
+            {Warpgroups::wrong, "in a trial of both, lse of position 0 differs by "},
             {Warpgroups::misused, "the settings make it one"},
         };
         for (const auto& [warpgroups, why] : cases) {
@@ -479,7 +479,7 @@ CUDA_TEST("cuda attention: kernels for warpgroups that do not work") {
         for (const auto& [kernel, part] : {std::pair{"forward", "lse of"}, {"_dq_", "dq of"}, {"_dkdv_", "dk of"}}) {
             emu::settings().warpgroups_of = kernel;
             CAPTURE(kernel);
-            CHECK(choice(90, nullptr, hs).find(std::string("(wgmma): ") + part) != std::string::npos);
+            CHECK(choice(90, nullptr, hs).find(std::string("in a trial of both, ") + part) != std::string::npos);
         }
         emu::settings().warpgroups_of = "", emu::settings().warpgroups = Warpgroups::misused;
         // An error after which nothing runs.
@@ -514,19 +514,25 @@ CUDA_TEST("cuda attention: each head size is tried once") {
 
     // What is chosen is what runs.
     emu::settings().quiet = true, emu::settings().warpgroups = emu::Settings::Warpgroups::misused;
-    const std::vector<bf16> zeros(3 * 128);
-    DeviceArray<bf16> in(dev, zeros), out(dev, zeros), gradient(dev, zeros);
-    DeviceArray<float> lse(dev, std::vector<float>(2));
+    constexpr size_t T = 2, C = 128;
+    const std::vector<bf16> zeros(3 * T * C);
+    DeviceArray<bf16> in(dev, zeros), out(dev, zeros), gradient(dev, zeros), k(dev, zeros), v(dev, zeros);
+    DeviceArray<float> lse(dev, std::vector<float>(2 * T));
     auto forward = [&](size_t NH) {
-        attention_forward<bf16>(dev, out.data(), lse.data(), in.data(), 1, 1, 128, NH);
+        attention_forward<bf16>(dev, out.data(), lse.data(), in.data(), 1, T, C, NH);
+        dev.synchronize();
+    };
+    auto cached = [&](size_t NH) {
+        attention_cached<bf16>(dev, out.data(), {{k.data(), v.data(), 0, 0, T}}, in.data(), C, NH);
         dev.synchronize();
     };
     auto backward = [&](size_t NH) {
-        attention_backward<bf16>(dev, gradient.data(), out.data(), out.data(), lse.data(), in.data(), 1, 1, 128, NH);
+        attention_backward<bf16>(dev, gradient.data(), out.data(), out.data(), lse.data(), in.data(), 1, T, C, NH);
         dev.synchronize();
     };
-    forward(1), backward(1);
+    forward(1), cached(1), backward(1);
     CHECK_THROWS_AS(forward(2), Error);
+    CHECK_THROWS_AS(cached(2), Error);
     for (const char* kernel : {"_dq_", "_dkdv_"}) {
         emu::settings().warpgroups_of = kernel;
         forward(2);
@@ -550,35 +556,30 @@ CUDA_TEST("cuda attention: kernels that differ are not chosen") {
         const std::vector<float> right = trial.run(dev, false);
         CHECK(attention_differs(right, right, hs) == "");
         // Every element of every part: also one alone, or one that is no number.
-        constexpr size_t T = AttentionTrial::T;
-        const std::pair<const char*, size_t> places[] = {{"lse", T - 1},
-                                                         {"out", T},
-                                                         {"out", T + T * hs - 1},
-                                                         {"dq", T + T * hs},
-                                                         {"dk", T + T * hs + 2 * hs - 1},
-                                                         {"dv", right.size() - 1}};
-        for (const auto& [part, i] : places) {
+        for (const AttentionTrial::Part& part : AttentionTrial::parts(hs)) {
+            CAPTURE(part.name);
+            for (size_t i : {part.first, part.first + (part.rows - 1) * part.stride + part.width - 1}) {
+                auto wrong = right;
+                wrong[i] += 1000;
+                CHECK(attention_differs(wrong, right, hs).starts_with(part.name));
+                wrong[i] = NAN;
+                CHECK(attention_differs(wrong, right, hs).starts_with(part.name));
+            }
+            if (part.width == 1) continue;  // lse, a logarithm
+            // Every position by its own measure: those of the last tile have the smallest values.
             auto wrong = right;
-            wrong[i] += 1000;
-            CHECK(attention_differs(wrong, right, hs).starts_with(part));
-            wrong[i] = NAN;
-            CHECK(attention_differs(wrong, right, hs).starts_with(part));
-        }
-        // Every position by its own measure: those of the last tile have the smallest values. (lse is a logarithm.)
-        for (size_t part = 1; part < 5; part++) {
-            auto wrong = right;
-            const size_t t = T - 30, row = part == 1 ? T + t * hs : T + T * hs + (3 * t + part - 2) * hs;
-            for (size_t i = row; i < row + hs; i++) wrong[i] *= 1.5f;
-            CAPTURE(part);
-            CHECK(attention_differs(wrong, right, hs).find(strprintf(" of position %zu differs by ", t)) !=
-                  std::string::npos);
+            const size_t row = part.first + 220 * part.stride;
+            for (size_t i = row; i < row + part.width; i++) wrong[i] *= 1.5f;
+            CHECK(attention_differs(wrong, right, hs)
+                      .starts_with(std::string(part.name) + " of position 220 differs by "));
         }
         auto none = right;
-        std::fill(none.begin() + ptrdiff_t(T + T * hs), none.end(), 0.0f);
+        std::fill(none.begin() + ptrdiff_t(AttentionTrial::parts(hs)[3].first), none.end(), 0.0f);
         CHECK(attention_differs(none, none, hs) == "dq is 0 everywhere");
         // What rounding may do: two bf16 results apart, and another order of fp32's sums.
         auto rounded = right;
-        for (size_t i = T; i < rounded.size(); i++) rounded[i] *= i % 2 ? 1 + 0x1p-7f : 1 - 0x1p-7f;
+        for (size_t i = AttentionTrial::parts(hs)[1].first; i < rounded.size(); i++)
+            rounded[i] *= i % 2 ? 1 + 0x1p-7f : 1 - 0x1p-7f;
         CHECK(attention_differs(rounded, right, hs) == "");
     }
 }
