@@ -22,10 +22,11 @@ namespace tapernorm::train {
 // Chooses the device, the same kind on every rank, and prints it; in_words: what it prints.
 inline bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks, std::string& in_words) {
     const DeviceChoice choice = choose_device("--device", s.device, ranks.local_rank);
-    const char* const attention = std::getenv("ATTENTION");
+    const char* const value = std::getenv("ATTENTION");
+    const std::string attention = value ? value : "";
     ranks.agree({{"--device", choice.cuda ? "cuda" : "cpu"},
                  {"instruction set (TAPERNORM_ISA)", choice.cuda ? "" : isa_name(cpu.isa)},
-                 {"ATTENTION in the environment", choice.cuda && attention ? attention : "not set"}});
+                 {"ATTENTION in the environment", choice.cuda && !attention.empty() ? attention : "not set"}});
     if (s.gpus > 1 && !choice.cuda)
         ranks.fail_together(
             strprintf("--gpus: %s; ranks on the CPU: mpirun --oversubscribe -np %zu", choice.why.c_str(), s.gpus));
@@ -42,7 +43,7 @@ inline bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks, std::str
     in_words = choice.cuda ? strprintf("cuda: %s, %s", choice.why.c_str(), s.precision.c_str()) : describe(cpu, choice);
     std::printf("device    %s\n", in_words.c_str());
     if (s.tune && !choice.cuda) std::printf("note: --tune has no effect on a CPU\n");
-    if (attention && *attention && !(choice.cuda && s.precision == "bf16"))
+    if (!attention.empty() && !(choice.cuda && s.precision == "bf16"))
         std::printf("note: ATTENTION in the environment has no effect but in bf16 on a GPU\n");
     return choice.cuda;
 }

@@ -118,7 +118,7 @@ namespace {
 std::array<Outcome, 2> two_ranks(const Workplace& w, const std::string& flags,
                                  const std::vector<std::pair<const char*, const char*>> (&own)[2]) {
     const Variable devices("EMU_DEVICES", "2"), eager("EMU_LAZY", "0");
-    const std::string port = std::to_string(20000 + getpid() % 20000);
+    const std::string port = std::to_string(20000 + getpid() % 12000);
     std::unique_ptr<Program> programs[2];
     for (size_t r = 0; r < 2; r++) {
         const std::string rank = std::to_string(r);
