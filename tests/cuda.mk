@@ -70,7 +70,7 @@ TESTED = $(addprefix $(BIN)/,$(PROGRAMS))
 # ---- on the CPU, through the stand-in -------------------------------------------------------------------------------
 # tests/emu is a project of its own: a static library that stands in for CUDA's, with its own tests. EMU_SANITIZE=address or
 # thread builds it, the kernels and their tests for that sanitizer.
-.PHONY: emu-kernels emu-test emu-schedules emu-asan emu-tsan cuda-compile-check program-test kernel-table gpu-test need-nvcc
+.PHONY: emu-kernels emu-test emu-schedules emu-programs emu-backward emu-random emu-asan emu-tsan cuda-compile-check program-test kernel-table gpu-test need-nvcc
 EMU_SANITIZE ?= $(SANITIZE)
 EMU = $(BUILD)/emu$(EMU_SANITIZE:%=-%)
 # Relative paths: a checkout may be in a folder whose name has a space, which no target of make may have.
@@ -103,8 +103,8 @@ $(EMU)/run_kernel_tests $(EMU)/run_cuda_tests $(EMU)/bench_gpu $(EMU)/bench_atte
 
 # Under the sanitizers and in other orders: without the longest training runs, under ThreadSanitizer without any, and without
 # the programs. (Their CPU side must be of one thread there: ThreadSanitizer does not know OpenMP.)
-EMU_LONG = cuda trainer: 30 updates*,cuda trainer: runs are equal*,cuda trainer: recomputation*,cuda trainer: attention by warpgroups agrees*,cuda attention: long*
-emu-tsan: EMU_LONG = cuda attention: long*,cuda sampling: the host*,cuda decoding: greedy*,cuda decoding: the same graph*,cuda decoding by one kernel: greedy*,cuda decoding by one kernel: the same*
+EMU_LONG = cuda attention: which*,cuda attention: kernels for*,cuda trainer: 30 updates*,cuda trainer: runs are equal*,cuda trainer: recomputation*,cuda trainer: attention by warpgroups agrees*,cuda attention: long*
+emu-tsan: EMU_LONG = cuda attention: which*,cuda attention: kernels for*,cuda attention: long*,cuda sampling: the host*,cuda decoding: greedy*,cuda decoding: the same graph*,cuda decoding by one kernel: greedy*,cuda decoding by one kernel: the same*
 emu_run = $(1) $(2)/run_emu_tests && $(1) $(2)/run_cuda_tests
 HAVE_EMU := $(call have_headers,cublasLt.h nccl.h,-isystem $(CUDA_INCLUDE))
 ifeq ($(HAVE_EMU),1)
@@ -112,9 +112,13 @@ emu-kernels: $(EMU)/run_kernel_tests $(EMU)/run_emu_tests
 emu-test: emu-kernels
 	$(EMU)/run_emu_tests
 	$(EMU)/run_kernel_tests
-emu-schedules: $(EMU)/run_cuda_tests $(EMU)/run_emu_tests
+emu-schedules: emu-programs emu-backward emu-random
+emu-programs emu-backward emu-random: $(EMU)/run_cuda_tests $(EMU)/run_emu_tests
+emu-programs:
 	$(EMU)/run_cuda_tests -sf="*test_cuda_infer*,*test_cuda_ranks*"
+emu-backward:
 	$(call emu_run,EMU_ORDER=backward EMU_LAZY=1,$(EMU)) -tce="$(EMU_LONG)"
+emu-random:
 	$(call emu_run,EMU_ORDER=1 EMU_LAZY=1,$(EMU)) -tce="$(EMU_LONG)"
 emu-asan:
 	$(MAKE) emu-kernels EMU_SANITIZE=address
