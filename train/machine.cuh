@@ -35,11 +35,7 @@ inline bool choose_gpu(const Settings& s, const Cpu& cpu, Ranks& ranks, std::str
             strprintf("%d ranks on CPUs need MPI, because %s connects each with rank 0 alone; start them with mpirun, "
                       "or only 2 of them",
                       ranks.size, ranks.launcher.c_str()));
-    try {
-        if (choice.cuda) wanted_attention();
-    } catch (const Error& error) {
-        ranks.fail_together(error.what());
-    }
+    if (choice.cuda) wanted_attention();
     in_words = choice.cuda ? strprintf("cuda: %s, %s", choice.why.c_str(), s.precision.c_str()) : describe(cpu, choice);
     std::printf("device    %s\n", in_words.c_str());
     if (s.tune && !choice.cuda) std::printf("note: --tune has no effect on a CPU\n");

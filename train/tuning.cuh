@@ -54,13 +54,8 @@ void choose_attention(Cuda& dev, size_t hs, Ranks& ranks) {
     if (attention_is_chosen<Real>(dev, hs)) return;
     bool speaks = true;
     const WgmmaFinding finding = agree_on_wgmma(find_wgmma_attention(dev, hs), ranks, speaks);
-    try {
-        const std::string note = settle_attention(dev, hs, finding);
-        if (speaks) std::fputs(note.c_str(), stderr);
-    } catch (const Error& error) {
-        if (finding.kind == WgmmaFinding::unfit) ranks.fail_together(error.what());  // all have the same
-        throw;
-    }
+    const std::string note = settle_attention(dev, hs, finding);
+    if (speaks) std::fputs(note.c_str(), stderr);
 }
 
 // Which kernels a run's bits come from, where there are two kinds: "wgmma" or "mma"; else "".

@@ -161,7 +161,7 @@ inline WgmmaFinding find_wgmma_attention(Cuda& dev, size_t hs) {
     return try_wgmma_attention(dev, hs);
 }
 
-// Whether nothing is to be chosen, or has been.
+// Whether nothing is to be chosen, or has been. A wrong ATTENTION fails in any case.
 template <class Real>
 bool attention_is_chosen(const Cuda& dev, size_t hs) {
     wanted_attention();
