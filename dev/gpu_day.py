@@ -34,6 +34,8 @@ import sys
 import tempfile
 import time
 
+import gpu_goals
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LLMC = ROOT / "build" / "peer" / "llm.c" / "train_gpt2cu"
 TINY = "--n-layer 1 --n-head 2 --n-embd 32 --vocab 300"
@@ -45,7 +47,7 @@ class Command:
     tiny: str           # the same in a dry run; empty: left out there
     expected: int       # seconds that it will probably take
     seconds: int = 240  # at most
-    needs: str = ""     # "torch" or "llm.c": left out, with a word, where that is not there
+    needs: str = ""     # a key of look_around's `missing`: left out, with a word, where that is not there
     keep: str = ""      # of {folder}/log, which it writes, the lines with this text are kept, each once
 
 
@@ -84,11 +86,16 @@ def llmc(flags):
     return Command(f"{{root}}/dev/reference/bench_gpu_llmc.py {{llmc}} {flags}", "", 20, needs="llm.c")
 
 
-def script(what, expected, seconds):
-    return Command(f"{{root}}/dev/gpu_test.sh {what} {{programs}}", f"{{root}}/dev/gpu_test.sh {what} {{programs}} tiny", expected, seconds)
+def script(what, expected, seconds, needs=""):
+    return Command(f"{{root}}/dev/gpu_test.sh {what} {{programs}}", f"{{root}}/dev/gpu_test.sh {what} {{programs}} tiny", expected, seconds, needs)
 
 
-M30 = "--n-layer 6 --n-head 6 --n-embd 384"
+def profile(skip, count, command, tiny):
+    start = f"{{root}}/dev/gpu_profile.py {{ncu}} {skip} {count} {{programs}}/"
+    return Command(start + command, start + tiny, 60, 150, needs="ncu")
+
+
+M30 = "--n-layer 8 --n-head 8 --n-embd 512 --vocab 10000"  # that of the paper's speeds
 LOG = "env CUBLASLT_LOG_LEVEL=5 CUBLASLT_LOG_FILE={folder}/log {programs}/bench_gpu --rounds 1 --micro-batches 1 --norm-only"
 BLOCKS = [
     Block("tests", "Are the kernels right, and are two runs equal?", (script("tests", 150, 400),)),
@@ -115,7 +122,11 @@ BLOCKS = [
           (bench("-e d12 --tune", "--tune", 50),)),
     Block("small", "An update of 0.9M, whose launches may cost more than its work",
           (bench("--n-layer 8 --n-head 4 --n-embd 96 --vocab 256 -t 128 -b 8", "", 20),)),
-    Block("sanitizer", "The ops under compute-sanitizer", (script("sanitizer", 200, 300),)),
+    Block("sanitizer", "The ops under compute-sanitizer", tuple(script(tool, 60, 120) for tool in ("memcheck", "racecheck", "initcheck", "synccheck"))),
+    Block("profile", "Kernels of an update of one layer of 124M, and of decoding with 124M, by Nsight Compute (whose times are without overlap)",
+          (profile(80, 60, "bench_gpu --n-layer 1 --rounds 1 --micro-batches 1 --norm-only", f"bench_gpu {TINY} -t 32 -b 2 --rounds 1 --norm-only"),
+           profile(400, 70, "bench_infer -e d12 --protocol decoding --device cuda --seconds 0", "bench_infer {tiny} --protocol decoding --device cuda --seconds 0"))),
+    Block("ranks", "Two GPUs: the tests that one cannot run, and speed with as many tokens for each", (script("ranks", 120, 300, needs="two GPUs"),)),
 ]
 
 
@@ -201,7 +212,7 @@ def run_command(args, block, command, seconds):
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        paths = {"programs": args.programs, "python": args.python, "folder": folder, "root": ROOT, "llmc": LLMC, "tiny": args.tiny}
+        paths = {"programs": args.programs, "python": args.python, "folder": folder, "root": ROOT, "llmc": LLMC, "tiny": args.tiny, "ncu": args.ncu}
         words = [word.format(**paths) for word in args.line_of(command).split()]
         print(f"$ {' '.join(words)}", flush=True)
         with Sampler(folder / "clocks") as sampler:
@@ -258,11 +269,21 @@ def best_records(records):
     return best
 
 
-def write_page(path, records):
+def figures_of(best, line_of):
+    """The records as gpu_goals.py asks for them."""
+    lines = {(block.name, line_of(command)): (block.name, place) for block in BLOCKS for place, command in enumerate(block.commands)}
+    return gpu_goals.Figures({lines[key]: record for key, record in best.items() if key in lines and not record["error"]})
+
+
+def write_page(path, records, line_of):
     best = best_records(records)
+    figures = figures_of(best, line_of)
     page = [f"# A day with {records[-1]['gpu']}", "",
             f"`make gpu-day`, driver {records[-1]['driver']}. {path.with_suffix('.jsonl').name} has the same for programs; dev/gpu_day.py says what each",
-            "block is. Figures are medians; clocks (MHz), power (W) and temperature are those of the whole command, its start included."]
+            "block is. Figures are medians; clocks (MHz), power (W) and temperature are those of the whole command, its start included.", "",
+            "## Goals and estimates, written before the first run", "", table_text(gpu_goals.GOAL_HEADER, gpu_goals.goal_rows(figures))]
+    if ops := gpu_goals.op_rows(figures):
+        page += ["", table_text(gpu_goals.OP_HEADER, ops)]
     for block in BLOCKS:
         found = [record for record in best.values() if record["block"] == block.name]
         if not found:
@@ -317,6 +338,13 @@ def look_around(args):
         args.missing["torch"] = f"no PyTorch with a GPU (make dev-env installs it): {(done.stderr.strip().splitlines() or ['no GPU'])[-1]}"
     if not LLMC.exists():
         args.missing["llm.c"] = f"no {LLMC.relative_to(ROOT)}"
+    if args.dry_run:
+        return
+    if len(output_of("nvidia-smi", "-L").splitlines()) < 2:
+        args.missing["two GPUs"] = "one GPU"
+    args.ncu = shutil.which("ncu") or str(max(pathlib.Path("/opt/nvidia/nsight-compute").glob("*/ncu"), default=""))
+    if not args.ncu:
+        args.missing["ncu"] = "no ncu (Nsight Compute) in PATH or /opt/nvidia/nsight-compute"
 
 
 def measure(args, results):
@@ -346,7 +374,7 @@ def measure(args, results):
         record = run_command(args, block, command, min(command.seconds, left))
         append_record(path, record)
         records.append(record)
-        write_page(path.with_suffix(".md"), records)
+        write_page(path.with_suffix(".md"), records, args.line_of)
         failed += [f"{block.name}: `{record['command']}`: {record['error']}"] if record["error"] else []
     print(f"{path.with_suffix('.md')}: {len(best_records(records))} commands" if records else "nothing was measured")
     return failed
@@ -372,9 +400,27 @@ def arguments():
     return args
 
 
+# What Nsight Compute prints around a program: a row for each metric of each launch.
+DRY_NCU = r"""#!/bin/sh
+while [ "$1" != --launch-count ]; do shift; done
+shift 2
+"$@" || exit
+echo '==PROF== Disconnected from process 1'
+echo '"ID","Process ID","Kernel Name","Block Size","Grid Size","Metric Name","Metric Unit","Metric Value"'
+for id in 0 1; do
+    echo "\"$id\",\"1\",\"a_kernel\",\"(256, 1, 1)\",\"(132, 1, 1)\",\"gpu__time_duration.sum\",\"ns\",\"1,500\""
+    echo "\"$id\",\"1\",\"a_kernel\",\"(256, 1, 1)\",\"(132, 1, 1)\",\"dram__throughput.avg.pct_of_peak_sustained_elapsed\",\"%\",\"4$id\""
+done
+"""
+DRY_PROFILE = "| a_kernel | (132, 1, 1) | (256, 1, 1) | 2 | 3.0 | 0 | 40 | 0 |"  # 2 x 1500 ns; (40 + 41) / 2
+
+
 def dry_run(args):
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
+        args.ncu = folder / "ncu"
+        args.ncu.write_text(DRY_NCU)
+        args.ncu.chmod(0o755)
         args.tiny, args.end = folder / "tiny.bin", math.inf  # whose context is small: the stand-in takes its time
         shape = "--n-layer 1 --n-head 2 --n-embd 32 -t 8 -b 2 -x 20 -v 0 -m 1 --device cpu -o".split()
         if error := execute([args.programs / "train_gpt", *shape, args.tiny], folder, 60)[1]:
@@ -384,11 +430,18 @@ def dry_run(args):
         args.earlier = folder  # it has everything
         failed += measure(args, folder / "again") if not failed else []
         page = (folder / "the-stand-in-day.md").read_text()
+        records = read_records(folder / "the-stand-in-day.jsonl")
         again = read_records(folder / "again" / "the-stand-in-day.jsonl") if not failed else []
-        if not failed and len(again) != len(read_records(folder / "the-stand-in-day.jsonl")):
+        if not failed and len(again) != len(records):
             failed.append("what had been measured was measured again")
     print(page)
     missing = [block.title for block in BLOCKS if block.name in args.blocks and f"## {block.title}" not in page]
+    if args.blocks == [block.name for block in BLOCKS]:
+        # The others are of peers, or of shapes that are too large here.
+        measured = [0, 1, 6, 7, 8, 9, 12]
+        rows = gpu_goals.goal_rows(figures_of(best_records(records), args.line_of))
+        if [i for i, row in enumerate(rows) if row[-1]] != measured or DRY_PROFILE not in page or "| AdamW | 1.350 |" not in page:
+            missing.append("goals, estimates or a profile without their figures")
     if failed or missing:
         sys.exit(f"gpu_day: dry run: {'; '.join(failed + missing)}")
     print("dry run: every block ran; nothing is kept")
@@ -399,7 +452,7 @@ def main():
     if args.report:
         for path in sorted(args.results.glob("*-day.jsonl")):
             if records := read_records(path):
-                write_page(path.with_suffix(".md"), records)
+                write_page(path.with_suffix(".md"), records, args.line_of)
         return
     look_around(args)
     if args.dry_run:

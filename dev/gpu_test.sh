@@ -1,10 +1,17 @@
 #!/usr/bin/env bash
-# The CUDA tests on a real GPU and the programs on it, or the ops under compute-sanitizer: one table. dev/gpu_day.py calls it.
-#   dev/gpu_test.sh tests|sanitizer FOLDER_OF_PROGRAMS [tiny]      tiny: on the stand-in of tests/emu, a few tests and small models
+# The CUDA tests on a real GPU and the programs on it, on two GPUs, or the ops under a tool of compute-sanitizer: a table. dev/gpu_day.py calls it.
+#   dev/gpu_test.sh tests|ranks|memcheck|racecheck|initcheck|synccheck FOLDER_OF_PROGRAMS [tiny]
+#   tiny: on the stand-in of tests/emu, a few tests and small models
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=$1 programs=$2 size=${3:-}
-[ "$what" = tests ] || [ "$what" = sanitizer ] || { echo "gpu_test.sh: expected tests or sanitizer, found $what" >&2; exit 1; }
+case $what in
+tests | ranks | memcheck | racecheck | initcheck | synccheck) ;;
+*)
+    echo "gpu_test.sh: expected tests, ranks or a tool of compute-sanitizer, found $what" >&2
+    exit 1
+    ;;
+esac
 tests=$programs/run_cuda_tests
 filter=() model=()
 if [ "$size" = tiny ]; then
@@ -61,6 +68,25 @@ infers() {
         "$programs/infer" "$folder/c.bin" --device cuda --precision fp32 -n 20
 }
 
+one_passed() {
+    "$@" && grep -q ' 1 passed | 0 failed' "$log"
+}
+# Tokens per second of updates 11 to 30, as many tokens for each rank.
+speed() {
+    local flags=(-e d12 -t 1024 -b 32 -g norm -x 30 -v 0) tokens=32768
+    [ "$size" != tiny ] || { flags=("${model[@]}" -g norm -x 30 -v 0); tokens=64; }
+    [ -z "$1" ] || tokens=$((2 * tokens))
+    # shellcheck disable=SC2086 # flags, in words
+    "$programs/train_gpt" "${flags[@]}" -d $tokens --device cuda --precision bf16 -o "$folder/speed.bin" --overwrite $1 || return
+    awk -v ranks="${1:-one GPU}" -v first="$folder/first" '
+        /"step":/ { split($0, part, /"tokens_per_second":/); if (part[2] + 0 > 0) { updates++; if (updates > 10) { seconds += 1 / part[2]; n++ } } }
+        END { if (n != 20) { print updates + 0 " updates with a speed in the log"; exit 1 }
+              speed = n / seconds
+              if ((getline one < first) <= 0) { one = speed; print one > first }
+              printf "| %s | %.0f | %.2fx |\n", ranks, speed, speed / one }' "$folder/speed.log.jsonl" >"$folder/row" || { cat "$folder/row"; return 1; }
+    cat "$folder/row" >>"$folder/speeds"
+}
+
 echo "| check | result | seconds |"
 echo "| --- | --- | ---: |"
 if [ "$what" = tests ]; then
@@ -72,14 +98,24 @@ if [ "$what" = tests ]; then
     check "train_gpt, fold, infer" infers
     exit $status
 fi
+if [ "$what" = ranks ]; then
+    [ "$size" = tiny ] || check "the tests of two GPUs" one_passed "$tests" --no-colors=true -tc="cuda trainer: --gpus 2*"
+    [ "$size" != tiny ] || export EMU_DEVICES=2
+    for ranks in "" "--gpus 2" "--gpus 2 -z 1"; do
+        check "124M, train_gpt $ranks" speed "$ranks"
+    done
+    echo
+    echo "| ranks | tokens/s | against one GPU |"
+    echo "| --- | ---: | ---: |"
+    cat "$folder/speeds"
+    exit $status
+fi
 sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2>/dev/null || true)
 if [ "$size" = tiny ] || [ -z "$sanitizer" ]; then
-    echo "| compute-sanitizer | skipped: $([ "$size" = tiny ] && echo "no GPU" || echo "not installed") | |"
+    echo "| compute-sanitizer $what | skipped: $([ "$size" = tiny ] && echo "no GPU" || echo "not installed") | |"
     exit
 fi
 # Ops alone: whole runs are too slow under the tools, and cuBLASLt's reads of padding are its own business.
 ops="cuda sites*,cuda gelu*,cuda cross-entropy*,cuda embedding*,cuda adamw*,cuda attention*,cuda matvec*,cuda sampling*"
-for tool in memcheck racecheck initcheck; do
-    check "compute-sanitizer $tool" timeout 90 "$sanitizer" --tool $tool --error-exitcode 1 "$tests" -tc="$ops"
-done
+check "compute-sanitizer $what" timeout 110 "$sanitizer" --tool "$what" --error-exitcode 1 "$tests" -tc="$ops"
 exit $status
