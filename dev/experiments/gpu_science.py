@@ -108,6 +108,7 @@ class Model:
         return Run(self.corpus, f"{self.shape} -x {updates} {flags}", seed)
 
 
+PHASES = {"g = 1": lambda g: g == 1, "0 < g < 1": lambda g: 0 < g < 1, "g = 0": lambda g: g == 0}
 FACTORS = (1, 0.5, 2)  # of the rate
 SEEDS = (2, 3, 4)
 GPT2 = ("books, all, GPT-2", 50257)
@@ -293,8 +294,11 @@ class GpuTrainer(runs.Trainer):
 
     def measured(self, steps):
         speeds = [e["tokens_per_second"] for e in steps if e["tokens_per_second"]]
+        phases = {name: [e["tokens_per_second"] for e in steps if is_in(e["g"])] for name, is_in in PHASES.items()}
         return {"device": self.device, "tokens": steps[-1]["tokens"], "seconds": round(self.seconds, 2),
-                "tokens_per_second": runs.digits(len(speeds) / sum(1 / x for x in speeds))}
+                "tokens_per_second": runs.digits(len(speeds) / sum(1 / x for x in speeds)),
+                "phases": {name: runs.digits(statistics.median(some)) for name, some in phases.items() if some},
+                "skipped": sum(1 for e in steps if e.get("skipped"))}
 
 
 def train(args, plan):
@@ -519,13 +523,34 @@ def validations_table(group):
     return f"{group.model.name} on the way:\n\n" + runs.table(["update", "tokens per parameter", *curves], rows) if rows else ""
 
 
+def speed_table(plan):
+    """Tokens per second, of a taper in each phase of its gate, and updates that were skipped; medians and sums over runs."""
+    rows = []
+    for model in plan.models:
+        norm = None
+        for mode, flags in model.modes.items():
+            some = [r for r in plan.records().values() if r["corpus"] == model.corpus and r["flags"].startswith(model.shape + " ")
+                    and f" {model.schedule} {flags} -v " in r["flags"] and r.get("phases")]
+            if not some:
+                continue
+            row = [model.name, count_text(model.parameters), mode]
+            for phase in PHASES:
+                speeds = [r["phases"][phase] for r in some if phase in r["phases"]]
+                speed = statistics.median(speeds) if speeds else None
+                norm = norm or speed  # norm itself is first
+                row.append(f"{speed:,.0f} ({speed / norm:.3f}x, {speed * model.flops / 1e12:.3g} TFLOP/s)" if speed else "")
+            rows.append([*row, len(some), sum(r["skipped"] for r in some)])
+    header = ["size", "parameters", "mode", *(f"tokens/s, {phase}" for phase in PHASES), "runs", "skipped updates"]
+    return runs.table(header, rows) if rows else ""
+
+
 def figure(plan, found, stem):
     if not importlib.util.find_spec("matplotlib"):
         print("no matplotlib: the figure is left out (make plot-env installs it)")
         return False
     plt, colors = runs.plot_style.load()
     color = dict(zip(MODES, colors))
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    fig, ((left, right), (losses_of, scales_of)) = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
     shown = set()
     for group in found:
         for mode in group.records:
@@ -560,6 +585,20 @@ def figure(plan, found, stem):
         ax.set_xlabel("tokens per parameter")
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8)
+    # The longest runs of the largest model that has any, on the way.
+    for group in found[-1:]:
+        for mode, some in group.records.items():
+            curve = next(iter(some.values()))["curve"]
+            for axis, field in ((losses_of, "loss"), (scales_of, "stream_scale")):
+                points = [(step * group.model.update, y) for step, y in zip(curve["step"], curve[field]) if y is not None]
+                axis.plot(*zip(*points), color=color[mode], lw=1.5, label=mode)
+    for axis, what in ((losses_of, "training loss, nats per token"), (scales_of, "scale of the residual stream, s(h)")):
+        axis.set_xscale("log")
+        axis.set_xlabel("tokens")
+        axis.set_ylabel(what + (f" ({found[-1].model.name})" if found else ""))
+        if found:
+            axis.legend(fontsize=8)
+    scales_of.set_yscale("log")
     left.set_ylabel("validation loss, nats per token (vocabularies differ)")
     right.set_ylabel("gap of the taper's loss, % (above 0: it is worse)")
     runs.plot_style.save(fig, stem, ["png"])
@@ -585,15 +624,9 @@ def report(plan, folder):
     text += "are nats per token. Gaps: mean of val / val(other) - 1 over paired seeds, with 95% intervals where there are two seeds or more.\n\n"
     text += "".join(part + "\n" for part in (verdicts(plan, found), rate_table(plan), loss_table(plan, found)) if part)
     text += "".join(part + "\n" for group in found if (part := validations_table(group)))
-    speeds = {}
-    for record in records:
-        if (model := Estimator(None, plan.models).model_of(record)) and record.get("tokens_per_second"):
-            speeds.setdefault(model, []).append(record["tokens_per_second"])
-    rows = [[m.name, count_text(m.parameters), f"{statistics.median(s):,.0f}", f"{statistics.median(s) * m.flops / 1e12:.3g}"]
-            for m, s in speeds.items()]
-    text += runs.table(["size", "parameters", "tokens/s", "TFLOP/s"], rows)
+    text += speed_table(plan)
     if figure(plan, found, folder / "gpu-science"):
-        text += "\n![Loss, and gap of the taper to norm and to the best norm, by tokens per parameter](gpu-science.png)\n"
+        text += "\n![Loss, and gap of the taper to norm and to the best norm, by tokens per parameter; training loss and s(h) of the largest model](gpu-science.png)\n"
     (folder / "gpu-science.md").write_text(text)
     print(f"wrote {folder / 'gpu-science.md'}")
 
