@@ -9,7 +9,8 @@ Blocks are in the order of their worth. Each command may fail alone, begins only
 results have of the same commit and GPU is not measured again; what failed is, after all that has not been tried. (A commit that ends
 with -dirty says too little for that: commit first.) Clocks and power are sampled meanwhile.
 
-Writes DIR/<gpu>-day.jsonl, one record per command with its tables as rows, and from it DIR/<gpu>-day.md. Peers: PyTorch in dev/.venv or of
+Writes DIR/<gpu>-day.jsonl, one record per command with its tables as rows, and from it DIR/<gpu>-day.md, which begins with the goals and estimates
+of gpu_goals.py beside what was measured. Peers: PyTorch in dev/.venv or of
 the Python that runs this; llm.c where build/peer/llm.c/train_gpt2cu is (`make train_gpt2cu GPU_COMPUTE_CAPABILITY=90 NO_MULTI_GPU=1` in a clone;
 for CUDA 13 its cudaMemAdvise must be given a cudaMemLocation; USE_CUDNN=1 for its flash attention).
 
@@ -125,7 +126,7 @@ BLOCKS = [
     Block("sanitizer", "The ops under compute-sanitizer", tuple(script(tool, 60, 120) for tool in ("memcheck", "racecheck", "initcheck", "synccheck"))),
     Block("profile", "Kernels of an update of one layer of 124M, and of decoding with 124M, by Nsight Compute (whose times are without overlap)",
           (profile(80, 60, "bench_gpu --n-layer 1 --rounds 1 --micro-batches 1 --norm-only", f"bench_gpu {TINY} -t 32 -b 2 --rounds 1 --norm-only"),
-           profile(400, 70, "bench_infer -e d12 --protocol decoding --device cuda --seconds 0", "bench_infer {tiny} --protocol decoding --device cuda --seconds 0"))),
+           profile(400, 70, "bench_infer -e d12 --protocol decoding --device cuda --seconds 0", "bench_infer {tiny} --protocol last-token --device cuda --seconds 0"))),
     Block("ranks", "Two GPUs: the tests that one cannot run, and speed with as many tokens for each", (script("ranks", 120, 300, needs="two GPUs"),)),
 ]
 

@@ -104,7 +104,7 @@ $(EMU)/run_kernel_tests $(EMU)/run_cuda_tests $(EMU)/bench_gpu $(EMU)/bench_atte
 # Under the sanitizers and in other orders: without the longest training runs, under ThreadSanitizer without any, and without
 # the programs. (Their CPU side must be of one thread there: ThreadSanitizer does not know OpenMP.)
 EMU_LONG = cuda attention: which*,cuda attention: kernels for*,cuda trainer: 30 updates*,cuda trainer: runs are equal*,cuda trainer: recomputation*,cuda trainer: attention by warpgroups agrees*,cuda attention: long*
-emu-tsan: EMU_LONG = cuda attention: which*,cuda attention: kernels for*,cuda attention: long*,cuda sampling: the host*,cuda decoding: greedy*,cuda decoding: the same graph*,cuda decoding by one kernel: greedy*,cuda decoding by one kernel: the same*
+emu-tsan: EMU_LONG = cuda attention: which*,cuda attention: kernels for*,cuda attention: long*,cuda sampling: the host*,cuda decoding: greedy*,cuda decoding: the same graph*,cuda decoding: more sequences*,cuda decoding: the models*,cuda decoding by one kernel: greedy*,cuda decoding by one kernel: the same*
 emu_run = $(1) $(2)/run_emu_tests && $(1) $(2)/run_cuda_tests
 HAVE_EMU := $(call have_headers,cublasLt.h nccl.h,-isystem $(CUDA_INCLUDE))
 ifeq ($(HAVE_EMU),1)
