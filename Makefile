@@ -49,7 +49,7 @@ have_headers = $(shell printf '%%:include <%s>\n' $(1) | $(CXX) $(2) -x c++ -E -
 # GPT-2's tokenizer splits text with PCRE2; without it the programs know bytes only. Libedit edits what is typed into infer.
 have_pcre2 := $(call have_headers,pcre2.h,-DPCRE2_CODE_UNIT_WIDTH=8)
 have_libedit := $(call have_headers,histedit.h)
-CPPFLAGS += $(if $(have_pcre2),-DHAVE_PCRE2=1)
+CPPFLAGS += $(if $(have_pcre2),-DHAVE_PCRE2=1) $(if $(have_libedit),-DHAVE_LIBEDIT=1)
 LDLIBS += $(if $(have_pcre2),-lpcre2-8) -Wl,--as-needed $(if $(have_libedit),-ledit)
 # Many ranks: Open MPI where there is one (make deps MPI=1); without it, no ranks on CPUs and none by mpirun.
 ifneq ($(USE_MPI),0)

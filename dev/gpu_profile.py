@@ -4,6 +4,7 @@
     dev/gpu_profile.py NCU SKIP COUNT PROGRAM ...       COUNT kernels after the first SKIP
 """
 import collections
+import contextlib
 import csv
 import subprocess
 import sys
@@ -18,8 +19,9 @@ def parse(text):
     begin = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     launches = collections.defaultdict(dict)
     for row in csv.DictReader(line for line in lines[begin:] if line.startswith('"')):
-        value = float(row["Metric Value"].replace(",", ""))
-        launches[row["ID"], row["Kernel Name"], row["Grid Size"], row["Block Size"]][row["Metric Name"]] = value
+        launch = launches[row["ID"], row["Kernel Name"], row["Grid Size"], row["Block Size"]]
+        with contextlib.suppress(ValueError):  # n/a: a metric that this GPU does not have
+            launch[row["Metric Name"]] = float(row["Metric Value"].replace(",", ""))
     kernels = collections.defaultdict(list)
     for (_, *kernel), metrics in launches.items():
         kernels[tuple(kernel)].append(metrics)
@@ -32,7 +34,10 @@ def main():
     ncu, skip, count, *command = sys.argv[1:]
     # Clocks as they are: its own are lower, and setting them may not be allowed.
     flags = ["--clock-control", "none", "--csv", "--print-units", "base", "--print-kernel-base", "function", "--metrics", ",".join(METRICS)]
-    done = subprocess.run([ncu, *flags, "--launch-skip", skip, "--launch-count", count, *command], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run([ncu, *flags, "--launch-skip", skip, "--launch-count", count, *command], capture_output=True, text=True, check=False)
+    except OSError as error:
+        sys.exit(f"gpu_profile: {error}")
     kernels = parse(done.stdout)
     if done.returncode or not kernels:
         sys.exit(f"gpu_profile: {ncu}: exit status {done.returncode}, {len(kernels)} kernels: {(done.stderr or done.stdout).strip()[-300:]}")

@@ -14,9 +14,8 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#if __has_include(<histedit.h>)
+#ifdef HAVE_LIBEDIT
 #include <histedit.h>
-#define TAPERNORM_HAS_EDITOR 1
 #else
 struct EditLine;
 #endif
@@ -35,7 +34,7 @@ class LineEditor {
         };
         action.sa_flags = SA_RESTART;  // of what is printed; poll comes back all the same
         for (const int signal : {SIGINT, SIGCONT, SIGWINCH}) sigaction(signal, &action, nullptr);
-#ifdef TAPERNORM_HAS_EDITOR
+#ifdef HAVE_LIBEDIT
         // Characters of more than one byte: in any other encoding libedit would leave them out.
         if (!std::setlocale(LC_CTYPE, "") || std::string_view(nl_langinfo(CODESET)) != "UTF-8")
             std::setlocale(LC_CTYPE, "C.UTF-8");
@@ -55,7 +54,7 @@ class LineEditor {
     }
     LineEditor(const LineEditor&) = delete;
     LineEditor& operator=(const LineEditor&) = delete;
-#ifdef TAPERNORM_HAS_EDITOR
+#ifdef HAVE_LIBEDIT
     ~LineEditor() {
         if (edit_) el_end(edit_);
         if (history_) history_end(history_);
@@ -80,7 +79,7 @@ class LineEditor {
             if (interrupted || ended_by) return false;
             if (poll(&input, 1, -1) >= 0) return ::read(STDIN_FILENO, &byte, 1) == 1;
             if (errno != EINTR) return false;
-#ifdef TAPERNORM_HAS_EDITOR
+#ifdef HAVE_LIBEDIT
             if (!edit || interrupted || ended_by) continue;
             // The terminal has another size, or the program was stopped and comes back to a terminal that the shell has set.
             el_set(edit, EL_PREP_TERM, 0), el_set(edit, EL_PREP_TERM, 1);
@@ -106,7 +105,7 @@ class LineEditor {
     }
 
     std::optional<std::string> read() {
-#ifdef TAPERNORM_HAS_EDITOR
+#ifdef HAVE_LIBEDIT
         if (edit_) {
             int bytes = 0;
             const char* typed = el_gets(edit_, &bytes);
@@ -127,7 +126,7 @@ class LineEditor {
     }
 
     const char* prompt_;
-#ifdef TAPERNORM_HAS_EDITOR
+#ifdef HAVE_LIBEDIT
     static const char* prompt_of(EditLine* edit) {
         LineEditor* self = nullptr;
         el_get(edit, EL_CLIENTDATA, &self);

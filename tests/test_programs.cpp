@@ -737,7 +737,7 @@ TEST_CASE("infer at a terminal: a signal that ends it leaves the terminal as it 
         talk.expect("> ");
         talk.program.type("half a line");
         talk.expect("half a line");
-#if __has_include(<histedit.h>)
+#ifdef HAVE_LIBEDIT
         for (int i = 0; i < 2000 && talk.program.terminal_is_plain(); i++) usleep(5000);
         CHECK(!talk.program.terminal_is_plain());
 #endif
