@@ -107,7 +107,7 @@ if [ "$what" = ranks ]; then
     echo
     echo "| ranks | tokens/s | against one GPU |"
     echo "| --- | ---: | ---: |"
-    cat "$folder/speeds"
+    cat "$folder/speeds" 2>/dev/null || true # none, where all failed
     exit $status
 fi
 sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2>/dev/null || true)
